@@ -1,0 +1,1 @@
+"""Sweeps of backdoor attacks against backdoor defenses."""

@@ -1,0 +1,57 @@
+"""The contract of a source of data."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from torch import Tensor
+
+from sweeper.types import ImageSet
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The official training and test split of a data set."""
+
+    train: ImageSet
+    test: ImageSet
+    groups: Tensor | None = None
+    """int64 [n_train]: images of one group (a GTSRB track) never fall on both sides of a split."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source(ABC):
+    """A place data sets come from; its fields are its options. One file, one subclass."""
+
+    name: str
+    """The data set's name in the sweep file."""
+    path: str | None = None
+    """File or folder of the data; default: looked for under the data folder by name."""
+    size: int | None = None
+    """Side in pixels to resize images to; default: as stored (all must then be of one size)."""
+
+    names: ClassVar[dict[str, str]]
+    """Data sets known by name to this source -> one-line description; may be empty."""
+    version: ClassVar[int] = 1
+    """Raised when the same files decode to other tensors."""
+    order: ClassVar[int] = 50
+    """Sources are asked in this order; the first that `serves` a data set provides it."""
+
+    @abstractmethod
+    def serves(self, root: Path) -> bool:
+        """Whether the data set is there for this source, given the data folder `root`."""
+
+    @abstractmethod
+    def files(self, root: Path) -> list[Path]:
+        """The files whose names, sizes and times decide whether a decoded copy is still good."""
+
+    @abstractmethod
+    def read(self, root: Path) -> Splits:
+        """Decode (downloading first where the source does that) to tensors.
+
+        Raises:
+            SweepError: The files are missing or are not what they should be.
+        """

@@ -1,0 +1,76 @@
+"""The contract of a model family, and the one shape every built network has."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family(ABC):
+    """A family of architectures; its fields are its options. One file, one subclass."""
+
+    name: str
+    """Which member of the family, one of `names`."""
+
+    names: ClassVar[tuple[str, ...]]
+    """The architectures this file provides."""
+    version: ClassVar[int] = 1
+    """Raised when the same options build another network or another initialisation."""
+
+    @abstractmethod
+    def build(self, classes: int, shape: tuple[int, int, int]) -> tuple[nn.Module, nn.Module]:
+        """Build the trunk (images [B,C,H,W] -> features [B,D]) and the head (features -> logits).
+
+        Args:
+            classes: Number of classes.
+            shape: (C, H, W) of an image.
+
+        Raises:
+            SweepError: The architecture does not fit the image size.
+        """
+
+
+class Normalise(nn.Module):
+    """Pixels in [0, 1] -> normalised pixels; the first module of every network."""
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(list(mean)).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(list(std)).view(1, -1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise [B, C, H, W] in [0, 1]."""
+        mean, std = self.get_buffer("mean"), self.get_buffer("std")
+        return (x - mean) / std
+
+
+class Net(nn.Module):
+    """normalise -> trunk -> classifier; takes pixels in [0, 1].
+
+    Any family's penultimate features and last layer are had the same way: `features(x)` and
+    `classifier`.
+    """
+
+    def __init__(
+        self, trunk: nn.Module, classifier: nn.Module, mean: Sequence[float], std: Sequence[float]
+    ) -> None:
+        super().__init__()
+        self.normalise = Normalise(mean, std)
+        self.trunk = trunk
+        self.classifier = classifier
+
+    def features(self, x: Tensor) -> Tensor:
+        """Return the penultimate features [B, D] of pixels [B, C, H, W] in [0, 1]."""
+        out: Tensor = self.trunk(self.normalise(x))
+        return out
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits [B, K] of pixels [B, C, H, W] in [0, 1]."""
+        out: Tensor = self.classifier(self.features(x))
+        return out

@@ -1,0 +1,52 @@
+"""The row a defense cell writes: its columns, their types, and the states a cell can end in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pyarrow as pa
+
+FINISHED = ("ok", "diverged", "not_applicable")
+"""States that running again would only repeat."""
+UNFINISHED = ("failed", "timeout", "blocked")
+"""States the next run of the sweep tries again."""
+
+_TEXT = (
+    "sweep key victim status error dataset dataset_options model model_options recipe attack "
+    "attack_name attack_options rule rate_base defense defense_name defense_options kind sees "
+    "device notes versions started_at"
+).split()
+_REAL = (
+    "poison_rate clean_budget acc_before acc_nontarget_before asr_before ra_before acc "
+    "acc_nontarget asr asr_all ra leak der tpr fpr precision auroc tpr_at_5 f1 seconds "
+    "victim_seconds peak_memory_mb"
+).split()
+_WHOLE = "target seed n_poisoned n_clean n_test n_triggered".split()
+
+SCHEMA = pa.schema(
+    [(name, pa.string()) for name in _TEXT]
+    + [(name, pa.float64()) for name in _REAL]
+    + [(name, pa.int64()) for name in _WHOLE]
+    + [("oracle", pa.bool_())]
+)
+"""Rates and metrics are fractions in [0, 1]; options, recipe, notes and versions are JSON; a column
+that does not apply to a row is null. `attack`, `defense`, `dataset` and `model` are the labels of
+the sweep file, the `_name` columns the methods behind them. `sees` is comma-separated."""
+
+METRICS = tuple(_REAL[2:])
+"""The numeric columns a table can show."""
+AXES = ("dataset", "model", "attack", "poison_rate", "target", "clean_budget", "defense", "seed")
+"""The columns that say which cell of the declared matrix a row is."""
+
+
+def table(rows: list[Mapping[str, Any]]) -> pa.Table:
+    """Return an Arrow table of `rows`; a column missing in a row is null.
+
+    Raises:
+        KeyError: A row has a column the schema does not know.
+    """
+    for row in rows:
+        if stray := set(row) - set(SCHEMA.names):
+            raise KeyError(f"not a column of a row: {sorted(stray)}")
+    return pa.Table.from_pylist([dict(row) for row in rows], schema=SCHEMA)

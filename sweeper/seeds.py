@@ -1,0 +1,36 @@
+"""Every random draw of a cell: a generator made from the cell's key and the name of the draw."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+import numpy as np
+import torch
+
+
+def canonical(value: Any) -> str:
+    """Return the canonical JSON of `value`: sorted keys, no white space, no NaN."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def digest(value: Any) -> str:
+    """Return the 20 hexadecimal digits that identify `value` by its canonical JSON."""
+    return hashlib.sha256(canonical(value).encode()).hexdigest()[:20]
+
+
+def seed(*parts: str | int) -> int:
+    """Return a 63-bit seed from the identity of a draw, such as (cell key, "poison")."""
+    raw = hashlib.sha256("\x1f".join(str(part) for part in parts).encode()).digest()
+    return int.from_bytes(raw[:8], "big") >> 1
+
+
+def generator(*parts: str | int, device: str | torch.device = "cpu") -> torch.Generator:
+    """Return a fresh torch generator for the draw named by `parts`."""
+    return torch.Generator(device=device).manual_seed(seed(*parts))
+
+
+def numpy_generator(*parts: str | int) -> np.random.Generator:
+    """Return a fresh numpy generator for the draw named by `parts`."""
+    return np.random.default_rng(seed(*parts))
