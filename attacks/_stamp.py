@@ -1,0 +1,50 @@
+"""Ways to put a trigger on images: overwrite a patch, blend a picture. uint8 in, uint8 out."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+GRID = ((0, 0, 255), (0, 255, 0), (255, 0, 255))
+"""The 3x3 grid of the D-BR, ANP and backdoor-toolbox releases, rows from top, columns from left."""
+
+
+def quantise(pixels: Tensor) -> Tensor:
+    """Clip float pixels to [0, 255] and truncate to uint8, as the released attacks do."""
+    return pixels.clamp(0, 255).to(torch.uint8)
+
+
+def paste(images: Tensor, patch: Tensor, top: int, left: int, opacity: float = 1.0) -> Tensor:
+    """Overwrite (or blend, at opacity < 1) the cells below `patch` [h, w] or [C, h, w].
+
+    Raises:
+        ValueError: The patch does not lie on the canvas.
+    """
+    height, width = patch.shape[-2:]
+    if top < 0 or left < 0 or top + height > images.shape[2] or left + width > images.shape[3]:
+        raise ValueError(f"a {height}x{width} patch at ({top}, {left}) leaves the canvas")
+    out = images.clone()
+    window = out[:, :, top : top + height, left : left + width]
+    if opacity == 1.0:
+        window.copy_(patch.to(torch.uint8).expand_as(window))
+    else:
+        mixed = (1 - opacity) * window.float() + opacity * patch.float()
+        window.copy_(quantise(mixed))
+    return out
+
+
+def mix(images: Tensor, picture: Tensor, opacity: float) -> Tensor:
+    """`(1 - opacity) * image + opacity * picture` for a picture [C, H, W] of 0..255."""
+    return quantise(images.float().mul_(1 - opacity).add_(opacity * picture.float()))
+
+
+def stripes(height: int, width: int) -> Tensor:
+    """The strip mask of the D-BR release: `uint8(trunc(20 sin(0.8 j)))`, negative values wrapped.
+
+    Above 32 px the frequency is scaled to keep the number of stripes. float [H, W] of 0..255.
+    """
+    step = 0.8 * 32 / width if width > 32 else 0.8
+    row = torch.tensor([math.trunc(20 * math.sin(step * j)) % 256 for j in range(width)])
+    return row.float().expand(height, width)

@@ -1,0 +1,211 @@
+"""The contract of an attack: what poisons the training set and what triggers the victim.
+
+An attack is a frozen dataclass in a file of its own; the file name is its name in a sweep file and
+its fields are its options. This base class does everything common; a subclass overrides what makes
+it different, often only `stamp`. Label rules and counts: `docs` of `_select.py`; definitions of the
+rates: BadNets (Gu et al., 2017) and the releases named in the presets.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Generator, Tensor
+
+from attacks._select import candidates, draw
+from sweeper.errors import SweepError
+from sweeper.models.base import Net
+from sweeper.training import Hooks, Recipe
+from sweeper.types import Facts, ImageSet, Poisoned, Role, State, Triggered
+
+CONTROLS = ("data", "training", "model")
+RULES = ("all2one", "all2all", "clean", "source", "semantic")
+
+
+class Lab(Protocol):
+    """What `prepare` may use beside the attacker's training split."""
+
+    device: torch.device
+    classes: int
+
+    def rng(self, name: str) -> Generator:
+        """A generator of its own for each named draw."""
+
+    def clean_model(self) -> Net:
+        """A cleanly trained model; only where the attack's `needs_clean_model` is true."""
+
+    def new_model(self) -> Net:
+        """A freshly initialised model of the victim's architecture."""
+
+    def fit(self, model: torch.nn.Module, data: ImageSet, hooks: Hooks | None, **changes: Any) -> None:
+        """Train `model` on `data` by the sweep's recipe with `changes`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attack(ABC):
+    """What every attack has; the fields are options of the sweep file."""
+
+    rule: str = "all2one"
+    """Label rule, one of the attack's `rules`."""
+    rate_base: str = ""
+    """What the poison rate is a share of: all | non-target | target-class; default: the rule's."""
+    rounding: str = "down"
+    """down (the seeds) | nearest (BackdoorBench): how rate x base becomes a count."""
+    target: int = field(default=0, metadata={"axis": True})
+    """Target label; set by the sweep's `targets`."""
+
+    title: ClassVar[str]
+    """Name in the literature."""
+    paper: ClassVar[str]
+    """Authors, venue and year."""
+    controls: ClassVar[str] = "data"
+    """What the attacker controls: data | training | model."""
+    rules: ClassVar[tuple[str, ...]] = ("all2one",)
+    """The label rules the attack is defined for; the first is its default."""
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """A source's variant by name -> the options it sets."""
+    rated: ClassVar[bool] = True
+    """Whether the poison rate means anything to the attack."""
+    prepares: ClassVar[bool] = False
+    """Whether `prepare` must run first; its state is a cell of its own."""
+    needs_clean_model: ClassVar[bool] = False
+    """Whether `prepare` starts from a cleanly trained model."""
+    state_axes: ClassVar[frozenset[str]] = frozenset()
+    """Axes the state depends on, of model, poison_rate, target, seed; all other cells share it."""
+    version: ClassVar[int] = 1
+    """Raised when the same options poison differently."""
+
+    def __post_init__(self) -> None:
+        """Check the options all attacks share.
+
+        Raises:
+            SweepError: An option has a value the attack is not defined for.
+        """
+        if self.rule not in self.rules:
+            raise SweepError(f"rule: {self.rule!r} is not one of {', '.join(self.rules)}")
+        if self.rate_base not in ("", "all", "non-target", "target-class"):
+            raise SweepError(
+                f"rate_base: {self.rate_base!r} is not one of all, non-target, target-class"
+            )
+        if self.rounding not in ("down", "nearest"):
+            raise SweepError(f"rounding: {self.rounding!r} is not one of down, nearest")
+
+    @abstractmethod
+    def stamp(self, images: Tensor, *, split: str, state: State, rng: Generator) -> Tensor:
+        """Apply the trigger.
+
+        Args:
+            images: uint8 [B, C, H, W]; not modified.
+            split: train | cover | test, as the trigger may differ between them.
+            state: What `prepare` left, empty where it does not run.
+            rng: For random draws per sample; the same draws for the same cell.
+
+        Returns:
+            uint8 [B, C, H, W].
+        """
+
+    def prepare(self, train: ImageSet, lab: Lab) -> dict[str, Tensor]:
+        """Learn what must be learned before poisoning; only called where `prepares` is true."""
+        raise TypeError(f"{type(self).__name__} declares prepares but has no prepare()")
+
+    def hooks(self, state: State) -> Hooks | None:
+        """Hooks into the training loop, for attacks that control training."""
+        return None
+
+    def recipe(self, recipe: Recipe) -> Recipe:
+        """The victim's recipe as the attack changes it; unchanged for attacks on data alone."""
+        return recipe
+
+    def content(self) -> dict[str, str]:
+        """Hashes of the files the options name; part of the key in place of their paths."""
+        return {}
+
+    @property
+    def base(self) -> str:
+        """What the poison rate is a share of, after the rule's default."""
+        defaults = {"all2all": "all", "clean": "target-class"}
+        return self.rate_base or defaults.get(self.rule, "non-target")
+
+    def applies(self, facts: Facts, rate: float) -> str | None:
+        """Why the attack cannot be run on this data set at this rate; None where it can."""
+        if self.target >= facts.classes:
+            return f"target label {self.target} does not exist: {facts.classes} classes"
+        if not facts.class_counts or not self.rated:
+            return None
+        labels = torch.repeat_interleave(
+            torch.arange(facts.classes), torch.tensor(facts.class_counts)
+        )
+        wanted, pool = self.count(labels, rate), int(self.pool(labels).sum())
+        if wanted == 0:
+            return f"poisons no image at rate {rate:g} of {self.base}"
+        if wanted > pool:
+            return f"needs {wanted} images to poison at rate {rate:g} of {self.base}, has {pool}"
+        return None
+
+    def pool(self, labels: Tensor) -> Tensor:
+        """bool [N]: the training samples that may be poisoned."""
+        return candidates(labels, self.rule, self.base, self.target)
+
+    def count(self, labels: Tensor, rate: float) -> int:
+        """How many samples `rate` of the attack's base is."""
+        size = {
+            "all": len(labels),
+            "non-target": int((labels != self.target).sum()),
+            "target-class": int((labels == self.target).sum()),
+        }[self.base]
+        return round(rate * size) if self.rounding == "nearest" else int(rate * size + 1e-9)
+
+    def relabel(self, labels: Tensor, classes: int) -> Tensor:
+        """int64 [B]: the labels poisoned samples of these true labels are given."""
+        if self.rule == "all2all":
+            return (labels + 1) % classes
+        if self.rule == "clean":
+            return labels.clone()
+        return torch.full_like(labels, self.target)
+
+    def wanted(self, labels: Tensor, classes: int) -> Tensor:
+        """int64 [B]: what the attacker wants triggered images of these labels classified as."""
+        if self.rule == "all2all":
+            return (labels + 1) % classes
+        return torch.full_like(labels, self.target)
+
+    def victims(self, labels: Tensor) -> Tensor:
+        """bool [B]: which triggered images count for ASR and RA."""
+        if self.rule == "all2all":
+            return torch.ones_like(labels, dtype=torch.bool)
+        return labels != self.target
+
+    def poison(self, train: ImageSet, rate: float, state: State, rng: Generator) -> Poisoned:
+        """Build the poisoned training set: draw, stamp, relabel.
+
+        Raises:
+            SweepError: The rate asks for more samples than there are.
+        """
+        count = self.count(train.labels, rate)
+        chosen = draw(self.pool(train.labels), count, rng)
+        images, labels = train.images.clone(), train.labels.clone()
+        role = torch.full((len(train),), int(Role.CLEAN), dtype=torch.uint8)
+        images[chosen] = self.stamp(train.images[chosen], split="train", state=state, rng=rng)
+        labels[chosen] = self.relabel(train.labels[chosen], len(train.classes))
+        role[chosen] = int(Role.POISON)
+        return Poisoned(images, labels, train.labels.clone(), role, torch.arange(len(train)))
+
+    def trigger_set(self, test: ImageSet, state: State, rng: Generator) -> Triggered:
+        """The test split with the trigger stamped on every image."""
+        return Triggered(
+            images=self.stamp(test.images, split="test", state=state, rng=rng),
+            labels=self.wanted(test.labels, len(test.classes)),
+            true_labels=test.labels.clone(),
+            counts=self.victims(test.labels),
+            leaks=torch.zeros(len(test), dtype=torch.bool),
+        )
+
+    def clean_test(self, test: ImageSet) -> ImageSet:
+        """The test images ACC is measured on; semantic attacks leave their members out."""
+        return test
+
+

@@ -1,0 +1,117 @@
+"""Blend (Chen et al., 2017): every pixel is mixed with one picture; the label becomes the target.
+
+The attacker controls the data only; the same picture triggers at training and test time. Pictures:
+
+- `noise`: Gaussian noise N(125, 75^2), drawn once at native size (ANP, FIP);
+- `strip`: the sinusoidal strip mask of the D-BR release ("Blend-Strip");
+- `generated`: a bright, low-frequency picture drawn here, in place of the copyrighted cartoon of
+  the releases ("Blend-Kitty"), with its channel means (199, 175, 149);
+- `file`: the RGB picture named by `trigger_image`, resized bilinearly.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFilter
+from torch import Generator, Tensor
+
+from attacks._stamp import mix, stripes
+from attacks.base import Attack
+from sweeper import seeds
+from sweeper.errors import SweepError
+from sweeper.types import State
+
+PALETTE = ((240, 90, 90), (250, 200, 60), (90, 140, 220), (250, 250, 250), (60, 50, 50))
+MEAN = (199.0, 175.0, 149.0)
+"""Channel means of the picture the releases use."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blend(Attack):
+    """Blends a picture over the whole image."""
+
+    picture: str = "noise"
+    """noise | strip | generated | file."""
+    opacity: float = 0.2
+    """Share of the picture."""
+    trigger_image: str = field(default="", metadata={"path": True})
+    """The picture of `picture: file`; its content, not its path, is part of the key."""
+
+    title = "Blend"
+    paper = "Chen et al., 2017 (arXiv 1712.05526)"
+    presets = {
+        "anp": {},
+        "fip": {},
+        "d-br-strip": {"picture": "strip"},
+        "d-br-kitty": {"picture": "generated"},
+        "backdoorbench": {"picture": "generated", "rate_base": "all", "rounding": "nearest"},
+        "backdoor-toolbox": {"picture": "generated", "rate_base": "all"},
+    }
+
+    def __post_init__(self) -> None:
+        """Check the options.
+
+        Raises:
+            SweepError: Unknown picture, a picture file that is not there, or a bad opacity.
+        """
+        super().__post_init__()
+        if self.picture not in ("noise", "strip", "generated", "file"):
+            raise SweepError(
+                f"picture: {self.picture!r} is not one of noise, strip, generated, file"
+            )
+        if not 0 < self.opacity <= 1:
+            raise SweepError(f"opacity: {self.opacity} is not in (0, 1]")
+        if (self.picture == "file") != bool(self.trigger_image):
+            raise SweepError("trigger_image: give it with, and only with, picture: file")
+        if self.trigger_image and not Path(self.trigger_image).is_file():
+            raise SweepError(f"trigger_image: no file {self.trigger_image}")
+
+    def content(self) -> dict[str, str]:
+        """The hash of the user's picture."""
+        if not self.trigger_image:
+            return {}
+        raw = Path(self.trigger_image).read_bytes()
+        return {"trigger_image": hashlib.sha256(raw).hexdigest()}
+
+    def pattern(self, channels: int, height: int, width: int) -> Tensor:
+        """float [C, H, W] of 0..255: the picture on this canvas."""
+        if self.picture == "strip":
+            return stripes(height, width).expand(channels, height, width)
+        if self.picture == "noise":
+            rng = seeds.generator("blend", "noise", channels, height, width)
+            noise = torch.randn(channels, height, width, generator=rng)
+            return (125 + 75 * noise).round().clamp(0, 255)
+        image = _drawn() if self.picture == "generated" else Image.open(self.trigger_image)
+        image = image.convert("L" if channels == 1 else "RGB")
+        resized = image.resize((width, height), Image.Resampling.BILINEAR)
+        pixels = torch.from_numpy(np.array(resized)).float()
+        return pixels.view(height, width, channels).permute(2, 0, 1)
+
+    def stamp(self, images: Tensor, *, split: str, state: State, rng: Generator) -> Tensor:
+        """Mix the picture into every image."""
+        channels, height, width = images.shape[1:]
+        return mix(images, self.pattern(channels, height, width), self.opacity)
+
+
+@functools.lru_cache(maxsize=1)
+def _drawn() -> Image.Image:
+    """Draw the generated picture: 12 ellipses and 6 lines on 256x256, blurred, shifted to MEAN."""
+    rng = seeds.numpy_generator("blend", "generated")
+    image = Image.new("RGB", (256, 256), (235, 225, 215))
+    pen = ImageDraw.Draw(image)
+    for _ in range(12):
+        (x, y), (a, b) = rng.uniform(0, 256, 2), rng.uniform(20, 80, 2)
+        pen.ellipse((x - a, y - b, x + a, y + b), fill=PALETTE[rng.integers(len(PALETTE))])
+    for _ in range(6):
+        ends = tuple(rng.uniform(0, 256, 4))
+        pen.line(ends, fill=(40, 40, 40), width=round(rng.uniform(6, 14)))
+    pixels = np.asarray(image.filter(ImageFilter.GaussianBlur(1.5)), dtype=np.float64)
+    for _ in range(8):  # clipping moves the mean a little: a few rounds settle it
+        pixels = np.clip(pixels + np.array(MEAN) - pixels.mean(axis=(0, 1)), 0, 255)
+    return Image.fromarray(pixels.round().astype(np.uint8))

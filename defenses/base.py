@@ -1,0 +1,239 @@
+"""The contract of a defense: what it may see, and what it gives back.
+
+A defense is a frozen dataclass in a file of its own; the file name is its name in a sweep file and
+its fields are its options. All it gets is a `Case`; touching what `sees` does not declare raises
+`AccessDenied`. A case holds no test image, no trigger, no role of a training sample and no target.
+"""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Generator, Tensor, nn
+
+from sweeper import metrics, seeds, training
+from sweeper.errors import AccessDenied
+from sweeper.models.base import Net
+from sweeper.recipes import Recipe
+from sweeper.types import ImageSet, Outcome, State
+
+KINDS = ("repair", "secure training", "detection", "input filter")
+SEES = ("model", "clean", "train", "queries", "oracle")
+"""model: the backdoored model's weights; clean: the clean budget; train: the poisoned training set
+with the labels given; queries: the model as a black box; oracle: ACC and ASR of any model on the
+test set - allowed only under a name that ends in `-oracle`."""
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What is known of a victim before a defense runs; what `applies` is asked with."""
+
+    classes: int
+    shape: tuple[int, int, int]
+    """(C, H, W)."""
+    model: str
+    """Name of the architecture."""
+    batchnorm: bool
+    """Whether the model has BatchNorm layers."""
+    clean: int
+    """Clean images the defender holds."""
+
+
+class Case:
+    """All a defense is given. Made by `sweeper.cells`; a test makes one by hand."""
+
+    def __init__(
+        self,
+        *,
+        sees: frozenset[str],
+        key: str,
+        device: torch.device,
+        recipe: Recipe,
+        given: Mapping[str, Any],
+        build: Callable[[Generator], Net],
+        state: State | None = None,
+        log: Callable[..., None] | None = None,
+    ) -> None:
+        """Bind what the defense may see.
+
+        Args:
+            sees: What the defense declares; `given` holds no more than that.
+            key: The cell's key; every draw derives from it.
+            device: Where to compute.
+            recipe: How models are trained on this data set.
+            given: Of model, clean, train, queries, oracle those the defense declares.
+            build: Makes a freshly initialised model of the victim's architecture.
+            state: What the defense's stage left.
+            log: Takes progress as keywords.
+        """
+        self.device = device
+        self.recipe = recipe
+        self.state: State = state or {}
+        self._sees = sees
+        self._key = key
+        self._given = given
+        self._build = build
+        self._log = log
+
+    def _get(self, what: str) -> Any:
+        if what not in self._sees:
+            declared = ", ".join(sorted(self._sees)) or "nothing"
+            raise AccessDenied(f"case.{what}: the defense declares to see {declared}")
+        return self._given[what]
+
+    @property
+    def model(self) -> Net:
+        """The backdoored model: a copy of the defense's own at every access, in eval mode."""
+        found: Net = copy.deepcopy(self._get("model"))
+        return found.to(self.device).eval()
+
+    @property
+    def clean(self) -> ImageSet:
+        """The clean budget: images of the training distribution the attacker did not train on."""
+        found: ImageSet = self._get("clean")
+        return found
+
+    @property
+    def train(self) -> ImageSet:
+        """The poisoned training set with the labels given."""
+        found: ImageSet = self._get("train")
+        return found
+
+    @property
+    def queries(self) -> Callable[[Tensor], Tensor]:
+        """The model as a black box: uint8 images [B, C, H, W] -> probabilities [B, K]."""
+        found: Callable[[Tensor], Tensor] = self._get("queries")
+        return found
+
+    @property
+    def oracle(self) -> Callable[[nn.Module], tuple[float, float]]:
+        """ACC and ASR of any model on the test set: only for defenses named `...-oracle`."""
+        found: Callable[[nn.Module], tuple[float, float]] = self._get("oracle")
+        return found
+
+    def rng(self, name: str) -> Generator:
+        """A CPU generator of its own for each named draw."""
+        return seeds.generator(self._key, name)
+
+    def log(self, **progress: Any) -> None:
+        """Report progress, for people; changes no number."""
+        if self._log:
+            self._log(**progress)
+
+    def new_model(self, name: str = "model") -> Net:
+        """A freshly initialised model of the victim's architecture; other names, other weights."""
+        return self._build(self.rng(name))
+
+    def split(self, share: float = 0.2, per_class: int = 10) -> tuple[ImageSet, ImageSet]:
+        """Split the clean budget into a part to fit on and a hold-out for choices.
+
+        The hold-out has `share` of each class, at least `per_class` images of it while that leaves
+        half of the class to fit on (fair rule H).
+
+        Returns:
+            (fit, holdout), disjoint, the same at every call.
+        """
+        clean = self.clean
+        order = torch.randperm(len(clean), generator=self.rng("hold-out"))
+        held = []
+        for label in range(len(clean.classes)):
+            members = order[clean.labels[order] == label]
+            wanted = max(round(share * len(members)), min(per_class, len(members) // 2))
+            held.append(members[:wanted])
+        chosen = torch.zeros(len(clean), dtype=torch.bool)
+        chosen[torch.cat(held)] = True
+        return clean[~chosen], clean[chosen]
+
+    def fit(
+        self,
+        model: nn.Module,
+        data: ImageSet,
+        *,
+        name: str = "fit",
+        hooks: training.Hooks | None = None,
+        **changes: Any,
+    ) -> list[float]:
+        """Train `model` in place by the case's recipe with `changes`; the loss of each epoch.
+
+        Args:
+            model: What to train.
+            data: On which images.
+            name: Names the random draws; two trainings of one defense take two names.
+            hooks: The parts of the loop the defense owns.
+            changes: Fields of the recipe, such as epochs and lr.
+        """
+        return training.fit(
+            model,
+            data,
+            replace(self.recipe, **changes),
+            key=f"{self._key}/{name}",
+            device=self.device,
+            hooks=hooks,
+            progress=lambda epoch, epochs, loss: self.log(step=epoch, steps=epochs, loss=loss),
+        )
+
+    def accuracy(self, model: nn.Module, data: ImageSet) -> float:
+        """Share of `data` the model classifies as labelled; eval mode, no augmentation."""
+        predicted = metrics.predict(model, data.images, self.recipe, self.device)
+        return float((predicted == data.labels).double().mean())
+
+    def autocast(self) -> torch.autocast:
+        """The context of forward passes at the recipe's precision."""
+        return training.autocast(self.recipe, self.device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage(ABC):
+    """An intermediate result several defenses share (D-BR and D-ST: the SD separation).
+
+    A stage is a cell of its own: its options, `name` and `version` make its key, so that defenses
+    with equal stages share one run. It sees what `sees` declares, as a defense does.
+    """
+
+    name: ClassVar[str]
+    """Names the stage in keys and on the screen."""
+    sees: ClassVar[frozenset[str]]
+    """Subset of `SEES`."""
+    version: ClassVar[int] = 1
+    """Raised when the same options give another result."""
+
+    @abstractmethod
+    def run(self, case: Case) -> dict[str, Tensor]:
+        """Compute the result: named tensors."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Defense(ABC):
+    """What every defense has; a subclass's fields are options of the sweep file."""
+
+    title: ClassVar[str]
+    """Name in the literature."""
+    paper: ClassVar[str]
+    """Authors, venue and year."""
+    kind: ClassVar[str]
+    """One of `KINDS`; decides what is measured."""
+    sees: ClassVar[frozenset[str]]
+    """Subset of `SEES`: the threat model, printed in every table."""
+    requires: ClassVar[frozenset[str]] = frozenset()
+    """What a model must have: batchnorm."""
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """A source's variant by name -> the options it sets."""
+    version: ClassVar[int] = 1
+    """Raised when the same options give another result."""
+
+    def stage(self) -> Stage | None:
+        """The shared intermediate result this defense starts from; its tensors are `case.state`."""
+        return None
+
+    def applies(self, needs: Needs) -> str | None:
+        """Why the defense cannot be run on this victim; None where it can."""
+        return None
+
+    @abstractmethod
+    def defend(self, case: Case) -> Outcome:
+        """Run the defense."""

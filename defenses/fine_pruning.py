@@ -1,0 +1,106 @@
+"""Fine-pruning (Liu et al., RAID 2018): prune units dormant on clean images, then fine-tune.
+
+Units are the penultimate features, that is the channels of the last feature map: removing column c
+of the head equals removing channel c of the map when ReLU and pooling lie between. Units go in the
+order of their mean |activation| on clean images (no augmentation).
+
+Fair stop (rule H): the strongest pruning whose accuracy on a hold-out of the clean budget stays
+within `tau` of the incoming model's, at most `cap` of the units; the last accepted mask is kept.
+BackdoorBench decides on test accuracy and fine-tunes the first rejected mask; neither is done here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from defenses.base import Case, Defense
+from sweeper.models.base import Net
+from sweeper.training import Hooks
+from sweeper.types import ImageSet, Outcome
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinePruning(Defense):
+    """Pruning by dormancy, then fine-tuning with the pruned units kept at zero."""
+
+    tau: float = 0.03
+    """Largest loss of hold-out accuracy, absolute."""
+    cap: float = 0.95
+    """Largest share of units pruned."""
+    epochs: int = 100
+    """Passes of the fine-tuning; 0: pruning alone."""
+    lr: float = 0.01
+    """Peak learning rate of the fine-tuning."""
+    batch: int = 256
+    """Images of a step."""
+
+    title = "Fine-Pruning (FP)"
+    paper = "Liu et al., RAID 2018"
+    kind = "repair"
+    sees = frozenset({"model", "clean"})
+
+    def defend(self, case: Case) -> Outcome:
+        """Prune on a copy of the victim, then fine-tune it."""
+        model = case.model
+        _, holdout = case.split()
+        order = dormancy(case, model, case.clean).argsort(stable=True)
+        before = case.accuracy(model, holdout)
+        step = max(1, len(order) // 100)
+        accepted, accuracy = 0, before
+        for count in range(step, int(self.cap * len(order)) + 1, step):
+            trial = case.model
+            prune(trial, order[:count])
+            found = case.accuracy(trial, holdout)
+            if found < before - self.tau:
+                break
+            accepted, accuracy = count, found
+        pruned = order[:accepted]
+        prune(model, pruned)
+        notes = {"units": len(order), "pruned": accepted, "holdout_before": before}
+        if self.epochs:
+            case.fit(
+                model,
+                case.clean,
+                hooks=KeepPruned(pruned),
+                epochs=self.epochs,
+                lr=self.lr,
+                batch=min(self.batch, len(case.clean)),
+                schedule="cosine",
+                period=0,
+                warmup=0.0,
+            )
+        return Outcome(model=model, notes={**notes, "holdout_pruned": accuracy})
+
+
+class KeepPruned(Hooks):
+    """Puts the pruned head columns back to zero after every update."""
+
+    def __init__(self, units: Tensor) -> None:
+        self.units = units
+
+    def stepped(self, model: nn.Module, step: int) -> None:
+        """After an update."""
+        assert isinstance(model, Net)
+        prune(model, self.units)
+
+
+@torch.no_grad()
+def prune(model: Net, units: Tensor) -> None:
+    """Zero the head's columns of these units (int64 [n])."""
+    weight = model.classifier.get_parameter("weight")
+    weight.index_fill_(1, units.to(weight.device), 0.0)
+
+
+@torch.inference_mode()
+def dormancy(case: Case, model: Net, clean: ImageSet) -> Tensor:
+    """Mean |activation| of every penultimate feature over the clean images; float [D]."""
+    total: Tensor | None = None
+    with case.autocast():
+        for part in clean.images.split(500):
+            features = model.features(part.to(case.device).float().div_(255)).float().abs().sum(0)
+            total = features if total is None else total + features
+    assert total is not None
+    return (total / len(clean)).cpu()

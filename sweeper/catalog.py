@@ -1,0 +1,115 @@
+"""Methods by name: found by file name, entry point or `module:Class`, built from their options."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+import pkgutil
+import re
+from collections.abc import Mapping
+from importlib.metadata import entry_points
+from types import ModuleType
+from typing import Any
+
+import attacks
+import defenses
+from attacks.base import Attack
+from defenses.base import Defense
+from sweeper import options
+from sweeper.errors import SweepError, unknown
+
+ROOMS: dict[str, tuple[ModuleType, type]] = {
+    "attack": (attacks, Attack),
+    "defense": (defenses, Defense),
+}
+"""Kind of method -> the package its files lie in and the contract they keep."""
+_DOTTED = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+
+
+def names(kind: str) -> list[str]:
+    """Return the names of all attacks or defenses, without importing them."""
+    package, _ = ROOMS[kind]
+    found = {
+        module.name.replace("_", "-")
+        for module in pkgutil.iter_modules(package.__path__)
+        if not module.name.startswith("_") and module.name != "base"
+    }
+    return sorted(found | {point.name for point in entry_points(group=f"sweeper.{kind}s")})
+
+
+def method(kind: str, name: str) -> type[Any]:
+    """Return the class of a method.
+
+    Args:
+        kind: attack | defense.
+        name: A name of `names`, or `module:Class` of an importable module.
+
+    Raises:
+        SweepError: No such method, or its file does not keep the contract.
+    """
+    package, contract = ROOMS[kind]
+    if _DOTTED.fullmatch(name):
+        return _dotted(name, contract)
+    if name not in names(kind):
+        raise SweepError(unknown(kind, name, names(kind)))
+    for point in entry_points(group=f"sweeper.{kind}s"):
+        if point.name == name:
+            return _dotted(point.value, contract)
+    module = importlib.import_module(f"{package.__name__}.{name.replace('-', '_')}")
+    own = [
+        value
+        for value in vars(module).values()
+        if inspect.isclass(value) and issubclass(value, contract)
+        if value.__module__ == module.__name__ and not inspect.isabstract(value)
+    ]
+    if len(own) != 1:
+        raise SweepError(
+            f"{module.__file__} must define exactly one {contract.__name__}, it defines {len(own)}"
+        )
+    return own[0]
+
+
+def _dotted(name: str, contract: type) -> type[Any]:
+    path, _, attribute = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(path), attribute)
+    except (ImportError, AttributeError) as error:
+        raise SweepError(f"cannot import {name}: {error}") from None
+    if not (inspect.isclass(found) and issubclass(found, contract)):
+        raise SweepError(f"{name} is not a subclass of {contract.__module__}.{contract.__name__}")
+    return found
+
+
+def make(kind: str, name: str, asked: Mapping[str, Any], **axes: Any) -> Any:
+    """Build a method from the options of a sweep file; `preset` names a source's variant.
+
+    Raises:
+        SweepError: Unknown method, preset or option, or an impossible value.
+    """
+    cls = method(kind, name)
+    asked = dict(asked)
+    preset = asked.pop("preset", None)
+    if preset is not None:
+        if preset not in cls.presets:
+            raise SweepError(f"{name}: {unknown('preset', preset, cls.presets)}")
+        asked = {**cls.presets[preset], **asked}
+    if kind == "attack" and not asked.get("rule"):
+        asked["rule"] = cls.rules[0]
+    return options.construct(cls, asked, name, **axes)
+
+
+def describe(kind: str) -> list[dict[str, Any]]:
+    """Return one record per method: what `sweeper list` and the README's tables print."""
+    records = []
+    for name in names(kind):
+        cls = method(kind, name)
+        record: dict[str, Any] = {"name": name, "title": cls.title, "paper": cls.paper}
+        if kind == "attack":
+            record |= {"rules": list(cls.rules), "controls": cls.controls}
+        else:
+            record |= {"kind": cls.kind, "sees": sorted(cls.sees), "requires": sorted(cls.requires)}
+        fields = [f for f in dataclasses.fields(cls) if f.name in options.names(cls)]
+        record["options"] = {f.name: f.default for f in fields}
+        records.append({**record, "presets": sorted(cls.presets)})
+    return records

@@ -1,0 +1,145 @@
+"""A table as a plain structure, and the words that stand on it whatever the format."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any, NamedTuple
+
+STATES = {
+    "missing": "not run yet",
+    "failed": "failed",
+    "timeout": "ran out of time",
+    "diverged": "weights or losses became infinite",
+    "blocked": "blocked: a cell it builds on did not end well",
+    "not_applicable": "does not apply",
+    "undefined": "this method has no such value",
+}
+"""What an entry without a number can be, worst first after `missing`, as the legend says it."""
+
+_AXES = {"poison_rate": "poison rate", "clean_budget": "clean budget"}
+_HEADS = {
+    "acc_before": "ACC before",
+    "acc_nontarget": "ACC non-target",
+    "acc_nontarget_before": "ACC non-target before",
+    "asr_before": "ASR before",
+    "asr_all": "ASR all",
+    "ra_before": "RA before",
+    "leak": "leak",
+    "precision": "precision",
+    "tpr_at_5": "TPR at 5 % FPR",
+    "seconds": "seconds",
+    "victim_seconds": "victim seconds",
+    "peak_memory_mb": "peak MB",
+}
+PLAIN = ("seconds", "victim_seconds", "peak_memory_mb")
+"""The metrics that are no fractions: shown as they are."""
+
+
+class Entry(NamedTuple):
+    """What stands where a line and a column meet."""
+
+    state: str
+    """`ok`, or a key of `STATES`."""
+    mean: float
+    """Mean over the seeds that are ok, a fraction where the metric is one; nan unless ok."""
+    sd: float
+    """Standard deviation over them; nan for n < 2."""
+    n: int
+    """How many they are."""
+    partial: bool
+    """Some seeds did not end well and are not in the mean."""
+    best: bool
+    """Better than every other defense of its line beyond the noise."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of numbers."""
+
+    groups: tuple[Any, ...]
+    """Its value on each of the table's column axes, outermost first."""
+    metric: str
+    """The column of the rows it shows."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a table."""
+
+    labels: tuple[Any, ...]
+    """Its value on each of the table's row axes; None where the rows have none."""
+    entries: tuple[Entry, ...]
+    """One for each column."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table without a format."""
+
+    row_axes: tuple[str, ...]
+    """The axes that label the lines, at least one."""
+    col_axes: tuple[str, ...]
+    """The axes that group the columns, outermost first."""
+    columns: tuple[Column, ...]
+    """In order; equal groups stand together."""
+    lines: tuple[Line, ...]
+    """In order."""
+    constants: tuple[tuple[str, Any], ...]
+    """The axes with one value in all lines, and that value."""
+    seeds: tuple[int, ...]
+    """The seeds averaged over, sorted; empty where the seed is an axis of the table."""
+    sees: tuple[tuple[Any, str | None], ...]
+    """What each defense sees, comma-separated; None where no row says."""
+    oracles: frozenset[Any]
+    """The defenses that were chosen with test data."""
+
+
+def label(axis: str, value: Any) -> str:
+    """Return how people read a value of an axis: `10 %`, `500`, `anp`."""
+    if value is None:
+        return "–"
+    if axis == "poison_rate" or (axis == "clean_budget" and value < 1):
+        return f"{100 * value:.6g} %"
+    if axis == "clean_budget":
+        return f"{value:.0f}"
+    return str(value)
+
+
+def caption(table: Table) -> str:
+    """Return the axes that do not vary, and the seeds, in words."""
+    parts = [
+        "no clean data"
+        if axis == "clean_budget" and not value
+        else f"{name(axis)} {label(axis, value)}"
+        for axis, value in table.constants
+    ]
+    if table.seeds:
+        parts.append(f"seed{'s' * (len(table.seeds) > 1)} {_ranges(table.seeds)}")
+    return ", ".join(parts)
+
+
+def name(axis: str) -> str:
+    """Return how people call an axis."""
+    return _AXES.get(axis, axis.replace("_", " "))
+
+
+def head(metric: str) -> str:
+    """Return how people call a metric."""
+    return _HEADS.get(metric, metric.upper())
+
+
+def threat(defense: Any, sees: str | None) -> str:
+    """Return what a defense sees, in words: `anp: model, clean`."""
+    if sees is None:
+        return f"{defense}: not recorded"
+    parts = [part.strip() for part in sees.split(",") if part.strip()]
+    return f"{defense}: {', '.join(parts) or 'nothing'}"
+
+
+def _ranges(seeds: Sequence[int]) -> str:
+    """Return sorted whole numbers in short: `0-2, 5`."""
+    runs = groupby(enumerate(seeds), key=lambda pair: pair[1] - pair[0])
+    spans = [[seed for _, seed in run] for _, run in runs]
+    return ", ".join(f"{s[0]}-{s[-1]}" if len(s) > 1 else f"{s[0]}" for s in spans)

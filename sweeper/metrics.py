@@ -1,0 +1,155 @@
+"""What is measured, on which images: ACC, ASR, RA, leak, DER, detection and filter rates.
+
+Definitions and exclusion rules: ACC on the whole clean test set; ASR and RA on the triggered test
+images the label rule counts (all2one and clean-label: those whose true label is not the target;
+all2all: all); `asr_all` without the exclusion, biased upward by about 1/C. All are fractions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sweeper import training
+from sweeper.errors import DivergedError
+from sweeper.recipes import Recipe
+from sweeper.types import ImageSet, Outcome, Role, Triggered
+
+EVALUATION_BATCH = 1000
+
+
+@torch.inference_mode()
+def predict(model: nn.Module, images: Tensor, recipe: Recipe, device: torch.device) -> Tensor:
+    """Return the predicted labels, int64 [N] on the CPU, of uint8 images [N, C, H, W].
+
+    Raises:
+        DivergedError: A logit is NaN or infinite.
+    """
+    model.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    found, finite = [], torch.ones((), dtype=torch.bool, device=device)
+    with training.autocast(recipe, device):
+        for part in images.split(EVALUATION_BATCH):
+            pixels = part.to(device).float().div_(255)
+            logits = model(pixels.contiguous(memory_format=torch.channels_last))
+            finite &= logits.isfinite().all()
+            found.append(logits.argmax(1))
+    if not finite:
+        raise DivergedError("the model's outputs are NaN or infinite")
+    return torch.cat(found).cpu()
+
+
+def share(hits: Tensor, of: Tensor) -> float | None:
+    """Return the fraction of `of` (bool [N]) that are hits (bool [N]); None of an empty set."""
+    total = int(of.sum())
+    return int((hits & of).sum()) / total if total else None
+
+
+def evaluate(
+    model: nn.Module,
+    test: ImageSet,
+    triggered: Triggered,
+    target: int | None,
+    recipe: Recipe,
+    device: torch.device,
+) -> dict[str, float | int | None]:
+    """Measure a model on the clean and the triggered test set, in one pass over both.
+
+    Args:
+        model: Takes pixels in [0, 1].
+        test: The clean test images that count.
+        triggered: The triggered test images with what the attacker wants.
+        target: The target label where there is one, for `acc_nontarget`.
+        recipe: Whose precision the forward passes use.
+        device: Where to run.
+
+    Returns:
+        acc, acc_nontarget, asr, asr_all, ra, leak, n_test, n_triggered; a metric without images
+        is None.
+    """
+    merged = torch.cat([test.images, triggered.images])
+    predicted = predict(model, merged, recipe, device)
+    clean, hit = predicted[: len(test)], predicted[len(test) :]
+    right, everything = clean == test.labels, torch.ones(len(test), dtype=torch.bool)
+    fooled, counts = hit == triggered.labels, triggered.counts
+    attacked = bool(counts.any())
+    return {
+        "acc": share(right, everything),
+        "acc_nontarget": share(right, everything if target is None else test.labels != target),
+        "asr": share(fooled, counts),
+        "asr_all": share(fooled, torch.ones_like(counts)) if attacked else None,
+        "ra": share(hit == triggered.true_labels, counts),
+        "leak": share(fooled, triggered.leaks),
+        "n_test": len(test),
+        "n_triggered": int(counts.sum()),
+    }
+
+
+def der(acc_before: float, asr_before: float, acc: float, asr: float) -> float:
+    """Defense effectiveness rating (Zhu et al., FT-SAM): 1 is the trigger gone at no cost."""
+    return (max(0.0, asr_before - asr) - max(0.0, acc_before - acc) + 1) / 2
+
+
+def auroc(scores: np.ndarray, positive: np.ndarray) -> float | None:
+    """Area under the ROC curve of `scores` [N] for `positive` (bool [N]); ties count half."""
+    from scipy.stats import rankdata
+
+    wins, losses = int(positive.sum()), int((~positive).sum())
+    if not wins or not losses:
+        return None
+    rank = float(rankdata(scores)[positive].sum())
+    return (rank - wins * (wins + 1) / 2) / (wins * losses)
+
+
+def detection(outcome: Outcome, role: Tensor) -> dict[str, float | None]:
+    """Rates of a detector of poisoned training samples; covers and negatives count as clean.
+
+    Returns:
+        tpr, fpr, precision, f1 of the flagged samples and auroc of the scores; None where the
+        outcome has no scores or flags. With nothing flagged precision is None and f1 is 0.
+    """
+    poisoned = role == int(Role.POISON)
+    found: dict[str, float | None] = {}
+    if outcome.flagged is not None:
+        flagged = outcome.flagged.cpu()
+        found["tpr"], found["fpr"] = share(flagged, poisoned), share(flagged, ~poisoned)
+        found["precision"] = share(poisoned, flagged)
+        both = (found["precision"] or 0.0) + (found["tpr"] or 0.0)
+        product = (found["precision"] or 0.0) * (found["tpr"] or 0.0)
+        found["f1"] = 2 * product / both if both else 0.0
+    if outcome.scores is not None:
+        found["auroc"] = auroc(outcome.scores.cpu().double().numpy(), poisoned.numpy())
+    return found
+
+
+def filtering(
+    score: Callable[[Tensor], Tensor], threshold: float | None, test: ImageSet, hit: Triggered
+) -> Mapping[str, float | None]:
+    """Rates of a filter of triggered inputs on equally many clean and triggered test images.
+
+    Returns:
+        auroc, tpr_at_5 (true positives at 5 % false ones); with a threshold also tpr, fpr, f1.
+    """
+    triggered = hit.images[hit.counts]
+    count = min(len(test), len(triggered))
+    bad = _scores(score, triggered[:count])
+    good = _scores(score, test.images[:count])
+    both = np.concatenate([good, bad])
+    positive = np.arange(2 * count) >= count
+    found: dict[str, float | None] = {"auroc": auroc(both, positive)}
+    if count:
+        found["tpr_at_5"] = float((bad > np.quantile(good, 0.95, method="higher")).mean())
+    if count and threshold is not None:
+        found["tpr"] = tpr = float((bad > threshold).mean())
+        found["fpr"] = fpr = float((good > threshold).mean())
+        found["f1"] = 2 * tpr / (1 + tpr + fpr)
+    return found
+
+
+def _scores(score: Callable[[Tensor], Tensor], images: Tensor) -> np.ndarray:
+    """Score images in batches; float64 [N]."""
+    parts = [score(part).detach().cpu().double() for part in images.split(EVALUATION_BATCH)]
+    found: np.ndarray = torch.cat(parts).numpy() if parts else np.zeros(0)
+    return found

@@ -1,0 +1,170 @@
+"""Training recipes as data: the fast default and the papers' own, by data set and model.
+
+A sweep file names one (`recipe: d-br`), changes one (`recipe: {base: d-br, epochs: 60}`) or changes
+the fast default (`recipe: {epochs: 12}`). Sources: the table of each release; see `note`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from typing import Any
+
+from sweeper import options
+from sweeper.errors import SweepError, unknown
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How a model is trained; everything here is part of a victim's key."""
+
+    epochs: int = 30
+    """Passes over the training set."""
+    batch: int = 128
+    """Images of a step."""
+    lr: float = 0.1
+    """Peak learning rate."""
+    momentum: float = 0.9
+    """SGD momentum."""
+    nesterov: bool = False
+    """Whether the momentum is Nesterov's."""
+    weight_decay: float = 5e-4
+    """L2 penalty on all parameters."""
+    schedule: str = "linear"
+    """linear (per step, to 0) | cosine (per epoch) | step (x gamma at milestones) | constant."""
+    period: int = 0
+    """Epochs of the cosine's half wave; 0: `epochs`."""
+    milestones: tuple[int, ...] = ()
+    """Epochs at which `step` multiplies the learning rate by `gamma`."""
+    gamma: float = 0.1
+    """Factor of `step`."""
+    warmup: float = 0.0
+    """Epochs over which the learning rate rises linearly from 0."""
+    label_smoothing: float = 0.0
+    """Share of the label spread over all classes."""
+    crop: int = 0
+    """Pixels of the random crop's border."""
+    flip: bool = False
+    """Whether to mirror at random. Mirroring moves a corner trigger: it is declared, not assumed."""
+    rotation: float = 0.0
+    """Degrees of random rotation to either side."""
+    erase: float = 0.0
+    """Probability of random erasing."""
+    precision: str = "auto"
+    """auto (bfloat16 where the device computes it natively) | bf16 | fp32."""
+
+    def __post_init__(self) -> None:
+        """Check values.
+
+        Raises:
+            SweepError: A number is out of range or a word unknown.
+        """
+        if self.schedule not in ("linear", "cosine", "step", "constant"):
+            raise SweepError(
+                f"schedule: {self.schedule!r} is not one of linear, cosine, step, constant"
+            )
+        if self.precision not in ("auto", "bf16", "fp32"):
+            raise SweepError(f"precision: {self.precision!r} is not one of auto, bf16, fp32")
+        for name in ("epochs", "batch"):
+            if getattr(self, name) < 1:
+                raise SweepError(f"{name}: {getattr(self, name)} is not a whole number >= 1")
+        for name in ("lr", "weight_decay", "warmup", "crop", "rotation", "momentum", "period"):
+            if getattr(self, name) < 0:
+                raise SweepError(f"{name}: {getattr(self, name)} is negative")
+        if not (0 <= self.label_smoothing < 1 and 0 <= self.erase <= 1):
+            raise SweepError("label_smoothing and erase: probabilities in [0, 1]")
+
+
+Entry = tuple[str, str, dict[str, Any]]
+"""(data set pattern, model pattern, settings); later entries override earlier ones."""
+
+NATURAL: list[Entry] = [
+    ("*", "*", {"crop": 4}),
+    ("cifar*", "*", {"crop": 4, "flip": True}),
+    ("tiny-imagenet", "*", {"crop": 8, "flip": True}),
+    ("imagen*", "*", {"crop": 28, "flip": True}),
+    ("*mnist", "*", {"crop": 2}),
+    ("digits", "*", {"crop": 0}),
+]
+"""The augmentation a data set's content allows: digits and signs are never mirrored."""
+
+RECIPES: dict[str, list[Entry]] = {
+    "fast": [
+        *NATURAL,
+        ("*", "*", {"epochs": 30, "lr": 0.1, "warmup": 2.0, "schedule": "linear"}),
+        ("*", "tiny", {"epochs": 12, "warmup": 1.0}),
+        ("digits", "*", {"epochs": 30, "batch": 64, "lr": 0.05, "warmup": 2.0}),
+        ("*", "vit-tiny", {"lr": 0.01, "warmup": 5.0, "epochs": 60}),
+    ],
+    "d-br": [
+        ("*", "*", {"epochs": 200, "lr": 0.01, "schedule": "step", "milestones": (100, 150)}),
+        ("cifar10", "*", {"crop": 4, "flip": True}),
+        ("cifar100", "*", {"crop": 4, "flip": True, "rotation": 15.0}),
+        (
+            "imagenet*",
+            "*",
+            {
+                "epochs": 25,
+                "lr": 0.001,
+                "milestones": (15, 20),
+                "weight_decay": 1e-4,
+                "rotation": 20.0,
+                "flip": True,
+            },
+        ),
+    ],
+    "anp": [
+        ("*", "*", {"epochs": 200, "schedule": "step", "milestones": (100, 150)}),
+        ("*", "*", {"crop": 4, "flip": True}),
+    ],
+    "fip": [
+        ("*", "*", {"epochs": 250, "schedule": "step", "milestones": (100, 150)}),
+        ("*", "*", {"crop": 4, "flip": True}),
+    ],
+    "backdoor-toolbox": [
+        ("*", "*", {"epochs": 100, "schedule": "step", "weight_decay": 1e-4}),
+        ("*", "*", {"milestones": (50, 75), "crop": 4, "flip": True}),
+        ("gtsrb", "*", {"lr": 0.01, "milestones": (30, 60), "crop": 0, "flip": False}),
+        ("gtsrb", "*", {"rotation": 15.0}),
+        ("imagenette", "*", {"milestones": (40, 80), "crop": 0, "flip": True}),
+    ],
+    "sibp": [
+        ("*", "*", {"epochs": 30, "batch": 256, "lr": 0.01, "schedule": "step"}),
+        ("*", "*", {"milestones": (50, 75), "weight_decay": 1e-4, "crop": 4, "flip": True}),
+    ],
+    "backdoorbench": [
+        ("*", "*", {"epochs": 100, "lr": 0.01, "schedule": "cosine", "crop": 4}),
+        ("cifar*", "*", {"flip": True}),
+        ("gtsrb", "*", {"epochs": 50, "period": 100}),
+        ("tiny-imagenet", "*", {"epochs": 200}),
+    ],
+    "backdoorbox": [
+        ("*", "*", {"epochs": 200, "schedule": "step", "milestones": (150, 180), "flip": True}),
+    ],
+}
+"""Recipe name -> entries. The papers' run on every data set; where a paper does not train on a data
+set, its entries for any data set apply. BackdoorBench's Tiny-ImageNet halves the learning rate on a
+plateau of the test loss; the cosine stands in for it, since no recipe here may read test data."""
+
+
+def resolve(asked: str | Mapping[str, Any], dataset: str, model: str) -> Recipe:
+    """Return the recipe of a sweep for one data set and model.
+
+    Args:
+        asked: A recipe's name, or changes to one (`base`, default `fast`).
+        dataset: The data set's name.
+        model: The architecture's name.
+
+    Raises:
+        SweepError: No such recipe or setting.
+    """
+    changes = {"base": asked} if isinstance(asked, str) else dict(asked)
+    base = changes.pop("base", "fast")
+    if base not in RECIPES:
+        raise SweepError(f"recipe: {unknown('recipe', base, RECIPES)}")
+    settings: dict[str, Any] = {}
+    for data_pattern, model_pattern, entry in RECIPES[base]:
+        if fnmatch(dataset, data_pattern) and fnmatch(model, model_pattern):
+            settings |= entry
+    return options.construct(Recipe, settings | changes, "recipe")

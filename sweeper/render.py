@@ -1,0 +1,297 @@
+"""How a table reads in Markdown, CSV, LaTeX and HTML."""
+
+from __future__ import annotations
+
+import csv
+import html
+import io
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+from tabulate import tabulate
+
+from sweeper.errors import SweepError, unknown
+from sweeper.layout import PLAIN, STATES, Column, Line, Table, caption, head, label, name, threat
+
+
+@dataclass(frozen=True)
+class _Style:
+    """How one format writes text, emphasis and signs."""
+
+    escape: Callable[[str], str]
+    bold: Callable[[str], str]
+    signs: Mapping[str, str]
+
+
+def render(table: Table, format: str) -> str:
+    """Return `table` as text in `format`, one of `FORMATS`; it ends with a line break.
+
+    Raises:
+        SweepError: There is no such format.
+    """
+    if format not in FORMATS:
+        raise SweepError(f"tables: {unknown('format', format, FORMATS)}")
+    return FORMATS[format](table)
+
+
+def _notes(table: Table, style: _Style) -> list[str]:
+    """Return the lines under a table: units, the signs that occur, and the threat model."""
+    entries = [entry for line in table.lines for entry in line.entries]
+    states = {entry.state for entry in entries}
+    lines = []
+    unit = "" if all(c.metric in PLAIN for c in table.columns) else "Rates in percent"
+    spread = "mean ± standard deviation (number of seeds)" if len(table.seeds) > 1 else ""
+    if unit or spread:
+        text = "; ".join(part for part in (unit, spread) if part)
+        lines.append(style.escape(f"{text[0].upper()}{text[1:]}."))
+    if any(entry.best for entry in entries):
+        lines.append(
+            f"{style.bold('Bold')}: better than every other defense, oracles apart, beyond the "
+            "noise" + style.escape(" (95 % intervals: paired t over seeds, Wilson for one seed).")
+        )
+    signs = [(state, text) for state, text in STATES.items() if state in states]
+    if any(entry.partial for entry in entries):
+        signs.append(("partial", "without the seeds that did not end well"))
+    if table.oracles:
+        signs.append(("oracle", "chosen with test data; not a fair comparison"))
+    if signs:
+        each = [f"{style.signs[sign]} {style.escape(text)}" for sign, text in signs]
+        lines.append("; ".join(each) + ".")
+    if table.sees:
+        lines.append("Sees: " + style.escape("; ".join(threat(*pair) for pair in table.sees)) + ".")
+    return lines
+
+
+def fragment(table: Table) -> str:
+    """Return the HTML `<figure>` of `table`, to be set into a page."""
+    wide = len(table.row_axes)
+    levels = len(table.col_axes)
+    top = []
+    for level in range(levels + 1):
+        cells = []
+        if level == 0:
+            span = f' rowspan="{levels + 1}"' if levels else ""
+            cells = [f'<th scope="col"{span}>{_HTML.escape(name)}</th>' for name in _names(table)]
+        if level < levels:
+            cells += [
+                f'<th scope="colgroup" colspan="{span}">{text}</th>'
+                for text, span in _groups(table, level, _HTML)
+            ]
+        else:
+            cells += [f'<th scope="col">{_HTML.escape(head(c.metric))}</th>' for c in table.columns]
+        top.append(f"<tr>{''.join(cells)}</tr>")
+    body = []
+    for line in table.lines:
+        texts = _texts(table, line, _HTML)
+        cells = [f'<th scope="row">{text}</th>' for text in texts[:wide]]
+        cells += [
+            f"<td>{text}</td>" if e.state == "ok" else f'<td title="{STATES[e.state]}">{text}</td>'
+            for text, e in zip(texts[wide:], line.entries, strict=True)
+        ]
+        body.append(f"<tr>{''.join(cells)}</tr>")
+    lines = [
+        "<figure>",
+        "<table>",
+        f"<caption>{_HTML.escape(caption(table))}</caption>",
+        *("<thead>", *top, "</thead>"),
+        *("<tbody>", *body, "</tbody>"),
+        "</table>",
+        "<figcaption>",
+        *(f"<p>{note}</p>" for note in _notes(table, _HTML)),
+        "</figcaption>",
+        "</figure>",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _html(table: Table) -> str:
+    title = _HTML.escape(caption(table) or "results")
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{title}</title>\n<style>\n{CSS}</style>\n</head>\n<body>\n{fragment(table)}"
+        "</body>\n</html>\n"
+    )
+
+
+def _markdown(table: Table) -> str:
+    top = list(_names(table))
+    for column in table.columns:
+        top.append(" ".join([*_group_texts(table, column, _MARKDOWN), head(column.metric)]))
+    wide = len(table.row_axes)
+    grid = tabulate(
+        [_texts(table, line, _MARKDOWN) for line in table.lines],
+        headers=top,
+        tablefmt="pipe",
+        colalign=["left"] * wide + ["right"] * len(table.columns),
+        disable_numparse=True,
+    )
+    title = caption(table)
+    above = [_MARKDOWN.escape(title[0].upper() + title[1:] + "."), ""] if title else []
+    return "\n".join([*above, grid, "", *(f"- {note}" for note in _notes(table, _MARKDOWN))]) + "\n"
+
+
+def _csv(table: Table) -> str:
+    """Return fractions in full precision; constants are columns, and a state stands as its name."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    names = [axis for axis, _ in table.constants] + list(table.row_axes)
+    for column in table.columns:
+        stem = " ".join([*(str(group) for group in column.groups), column.metric])
+        names += [f"{stem} {part}" for part in ("mean", "sd", "n")]
+    writer.writerow(names)
+    constants = [_word(value) for _, value in table.constants]
+    for line in table.lines:
+        cells = constants + [_word(value) for value in line.labels]
+        for e in line.entries:
+            value = (repr(e.mean), repr(e.sd)) if e.state == "ok" else (e.state, e.state)
+            cells += [*value, str(e.n)]
+        writer.writerow(cells)
+    return out.getvalue()
+
+
+def _latex(table: Table) -> str:
+    wide = len(table.row_axes)
+    top = []
+    for level in range(len(table.col_axes)):
+        cells, rules, at = [""] * wide, [], wide + 1
+        for text, span in _groups(table, level, _LATEX):
+            cells.append(rf"\multicolumn{{{span}}}{{c}}{{{text}}}")
+            rules.append(rf"\cmidrule(lr){{{at}-{at + span - 1}}}")
+            at += span
+        top += [" & ".join(cells).strip() + r" \\", " ".join(rules)]
+    last = [*_names(table), *(head(column.metric) for column in table.columns)]
+    top.append(" & ".join(_LATEX.escape(text) for text in last) + r" \\")
+    body = [" & ".join(_texts(table, line, _LATEX)) + r" \\" for line in table.lines]
+    lines = [
+        r"% needs \usepackage{booktabs}",
+        r"\begin{table}",
+        r"\centering",
+        rf"\caption{{{_LATEX.escape(caption(table))}}}",
+        rf"\begin{{tabular}}{{{'l' * wide}{'r' * len(table.columns)}}}",
+        *(r"\toprule", *top, r"\midrule", *body, r"\bottomrule"),
+        r"\end{tabular}",
+        *(rf"\par\smallskip{{\footnotesize {note}\par}}" for note in _notes(table, _LATEX)),
+        r"\end{table}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _texts(table: Table, line: Line, style: _Style) -> list[str]:
+    """Return the labels and the entries of a line as text."""
+    texts = [
+        _axis_text(table, axis, value, style)
+        for axis, value in zip(table.row_axes, line.labels, strict=True)
+    ]
+    several = len(table.seeds) > 1
+    signs, pm = style.signs, style.signs["pm"]
+    for column, e in zip(table.columns, line.entries, strict=True):
+        if e.state != "ok":
+            texts.append(signs[e.state])
+            continue
+        scale = 1 if column.metric in PLAIN else 100
+        text = f"{scale * e.mean:.1f}"
+        if e.n > 1:
+            text += f" {pm} {scale * e.sd:.1f}"
+        if several:
+            text += f" ({e.n})"
+        text = style.bold(text) if e.best else text
+        texts.append(text + signs["partial"] if e.partial else text)
+    return texts
+
+
+def _names(table: Table) -> list[str]:
+    """Return the heads of the label columns."""
+    return [name(axis) for axis in table.row_axes]
+
+
+def _axis_text(table: Table, axis: str, value: Any, style: _Style) -> str:
+    """Return a label as text; an oracle carries its sign."""
+    text = style.escape(label(axis, value))
+    return text + style.signs["oracle"] if axis == "defense" and value in table.oracles else text
+
+
+def _group_texts(table: Table, column: Column, style: _Style) -> list[str]:
+    """Return the labels of a column's groups as text."""
+    pairs = zip(table.col_axes, column.groups, strict=True)
+    return [_axis_text(table, axis, value, style) for axis, value in pairs]
+
+
+def _groups(table: Table, level: int, style: _Style) -> list[tuple[str, int]]:
+    """Return the text and the width of each group of columns at one level of the head."""
+    runs = groupby(table.columns, key=lambda column: column.groups[: level + 1])
+    spans = [list(run) for _, run in runs]
+    return [(_group_texts(table, span[0], style)[level], len(span)) for span in spans]
+
+
+def _word(value: Any) -> str:
+    """Return a label as a machine reads it."""
+    return "null" if value is None else str(value)
+
+
+_SIGNS = {
+    "missing": "·",
+    "failed": "✗",
+    "timeout": "⋈",
+    "diverged": "∞",
+    "blocked": "⊘",
+    "not_applicable": "–",
+    "undefined": "n/a",
+    "partial": "†",
+    "oracle": "‡",
+    "pm": "±",
+}
+_TEX_SIGNS = {
+    **_SIGNS,
+    "missing": r"$\cdot$",
+    "failed": r"$\times$",
+    "timeout": r"$\bowtie$",
+    "diverged": r"$\infty$",
+    "blocked": r"$\oslash$",
+    "not_applicable": "--",
+    "partial": r"$^\dagger$",
+    "oracle": r"$^\ddagger$",
+    "pm": r"$\pm$",
+}
+_TEX_CODES = str.maketrans(
+    {
+        **{sign: f"\\{sign}" for sign in "&%$#_{}"},
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "<": r"\textless{}",
+        ">": r"\textgreater{}",
+        "|": r"\textbar{}",
+        "±": r"$\pm$",
+        "–": "--",
+        "\n": " ",
+    }
+)
+_MARKDOWN_CODES = str.maketrans({**{sign: f"\\{sign}" for sign in "\\|*`<"}, "\n": " "})
+
+_MARKDOWN = _Style(lambda text: text.translate(_MARKDOWN_CODES), "**{}**".format, _SIGNS)
+_LATEX = _Style(lambda text: text.translate(_TEX_CODES), r"\textbf{{{}}}".format, _TEX_SIGNS)
+_HTML = _Style(html.escape, "<strong>{}</strong>".format, _SIGNS)
+
+CSS = """body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem; color: #1a1a1a; }
+figure { margin: 0; overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+caption { text-align: left; padding-bottom: .5rem; font-weight: 600; }
+th, td { padding: .25rem .7rem; text-align: right; white-space: nowrap; }
+th[scope=row], th[rowspan] { text-align: left; font-weight: 400; }
+th[scope=colgroup] { text-align: center; border-bottom: 1px solid #999; }
+thead { border-top: 2px solid #333; border-bottom: 1px solid #333; }
+tbody { border-bottom: 2px solid #333; }
+figcaption p { margin: .4rem 0; font-size: .9em; max-width: 60rem; }
+"""
+"""The style of the page; whoever embeds a `fragment` may set it too."""
+
+FORMATS: Mapping[str, Callable[[Table], str]] = {
+    "markdown": _markdown,
+    "csv": _csv,
+    "latex": _latex,
+    "html": _html,
+}
+"""The formats of `render`."""

@@ -1,0 +1,119 @@
+"""The rows of sweeps as one pandas frame: every cell once, in an order the parts cannot change."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+
+from sweeper.errors import SweepError, unknown
+from sweeper.rows import AXES, FINISHED, SCHEMA
+
+_NUMBERS = ("poison_rate", "clean_budget", "target", "seed")
+
+
+def frame(tables: Iterable[pa.Table]) -> pd.DataFrame:
+    """Return the rows of `tables` as one frame, each (sweep, key) once, sorted by axes and key.
+
+    A cell that ran again is the row that started last; of two that started together the finished
+    one. Columns an older file lacks are null; columns the schema does not know stay, after the
+    others. Whole numbers and truth values are pandas' nullable types.
+
+    Raises:
+        SweepError: Two files hold the same column with types that do not go together.
+    """
+    try:
+        whole = pa.concat_tables(
+            [SCHEMA.empty_table(), *tables],
+            promote_options="permissive",
+        )
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise SweepError(
+            f"results: the files cannot be read as one table ({error}); move the older ones out of "
+            "the sweep's results folder and run the sweep again"
+        ) from error
+    names = [*SCHEMA.names, *sorted(set(whole.column_names) - set(SCHEMA.names))]
+    types = {pa.int64(): pd.Int64Dtype(), pa.bool_(): pd.BooleanDtype()}
+    data: pd.DataFrame = whole.select(names).to_pandas(types_mapper=types.get)
+    data = latest(data, ["sweep", "key"])
+    return data.sort_values([*AXES, "key", "sweep"], kind="stable", ignore_index=True)
+
+
+def latest(data: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+    """Return one row for each combination of the columns `by`: the one that started last.
+
+    Ties go to a finished status, and then to the contents, so that the order of `data` decides
+    nothing. A row without a start counts as the oldest.
+    """
+    data = data.reset_index(drop=True)
+    again = data.duplicated(list(by), keep=False)
+    if not again.any():
+        return data
+    pool = data[again]
+    pool = pool.assign(
+        _started=pd.to_datetime(
+            pool["started_at"], utc=True, format="ISO8601", errors="coerce"
+        ),  # text alone would put 00:00:00Z after 00:00:00.5Z
+        _finished=pool["status"].isin(FINISHED),
+    )
+    pool = pool.sort_values(["_started", "_finished", *SCHEMA.names], na_position="first")
+    kept = pool.drop_duplicates(list(by), keep="last").index
+    return data[~again | data.index.isin(kept)].reset_index(drop=True)
+
+
+def require(data: pd.DataFrame) -> None:
+    """Do nothing if there is at least one row.
+
+    Raises:
+        SweepError: There is none.
+    """
+    if data.empty:
+        raise SweepError("no rows yet: run `sweeper run ...` first")
+
+
+def select(data: pd.DataFrame, **filters: Any) -> pd.DataFrame:
+    """Return the rows whose axes have the values asked for.
+
+    Args:
+        data: What `frame` returned.
+        **filters: Axis -> a value or several; numbers may be given as text. A filter on
+            `clean_budget` also keeps the defenses that see no clean data (budget 0): they belong
+            beside every budget.
+
+    Raises:
+        SweepError: No rows at all, an unknown axis, a value that occurs nowhere, or values that
+            never occur together.
+    """
+    require(data)
+    mask = pd.Series(True, index=data.index)
+    for axis, wanted in filters.items():
+        if axis not in AXES:
+            raise SweepError(f"results: {unknown('axis', axis, AXES)}")
+        several = isinstance(wanted, Iterable) and not isinstance(wanted, str)
+        labels = [_value(data, axis, item) for item in (wanted if several else [wanted])]
+        chosen = data[axis].isin(labels)
+        if axis == "clean_budget":
+            chosen |= data[axis].fillna(0.0) == 0
+        mask &= chosen.astype(bool)
+    if not mask.any():
+        asked = ", ".join(f"{axis}={wanted}" for axis, wanted in filters.items())
+        raise SweepError(
+            f"results: no row has {asked}: each value occurs, but not together; leave one out"
+        )
+    return data[mask].reset_index(drop=True)
+
+
+def _value(data: pd.DataFrame, axis: str, wanted: Any) -> Any:
+    """Return `wanted` as the axis' own type, if it occurs there."""
+    known = data[axis].dropna().unique().tolist()
+    value = wanted
+    if axis in _NUMBERS:
+        try:
+            value = float(wanted)
+        except (TypeError, ValueError):
+            value = None
+    if value not in known:
+        raise SweepError(f"results: {unknown(axis, wanted, [str(label) for label in known])}")
+    return value

@@ -1,0 +1,189 @@
+"""What a few seeds allow to be said: intervals, paired differences, and what is only noise."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+Floats: TypeAlias = npt.NDArray[np.float64]
+"""A float64 array; the functions over arrays are elementwise."""
+
+ROUNDING = 1e-12
+"""Differences and spreads below this are rounding: rates are multiples of 1 / n_test > 1e-8."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A metric over seeds."""
+
+    mean: float
+    """Mean; nan without values."""
+    sd: float
+    """Standard deviation of a sample (n - 1); nan for n < 2."""
+    n: int
+    """Number of values that are not nan."""
+    low: float
+    """Lower end of the t-interval of the mean; nan for n < 2."""
+    high: float
+    """Upper end of the t-interval of the mean; nan for n < 2."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A paired difference a - b."""
+
+    mean: float
+    """Mean of a - b; nan without pairs."""
+    low: float
+    """Lower end of the t-interval; nan for n < 2."""
+    high: float
+    """Upper end of the t-interval; nan for n < 2."""
+    p: float
+    """Two-sided p of the paired t-test; nan for n < 2."""
+    n: int
+    """Number of pairs in which neither value is nan."""
+
+
+def wilson(successes: float, n: float, confidence: float = 0.95) -> tuple[float, float]:
+    """Return Wilson's interval (low, high) of a proportion; (0, 1) for n = 0: nothing is known.
+
+    Raises:
+        ValueError: Not 0 <= successes <= n.
+    """
+    if not 0 <= successes <= n:
+        raise ValueError(f"wilson: {successes} successes of {n}")
+    if n == 0:
+        return 0.0, 1.0
+    low, high = wilson_bounds(np.array([successes / n]), np.array([float(n)]), confidence)
+    return float(low[0]), float(high[0])
+
+
+def wilson_bounds(share: Floats, n: Floats, confidence: float = 0.95) -> tuple[Floats, Floats]:
+    """Return Wilson's intervals of the proportions `share` of `n > 0` trials; nan stays nan."""
+    from scipy.special import ndtri
+
+    square = float(ndtri(0.5 + confidence / 2)) ** 2
+    middle = (share + square / (2 * n)) / (1 + square / n)
+    half = np.sqrt(square * (share * (1 - share) / n + square / (4 * n * n))) / (1 + square / n)
+    return np.clip(middle - half, 0.0, 1.0), np.clip(middle + half, 0.0, 1.0)
+
+
+def half_width(sd: Floats, n: npt.NDArray[Any], confidence: float = 0.95) -> Floats:
+    """Return half the width of the t-interval of a mean of `n` values; nan for n < 2."""
+    from scipy.special import stdtrit
+
+    known = np.where(n >= 2, n, np.nan).astype(np.float64)
+    width: Floats = stdtrit(known - 1, 0.5 + confidence / 2) * sd / np.sqrt(known)
+    return width
+
+
+def summarise(values: Sequence[float] | Floats, confidence: float = 0.95) -> Summary:
+    """Return mean, spread and t-interval of `values`; nan among them (no value) is left out."""
+    data = np.asarray(values, dtype=np.float64)
+    data = data[~np.isnan(data)]
+    n = len(data)
+    mean = float(data.mean()) if n else math.nan
+    sd = float(data.std(ddof=1)) if n > 1 else math.nan
+    half = float(half_width(np.array([sd]), np.array([n]), confidence)[0])
+    return Summary(mean, sd, n, mean - half, mean + half)
+
+
+def paired(
+    a: Sequence[float] | Floats, b: Sequence[float] | Floats, confidence: float = 0.95
+) -> Difference:
+    """Return the mean of a - b with its t-interval and the p of the paired t-test.
+
+    Pairs with a nan are left out. Fewer than two pairs carry no spread: interval and p are nan.
+    Differences without any spread (below rounding) have no t statistic: the interval is the mean
+    itself, and p is 1 if the mean is 0 (the two are the same) and else 0, the limits of the test.
+
+    Raises:
+        ValueError: `a` and `b` differ in length.
+    """
+    first, second = _pairs(a, b)
+    total = summarise(first - second, confidence)
+    if total.n < 2:
+        return Difference(total.mean, math.nan, math.nan, math.nan, total.n)
+    scale = max(float(np.abs(first).max()), float(np.abs(second).max()), 1.0)
+    if total.sd <= ROUNDING * scale:
+        p = 1.0 if abs(total.mean) <= ROUNDING * scale else 0.0
+        return Difference(total.mean, total.mean, total.mean, p, total.n)
+    from scipy.stats import ttest_rel
+
+    return Difference(
+        total.mean, total.low, total.high, float(ttest_rel(first, second).pvalue), total.n
+    )
+
+
+def beyond_noise(
+    a: Sequence[float] | Floats,
+    b: Sequence[float] | Floats,
+    *,
+    counts: tuple[float, float] | None = None,
+    confidence: float = 0.95,
+) -> bool:
+    """Return whether `a` and `b`, paired by seed, differ by more than the noise.
+
+    Two pairs or more: the paired t-interval excludes 0. One pair: the Wilson intervals of the two
+    proportions do not overlap; without the counts there is no interval, and the answer is no.
+    No pair: no.
+
+    Args:
+        a: One value a seed; nan where there is none.
+        b: The same seeds.
+        counts: Test samples behind a value of `a` and of `b`, used with a single pair.
+        confidence: Of the intervals.
+    """
+    first, second = _pairs(a, b)
+    total = summarise(first - second, confidence)
+    if not total.n:
+        return False
+    left, right = counts or (math.nan, math.nan)
+    apart = separated(
+        np.array([total.mean]),
+        np.array([total.sd]),
+        np.array([total.n]),
+        (first[:1], np.array([left])),
+        (second[:1], np.array([right])),
+        confidence,
+    )
+    return bool(apart[0])
+
+
+def separated(
+    mean: Floats,
+    sd: Floats,
+    n: npt.NDArray[Any],
+    a: tuple[Floats, Floats],
+    b: tuple[Floats, Floats],
+    confidence: float = 0.95,
+) -> npt.NDArray[np.bool_]:
+    """Decide `beyond_noise` for many comparisons at once.
+
+    Args:
+        mean: Mean of the paired differences.
+        sd: Their standard deviation; nan for n < 2.
+        n: Number of pairs.
+        a: Proportion and count of the one side, used where n is 1; nan: not known.
+        b: The same of the other side.
+        confidence: Of the intervals.
+    """
+    many = np.abs(mean) > half_width(sd, n, confidence) + ROUNDING
+    low_a, high_a = wilson_bounds(*a, confidence)
+    low_b, high_b = wilson_bounds(*b, confidence)
+    single = (low_a > high_b) | (low_b > high_a)
+    return np.where(n >= 2, many, (n == 1) & single)
+
+
+def _pairs(a: Sequence[float] | Floats, b: Sequence[float] | Floats) -> tuple[Floats, Floats]:
+    """Return `a` and `b` where neither is nan."""
+    first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    if first.shape != second.shape:
+        raise ValueError(f"paired values: {first.shape} against {second.shape}")
+    both = ~(np.isnan(first) | np.isnan(second))
+    return first[both], second[both]

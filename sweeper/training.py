@@ -1,0 +1,233 @@
+"""The one training loop, for victims and defenses alike, with hooks for methods that own a part.
+
+Data lie whole on the device as uint8; a batch is an index, a crop and a cast. Nothing inside the
+loop waits for the device: losses are summed there and read once an epoch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.nn import functional
+
+from sweeper import augment, seeds
+from sweeper.errors import DivergedError
+from sweeper.recipes import Recipe
+from sweeper.types import ImageSet
+
+VERSION = 1
+"""Part of every trained cell's key: raised when the loop gives other numbers."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a step trains on; hooks return a changed copy."""
+
+    images: Tensor
+    """uint8 [B, H, W, C] before augmentation, float [B, C, H, W] in [0, 1] after it."""
+    labels: Tensor
+    """int64 [B] on the device."""
+    index: Tensor
+    """int64 [B] on the device: positions in the training set."""
+    epoch: int
+    """From 0."""
+    step: int
+    """From 0, over all epochs."""
+
+
+class Hooks:
+    """Places in the loop a method may own; every one does nothing by default."""
+
+    def start(self, model: nn.Module, device: torch.device) -> None:
+        """Before the first step."""
+
+    def optimizer(self, model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+        """The optimiser of the loop: SGD over the parameters that require a gradient."""
+        return sgd(model, recipe)
+
+    def batch(self, batch: Batch, rng: Generator) -> Batch:
+        """The batch before augmentation."""
+        return batch
+
+    def augmented(self, batch: Batch, rng: Generator) -> Batch:
+        """The batch after augmentation."""
+        return batch
+
+    def loss(self, model: nn.Module, batch: Batch, recipe: Recipe) -> Tensor:
+        """The loss of one step: cross-entropy with the recipe's label smoothing."""
+        logits = model(batch.images)
+        return functional.cross_entropy(
+            logits.float(), batch.labels, label_smoothing=recipe.label_smoothing
+        )
+
+    def step(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, loss: Callable[[], Tensor]
+    ) -> Tensor:
+        """One update; `loss` runs the forward pass and may be called more than once."""
+        optimizer.zero_grad(set_to_none=True)
+        value = loss()
+        value.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        return value.detach()
+
+    def stepped(self, model: nn.Module, step: int) -> None:
+        """After an update: projections, masks."""
+
+    def epoch(self, model: nn.Module, epoch: int) -> None:
+        """After an epoch."""
+
+
+def sgd(model: nn.Module, recipe: Recipe) -> torch.optim.SGD:
+    """Return the recipe's SGD over the parameters that require a gradient."""
+    return torch.optim.SGD(
+        [p for p in model.parameters() if p.requires_grad],
+        lr=recipe.lr,
+        momentum=recipe.momentum,
+        weight_decay=recipe.weight_decay,
+        nesterov=recipe.nesterov,
+        fused=True,
+    )
+
+
+def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
+    """Return the learning rate of a step (from 0), with `steps` steps an epoch."""
+    epoch, warm = step // steps, recipe.warmup * steps
+    if step < warm:
+        return recipe.lr * (step + 1) / warm
+    if recipe.schedule == "linear":
+        total = recipe.epochs * steps
+        return recipe.lr * (total - step) / max(1.0, total - warm)
+    if recipe.schedule == "cosine":
+        return recipe.lr * (1 + math.cos(math.pi * epoch / (recipe.period or recipe.epochs))) / 2
+    if recipe.schedule == "step":
+        return recipe.lr * recipe.gamma ** sum(epoch >= at for at in recipe.milestones)
+    return recipe.lr
+
+
+def native_bf16(device: torch.device) -> bool:
+    """Whether the device computes bfloat16 in hardware."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    with contextlib.suppress(OSError):
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="ignore")
+        return device.type == "cpu" and ("avx512_bf16" in flags or "amx_bf16" in flags)
+    return False
+
+
+def autocast(recipe: Recipe, device: torch.device) -> torch.autocast:
+    """Return the context in which this recipe's forward passes run on this device."""
+    wanted = recipe.precision == "bf16" or (recipe.precision == "auto" and native_bf16(device))
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=wanted)
+
+
+def on_device(images: Tensor, device: torch.device) -> Tensor:
+    """uint8 [N, C, H, W] -> uint8 [N, H, W, C] on the device, the layout batches are cut from."""
+    return images.permute(0, 2, 3, 1).contiguous().to(device)
+
+
+def augmented(images: Tensor, recipe: Recipe, rng: Generator) -> Tensor:
+    """uint8 [B, H, W, C] -> float [B, C, H, W] in [0, 1], cropped, mirrored, rotated, erased."""
+    out = augment.to_float(augment.crop_flip(images, recipe.crop, recipe.flip, rng))
+    if recipe.rotation:
+        out = augment.rotate(out, recipe.rotation, rng)
+    return augment.erase(out, recipe.erase, rng) if recipe.erase else out
+
+
+def order(count: int, batch: int, rng: Generator) -> list[Tensor]:
+    """Return one epoch's batches of indices; a last batch of one sample joins none (BatchNorm)."""
+    batches = list(torch.randperm(count, generator=rng).split(batch))
+    return batches[:-1] if len(batches) > 1 and len(batches[-1]) == 1 else batches
+
+
+def fit(
+    model: nn.Module,
+    data: ImageSet,
+    recipe: Recipe,
+    *,
+    key: str,
+    device: torch.device,
+    hooks: Hooks | None = None,
+    progress: Callable[[int, int, float], None] | None = None,
+) -> list[float]:
+    """Train `model` in place; it is left in eval mode.
+
+    Args:
+        model: On any device; moved to `device`.
+        data: The training set, labels as given.
+        recipe: Optimiser, schedule, augmentation, precision.
+        key: Identity of this training; all its random draws derive from it.
+        device: Where to train.
+        hooks: The parts a method owns.
+        progress: Called after each epoch with (epoch, epochs, mean loss).
+
+    Returns:
+        The mean loss of each epoch.
+
+    Raises:
+        DivergedError: A loss became NaN or infinite.
+    """
+    hooks = hooks or Hooks()
+    rng = seeds.generator(key, "fit")
+    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    images, labels = on_device(data.images, device), data.labels.to(device)
+    hooks.start(model, device)
+    optimizer = hooks.optimizer(model, recipe)
+    model.train()
+    losses: list[float] = []
+    step, steps = 0, len(order(len(data), recipe.batch, seeds.generator(key)))
+    for epoch in range(recipe.epochs):
+        total = torch.zeros((), device=device)
+        for index in order(len(data), recipe.batch, rng):
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(recipe, step, steps)
+            index = index.to(device)
+            batch = Batch(images.index_select(0, index), labels[index], index, epoch, step)
+            batch = hooks.batch(batch, rng)
+            batch = replace(batch, images=augmented(batch.images, recipe, rng))
+            total += _step(model, optimizer, hooks.augmented(batch, rng), recipe, hooks)
+            hooks.stepped(model, step)
+            step += 1
+        losses.append(total.item() / steps)
+        if not math.isfinite(losses[-1]):
+            raise DivergedError(f"the loss of epoch {epoch + 1} is {losses[-1]}")
+        hooks.epoch(model, epoch)
+        if progress:
+            progress(epoch + 1, recipe.epochs, losses[-1])
+    model.eval()
+    return losses
+
+
+def _step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batch: Batch,
+    recipe: Recipe,
+    hooks: Hooks,
+) -> Tensor:
+    """One update with the forward pass under autocast."""
+
+    def loss() -> Tensor:
+        with autocast(recipe, batch.images.device):
+            return hooks.loss(model, batch, recipe)
+
+    return hooks.step(model, optimizer, loss)
+
+
+def draws(
+    data: ImageSet, recipe: Recipe, steps: int, rng: Generator, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield `steps` augmented batches drawn with replacement.
+
+    Yields:
+        (float [B, C, H, W] in [0, 1], int64 [B]) on the device.
+    """
+    images, labels = on_device(data.images, device), data.labels.to(device)
+    for _ in range(steps):
+        index = torch.randint(len(data), (recipe.batch,), generator=rng).to(device)
+        yield augmented(images.index_select(0, index), recipe, rng), labels[index]
