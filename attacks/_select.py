@@ -16,7 +16,7 @@ from sweeper.errors import SweepError
 
 
 def candidates(labels: Tensor, rule: str, base: str, target: int) -> Tensor:
-    """bool [N]: the samples of these labels [N] that the rule and the rate's base allow."""
+    """Bool [N]: the samples of these labels [N] that the rule and the rate's base allow."""
     if rule == "clean":
         return labels == target
     if rule == "all2all" or base == "all":

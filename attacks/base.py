@@ -41,7 +41,9 @@ class Lab(Protocol):
     def new_model(self) -> Net:
         """A freshly initialised model of the victim's architecture."""
 
-    def fit(self, model: torch.nn.Module, data: ImageSet, hooks: Hooks | None, **changes: Any) -> None:
+    def fit(
+        self, model: torch.nn.Module, data: ImageSet, hooks: Hooks | None, **changes: Any
+    ) -> None:
         """Train `model` on `data` by the sweep's recipe with `changes`."""
 
 
@@ -130,12 +132,17 @@ class Attack(ABC):
         defaults = {"all2all": "all", "clean": "target-class"}
         return self.rate_base or defaults.get(self.rule, "non-target")
 
+    @property
+    def targeted(self) -> bool:
+        """Whether the target label means anything to the attack."""
+        return self.rule != "all2all"
+
     def applies(self, facts: Facts, rate: float) -> str | None:
         """Why the attack cannot be run on this data set at this rate; None where it can."""
-        if self.target >= facts.classes:
-            return f"target label {self.target} does not exist: {facts.classes} classes"
         if not facts.class_counts or not self.rated:
             return None
+        if self.target >= facts.classes:
+            return f"target label {self.target} does not exist: {facts.classes} classes"
         labels = torch.repeat_interleave(
             torch.arange(facts.classes), torch.tensor(facts.class_counts)
         )
@@ -147,7 +154,7 @@ class Attack(ABC):
         return None
 
     def pool(self, labels: Tensor) -> Tensor:
-        """bool [N]: the training samples that may be poisoned."""
+        """Bool [N]: the training samples that may be poisoned."""
         return candidates(labels, self.rule, self.base, self.target)
 
     def count(self, labels: Tensor, rate: float) -> int:
@@ -174,7 +181,7 @@ class Attack(ABC):
         return torch.full_like(labels, self.target)
 
     def victims(self, labels: Tensor) -> Tensor:
-        """bool [B]: which triggered images count for ASR and RA."""
+        """Bool [B]: which triggered images count for ASR and RA."""
         if self.rule == "all2all":
             return torch.ones_like(labels, dtype=torch.bool)
         return labels != self.target
@@ -207,5 +214,3 @@ class Attack(ABC):
     def clean_test(self, test: ImageSet) -> ImageSet:
         """The test images ACC is measured on; semantic attacks leave their members out."""
         return test
-
-

@@ -80,7 +80,7 @@ class Blend(Attack):
         return {"trigger_image": hashlib.sha256(raw).hexdigest()}
 
     def pattern(self, channels: int, height: int, width: int) -> Tensor:
-        """float [C, H, W] of 0..255: the picture on this canvas."""
+        """Float [C, H, W] of 0..255: the picture on this canvas."""
         if self.picture == "strip":
             return stripes(height, width).expand(channels, height, width)
         if self.picture == "noise":

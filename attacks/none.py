@@ -23,6 +23,11 @@ class NoAttack(Attack):
     paper = "control"
     rated = False
 
+    @property
+    def targeted(self) -> bool:
+        """There is no target."""
+        return False
+
     def count(self, labels: Tensor, rate: float) -> int:
         """No sample is poisoned."""
         return 0

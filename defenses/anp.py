@@ -88,7 +88,8 @@ class ANP(Defense):
             notes: dict[str, Any] = {}
         else:
             threshold, notes = (
-                (self.threshold, {}) if self.threshold is not None
+                (self.threshold, {})
+                if self.threshold is not None
                 else self.choose(case, masks, holdout)
             )
             dead = masks < threshold
@@ -116,7 +117,7 @@ class ANP(Defense):
                 with torch.no_grad():
                     neurons.mask.clamp_(0, 1)
                 if step % 100 == 99:
-                    case.log(step=step + 1, steps=self.steps, loss=float(loss))
+                    case.log(step=step + 1, steps=self.steps, loss=loss.item())
         return neurons.mask.detach().cpu()
 
     def loss(
@@ -144,9 +145,7 @@ class ANP(Defense):
                         shift.clamp_(-self.eps, self.eps)
         return self.alpha * cost(False) + (1 - self.alpha) * cost(True)
 
-    def choose(
-        self, case: Case, masks: Tensor, holdout: ImageSet
-    ) -> tuple[float, dict[str, Any]]:
+    def choose(self, case: Case, masks: Tensor, holdout: ImageSet) -> tuple[float, dict[str, Any]]:
         """The fair threshold: the largest below which hold-out accuracy never fell by over tau."""
         before = case.accuracy(case.model, holdout)
         tolerance = max(self.tau, 2 / len(holdout))

@@ -27,9 +27,7 @@ class ANPOracle(ANP):
     title = "ANP, threshold chosen on test data"
     sees = frozenset({"model", "clean", "oracle"})
 
-    def choose(
-        self, case: Case, masks: Tensor, holdout: ImageSet
-    ) -> tuple[float, dict[str, Any]]:
+    def choose(self, case: Case, masks: Tensor, holdout: ImageSet) -> tuple[float, dict[str, Any]]:
         """The threshold of lowest test ASR at a bounded change of test accuracy."""
         acc_before, asr_before = case.oracle(case.model)
         chosen, best, curve = 0.0, asr_before, [(0.0, acc_before, asr_before)]

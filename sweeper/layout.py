@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 STATES = {
     "missing": "not run yet",
     "failed": "failed",
-    "timeout": "ran out of time",
-    "diverged": "weights or losses became infinite",
-    "blocked": "blocked: a cell it builds on did not end well",
+    "timeout": "timeout, stopped before its end",
+    "diverged": "diverged, weights or losses not finite",
+    "blocked": "blocked by a cell that did not end well",
     "not_applicable": "does not apply",
-    "undefined": "this method has no such value",
+    "undefined": "no such value for this defense",
 }
 """What an entry without a number can be, worst first after `missing`, as the legend says it."""
 
@@ -96,15 +96,15 @@ class Table:
     """The defenses that were chosen with test data."""
 
 
-def label(axis: str, value: Any) -> str:
-    """Return how people read a value of an axis: `10 %`, `500`, `anp`."""
+def label(table: Table, axis: str, value: Any) -> str:
+    """Return how people read a value of an axis: `10 %`, `500`, `anp`; an oracle carries ‡."""
     if value is None:
         return "–"
     if axis == "poison_rate" or (axis == "clean_budget" and value < 1):
         return f"{100 * value:.6g} %"
     if axis == "clean_budget":
         return f"{value:.0f}"
-    return str(value)
+    return f"{value}‡" if axis == "defense" and value in table.oracles else str(value)
 
 
 def caption(table: Table) -> str:
@@ -112,7 +112,7 @@ def caption(table: Table) -> str:
     parts = [
         "no clean data"
         if axis == "clean_budget" and not value
-        else f"{name(axis)} {label(axis, value)}"
+        else f"{name(axis)} {label(table, axis, value)}"
         for axis, value in table.constants
     ]
     if table.seeds:

@@ -46,7 +46,7 @@ class Recipe:
     crop: int = 0
     """Pixels of the random crop's border."""
     flip: bool = False
-    """Whether to mirror at random. Mirroring moves a corner trigger: it is declared, not assumed."""
+    """Whether to mirror at random; it moves a corner trigger, so it is declared, not assumed."""
     rotation: float = 0.0
     """Degrees of random rotation to either side."""
     erase: float = 0.0

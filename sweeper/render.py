@@ -48,17 +48,18 @@ def _notes(table: Table, style: _Style) -> list[str]:
         lines.append(style.escape(f"{text[0].upper()}{text[1:]}."))
     if any(entry.best for entry in entries):
         lines.append(
-            f"{style.bold('Bold')}: better than every other defense, oracles apart, beyond the "
-            "noise" + style.escape(" (95 % intervals: paired t over seeds, Wilson for one seed).")
+            f"{style.bold('Bold')}: "
+            + style.escape(
+                "better than every other defense (oracles not counted) beyond the noise "
+                "(95 % intervals: paired t over seeds, Wilson for one seed)."
+            )
         )
     signs = [(state, text) for state, text in STATES.items() if state in states]
     if any(entry.partial for entry in entries):
         signs.append(("partial", "without the seeds that did not end well"))
     if table.oracles:
         signs.append(("oracle", "chosen with test data; not a fair comparison"))
-    if signs:
-        each = [f"{style.signs[sign]} {style.escape(text)}" for sign, text in signs]
-        lines.append("; ".join(each) + ".")
+    lines += [f"{style.signs[sign]}: {style.escape(text)}." for sign, text in signs]
     if table.sees:
         lines.append("Sees: " + style.escape("; ".join(threat(*pair) for pair in table.sees)) + ".")
     return lines
@@ -182,7 +183,7 @@ def _latex(table: Table) -> str:
 def _texts(table: Table, line: Line, style: _Style) -> list[str]:
     """Return the labels and the entries of a line as text."""
     texts = [
-        _axis_text(table, axis, value, style)
+        style.escape(label(table, axis, value))
         for axis, value in zip(table.row_axes, line.labels, strict=True)
     ]
     several = len(table.seeds) > 1
@@ -207,16 +208,10 @@ def _names(table: Table) -> list[str]:
     return [name(axis) for axis in table.row_axes]
 
 
-def _axis_text(table: Table, axis: str, value: Any, style: _Style) -> str:
-    """Return a label as text; an oracle carries its sign."""
-    text = style.escape(label(axis, value))
-    return text + style.signs["oracle"] if axis == "defense" and value in table.oracles else text
-
-
 def _group_texts(table: Table, column: Column, style: _Style) -> list[str]:
     """Return the labels of a column's groups as text."""
     pairs = zip(table.col_axes, column.groups, strict=True)
-    return [_axis_text(table, axis, value, style) for axis, value in pairs]
+    return [style.escape(label(table, axis, value)) for axis, value in pairs]
 
 
 def _groups(table: Table, level: int, style: _Style) -> list[tuple[str, int]]:
@@ -266,6 +261,7 @@ _TEX_CODES = str.maketrans(
         "|": r"\textbar{}",
         "±": r"$\pm$",
         "–": "--",
+        "‡": r"$^\ddagger$",
         "\n": " ",
     }
 )
@@ -275,7 +271,8 @@ _MARKDOWN = _Style(lambda text: text.translate(_MARKDOWN_CODES), "**{}**".format
 _LATEX = _Style(lambda text: text.translate(_TEX_CODES), r"\textbf{{{}}}".format, _TEX_SIGNS)
 _HTML = _Style(html.escape, "<strong>{}</strong>".format, _SIGNS)
 
-CSS = """body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem; color: #1a1a1a; }
+CSS = """body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem; }
+body { color: #1a1a1a; background: #fff; }
 figure { margin: 0; overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 caption { text-align: left; padding-bottom: .5rem; font-weight: 600; }

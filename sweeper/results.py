@@ -5,11 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 
 from sweeper.errors import SweepError, unknown
 from sweeper.rows import AXES, FINISHED, SCHEMA
+
+SETTINGS = (
+    "attack_name attack_options rule defense_name defense_options dataset_options model_options "
+    "recipe"
+).split()
+"""What can differ under one label: becomes an axis where two rows would else share a seed."""
 
 _NUMBERS = ("poison_rate", "clean_budget", "target", "seed")
 
@@ -103,6 +110,53 @@ def select(data: pd.DataFrame, **filters: Any) -> pd.DataFrame:
             f"results: no row has {asked}: each value occurs, but not together; leave one out"
         )
     return data[mask].reset_index(drop=True)
+
+
+def once(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """Return each cell once, and the settings that must be axes so that no seed counts twice.
+
+    Sweeps may share a cell: its latest row stays. Rows that agree in all axes come from other
+    settings under the same labels: those that differ are returned. Rows that differ in nothing but
+    their key come from older code: the one that started last stays.
+    """
+    data = latest(frame, ["key"])
+    data["clean_budget"] = data["clean_budget"].fillna(0.0)
+    again = data[data.duplicated(list(AXES), keep=False)]
+    if again.empty:
+        return data, []
+    same = again.groupby(list(AXES), dropna=False)
+    settings = [name for name in SETTINGS if (same[name].nunique() > 1).any()]
+    return latest(data, [*AXES, *settings]), settings
+
+
+def spread(data: pd.DataFrame) -> pd.DataFrame:
+    """Repeat the rows with clean budget 0 for every budget of their line.
+
+    They belong to defenses that see no clean data, so they hold for any budget. With a single other
+    budget they simply join it.
+    """
+    free = (data["clean_budget"] == 0).to_numpy()
+    budgets = np.sort(data.loc[~free, "clean_budget"].unique())
+    if not len(budgets) or not free.any():
+        return data
+    peers = ["dataset", "model", "attack", "poison_rate", "target"]
+    pairs = data.loc[~free, [*peers, "clean_budget"]].drop_duplicates()
+    left = data.loc[free, peers].assign(position=np.flatnonzero(free))
+    joined = left.merge(pairs, on=peers, how="left")
+    lost = joined["clean_budget"].isna()  # nothing that uses clean data ran on this line yet
+    alone = joined.loc[lost, "position"].to_numpy()
+    positions = [
+        np.flatnonzero(~free),
+        joined.loc[~lost, "position"].to_numpy(),
+        np.repeat(alone, len(budgets)),
+    ]
+    given = [
+        data.loc[~free, "clean_budget"].to_numpy(),
+        joined.loc[~lost, "clean_budget"].to_numpy(),
+        np.tile(budgets, len(alone)),
+    ]
+    out = data.iloc[np.concatenate(positions)].reset_index(drop=True)
+    return out.assign(clean_budget=np.concatenate(given))
 
 
 def _value(data: pd.DataFrame, axis: str, wanted: Any) -> Any:

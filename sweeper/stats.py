@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 
 Floats: TypeAlias = npt.NDArray[np.float64]
 """A float64 array; the functions over arrays are elementwise."""
@@ -64,9 +65,10 @@ def wilson(successes: float, n: float, confidence: float = 0.95) -> tuple[float,
 
 
 def wilson_bounds(share: Floats, n: Floats, confidence: float = 0.95) -> tuple[Floats, Floats]:
-    """Return Wilson's intervals of the proportions `share` of `n > 0` trials; nan stays nan."""
+    """Return Wilson's intervals of the proportions `share` of `n` trials; nan for n = 0 or nan."""
     from scipy.special import ndtri
 
+    n = np.where(n > 0, n, np.nan)
     square = float(ndtri(0.5 + confidence / 2)) ** 2
     middle = (share + square / (2 * n)) / (1 + square / n)
     half = np.sqrt(square * (share * (1 - share) / n + square / (4 * n * n))) / (1 + square / n)
@@ -77,8 +79,8 @@ def half_width(sd: Floats, n: npt.NDArray[Any], confidence: float = 0.95) -> Flo
     """Return half the width of the t-interval of a mean of `n` values; nan for n < 2."""
     from scipy.special import stdtrit
 
-    known = np.where(n >= 2, n, np.nan).astype(np.float64)
-    width: Floats = stdtrit(known - 1, 0.5 + confidence / 2) * sd / np.sqrt(known)
+    few, where = np.unique(np.where(n >= 2, n, np.nan), return_inverse=True)
+    width: Floats = (stdtrit(few - 1, 0.5 + confidence / 2) / np.sqrt(few))[where] * sd
     return width
 
 
@@ -178,6 +180,48 @@ def separated(
     low_b, high_b = wilson_bounds(*b, confidence)
     single = (low_a > high_b) | (low_b > high_a)
     return np.where(n >= 2, many, (n == 1) & single)
+
+
+def winners(rows: pd.DataFrame, confidence: float = 0.95) -> npt.NDArray[np.int64]:
+    """Return the cells that beat every other cell of their group by `beyond_noise`.
+
+    The seeds in common decide, and the mean over all seeds must be ahead too. A cell without a
+    rival beats nobody; a rival without a seed in common cannot be beaten.
+
+    Args:
+        rows: One line a seed of a cell: `cell`, `group` (whole numbers), `seed`, `score` (higher is
+            better: a proportion, or minus one) and `count`, the samples behind it (nan: unknown).
+        confidence: Of the intervals.
+    """
+    if rows.empty:
+        return np.empty(0, dtype=np.int64)
+    rows = rows.assign(mean=rows.groupby("cell")["score"].transform("mean"))
+    top = rows.loc[rows.groupby("group")["mean"].idxmax()].set_index("group")["cell"]
+    lead = rows["group"].map(top)
+    mine = rows["cell"] == lead
+    rivals = rows[~mine].assign(lead=lead[~mine])
+    own = rows.loc[mine, ["group", "seed", "score", "count", "mean"]]
+    pairs = rivals.merge(own, on=["group", "seed"], suffixes=("", "_lead"))
+    pairs["ahead"] = pairs["score_lead"] - pairs["score"]
+    by = pairs.groupby("cell")
+    ahead, one = by["ahead"].agg(["mean", "std", "count"]), by.first()
+    apart = separated(
+        _floats(ahead["mean"]),
+        _floats(ahead["std"]),
+        _floats(ahead["count"]),
+        (_floats(one["score_lead"].abs()), _floats(one["count_lead"])),
+        (_floats(one["score"].abs()), _floats(one["count"])),
+        confidence,
+    )
+    clear = (ahead["mean"] > 0) & (one["mean_lead"] > one["mean"] + ROUNDING)
+    beaten = ahead.index[apart & clear]
+    left = rivals.loc[~rivals["cell"].isin(beaten), "lead"]
+    return np.setdiff1d(rivals["lead"].to_numpy(dtype=np.int64), left.to_numpy(dtype=np.int64))
+
+
+def _floats(column: pd.Series[Any]) -> Floats:
+    """Return a column as an array."""
+    return column.to_numpy(dtype=np.float64)
 
 
 def _pairs(a: Sequence[float] | Floats, b: Sequence[float] | Floats) -> tuple[Floats, Floats]:

@@ -1,8 +1,10 @@
-"""Rows -> a table: seeds averaged and nothing else, gaps named, the best marked beyond the noise."""
+"""Rows -> a table: only seeds averaged, every gap named, the best marked beyond the noise."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain, product, starmap
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -13,18 +15,12 @@ from sweeper import stats
 from sweeper.errors import SweepError, unknown
 from sweeper.layout import STATES, Column, Entry, Line, Table
 from sweeper.render import render
-from sweeper.results import latest, require
+from sweeper.results import SETTINGS, once, require, spread
 from sweeper.rows import AXES, METRICS
 
 __all__ = ["Column", "Entry", "Line", "Table", "build", "render"]
 
 Whole: TypeAlias = npt.NDArray[np.int64]
-
-SETTINGS = (
-    "attack_name attack_options rule defense_name defense_options dataset_options model_options "
-    "recipe"
-).split()
-"""What can differ under one label: becomes an axis where two rows would else share a seed."""
 
 _RANK = ("ok", *(state for state in STATES if state not in ("missing", "undefined")))
 _HIGHER = ("acc", "acc_nontarget", "ra", "der", "auroc", "tpr", "tpr_at_5", "precision", "f1")
@@ -43,49 +39,35 @@ def build(
 ) -> Table:
     """Return the table of `frame`; the order of its rows decides nothing.
 
-    Only seeds are averaged: an axis that varies and is named nowhere labels the lines as well; one
-    with a single value goes to the caption. Where two rows differ in nothing but their key (the
-    code of a method changed), the one that started last counts. Defenses without clean data (budget
-    0) stand beside every clean budget of their line.
+    Only seeds are averaged: an axis that varies and is named nowhere labels the lines too; one with
+    a single value goes to the caption. `results.once` and `results.spread` say which rows count.
 
     Args:
-        frame: What `results.frame` or `results.select` returned.
+        frame: From `results.frame` or `results.select`.
         rows: Axes that label the lines.
         cols: Axes that group the columns, outermost first.
         values: Metrics, one column each in every group.
         order: Axis -> its labels in the order to show; others follow, sorted.
 
     Raises:
-        SweepError: No rows, an unknown name, or an axis named twice.
+        SweepError: No rows, an unknown name, or a name given twice.
     """
     _check(frame, rows, cols, values)
-    data, settings = _once(frame)
-    data = _spread(data)
-    row_axes, constants = _layout(data, rows, cols, settings)
+    data, row_axes, constants = _layout(frame, rows, cols)
     axes = [*row_axes, *cols]
-    at, labels = _codes(data, [*axes, "seed"], order or {})
-    if "seed" not in axes:
-        at["seed"] = pd.factorize(data["seed"], sort=True)[0]
-    line, column = _numbers(at, row_axes), _numbers(at, list(cols))
-    sort = np.lexsort((at["seed"], column, line))
-    data, at = data.iloc[sort].reset_index(drop=True), at.iloc[sort].reset_index(drop=True)
-    line, column = line[sort], column[sort]
-    width = int(column.max()) + 1
-    cell = line * width + column
-    grid = _grid(data, cell, (int(line.max()) + 1) * width, values)
-    for metric in {*values} & {*_HIGHER, *_LOWER}:
-        _mark(grid[metric], data, metric, cell, _numbers(at, [a for a in axes if a != "defense"]))
-    groups = _labels(at, column, cols, labels)
-    ranked = labels.get("defense") or sorted(data["defense"].dropna().unique())
+    at, labels = _codes(data, axes, order or {})
+    place, data, at = _place(data, at, row_axes, cols)
+    grid = [_numbers(data, place, metric) for metric in values]
+    _mark(grid, data, values, _rivals(at, axes, place))
     return Table(
         row_axes=tuple(row_axes),
         col_axes=tuple(cols),
-        columns=tuple(Column(group, metric) for group in groups for metric in values),
-        lines=_lines(_labels(at, line, row_axes, labels), grid, width),
+        columns=tuple(starmap(Column, product(_labels(at, place.column, cols, labels), values))),
+        lines=_lines(_labels(at, place.line, row_axes, labels), grid, place.width),
         constants=constants,
-        seeds=() if "seed" in axes else tuple(sorted(data["seed"].dropna().unique().tolist())),
-        sees=_sees(data, ranked),
-        oracles=frozenset(data.loc[_flag(data["oracle"]), "defense"]),
+        seeds=() if "seed" in axes else tuple(s for s in labels["seed"] if s is not None),
+        sees=_sees(data, labels["defense"]),
+        oracles=frozenset(data.loc[_oracle(data), "defense"]),
     )
 
 
@@ -110,48 +92,12 @@ def _check(
             raise SweepError(f"tables: {', '.join(twice)} is named twice; leave one out")
 
 
-def _once(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-    """Return each cell once, and the settings that must be axes so that no seed counts twice."""
-    data = latest(frame, ["key"])  # several sweeps share cells
-    data["clean_budget"] = data["clean_budget"].fillna(0.0)
-    again = data[data.duplicated(list(AXES), keep=False)]
-    if again.empty:
-        return data, []
-    same = again.groupby(list(AXES), dropna=False)
-    settings = [name for name in SETTINGS if (same[name].nunique() > 1).any()]
-    return latest(data, [*AXES, *settings]), settings
-
-
-def _spread(data: pd.DataFrame) -> pd.DataFrame:
-    """Repeat the rows with clean budget 0 for every budget of their line."""
-    free = (data["clean_budget"] == 0).to_numpy()
-    budgets = np.sort(data.loc[~free, "clean_budget"].unique())
-    if not len(budgets) or not free.any():
-        return data
-    peers = ["dataset", "model", "attack", "poison_rate", "target"]
-    pairs = data.loc[~free, [*peers, "clean_budget"]].drop_duplicates()
-    left = data.loc[free, peers].assign(position=np.flatnonzero(free))
-    joined = left.merge(pairs, on=peers, how="left")
-    lost = joined["clean_budget"].isna()  # nothing that uses clean data ran on this line yet
-    alone = joined.loc[lost, "position"].to_numpy()
-    positions = [
-        np.flatnonzero(~free),
-        joined.loc[~lost, "position"].to_numpy(),
-        np.repeat(alone, len(budgets)),
-    ]
-    given = [
-        data.loc[~free, "clean_budget"],
-        joined.loc[~lost, "clean_budget"],
-        np.tile(budgets, len(alone)),
-    ]
-    out = data.iloc[np.concatenate(positions)].reset_index(drop=True)
-    return out.assign(clean_budget=np.concatenate(given))
-
-
 def _layout(
-    data: pd.DataFrame, rows: Sequence[str], cols: Sequence[str], settings: Sequence[str]
-) -> tuple[list[str], tuple[tuple[str, Any], ...]]:
-    """Return the axes that label the lines, and the constant ones with their values."""
+    frame: pd.DataFrame, rows: Sequence[str], cols: Sequence[str]
+) -> tuple[pd.DataFrame, list[str], tuple[tuple[str, Any], ...]]:
+    """Return the rows that count, the axes that label the lines, and the constant axes."""
+    data, settings = once(frame)
+    data = spread(data)
     fixed = [axis for axis in AXES if axis != "seed"]
     open_axes = [axis for axis in dict.fromkeys([*rows, *fixed, *settings]) if axis not in cols]
     row_axes = [axis for axis in open_axes if data[axis].nunique(dropna=False) > 1]
@@ -159,15 +105,18 @@ def _layout(
         row_axes = [next(axis for axis in ("attack", *rows, *fixed) if axis not in cols)]
     constants = [axis for axis in fixed if axis not in row_axes and axis not in cols]
     first = data[constants].iloc[0]
-    return row_axes, tuple((axis, _plain(first[axis])) for axis in constants)
+    return data, row_axes, tuple((axis, _plain(first[axis])) for axis in constants)
 
 
 def _codes(
     data: pd.DataFrame, axes: Sequence[str], order: Mapping[str, Sequence[Any]]
 ) -> tuple[pd.DataFrame, dict[str, list[Any]]]:
-    """Return for each axis the rank of every row's label, and the labels by rank; null is last."""
+    """Return the rank of every row's label on `axes`, seed and defense, and the labels by rank.
+
+    Null is last.
+    """
     codes, labels = {}, {}
-    for axis in axes:
+    for axis in dict.fromkeys([*axes, "seed", "defense"]):
         found, unique = pd.factorize(data[axis])
         values = [_plain(value) for value in unique]
         places = {str(value): i for i, value in enumerate(order.get(axis, ()))}
@@ -180,3 +129,137 @@ def _codes(
         codes[axis] = rank[found]
         labels[axis] = [values[i] for i in ranking] + [None]
     return pd.DataFrame(codes), labels
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where the rows go."""
+
+    line: Whole
+    column: Whole
+    cell: Whole
+    width: int
+    size: int
+
+
+@dataclass(frozen=True)
+class _Numbers:
+    """One metric in all cells of the table, line by line."""
+
+    state: npt.NDArray[np.object_]
+    mean: stats.Floats
+    sd: stats.Floats
+    n: Whole
+    partial: npt.NDArray[np.bool_]
+    best: npt.NDArray[np.bool_]
+
+
+def _joint(at: pd.DataFrame, axes: Sequence[str]) -> Whole:
+    """Return the rank of every row's combination of `axes`."""
+    if not axes:
+        return np.zeros(len(at), dtype=np.int64)
+    return np.asarray(at.groupby(list(axes), sort=True).ngroup(), dtype=np.int64)
+
+
+def _place(
+    data: pd.DataFrame, at: pd.DataFrame, row_axes: Sequence[str], cols: Sequence[str]
+) -> tuple[_Place, pd.DataFrame, pd.DataFrame]:
+    """Return where the rows go, and both frames sorted by line, column and seed.
+
+    Sums depend on the order of their terms, so the order is part of the result.
+    """
+    line, column = _joint(at, row_axes), _joint(at, cols)
+    sort: Whole = np.lexsort((at["seed"].to_numpy(), column, line))
+    line, column = line[sort], column[sort]
+    width = int(column.max()) + 1
+    place = _Place(line, column, line * width + column, width, (int(line[-1]) + 1) * width)
+    return place, data.iloc[sort], at.iloc[sort]
+
+
+def _numbers(data: pd.DataFrame, place: _Place, metric: str) -> _Numbers:
+    """Average one metric over the rows that are ok, and say what the others are."""
+    rank = data["status"].map({state: i for i, state in enumerate(_RANK)}).to_numpy(dtype=np.int64)
+    ends = pd.Series(rank).groupby(place.cell).agg(["min", "max"])
+    state = np.full(place.size, "missing", dtype=object)
+    state[ends.index] = np.array(_RANK, dtype=object)[ends["min"]]
+    partial = np.zeros(place.size, dtype=np.bool_)
+    partial[ends.index] = (ends["min"] == 0) & (ends["max"] > 0)
+    value = pd.Series(np.where(rank == 0, data[metric].to_numpy(dtype=np.float64), np.nan))
+    found = value.groupby(place.cell).agg(["mean", "std", "count"])
+    mean, sd = np.full(place.size, np.nan), np.full(place.size, np.nan)
+    n = np.zeros(place.size, dtype=np.int64)
+    mean[found.index], sd[found.index], n[found.index] = found["mean"], found["std"], found["count"]
+    state[(state == "ok") & (n == 0)] = "undefined"
+    return _Numbers(state, mean, sd, n, partial & (n > 0), np.zeros(place.size, dtype=np.bool_))
+
+
+def _rivals(at: pd.DataFrame, axes: Sequence[str], place: _Place) -> pd.DataFrame:
+    """Return each row's cell, its seed, and the group of cells that differ only in the defense."""
+    group = _joint(at, [axis for axis in axes if axis != "defense"])
+    return pd.DataFrame({"cell": place.cell, "group": group, "seed": at["seed"].to_numpy()})
+
+
+def _mark(
+    grid: Sequence[_Numbers], data: pd.DataFrame, values: Sequence[str], rivals: pd.DataFrame
+) -> None:
+    """Mark for each metric the defense that beats every other of its group beyond the noise.
+
+    `none` and oracles do not compete. A defense some of whose seeds did not end well can keep
+    another from winning, but cannot win itself: its mean is that of the survivors.
+    """
+    nothing = data["defense_name"].eq("none").fillna(False) | data["defense"].eq("none")
+    fair = (data["status"].eq("ok") & ~_oracle(data) & ~nothing).to_numpy(dtype=bool)
+    for part, metric in zip(grid, values, strict=True):
+        if metric not in (*_HIGHER, *_LOWER):
+            continue
+        value = data[metric].to_numpy(dtype=np.float64)
+        count = np.full(len(data), np.nan)
+        if metric in _COUNTS:
+            count = data[_COUNTS[metric]].astype("Float64").to_numpy(np.float64, na_value=np.nan)
+        score = value if metric in _HIGHER else -value
+        competing = rivals.assign(score=score, count=count)[fair & ~np.isnan(value)]
+        won = stats.winners(competing)
+        part.best[won] = ~part.partial[won]
+
+
+def _labels(
+    at: pd.DataFrame, place: Whole, axes: Sequence[str], labels: Mapping[str, list[Any]]
+) -> list[tuple[Any, ...]]:
+    """Return the labels of each place, first to last."""
+    if not axes:
+        return [()]
+    _, first = np.unique(place, return_index=True)
+    codes = at[list(axes)].iloc[first].itertuples(index=False, name=None)
+    return [tuple(labels[axis][i] for axis, i in zip(axes, row, strict=True)) for row in codes]
+
+
+def _lines(labels: list[tuple[Any, ...]], grid: list[_Numbers], width: int) -> tuple[Line, ...]:
+    """Return the lines with their entries, the metrics of a group side by side."""
+    entries = [
+        map(Entry, *(array.tolist() for array in (g.state, g.mean, g.sd, g.n, g.partial, g.best)))
+        for g in grid
+    ]
+    flat = list(chain.from_iterable(zip(*entries, strict=True)))
+    step = width * len(grid)
+    return tuple(
+        Line(label, tuple(flat[i * step : (i + 1) * step])) for i, label in enumerate(labels)
+    )
+
+
+def _sees(data: pd.DataFrame, defenses: Sequence[Any]) -> tuple[tuple[Any, str | None], ...]:
+    """Return what each defense sees, from any of its rows that says."""
+    said = data[["defense", "sees"]].dropna().drop_duplicates().sort_values(["defense", "sees"])
+    known = said.groupby("defense")["sees"].agg(" or ".join).to_dict()
+    return tuple((defense, known.get(defense)) for defense in defenses if defense is not None)
+
+
+def _oracle(data: pd.DataFrame) -> pd.Series[bool]:
+    """Return which rows are an oracle's; null is no."""
+    return data["oracle"].astype("boolean").fillna(False).astype(bool)
+
+
+def _plain(value: Any) -> Any:
+    """Return a label as a Python object; None for null."""
+    if pd.isna(value):
+        return None
+    return value.item() if isinstance(value, np.generic) else value

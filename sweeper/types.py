@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 State = Mapping[str, Tensor]
@@ -80,10 +79,11 @@ class Facts:
     """What is known about a data set before anything runs; what methods are asked about."""
 
     dataset: str
-    digest: str | None
-    """Content hash of the data; None where the data are not on this machine (plan only)."""
-    classes: int
-    shape: tuple[int, int, int]
+    digest: str
+    """Content hash of the data; empty where the data are not on this machine (plan only)."""
+    classes: int = 0
+    """Number of classes; 0 where unknown."""
+    shape: tuple[int, int, int] = (3, 32, 32)
     """(C, H, W)."""
     class_counts: tuple[int, ...] = ()
     """Images of each class in the attacker's training split; empty where unknown."""
@@ -124,5 +124,8 @@ class Cell:
     parents: tuple[str, ...]
     axes: Mapping[str, Any]
     """The words people use for this cell: attack, dataset, model, poison_rate, ... as labels."""
+    local: Mapping[str, Any] = field(default_factory=dict)
+    """Where things are found (data set options, paths), and what a row says beside the axes;
+    changes no number."""
     reason: str = ""
     """Why the cell does not apply; empty where it does."""

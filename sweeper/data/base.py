@@ -40,6 +40,9 @@ class Source(ABC):
     order: ClassVar[int] = 50
     """Sources are asked in this order; the first that `serves` a data set provides it."""
 
+    downloads: ClassVar[bool] = False
+    """Whether `read` may fetch the data from the network."""
+
     @abstractmethod
     def serves(self, root: Path) -> bool:
         """Whether the data set is there for this source, given the data folder `root`."""

@@ -1,0 +1,265 @@
+"""The command line: run, plan, table, list, cell. Thin: every command calls one room."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sweeper.errors import SweepError
+
+if TYPE_CHECKING:
+    from sweeper.cells import Context
+    from sweeper.spec import Sweep
+
+app = typer.Typer(
+    help="Backdoor attacks x defenses: one sweep file in, one table out.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Spec = Annotated[str, typer.Argument(help="A sweep file, or the name of a shipped sweep.")]
+StoreOption = Annotated[
+    str, typer.Option("--store", envvar="SWEEPER_STORE", help="Where victims and rows are kept.")
+]
+DataOption = Annotated[
+    str | None, typer.Option("--data", envvar="SWEEPER_DATA", help="Folder of the data sets.")
+]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", help="key=value over the file, e.g. seeds=1.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+DEFAULT_STORE = "sweeps-store"
+
+
+def _context(sweep: Sweep, store: str, data: str | None) -> Context:
+    from sweeper.cells import Context
+    from sweeper.run import new_run
+
+    return Context(
+        store=store if "://" in store else str(Path(store).expanduser().absolute()),
+        sweep=sweep.name,
+        run=new_run(),
+        data=str(Path(data).expanduser().absolute()) if data else None,
+        threads=sweep.resources.cpus,
+        device="auto" if sweep.resources.gpus else "cpu",
+        timeout=sweep.timeout,
+    )
+
+
+@app.command()
+def run(
+    spec: Spec,
+    store: StoreOption = DEFAULT_STORE,
+    data: DataOption = None,
+    overrides: SetOption = None,
+    executor: Annotated[
+        str, typer.Option(help="ray, or inline: in this process, one cell at a time.")
+    ] = "ray",
+    address: Annotated[
+        str | None, typer.Option(help="A running Ray cluster; default: this machine.")
+    ] = None,
+) -> None:
+    """Run what is missing of a sweep, then print its table.
+
+    Example: sweeper run quickstart
+    """
+    from rich.console import Console
+
+    from sweeper import spec as specs
+
+    sweep = specs.load(spec, overrides or [])
+    if executor not in ("ray", "inline"):
+        raise SweepError(f"--executor: {executor!r} is not one of ray, inline")
+    from sweeper import run as runs
+    from sweeper.display import Display
+
+    job = runs.prepare(sweep, _context(sweep, store, data))
+    console = Console(stderr=True)
+    facts = job.summary()
+    console.print(
+        f"{sweep.name}: {facts['total']} cells, {facts['done']} done, {facts['to_run']} to run; "
+        f"sharing victims saves {facts['trainings_saved']} trainings",
+        highlight=False,
+    )
+    walker, slots = runs.inline, 1
+    if executor == "ray" and job.todo:
+        from sweeper import schedule
+
+        url = schedule.connect(address, sweep.resources.cpus)
+        slots = schedule._slots(sweep.resources.cpus, sweep.resources.gpus)
+        walker = schedule.walk_with_tune
+        if url:
+            console.print(f"Ray dashboard: {url}", highlight=False)
+    with Display(job, console, slots) as display:
+        counts = runs.execute(job, walker, display)
+    ran = ", ".join(f"{count} {status}" for status, count in sorted(counts.items())) or "none"
+    console.print(f"cells run: {ran}", highlight=False)
+    typer.echo(_table(sweep.name, store, "markdown"))
+    if set(counts) - {"ok"}:
+        console.print(
+            f"Not all cells ended well; run `sweeper run {spec}` again to retry them, or "
+            "`sweeper cell KEY` to see one fail here.",
+            highlight=False,
+        )
+        raise typer.Exit(1)
+
+
+@app.command()
+def plan(
+    spec: Spec,
+    store: StoreOption = DEFAULT_STORE,
+    data: DataOption = None,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what a sweep would run, what sharing saves, and what is done.
+
+    Example: sweeper plan quickstart --json
+    """
+    from sweeper import run as runs
+    from sweeper import spec as specs
+
+    sweep = specs.load(spec, overrides or [])
+    facts = runs.prepare(sweep, _context(sweep, store, data), need_data=False).summary()
+    if as_json:
+        typer.echo(json.dumps(facts))
+        return
+    typer.echo(f"sweep {facts['sweep']}: {facts['total']} cells")
+    for kind, count in facts["cells"].items():
+        left = facts["to_run_by_kind"].get(kind, 0)
+        if count:
+            typer.echo(f"  {kind:<15}{count:>7}" + (f", {left} to run" if left else ""))
+    typer.echo(f"done already      {facts['done']:>5}")
+    typer.echo(f"trainings saved   {facts['trainings_saved']:>5}  (against one per defense cell)")
+    for label in facts["unresolved"]:
+        typer.echo(f"data set {label} is not on this machine: what is done of it is not known")
+
+
+@app.command()
+def table(
+    spec: Spec,
+    store: StoreOption = DEFAULT_STORE,
+    rows: Annotated[
+        str, typer.Option(help="Axes down the side.")
+    ] = "dataset,model,attack,poison_rate",
+    cols: Annotated[str, typer.Option(help="Axes across the top.")] = "defense",
+    values: Annotated[str, typer.Option(help="Metrics in each cell.")] = "acc,asr",
+    style: Annotated[
+        str, typer.Option("--format", help="markdown, csv, latex or html.")
+    ] = "markdown",
+    out: Annotated[Path | None, typer.Option(help="File to write; default: the screen.")] = None,
+) -> None:
+    """Print a sweep's table from its rows.
+
+    Example: sweeper table quickstart --format latex --values acc,asr,der
+    """
+    from sweeper import spec as specs
+
+    name = specs.name_of(spec)
+    text = _table(name, store, style, rows.split(","), cols.split(","), values.split(","))
+    if out:
+        out.write_text(text + "\n", encoding="utf-8")
+    else:
+        typer.echo(text)
+
+
+def _table(
+    name: str,
+    store: str,
+    style: str,
+    rows: list[str] | None = None,
+    cols: list[str] | None = None,
+    values: list[str] | None = None,
+) -> str:
+    from sweeper import ledger, results, tables
+
+    found, order = ledger.load(store, name)
+    asked: dict[str, Any] = {"rows": rows, "cols": cols, "values": values}
+    given = {key: [part.strip() for part in value] for key, value in asked.items() if value}
+    return tables.render(tables.build(results.frame(found), order=order, **given), style).rstrip()
+
+
+@app.command("list")
+def list_(
+    what: Annotated[str, typer.Argument(help="attacks, defenses, datasets, models or sweeps.")],
+    as_json: JsonOption = False,
+) -> None:
+    """List what a sweep file can name.
+
+    Example: sweeper list defenses
+    """
+    from sweeper.listing import KINDS, records
+
+    if what not in KINDS:
+        from sweeper.errors import unknown
+
+        raise SweepError(unknown("list", what, KINDS))
+    found = records(what)
+    if as_json:
+        typer.echo(json.dumps(found))
+        return
+    from tabulate import tabulate
+
+    shown = [
+        {
+            key: ", ".join(map(str, value)) if isinstance(value, list | dict) else value
+            for key, value in record.items()
+        }
+        for record in found
+    ]
+    typer.echo(tabulate(shown, headers="keys", maxcolwidths=40))
+
+
+@app.command()
+def cell(
+    spec: Spec,
+    key: Annotated[str, typer.Argument(help="The cell's key, or its first digits.")],
+    store: StoreOption = DEFAULT_STORE,
+    data: DataOption = None,
+    overrides: SetOption = None,
+) -> None:
+    """Run one cell again in this process, for debugging; its row is written anew.
+
+    Example: sweeper cell quickstart 3fa9
+    """
+    from sweeper import cells
+    from sweeper import run as runs
+    from sweeper import spec as specs
+    from sweeper.walk import Walk
+
+    sweep = specs.load(spec, overrides or [])
+    context = _context(sweep, store, data)
+    job = runs.prepare(sweep, context)
+    found = [known for known in job.plan.cells if known.startswith(key)]
+    if len(found) != 1:
+        raise SweepError(f"{len(found)} cells of {sweep.name} have a key that starts with {key!r}")
+    chosen = job.plan.cells[found[0]]
+    above = Walk(job.plan.cells, []).ancestors(chosen.key)
+
+    def log(**values: Any) -> None:
+        typer.echo(" ".join(f"{k} {v}" for k, v in values.items()), err=True)
+
+    result = cells.run(chosen, above, context, log, force=True, last_try=True)
+    error = result.pop("error", "")
+    typer.echo(json.dumps({"key": chosen.key, "kind": chosen.kind, **chosen.axes, **result}))
+    if error:
+        typer.echo(error, err=True)
+        raise typer.Exit(1)
+
+
+def main() -> None:
+    """Entry point: what the user can fix is one sentence and exit code 2, not a traceback."""
+    try:
+        app()
+    except SweepError as error:
+        sys.stderr.write(f"{error}\n")
+        raise SystemExit(2) from None
+
+
+if __name__ == "__main__":
+    main()

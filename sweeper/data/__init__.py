@@ -1,0 +1,183 @@
+"""Data sets: found by name, decoded once a machine, as uint8 tensors with a content hash.
+
+A source of data is one file in this folder: a subclass of `base.Source`. It is found by its file
+name; nothing else is edited.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import pkgutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sweeper import seeds
+from sweeper.data import _options
+from sweeper.data._cache import decoded, place
+from sweeper.data.base import Source, Splits
+from sweeper.errors import SweepError, unknown
+from sweeper.types import ImageSet
+
+__all__ = [
+    "Dataset",
+    "Source",
+    "Splits",
+    "at_hand",
+    "check_options",
+    "known",
+    "open_dataset",
+    "sources",
+]
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """A data set as a sweep uses it."""
+
+    name: str
+    """Its name in the sweep file."""
+    train: ImageSet
+    """The training split. Not to be written to: pages of the decoded copy on the disk."""
+    test: ImageSet
+    """The test split, likewise."""
+    digest: str
+    """Hash of what is used: pixels, labels, class names, groups and the subset drawn."""
+    mean: tuple[float, ...]
+    """Mean of each channel, pixels in [0, 1], 4 decimals, over the official training split."""
+    std: tuple[float, ...]
+    """Standard deviation likewise."""
+    groups: Tensor | None = None
+    """int64 [n_train]: images of one group never fall on both sides of a split; None: no groups."""
+
+
+def sources() -> list[type[Source]]:
+    """Return the sources of data in the order they are asked, found by file name."""
+    found: list[type[Source]] = []
+    for module in pkgutil.iter_modules(__path__):
+        if module.name.startswith("_") or module.name == "base":
+            continue
+        loaded = importlib.import_module(f"{__name__}.{module.name}")
+        found += [
+            kind
+            for kind in vars(loaded).values()
+            if inspect.isclass(kind)
+            and issubclass(kind, Source)
+            and kind.__module__ == loaded.__name__
+            and not inspect.isabstract(kind)
+        ]
+    return sorted(found, key=lambda kind: (kind.order, kind.__name__))
+
+
+def known() -> dict[str, str]:
+    """Return the data sets known by name, each with one line that describes it."""
+    lines: dict[str, str] = {}
+    for kind in sources():
+        for name, line in kind.names.items():
+            lines.setdefault(name, line)
+    return dict(sorted(lines.items()))
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Check an entry of `datasets` without looking for the data.
+
+    Args:
+        options: `{"dataset": name, ...}` as in the sweep file.
+
+    Raises:
+        SweepError: Everything wrong with names, types and ranges, one line each.
+    """
+    _options.check(options, sources())
+
+
+def open_dataset(
+    options: Mapping[str, Any], root: Path | None = None, cache: Path | None = None
+) -> Dataset:
+    """Find a data set, decode it where no process of this machine has yet, and map it to memory.
+
+    Args:
+        options: `{"dataset": name}` and any of `path`, `size`, `train_size`, `test_size` and the
+            options of the source that provides it. `train_size` and `test_size` take a subset
+            that is fixed by the content and nested: a larger one contains a smaller one.
+        root: Folder with one folder a data set; default SWEEPER_DATA or ~/.cache/sweeper/data.
+        cache: Folder of decoded copies; default SWEEPER_CACHE or ~/.cache/sweeper/decoded.
+
+    Raises:
+        SweepError: An option is wrong, or the data are absent or cannot be read.
+    """
+    check_options(options)
+    root = root or _folder("SWEEPER_DATA", "data")
+    cache = cache or _folder("SWEEPER_CACHE", "decoded")
+    source = _find(options, root)
+    whole = decoded(source, root, cache)
+    splits = whole.splits
+    train, kept = _subset(splits.train, options, "train_size", whole.digest)
+    test, tested = _subset(splits.test, options, "test_size", whole.digest)
+    digest = whole.digest
+    if kept is not None or tested is not None:
+        digest = seeds.digest([whole.digest, len(train), len(test)])
+    groups = splits.groups if kept is None or splits.groups is None else splits.groups[kept]
+    return Dataset(source.name, train, test, digest, whole.mean, whole.std, groups)
+
+
+def at_hand(
+    options: Mapping[str, Any], root: Path | None = None, cache: Path | None = None
+) -> bool:
+    """Whether `open_dataset` would find the data on this machine, without a download."""
+    root = root or _folder("SWEEPER_DATA", "data")
+    cache = cache or _folder("SWEEPER_CACHE", "decoded")
+    try:
+        source = _find(options, root)
+    except SweepError:
+        return False
+    return not source.downloads or place(source, root, cache).is_dir()
+
+
+def _folder(variable: str, default: str) -> Path:
+    given = os.environ.get(variable)
+    return Path(given).expanduser() if given else Path.home() / ".cache" / "sweeper" / default
+
+
+def _find(options: Mapping[str, Any], root: Path) -> Source:
+    """Return the first source that provides the data set."""
+    name, path = options["dataset"], options.get("path")
+    for kind in sources():
+        if kind(name=name, path=path).serves(root):
+            return _options.build(kind, options)
+    if path is not None:
+        raise SweepError(
+            f"datasets: {name}: `path: {path}` holds neither train.parquet nor train/<class>/ with "
+            "images, nor is it a .parquet file: correct it"
+        )
+    place = (
+        f"put train.parquet and test.parquet, or image folders train/<class>/ and test/<class>/, "
+        f"into {root / name}, or give `path`, or name the folder of your data sets with --data DIR"
+    )
+    if name.replace("_", "-") in known():
+        raise SweepError(f"datasets: {name}: not found under {root} and not downloadable: {place}")
+    raise SweepError(
+        f"datasets: {unknown('data set', name, known())}. For data of your own {place}"
+    )
+
+
+def _subset(
+    part: ImageSet, options: Mapping[str, Any], option: str, digest: str
+) -> tuple[ImageSet, Tensor | None]:
+    """Return the images asked for and their indices, sorted; None where all are used."""
+    size = options.get(option)
+    if size is None or size == len(part):
+        return part, None
+    if size > len(part):
+        raise SweepError(
+            f"datasets: {options['dataset']}: `{option}: {size}`, but the split has only "
+            f"{len(part)} images: lower it"
+        )
+    order = torch.randperm(len(part), generator=seeds.generator(digest, option))
+    index = order[:size].sort().values
+    return part[index], index

@@ -1,0 +1,139 @@
+"""What the sources that read the user's own files share: where, groups, a test share."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sweeper import seeds
+from sweeper.data.base import Source, Splits
+from sweeper.errors import SweepError
+from sweeper.types import ImageSet
+
+TEST_NAMES = ("test", "val", "valid", "validation")
+"""What the test split may be called, in the order they are looked for."""
+_TRACK = re.compile(r"\d+_\d+\.\w+")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileSource(Source):
+    """A source of files on disk, under the data folder by name or at `path`."""
+
+    test_share: float | None = None
+    """Share of the images to hold out as the test split where the data have none, in (0, 1)."""
+    group_by: Literal["auto", "path-prefix", "none"] = "auto"
+    """Images that belong together: `path-prefix` groups those of one class whose file names agree
+    up to the last underscore (video tracks); `auto` does so for gtsrb only."""
+
+    def places(self, root: Path) -> list[Path]:
+        """Return the existing files and folders that may hold the data set, best first."""
+        if self.path is not None:
+            given = Path(self.path).expanduser()
+            return [given] if given.exists() else []
+        return folders(root, self.name)
+
+    @property
+    def grouped(self) -> bool:
+        """Whether the file names are asked which images belong together."""
+        return self.group_by == "path-prefix" or (self.group_by == "auto" and self.name == "gtsrb")
+
+    def assemble(self, train: ImageSet, test: ImageSet | None, paths: Sequence[str]) -> Splits:
+        """Return the splits, with groups by `group_by` and the test split held out by `test_share`.
+
+        Args:
+            train: The training images.
+            test: The test images; None where the files have no such split.
+            paths: File name of each training image as stored; asked only where `grouped`.
+
+        Raises:
+            SweepError: No test split and no `test_share`, both, or file names without a prefix.
+        """
+        groups = self._groups(paths, train.labels)
+        if test is not None and self.test_share is not None:
+            raise SweepError(
+                f"{self.name}: has a test split of its own: leave `test_share` out, "
+                "or give `path` of the training file alone"
+            )
+        if test is not None:
+            return Splits(train, test, groups)
+        if self.test_share is None:
+            raise SweepError(
+                f"{self.name}: only a training split was found (looked for "
+                f"{', '.join(TEST_NAMES)} beside it): add one, or give `test_share: 0.2`"
+            )
+        kept, held = hold_out(train.labels, self.test_share, groups)
+        return Splits(train[kept], train[held], None if groups is None else groups[kept])
+
+    def _groups(self, paths: Sequence[str], labels: Tensor) -> Tensor | None:
+        if not self.grouped:
+            return None
+        names = [path.rsplit("/", 1)[-1] for path in paths]
+        if self.group_by == "auto" and not all(_TRACK.fullmatch(name) for name in names):
+            return None
+        bad = next((name for name in names if "_" not in name), None)
+        if bad is not None:
+            raise SweepError(
+                f"{self.name}: `group_by: path-prefix` needs file names like 00012_00029.jpg, "
+                f"not {bad!r}: give `group_by: none`"
+            )
+        return number(
+            [
+                f"{y}/{path.rsplit('_', 1)[0]}"
+                for y, path in zip(labels.tolist(), paths, strict=True)
+            ]
+        )
+
+
+def same_name(one: str, other: str) -> bool:
+    """Whether two data set names are the same; - and _ are alike."""
+    return one.replace("_", "-") == other.replace("_", "-")
+
+
+def folders(root: Path, name: str) -> list[Path]:
+    """Return the folders under `root` named `name`, the exact spelling first."""
+    if not root.is_dir():
+        return []
+    found = [p for p in sorted(root.iterdir()) if same_name(p.name, name) and p.is_dir()]
+    return sorted(found, key=lambda p: p.name != name)
+
+
+def number(keys: Sequence[str]) -> Tensor:
+    """Return int64 [N]: equal keys get equal numbers, counted from 0 by first appearance."""
+    _, first, inverse = np.unique(np.asarray(keys), return_index=True, return_inverse=True)
+    rank = np.argsort(np.argsort(first, kind="stable"), kind="stable")
+    return torch.from_numpy(rank[inverse.reshape(-1)].astype(np.int64))
+
+
+def hold_out(labels: Tensor, share: float, groups: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Split off a share of every class, always the same for the same labels and groups.
+
+    Args:
+        labels: int64 [N].
+        share: Share of each class to hold out, in (0, 1), rounded up; one group (or image) of
+            every class always stays.
+        groups: int64 [N]; a group is held out whole or not at all.
+
+    Returns:
+        The indices kept and those held out, both sorted.
+    """
+    groups = torch.arange(len(labels)) if groups is None else groups
+    ids, inverse, sizes = torch.unique(groups, return_inverse=True, return_counts=True)
+    group_labels = torch.empty(len(ids), dtype=torch.int64).index_put((inverse,), labels)
+    held = torch.zeros(len(ids), dtype=torch.bool)
+    for label in torch.unique(group_labels).tolist():
+        members = (group_labels == label).nonzero().flatten()
+        order = seeds.generator("hold-out", label, len(members))
+        members = members[torch.randperm(len(members), generator=order)]
+        before = sizes[members].cumsum(0) - sizes[members]
+        wanted = before < share * int(sizes[members].sum())
+        wanted[-1] = False
+        held[members[wanted]] = True
+    mask = held[inverse]
+    return (~mask).nonzero().flatten(), mask.nonzero().flatten()

@@ -1,0 +1,148 @@
+"""Encoded images to one uint8 tensor, in threads."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import repeat
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from sweeper.errors import SweepError
+
+Pixels = NDArray[np.uint8]
+"""Raw pixels of one image, [H, W] or [H, W, 3]."""
+Item = bytes | Path | Pixels
+"""One image: an encoded file's bytes, its path, or raw pixels."""
+Batches = Callable[[], Iterable[Sequence[Item]]]
+"""Gives the images of a split in order, in batches; may be called more than once."""
+
+_BLOCK = 256
+"""Images a thread decodes in one go: one task an image costs as much as decoding it."""
+_SMALL = 64
+"""Side in pixels up to which one thread decodes: at 32 and 64 two threads were no faster than one
+(2 cores, Pillow 13, 10,000 to 50,000 JPEGs), since opening an image holds the interpreter lock."""
+_THREADS = 8
+"""Threads for larger images at most; a guess at where they only wait for the interpreter lock."""
+_GREY = ("1", "L")
+# What Pillow raises for a file that is no image, is cut short or is too large to be meant.
+_UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
+
+
+class _ColourError(Exception):
+    """A colour image among images taken to be grey."""
+
+
+def decode(
+    batches: Batches, count: int, what: str, size: int | None = None, like: Tensor | None = None
+) -> Tensor:
+    """Decode `count` images to one uint8 tensor [count, C, H, W].
+
+    A split whose images are all grey has one channel; otherwise all are read as RGB.
+
+    Args:
+        batches: The images, in order.
+        count: How many there are.
+        what: The split as the user knows it, for messages.
+        size: Side in pixels to resize to (bilinear, antialiased, the aspect ratio is not kept).
+        like: Images [N, C, H, W] of the training split, whose C, H and W these must share.
+
+    Raises:
+        SweepError: An image cannot be read, or sizes differ and `size` is not given.
+    """
+    if count == 0:
+        raise SweepError(f"{what}: there are no images")
+    image = _open(next(iter(next(iter(batches())))), f"{what}, image 0")
+    if like is not None:
+        shape = (like.shape[1], like.shape[2], like.shape[3])
+    else:
+        shape = (1 if image.mode in _GREY else 3, size or image.height, size or image.width)
+    cores = min(len(os.sched_getaffinity(0)), _THREADS)
+    threads = cores if max(image.size) > _SMALL else 1
+    try:
+        return _fill(batches(), count, shape, size, what, threads)
+    except _ColourError:
+        if like is not None:
+            raise SweepError(
+                f"{what}: colour images, but those of the training split are grey: convert one"
+            ) from None
+        return _fill(batches(), count, (3, *shape[1:]), size, what, threads)
+
+
+def _fill(
+    batches: Iterable[Sequence[Item]],
+    count: int,
+    shape: tuple[int, int, int],
+    size: int | None,
+    what: str,
+    threads: int,
+) -> Tensor:
+    """Decode straight into the final tensor, blocks of images in parallel."""
+    out = torch.empty((count, *shape), dtype=torch.uint8)
+    array: Pixels = out.numpy()
+    start = 0
+    with ThreadPoolExecutor(threads) as pool:
+        for batch in batches:
+            lows = range(0, len(batch), _BLOCK)
+            jobs = pool.map(
+                _fill_block,
+                [array[start + low : start + min(low + _BLOCK, len(batch))] for low in lows],
+                [batch[low : low + _BLOCK] for low in lows],
+                [start + low for low in lows],
+                repeat(size),
+                repeat(what),
+            )
+            list(jobs)
+            start += len(batch)
+    if start != count:
+        raise SweepError(f"{what}: {start} images where {count} were announced")
+    return out
+
+
+def _fill_block(
+    block: Pixels, items: Sequence[Item], first: int, size: int | None, what: str
+) -> None:
+    channels, height, width = block.shape[1:]
+    mode = "L" if channels == 1 else "RGB"
+    for offset, item in enumerate(items):
+        name = f"{what}, image {item if isinstance(item, Path) else first + offset}"
+        image = _open(item, name)
+        if channels == 1 and image.mode not in _GREY:
+            raise _ColourError
+        try:
+            image = image if image.mode == mode else image.convert(mode)
+            if size is not None and image.size != (size, size):
+                image = image.resize((size, size), Image.Resampling.BILINEAR)
+            if image.size != (width, height):
+                raise SweepError(
+                    f"{name}: {image.width}x{image.height} pixels among images of "
+                    f"{width}x{height}: give `size: N` to resize all to N x N"
+                )
+            pixels = np.asarray(image)
+        except _UNREADABLE as error:
+            raise SweepError(f"{name}: cannot be decoded ({error}): replace it") from error
+        block[offset] = pixels if channels == 1 else pixels.transpose(2, 0, 1)
+
+
+def _open(item: Item, name: str) -> Image.Image:
+    """Read the header, and of a path the whole file: no file stays open."""
+    try:
+        if isinstance(item, np.ndarray):
+            return Image.fromarray(item)
+        data = item.read_bytes() if isinstance(item, Path) else item
+        return Image.open(io.BytesIO(data))
+    except _UNREADABLE as error:
+        raise SweepError(f"{name}: is not a readable image ({error}): replace it") from error
+
+
+def as_batches(items: Sequence[Any], batch: int = 8192) -> Batches:
+    """Return `decode`'s batches of a sequence that is already in memory."""
+    return lambda: (items[low : low + batch] for low in range(0, len(items), batch))

@@ -1,0 +1,164 @@
+"""What the terminal shows while a sweep runs: the matrix filling up, or one line per cell."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, defaultdict
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from sweeper.cells import Result
+from sweeper.run import Job
+from sweeper.types import Cell
+
+STYLE = {"ok": "green", "failed": "bold red", "timeout": "red", "diverged": "red", "blocked": "dim"}
+
+
+class Display:
+    """A `Watcher` for people: live where there is a terminal, plain lines where there is none."""
+
+    def __init__(self, job: Job, console: Console, slots: int = 1) -> None:
+        self.console = console
+        self.total = len(job.todo)
+        self.ended: Counter[str] = Counter()
+        self.running: dict[str, tuple[Cell, float, str]] = {}
+        self.slots = slots
+        self.began = time.time()
+        self.left = Counter(job.plan.cells[key].kind for key in job.todo)
+        self.seconds: dict[str, list[float]] = defaultdict(list)
+        todo = set(job.todo)
+        self.grid: dict[tuple[str, str], list[str]] = defaultdict(list)
+        self.asr: dict[tuple[str, str], list[float]] = defaultdict(list)
+        for key, cell in job.plan.cells.items():
+            if cell.kind == "defend":
+                self.grid[_place(cell)].append("waits" if key in todo else "had")
+        self.live = Live(
+            get_renderable=self._render, console=console, refresh_per_second=2, transient=True
+        )
+
+    def __enter__(self) -> Display:
+        if self.console.is_terminal and self.total:
+            self.live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.live.stop()
+
+    def started(self, cell: Cell) -> None:
+        """A cell starts."""
+        self.running[cell.key] = (cell, time.time(), "")
+
+    def progress(self, cell: Cell, **values: Any) -> None:
+        """A running cell says how far it is."""
+        if cell.key in self.running and "step" in values:
+            _, since, _ = self.running[cell.key]
+            self.running[cell.key] = (cell, since, f"{values['step']}/{values['steps']}")
+
+    def finished(self, cell: Cell, result: Result) -> None:
+        """A cell ended or was blocked."""
+        self.running.pop(cell.key, None)
+        status = result["status"]
+        self.ended[status] += 1
+        self.left[cell.kind] -= 1
+        if result.get("seconds") is not None:
+            self.seconds[cell.kind].append(result["seconds"])
+        if cell.kind == "defend":
+            states = self.grid[_place(cell)]
+            if "waits" in states:
+                states[states.index("waits")] = status
+            if result.get("asr") is not None:
+                self.asr[_place(cell)].append(result["asr"])
+        if not self.console.is_terminal:
+            self.console.print(self._line(cell, result), soft_wrap=True, highlight=False)
+        elif status not in ("ok",):
+            self.live.console.print(self._line(cell, result), soft_wrap=True, highlight=False)
+
+    def _line(self, cell: Cell, result: Result) -> Text:
+        """One line on a finished cell."""
+        done = sum(self.ended.values())
+        status = result["status"]
+        text = Text(f"[{done:>{len(str(self.total))}}/{self.total}] ")
+        text.append(f"{status:<8}", STYLE.get(status, ""))
+        text.append(f" {cell.kind:<7} {_words(cell)}")
+        for name in ("acc", "asr"):
+            if result.get(name) is not None:
+                text.append(f"  {name} {100 * result[name]:.1f}")
+        if result.get("seconds") is not None:
+            text.append(f"  {result['seconds']:.1f} s")
+        if result.get("reused"):
+            text.append("  (had)")
+        if status != "ok" and result.get("error"):
+            text.append(f"  {cell.key}: {result['error'].strip().splitlines()[-1]}")
+        return text
+
+    def _render(self) -> Group:
+        """The matrix, what runs now, and when it will end."""
+        attacks = list(dict.fromkeys(attack for attack, _ in self.grid))
+        defenses = list(dict.fromkeys(defense for _, defense in self.grid))
+        table = Table(title_justify="left", pad_edge=False)
+        table.add_column("ASR %", no_wrap=True)
+        for defense in defenses:
+            table.add_column(defense, justify="right", overflow="fold")
+        for attack in attacks:
+            table.add_row(attack, *(self._square((attack, defense)) for defense in defenses))
+        now = time.time()
+        lines = [
+            Text(f"  {cell.kind} {_words(cell)}  {step}  {now - since:.0f} s", style="dim")
+            for cell, since, step in list(self.running.values())[: 2 * self.slots]
+        ]
+        done = sum(self.ended.values())
+        head = Text(f"{done}/{self.total} cells, {now - self.began:.0f} s, {self._eta()}")
+        return Group(table, head, *lines)
+
+    def _square(self, place: tuple[str, str]) -> Text:
+        """Progress and mean ASR of one attack x defense."""
+        states = self.grid.get(place)
+        if not states:
+            return Text("-", style="dim")
+        waiting = states.count("waits")
+        bad = [state for state in states if state in STYLE and state != "ok"]
+        asr = self.asr[place]
+        text = Text(f"{100 * sum(asr) / len(asr):.1f}" if asr else "")
+        if waiting:
+            text.append(f" {len(states) - waiting}/{len(states)}", "dim")
+        elif not asr and not bad:
+            text.append("had", "dim")
+        if bad:
+            text.append(f" {len(bad)} {bad[0]}", STYLE[bad[0]])
+        return text
+
+    def _eta(self) -> str:
+        """When it ends, from the mean cost of each kind so far."""
+        if not self.seconds:
+            return "measuring"
+        known = [s for costs in self.seconds.values() for s in costs]
+        fallback = sum(known) / len(known)
+        left = 0.0
+        for kind, count in self.left.items():
+            costs = self.seconds.get(kind)
+            left += count * (sum(costs) / len(costs) if costs else fallback)
+        minutes, seconds = divmod(round(left / self.slots), 60)
+        return f"about {minutes} min {seconds:02d} s left"
+
+
+def _place(cell: Cell) -> tuple[str, str]:
+    return str(cell.axes["attack"]), str(cell.axes["defense"])
+
+
+def _words(cell: Cell) -> str:
+    """A cell's axes in the order people say them."""
+    words = []
+    for axis, value in cell.axes.items():
+        if axis == "poison_rate":
+            words.append(f"{100 * value:g}%")
+        elif axis == "seed":
+            words.append(f"seed {value}")
+        elif axis == "target":
+            words.append(f"target {value}")
+        elif axis != "clean_budget":
+            words.append(str(value))
+    return " ".join(words)

@@ -1,0 +1,91 @@
+"""One cell's numbers depend on its key alone: global state is seeded, limited and put back."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import random
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from sweeper import seeds
+
+
+class CellTimeout(BaseException):
+    """The cell's time is up; no `except Exception` of a method may catch it."""
+
+
+@contextlib.contextmanager
+def isolated(key: str, threads: int) -> Iterator[None]:
+    """Seed every global generator from the key, fix threads and determinism, restore all after.
+
+    Methods draw from generators of their own; this covers what a library draws behind their back
+    (dropout), so that a reused process gives the same bits as a fresh one.
+    """
+    numpy_state, python_state = np.random.get_state(), random.getstate()
+    count, backend = torch.get_num_threads(), torch.backends.cudnn
+    flags = backend.deterministic, backend.benchmark
+    devices = list(range(torch.cuda.device_count()))
+    try:
+        with torch.random.fork_rng(devices=devices), torch.enable_grad():
+            torch.random.default_generator.manual_seed(seeds.seed(key, "torch"))
+            if devices:
+                torch.cuda.manual_seed_all(seeds.seed(key, "cuda"))
+            np.random.set_state(np.random.RandomState(seeds.seed(key, "numpy") % 2**32).get_state())
+            random.seed(seeds.seed(key, "python"))
+            torch.set_num_threads(threads)
+            backend.deterministic, backend.benchmark = True, False
+            yield
+    finally:
+        np.random.set_state(numpy_state)
+        random.setstate(python_state)
+        torch.set_num_threads(count)
+        backend.deterministic, backend.benchmark = flags
+        gc.collect()
+        if devices:
+            torch.cuda.empty_cache()
+
+
+@contextlib.contextmanager
+def limit(seconds: float | None, record: Callable[[], None]) -> Iterator[None]:
+    """Give a cell up after `seconds`.
+
+    In the main thread an alarm raises `CellTimeout`. In any other (a Ray worker runs cells in one)
+    nothing can interrupt the code, so a watchdog calls `record` and ends the process; the
+    scheduler starts another.
+    """
+    if not seconds:
+        yield
+    elif threading.current_thread() is threading.main_thread():
+
+        def ring(*_: Any) -> None:
+            raise CellTimeout
+
+        before = signal.signal(signal.SIGALRM, ring)
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+        try:
+            yield
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+    else:
+
+        def end() -> None:
+            try:
+                record()
+            finally:
+                os._exit(70)
+
+        watchdog = threading.Timer(seconds, end)
+        watchdog.daemon = True
+        watchdog.start()
+        try:
+            yield
+        finally:
+            watchdog.cancel()

@@ -1,0 +1,344 @@
+"""A `Sweep` -> the graph of its cells, with keys and parents; what does not apply, and why.
+
+    prepare -> train -> stage -> defend        (prepare and stage only where a method asks for them)
+
+A key is the hash of everything that changes the cell's numbers; a parent stands in it by its own
+key. Cells that come out with the same key are one cell: that is how victims are shared.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from attacks.base import Attack
+from defenses.base import Defense, Needs
+from sweeper import catalog, data, models, options, recipes, seeds, training
+from sweeper.data import splits
+from sweeper.errors import SweepError
+from sweeper.spec import Entry, Sweep
+from sweeper.types import Cell, Facts
+
+KINDS = ("prepare", "train", "stage", "defend")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The expanded sweep."""
+
+    sweep: Sweep
+    cells: Mapping[str, Cell]
+    """Key -> cell, parents before children; only cells that apply."""
+    inapplicable: tuple[Cell, ...]
+    """Defense cells that cannot be run, with their reasons."""
+    unresolved: tuple[str, ...]
+    """Data sets that are not on this machine; their keys stand for nothing yet."""
+
+    def counts(self) -> dict[str, int]:
+        """Number of cells by kind."""
+        found = Counter(cell.kind for cell in self.cells.values())
+        return {kind: found[kind] for kind in KINDS} | {"not_applicable": len(self.inapplicable)}
+
+    def trainings_saved(self) -> int:
+        """Victim trainings that sharing saves against one for each defense cell."""
+        counts = self.counts()
+        return max(0, counts["defend"] - counts["train"])
+
+
+def data_facts(entry: Entry, reserve: float, root: Path | None, cache: Path | None) -> Facts:
+    """Open a data set (decoding it once) and return what the matrix must know of it."""
+    found = data.open_dataset({"dataset": entry.name, **entry.options}, root, cache)
+    attacker, held = splits.split(found, reserve)
+    counts = torch.bincount(found.train.labels[attacker], minlength=len(found.train.classes))
+    channels, height, width = found.train.images.shape[1:]
+    return Facts(
+        dataset=entry.name,
+        digest=found.digest,
+        classes=len(found.train.classes),
+        shape=(channels, height, width),
+        class_counts=tuple(counts.tolist()),
+        n_train=len(found.train),
+        n_reserve=len(held),
+    )
+
+
+def at_hand(entry: Entry, root: Path | None, cache: Path | None) -> bool:
+    """Whether a data set is on this machine, so that opening it downloads nothing."""
+    return data.at_hand({"dataset": entry.name, **entry.options}, root, cache)
+
+
+def expand(sweep: Sweep, facts: Mapping[str, Facts]) -> Plan:
+    """Expand a sweep.
+
+    Args:
+        sweep: The validated sweep.
+        facts: Data set label -> what is known of it.
+
+    Raises:
+        SweepError: A clean budget exceeds the reserve, or a model does not fit the data.
+    """
+    return _Expansion(sweep, facts).run()
+
+
+class _Expansion:
+    """The loops of `expand` and what they share."""
+
+    def __init__(self, sweep: Sweep, facts: Mapping[str, Facts]) -> None:
+        self.sweep = sweep
+        self.facts = facts
+        self.cells: dict[str, Cell] = {}
+        self.inapplicable: dict[str, Cell] = {}
+        self.defenses: list[tuple[Entry, Defense]] = [
+            (entry, catalog.make("defense", entry.name, entry.options)) for entry in sweep.defenses
+        ]
+
+    def run(self) -> Plan:
+        sweep = self.sweep
+        for dataset, model, attack in itertools.product(
+            sweep.datasets, sweep.models, sweep.attacks
+        ):
+            place = self.place(dataset, model)
+            for victim, why, axes in self.victims(place, attack):
+                for entry, defense in self.defenses:
+                    for budget in sweep.clean_budgets if "clean" in defense.sees else (0,):
+                        self.defend(place, victim, why, entry, defense, {**axes}, budget)
+        return Plan(
+            sweep,
+            self.cells,
+            tuple(self.inapplicable.values()),
+            tuple(label for label, fact in self.facts.items() if not fact.digest),
+        )
+
+    def place(self, dataset: Entry, model: Entry) -> _Place:
+        facts = self.facts[dataset.label]
+        family = models.family(model.name, model.options)
+        classes = facts.classes or 10
+        try:
+            batchnorm = _has_batchnorm(model.name, _frozen(model.options), classes, facts.shape)
+        except SweepError as error:
+            raise SweepError(f"model {model.label} on data set {dataset.label}: {error}") from None
+        recipe = recipes.resolve(self.sweep.recipe, dataset.name, model.name)
+        known = {"name": model.name, **options.canonical(family), "version": family.version}
+        local = {
+            "dataset": {"dataset": dataset.name, **dataset.options},
+            "model": {"model": model.name, **model.options},
+        }
+        common = {
+            "data": facts.digest or f"unresolved {dataset.label}",
+            "reserve": self.sweep.reserve,
+            "model": known,
+        }
+        return _Place(
+            facts,
+            batchnorm,
+            common,
+            recipe,
+            local,
+            {"dataset": dataset.label, "model": model.label},
+        )
+
+    def victims(
+        self, place: _Place, entry: Entry
+    ) -> Iterator[tuple[Cell | None, str, dict[str, Any]]]:
+        """The victims of one attack on one data set and model: (cell, why not, axes)."""
+        sample: Attack = catalog.make("attack", entry.name, entry.options)
+        rates = (entry.poison_rates or self.sweep.poison_rates) if sample.rated else [0.0]
+        targets = self.sweep.targets if sample.targeted else [0]
+        for rate, target, seed in itertools.product(rates, targets, self.sweep.seeds):
+            attack = replace(sample, target=target)
+            words = {"attack": entry.label, "poison_rate": rate, "target": target, "seed": seed}
+            axes = {**place.axes, **words}
+            if all(self.excluded({**axes, "defense": e.label}) for e, _ in self.defenses):
+                continue
+            why = attack.applies(place.facts, rate)
+            victim = self.train(place, entry, attack, rate, seed, axes, keep=not why)
+            yield victim, why or "", axes
+
+    def train(
+        self,
+        place: _Place,
+        entry: Entry,
+        attack: Attack,
+        rate: float,
+        seed: int,
+        axes: dict[str, Any],
+        keep: bool = True,
+    ) -> Cell:
+        """The victim's cell, with its prepared state where the attack has one."""
+        parents: tuple[str, ...] = ()
+        about = _attack_params(entry.name, attack)
+        if attack.prepares:
+            parents = (self.prepare(place, entry, attack, rate, seed, axes, keep).key,)
+        params = {
+            "kind": "train",
+            **place.common,
+            "attack": about,
+            "poison_rate": rate,
+            "target": attack.target if attack.targeted else 0,
+            "seed": seed,
+            "recipe": options.canonical(attack.recipe(place.recipe)),
+            "state": parents[0] if parents else None,
+            "versions": {"training": training.VERSION},
+        }
+        local = {**place.local, "attack": {"attack": entry.name, **entry.options}}
+        return self.add(Cell("train", seeds.digest(params), params, parents, axes, local), keep)
+
+    def prepare(
+        self,
+        place: _Place,
+        entry: Entry,
+        attack: Attack,
+        rate: float,
+        seed: int,
+        axes: dict[str, Any],
+        keep: bool,
+    ) -> Cell:
+        """The state's cell: it depends only on the axes the attack names."""
+        named = {"poison_rate": rate, "target": attack.target, "seed": seed}
+        on = {axis: value for axis, value in named.items() if axis in attack.state_axes}
+        parents: tuple[str, ...] = ()
+        first = on.get("seed", self.sweep.seeds[0] if "seed" in attack.state_axes else 0)
+        if attack.needs_clean_model:
+            nobody = Entry(name="none", label="none")
+            clean_axes = {**place.axes, "attack": "none", "poison_rate": 0.0, "target": 0}
+            clean = self.train(
+                place,
+                nobody,
+                catalog.make("attack", "none", {}),
+                0.0,
+                first,
+                {**clean_axes, "seed": first},
+                keep,
+            )
+            parents = (clean.key,)
+        whole = dict(place.common)
+        if "model" not in attack.state_axes and not attack.needs_clean_model:
+            whole.pop("model")
+        params = {
+            "kind": "prepare",
+            **whole,
+            "attack": _attack_params(entry.name, attack),
+            **on,
+            "clean_model": parents[0] if parents else None,
+            "recipe": options.canonical(place.recipe) if "model" in whole else None,
+            "versions": {"training": training.VERSION},
+        }
+        words = {**place.axes, "attack": entry.label, **on}
+        local = {**place.local, "attack": {"attack": entry.name, **entry.options}}
+        cell = Cell("prepare", seeds.digest(params), params, parents, words, local)
+        return self.add(cell, keep)
+
+    def defend(
+        self,
+        place: _Place,
+        victim: Cell | None,
+        why: str,
+        entry: Entry,
+        defense: Defense,
+        axes: dict[str, Any],
+        budget: float | int,
+    ) -> None:
+        """The cell of one defense on one victim, with its stage where it has one."""
+        assert victim is not None
+        axes |= {"defense": entry.label, "clean_budget": float(budget)}
+        if self.excluded(axes):
+            return
+        count = splits.budget_count(budget, place.facts.n_train) if place.sized(budget) else 0
+        if count > place.facts.n_reserve:
+            raise SweepError(
+                f"clean_budgets: {budget:g} is {count} images of {axes['dataset']}, the reserve "
+                f"holds {place.facts.n_reserve}: lower the budget or raise `reserve`"
+            )
+        parents = [victim.key]
+        stage = defense.stage()
+        keep = not (why or self.unfit(place, defense, count))
+        if stage is not None:
+            shared = {
+                "kind": "stage",
+                "stage": {"name": stage.name, **options.canonical(stage), "version": stage.version},
+                "victim": victim.key,
+                "n_clean": count if "clean" in stage.sees else 0,
+            }
+            words = {**victim.axes, "stage": stage.name}
+            local = {"defense": {"defense": entry.name, **entry.options}, "victim": victim.key}
+            cell = Cell("stage", seeds.digest(shared), shared, (victim.key,), words, local)
+            parents.append(self.add(cell, keep).key)
+        params = {
+            "kind": "defend",
+            "victim": victim.key,
+            "defense": {
+                "name": entry.name,
+                **options.canonical(defense),
+                "version": defense.version,
+            },
+            "n_clean": count,
+            "stage": parents[1] if stage is not None else None,
+        }
+        local = {"defense": {"defense": entry.name, **entry.options}, "victim": victim.key}
+        cell = Cell("defend", seeds.digest(params), params, tuple(parents), axes, local)
+        if keep:
+            self.add(cell)
+        else:
+            reason = why or self.unfit(place, defense, count)
+            local = {**local, "victim_cell": victim}
+            self.inapplicable[cell.key] = replace(cell, reason=reason, local=local)
+
+    def unfit(self, place: _Place, defense: Defense, count: int) -> str:
+        """Why this defense cannot be run on this model and data; empty where it can."""
+        if "batchnorm" in defense.requires and not place.batchnorm:
+            return f"needs BatchNorm layers, {place.axes['model']} has none"
+        facts, model = place.facts, place.axes["model"]
+        needs = Needs(facts.classes or 10, facts.shape, model, place.batchnorm, count)
+        return defense.applies(needs) or ""
+
+    def add(self, cell: Cell, keep: bool = True) -> Cell:
+        """Enter a cell of the graph; the first of a key stands for all."""
+        return self.cells.setdefault(cell.key, cell) if keep else cell
+
+    def excluded(self, axes: Mapping[str, Any]) -> bool:
+        """Whether an entry of `exclude` leaves this combination out."""
+        return any(
+            all(axes.get(axis, ...) == value for axis, value in pattern.items())
+            for pattern in self.sweep.exclude
+        )
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A data set with a model: what all victims there share."""
+
+    facts: Facts
+    batchnorm: bool
+    common: dict[str, Any]
+    recipe: recipes.Recipe
+    local: dict[str, Any]
+    axes: dict[str, Any]
+
+    def sized(self, budget: float | int) -> bool:
+        """Whether a clean budget can be counted: there is one, and the data are known."""
+        return bool(budget) and self.facts.n_train > 0
+
+
+def _attack_params(name: str, attack: Attack) -> dict[str, Any]:
+    return {"name": name, **options.canonical(attack), "version": attack.version}
+
+
+def _frozen(asked: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+    return tuple(sorted(asked.items()))
+
+
+@functools.lru_cache(maxsize=256)
+def _has_batchnorm(
+    model: str, asked: tuple[tuple[str, Any], ...], classes: int, shape: tuple[int, int, int]
+) -> bool:
+    """Build the model without memory and look; raises SweepError where it does not fit."""
+    with torch.device("meta"):
+        trunk, _ = models.family(model, dict(asked)).build(classes, shape)
+    return any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in trunk.modules())

@@ -1,0 +1,145 @@
+"""Network architectures: found by file name, built with options, initialised from a generator.
+
+A new family is one new file in this folder, or in a folder appended to `sweeper.models.__path__`.
+Importing this package does not import torch; the first question about a family does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Mapping, Sequence
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, get_type_hints
+
+from sweeper.errors import SweepError, unknown
+
+if TYPE_CHECKING:
+    import torch
+
+    from sweeper.models.base import Family, Net
+
+__all__ = ["build", "families", "family"]
+
+
+def families() -> dict[str, type[Family]]:
+    """Return the family class of every architecture, by the architecture's name, sorted.
+
+    Raises:
+        SweepError: A file has not exactly one family, or two files provide the same name.
+    """
+    found: dict[str, type[Family]] = {}
+    for info in pkgutil.iter_modules(__path__):
+        if info.name == "base" or info.name.startswith("_"):
+            continue
+        cls = _family_of(importlib.import_module(f"{__name__}.{info.name}"))
+        for name in cls.names:
+            if name in found:
+                raise SweepError(
+                    f"models: {name!r} stands both in {found[name].__module__} and in "
+                    f"{cls.__module__}; rename one of them in its `names`."
+                )
+            found[name] = cls
+    return dict(sorted(found.items()))
+
+
+def family(name: str, options: Mapping[str, Any]) -> Family:
+    """Return the family of `name` with `options` checked and its defaults filled in.
+
+    Args:
+        name: An architecture, such as "resnet18".
+        options: Options of that family by name, as they stand in a sweep file.
+
+    Raises:
+        SweepError: There is no such architecture or option, or a value has the wrong type.
+    """
+    known = families()
+    if name not in known:
+        raise SweepError(f"models: {unknown('model', name, known)}")
+    cls = known[name]
+    fields = {f.name: f.default for f in dataclasses.fields(cls) if f.name != "name"}
+    for option in options:
+        if option not in fields:
+            raise SweepError(f"models: {name}: {unknown('option', option, fields)}")
+    hints = get_type_hints(cls)
+    for option, value in options.items():
+        reason = _mismatch(value, hints[option])
+        if reason:
+            listed = ", ".join(f"{key}={default!r}" for key, default in fields.items())
+            raise SweepError(
+                f"models: {name}: option {option!r} cannot be {value!r}: {reason}. "
+                f"Options with their defaults: {listed}"
+            )
+    return cls(name=name, **options)
+
+
+def build(
+    name: str,
+    options: Mapping[str, Any],
+    *,
+    classes: int,
+    shape: tuple[int, int, int],
+    mean: Sequence[float],
+    std: Sequence[float],
+    generator: torch.Generator,
+) -> Net:
+    """Build a network on the CPU; its weights depend on the arguments and `generator` alone.
+
+    Args:
+        name: An architecture, such as "resnet18".
+        options: Options of its family; what is left out takes the family's default.
+        classes: Number of classes.
+        shape: (C, H, W) of an image.
+        mean: Mean of each channel, in [0, 1], for the normaliser.
+        std: Standard deviation of each channel, in [0, 1], for the normaliser.
+        generator: CPU generator; one number is drawn from it. torch's global random state is
+            left as it was.
+
+    Raises:
+        SweepError: Unknown name or option, or the architecture does not fit the image size.
+    """
+    import torch
+
+    from sweeper.models.base import Net
+
+    chosen = family(name, options)
+    seed = int(torch.randint(2**63 - 1, (), generator=generator))
+    # torch's initialisers draw from the global CPU generator: lend it our seed and put it back.
+    # torch.manual_seed would also reseed every GPU, which fork_rng(devices=[]) does not restore.
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        torch.default_generator.manual_seed(seed)
+        trunk, head = chosen.build(classes, shape)
+        return Net(trunk, head, mean, std)
+
+
+def _family_of(module: ModuleType) -> type[Family]:
+    """Return the one family a module defines."""
+    from sweeper.models.base import Family
+
+    found = [
+        value
+        for value in vars(module).values()
+        if isinstance(value, type)
+        and issubclass(value, Family)
+        and value.__module__ == module.__name__
+        and not inspect.isabstract(value)
+    ]
+    if len(found) != 1:
+        raise SweepError(
+            f"models: {module.__file__} defines {len(found)} families, expected one subclass of "
+            "Family; move the others to files of their own, or begin the file's name with '_'."
+        )
+    return found[0]
+
+
+def _mismatch(value: object, hint: Any) -> str:
+    """Return why `value` is not of the type `hint`; empty where it is."""
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        TypeAdapter(hint).validate_python(value, strict=True)
+    except ValidationError as error:
+        return str(error.errors()[0]["msg"])
+    return ""

@@ -1,0 +1,52 @@
+"""Pre-activation ResNet-18.
+
+He et al. 2016 (arXiv 1603.05027), with the norm and ReLU before the pooling that the paper has and
+several CIFAR codes leave out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import nn
+
+from sweeper.models._layers import (
+    GlobalAverage,
+    Stem,
+    initialise,
+    need_positive,
+    preact_stage,
+    stem_layers,
+)
+from sweeper.models.base import Family
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreActResNet(Family):
+    """Four stages of two pre-activation blocks, then norm, ReLU and average pooling."""
+
+    names: ClassVar[tuple[str, ...]] = ("preact-resnet18",)
+    """The depth the backdoor literature uses."""
+
+    stem: Stem = "auto"
+    """auto (cifar up to 64 pixels, else imagenet), cifar, cifar-pool or imagenet."""
+    width: int = 64
+    """Channels of the first stage; the others have 2, 4 and 8 times as many."""
+
+    def build(self, classes: int, shape: tuple[int, int, int]) -> tuple[nn.Module, nn.Module]:
+        """Build trunk and head; the features have 8 x `width` entries."""
+        need_positive(self.name, "width", self.width)
+        width = self.width
+        trunk = nn.Sequential(
+            *stem_layers(self.name, self.stem, shape, width),
+            preact_stage(width, width, 1, 2),
+            preact_stage(width, 2 * width, 2, 2),
+            preact_stage(2 * width, 4 * width, 2, 2),
+            preact_stage(4 * width, 8 * width, 2, 2),
+            nn.BatchNorm2d(8 * width),
+            nn.ReLU(),
+            GlobalAverage(),
+        )
+        initialise(trunk)
+        return trunk, nn.Linear(8 * width, classes)

@@ -1,0 +1,111 @@
+"""What a row says beside the metrics: options, labels, versions, device, as columns."""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import importlib.metadata
+import json
+import math
+import resource
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from attacks.base import Attack
+from defenses.base import Defense
+from sweeper import catalog
+from sweeper.rows import AXES
+from sweeper.types import Cell
+
+
+def describe(cell: Cell, victim: Cell) -> dict[str, Any]:
+    """The columns of a row that the cells themselves say, before anything has run."""
+    attack, defense = victim.params["attack"], cell.params["defense"]
+    local = dict(cell.local["defense"])
+    made: Defense = catalog.make("defense", local.pop("defense"), local)
+    planted = dict(victim.local["attack"])
+    attacker: Attack = catalog.make("attack", planted.pop("attack"), planted)
+    return {
+        "victim": victim.key,
+        "attack_name": attack["name"],
+        "attack_options": _options(attack),
+        "rule": attacker.rule,
+        "rate_base": attacker.base,
+        "dataset_options": json.dumps(victim.local["dataset"], sort_keys=True),
+        "model_options": _options(victim.params["model"]),
+        "recipe": json.dumps(victim.params["recipe"], sort_keys=True),
+        "defense_name": defense["name"],
+        "defense_options": _options(defense),
+        "kind": made.kind,
+        "sees": ",".join(sorted(made.sees)),
+        "oracle": "oracle" in made.sees,
+        "n_clean": cell.params["n_clean"],
+    }
+
+
+def labels(cell: Cell) -> dict[str, Any]:
+    """The axes of a defense cell: what the sweep file calls its parts."""
+    return {name: cell.axes[name] for name in AXES}
+
+
+def _options(params: Mapping[str, Any]) -> str:
+    kept = {key: value for key, value in params.items() if key not in ("name", "version")}
+    return json.dumps(kept, sort_keys=True)
+
+
+@functools.lru_cache(maxsize=1)
+def versions() -> str:
+    """Versions of the code, torch and ray, as JSON."""
+    found = {name: importlib.metadata.version(name) for name in ("torch", "ray")}
+    try:
+        found["sweeper"] = importlib.metadata.version("backdoor-sweeper")
+    except importlib.metadata.PackageNotFoundError:
+        found["sweeper"] = "source"
+    return json.dumps(found, sort_keys=True)
+
+
+def device_name(device: torch.device) -> str:
+    """What a row calls the device."""
+    if device.type == "cuda":
+        return torch.cuda.getdevice_name()
+    return _processor()
+
+
+@functools.lru_cache(maxsize=1)
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="ignore").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"CPU {names[0]}" if names else "CPU"
+
+
+def peak_memory(device: torch.device) -> float:
+    """MB: on a GPU the cell's own peak, on a CPU the process's so far."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+
+
+def timestamp(seconds: float | None = None) -> str:
+    """A moment (default: now) in ISO 8601, UTC."""
+    at = time.time() if seconds is None else seconds
+    return datetime.datetime.fromtimestamp(at, datetime.timezone.utc).isoformat()
+
+
+def plain(value: Any) -> Any:
+    """JSON values of what a defense notes: tensors become lists, NaN becomes null."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, torch.Tensor):
+        return plain(value.tolist())
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if isinstance(value, str | int | bool | None) else str(value)

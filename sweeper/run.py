@@ -1,0 +1,263 @@
+"""Runs a sweep: expand, subtract what the store holds, walk the rest, leave the table."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import signal
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import yaml
+
+from sweeper import cells, matrix, rows
+from sweeper.cells import Context, Result
+from sweeper.errors import SweepError
+from sweeper.spec import Sweep
+from sweeper.store import Store
+from sweeper.types import Cell, Facts
+from sweeper.walk import Walk
+
+
+class Watcher(Protocol):
+    """Who looks on while a sweep runs."""
+
+    def started(self, cell: Cell) -> None:
+        """A cell starts."""
+
+    def progress(self, cell: Cell, **values: Any) -> None:
+        """A running cell says how far it is."""
+
+    def finished(self, cell: Cell, result: Result) -> None:
+        """A cell ended, or was blocked."""
+
+
+@dataclass
+class Job:
+    """A sweep ready to run: its plan less what is done."""
+
+    plan: matrix.Plan
+    store: Store
+    context: Context
+    done: set[str]
+    """Keys of cells the store has, defense cells with a finished row of this sweep."""
+    adopted: set[str] = field(default_factory=set)
+    """Defense cells another sweep of the store has already run."""
+
+    @property
+    def todo(self) -> list[str]:
+        """Keys to run: unfinished defense cells and the ancestors they lack."""
+        wanted: set[str] = set()
+
+        def want(key: str) -> None:
+            if key not in wanted and key not in self.done and key not in self.adopted:
+                wanted.add(key)
+                for parent in self.plan.cells[key].parents:
+                    want(parent)
+
+        for key, cell in self.plan.cells.items():
+            if cell.kind == "defend":
+                want(key)
+        return [key for key in self.plan.cells if key in wanted]
+
+    def summary(self) -> dict[str, Any]:
+        """What `sweeper plan --json` prints."""
+        return {
+            "sweep": self.plan.sweep.name,
+            "cells": self.plan.counts(),
+            "total": len(self.plan.cells),
+            "done": len(self.done | self.adopted),
+            "to_run": len(self.todo),
+            "to_run_by_kind": dict(Counter(self.plan.cells[key].kind for key in self.todo)),
+            "trainings_saved": self.plan.trainings_saved(),
+            "unresolved": list(self.plan.unresolved),
+        }
+
+
+def prepare(sweep: Sweep, context: Context, *, need_data: bool = True) -> Job:
+    """Open the data, expand the sweep and subtract what the store holds.
+
+    Args:
+        sweep: The validated sweep.
+        context: Store, data folder, device.
+        need_data: Whether a data set that is not here is an error, or left unresolved.
+
+    Raises:
+        SweepError: Data, models and budgets do not fit together.
+    """
+    facts: dict[str, Facts] = {}
+    root = Path(context.data) if context.data else None
+    cache = Path(context.cache) if context.cache else None
+    for entry in sweep.datasets:
+        try:
+            if need_data or matrix.at_hand(entry, root, cache):
+                facts[entry.label] = matrix.data_facts(entry, sweep.reserve, root, cache)
+                continue
+        except SweepError:
+            if need_data:
+                raise
+        facts[entry.label] = Facts(entry.name, "")
+    plan = matrix.expand(sweep, facts)
+    store = Store(context.store)
+    statuses = store.statuses(sweep.name)
+    have = {kind: store.keys(kind) for kind in matrix.KINDS}
+    done = {
+        key for key, cell in plan.cells.items() if cell.kind != "defend" and key in have[cell.kind]
+    }
+    done |= {key for key, status in statuses.items() if status in rows.FINISHED} & set(plan.cells)
+    return Job(plan, store, context, done, (have["defend"] & set(plan.cells)) - done)
+
+
+def execute(
+    job: Job, walker: Callable[[Job, Walk, Ending, Watcher], None], watcher: Watcher
+) -> Counter[str]:
+    """Run what is missing and leave the rows compacted.
+
+    Args:
+        job: The prepared sweep.
+        walker: Runs the cells of a walk: `inline` here, or Ray's in `sweeper.schedule`.
+        watcher: Who looks on.
+
+    Returns:
+        How many cells of this call ended in each state, reused ones aside.
+    """
+    sweep, store = job.plan.sweep, job.store
+    store.save_sweep(sweep.name, yaml.safe_dump(sweep.model_dump(mode="json"), sort_keys=False))
+    store.save_plan(sweep.name, _outline(job))
+    walk = Walk(job.plan.cells, job.todo)
+    for key in job.adopted:
+        cell = job.plan.cells[key]
+        cells.adopt(store, cell, sweep.name, store.meta("defend", key)["row"])
+    have = store.statuses(sweep.name)
+    for cell in job.plan.inapplicable:
+        if have.get(cell.key) != "not_applicable":
+            store.write_row(_inapplicable(cell, job))
+    ending = Ending(job, walk, watcher)
+    try:
+        walker(job, walk, ending, watcher)
+    finally:
+        store.compact(sweep.name)
+    return ending.counts
+
+
+class Ending:
+    """What happens in the driver when a cell ends: states counted, descendants blocked."""
+
+    def __init__(self, job: Job, walk: Walk, watcher: Watcher) -> None:
+        self.job = job
+        self.walk = walk
+        self.watcher = watcher
+        self.counts: Counter[str] = Counter()
+
+    def __call__(self, key: str, result: Result) -> None:
+        """Record how cell `key` ended."""
+        cell = self.walk.cells[key]
+        blocked = self.walk.complete(key, result["status"])
+        if result["status"] == "oom":
+            return
+        self.counts[result["status"]] += 1
+        self.watcher.finished(cell, result)
+        for below, above in blocked:
+            cause = (result["error"] or result["status"]).strip().splitlines()[-1]
+            words = " ".join(str(value) for value in above.axes.values())
+            error = f"{above.kind} cell {above.key} ({words}) {result['status']}: {cause}"
+            if below.kind == "defend":
+                self.job.store.write_row(self._row(below, "blocked", error))
+            self.counts["blocked"] += 1
+            self.watcher.finished(below, {"status": "blocked", "error": error, "seconds": None})
+
+    def lost(self, key: str, why: str) -> None:
+        """A cell whose process was lost too often: the driver writes what it could not."""
+        cell = self.walk.cells[key]
+        record = {"status": "failed", "error": why, "run": self.job.context.run, "kind": cell.kind}
+        self.job.store.fail(self.job.plan.sweep.name, key, {**record, "axes": dict(cell.axes)})
+        if cell.kind == "defend":
+            self.job.store.write_row(self._row(cell, "failed", why))
+        self(key, {"status": "failed", "error": why, "seconds": None})
+
+    def _row(self, cell: Cell, status: str, error: str) -> dict[str, Any]:
+        victim = self.job.plan.cells[cell.params["victim"]]
+        return cells.blank_row(cell, victim, self.job.plan.sweep.name, status, error)
+
+
+def _inapplicable(cell: Cell, job: Job) -> dict[str, Any]:
+    victim = cell.local["victim_cell"]
+    return cells.blank_row(cell, victim, job.plan.sweep.name, "not_applicable", cell.reason)
+
+
+def _outline(job: Job) -> dict[str, Any]:
+    """What a table must know of the matrix: its cells' labels, and the order of the labels."""
+    sweep = job.plan.sweep
+    every = [*job.plan.cells.values(), *job.plan.inapplicable]
+    return {
+        "order": {
+            axis: [entry.label for entry in getattr(sweep, f"{axis}s")]
+            for axis in ("dataset", "model", "attack", "defense")
+        },
+        "cells": {c.key: dict(c.axes) for c in every if c.kind == "defend"},
+    }
+
+
+def inline(job: Job, walk: Walk, ending: Ending, watcher: Watcher) -> None:
+    """Run the cells one after the other in this process, without Ray.
+
+    Ctrl-C stops after the running cell; a second one at once.
+    """
+    with _gentle_interrupt() as stopped:
+        while not stopped() and (item := walk.next()):
+            cell, last = item
+            watcher.started(cell)
+
+            def log(cell: Cell = cell, **values: Any) -> None:
+                watcher.progress(cell, **values)
+
+            above = walk.ancestors(cell.key)
+            result = cells.run(cell, above, job.context, log, last_try=last)
+            ending(cell.key, result)
+
+
+@contextmanager
+def _gentle_interrupt() -> Iterator[Callable[[], bool]]:
+    """Turn the first Ctrl-C into a wish to stop; the second interrupts."""
+    asked: list[float] = []
+
+    def hear(*_: Any) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(time.time())
+
+    try:
+        before = signal.signal(signal.SIGINT, hear)
+    except ValueError:  # not the main thread: nothing to catch there
+        yield lambda: False
+        return
+    try:
+        yield lambda: bool(asked)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def new_run() -> str:
+    """Return the name of one call of `sweeper run`."""
+    return uuid.uuid4().hex[:12]
+
+
+def pack(cell: Cell) -> dict[str, Any]:
+    """A cell as JSON values."""
+    return dataclasses.asdict(cell)
+
+
+def unpack(values: Mapping[str, Any]) -> Cell:
+    """The cell of `pack`."""
+    return Cell(**{**values, "parents": tuple(values["parents"])})
+
+
+def payload(cell: Cell, ancestors: list[Cell]) -> str:
+    """A cell with its ancestors as one JSON text."""
+    return json.dumps([pack(item) for item in (*ancestors, cell)])

@@ -1,0 +1,115 @@
+"""Artifacts: what cells leave for their children, shared by all sweeps of a store.
+
+    artifacts/<kind>/<key>/<name>-<hash>.safetensors
+    artifacts/<kind>/<key>/manifest.json        written last: with it the artifact exists
+
+Tensors are safetensors with their SHA-256 in the manifest: nothing is ever unpickled, and a damaged
+file is found when it is read, named and set aside.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow.fs as pafs
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from sweeper.errors import SweepError
+from sweeper.ledger import Ledger
+
+_KEY = re.compile(r"[0-9a-f]{20}")
+
+
+class DamagedError(Exception):
+    """An artifact's file is missing or is not what its manifest says; it was set aside."""
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """What a cell left for its children."""
+
+    meta: Mapping[str, Any]
+    """JSON: metrics, seconds, counts."""
+    tensors: Mapping[str, Mapping[str, Tensor]]
+    """File name -> tensors."""
+
+
+class Store(Ledger):
+    """A store's rows and artifacts."""
+
+    def put(
+        self,
+        kind: str,
+        key: str,
+        tensors: Mapping[str, Mapping[str, Tensor]],
+        meta: Mapping[str, Any],
+    ) -> None:
+        """Write an artifact; it exists once its manifest, written last, is there."""
+        folder, files = self._artifact(kind, key), {}
+        for name, group in tensors.items():
+            content = save_tensors({k: v.detach().cpu().contiguous() for k, v in group.items()})
+            digest = hashlib.sha256(content).hexdigest()
+            files[name] = {"file": f"{name}-{digest[:12]}.safetensors", "sha256": digest}
+            self._write(f"{folder}/{files[name]['file']}", content)
+        manifest = json.dumps({"files": files, "meta": meta}, indent=1)
+        self._write(f"{folder}/manifest.json", manifest.encode())
+
+    def get(self, kind: str, key: str) -> Artifact:
+        """Read an artifact and verify it.
+
+        Raises:
+            DamagedError: It is not what was written; it has been set aside to be rebuilt.
+        """
+        folder = self._artifact(kind, key)
+        try:
+            manifest = json.loads(self._read(f"{folder}/manifest.json"))
+            tensors = {}
+            for name, file in manifest["files"].items():
+                if "/" in file["file"]:
+                    raise ValueError("a file outside its folder")
+                content = self._read(f"{folder}/{file['file']}")
+                if hashlib.sha256(content).hexdigest() != file["sha256"]:
+                    raise ValueError(f"{file['file']} is damaged")
+                tensors[name] = load_tensors(content)
+            return Artifact(manifest["meta"], tensors)
+        except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
+            self._set_aside(folder)
+            raise DamagedError(
+                f"artifact {kind}/{key}: {error}; set aside, to be rebuilt"
+            ) from None
+
+    def meta(self, kind: str, key: str) -> Mapping[str, Any]:
+        """Read an artifact's JSON alone."""
+        manifest = json.loads(self._read(f"{self._artifact(kind, key)}/manifest.json"))
+        found: Mapping[str, Any] = manifest["meta"]
+        return found
+
+    def has(self, kind: str, key: str) -> bool:
+        """Whether an artifact is there."""
+        return self._exists(f"{self._artifact(kind, key)}/manifest.json")
+
+    def keys(self, kind: str) -> set[str]:
+        """Keys of the artifacts of a kind that are there, by one listing."""
+        selector = pafs.FileSelector(f"artifacts/{kind}", allow_not_found=True, recursive=True)
+        paths = [info.path for info in self._fs.get_file_info(selector)]
+        found = {path.split("/")[-2] for path in paths if path.endswith("/manifest.json")}
+        return {key for key in found if _KEY.fullmatch(key)}
+
+    def _artifact(self, kind: str, key: str) -> str:
+        if not _KEY.fullmatch(key) or not kind.isalpha():
+            raise SweepError(f"{kind}/{key} is not the key of a cell")
+        return f"artifacts/{kind}/{key}"
+
+    def _set_aside(self, folder: str) -> None:
+        aside = f"damaged/{folder.replace('/', '-')}-{time.time_ns()}"
+        if self._exists(folder):
+            self._fs.create_dir("damaged", recursive=True)
+            self._fs.move(folder, aside)

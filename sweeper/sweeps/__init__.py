@@ -1,0 +1,1 @@
+"""Named sweeps that ship: one YAML file each."""

@@ -1,0 +1,132 @@
+"""Intervals, paired differences and winners, against scipy and plain loops."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from scipy import stats as reference
+
+from sweeper.stats import beyond_noise, paired, summarise, wilson, winners
+
+shares = st.integers(0, 1000).map(lambda k: k / 1000)
+confidences = st.sampled_from([0.8, 0.95, 0.99])
+
+
+@given(st.integers(1, 5000), st.floats(0, 1), confidences)
+def test_wilson_is_scipys(n, share, confidence):
+    k = round(n * share)
+    expected = reference.binomtest(k, n).proportion_ci(confidence, method="wilson")
+    assert wilson(k, n, confidence) == pytest.approx((expected.low, expected.high), abs=1e-12)
+
+
+def test_wilson_at_the_ends():
+    assert wilson(0, 0) == (0.0, 1.0)
+    assert wilson(0, 10)[0] == 0.0
+    assert wilson(10, 10)[1] == 1.0
+    for successes, n in ((-1, 3), (4, 3)):
+        with pytest.raises(ValueError, match="wilson"):
+            wilson(successes, n)
+
+
+@given(st.lists(shares, min_size=2, max_size=8), confidences)
+def test_summarise_is_numpys_and_scipys(values, confidence):
+    summary = summarise(values, confidence)
+    assert summary.n == len(values)
+    assert summary.mean == pytest.approx(np.mean(values))
+    assert summary.sd == pytest.approx(np.std(values, ddof=1))
+    if summary.sd > 1e-9:
+        expected = reference.t.interval(
+            confidence, len(values) - 1, np.mean(values), reference.sem(values)
+        )
+        assert (summary.low, summary.high) == pytest.approx(expected)
+    else:
+        assert (summary.low, summary.high) == pytest.approx((summary.mean, summary.mean))
+
+
+def test_summarise_few():
+    assert summarise([]).n == 0
+    assert math.isnan(summarise([]).mean)
+    one = summarise([0.5, math.nan])
+    assert (one.mean, one.n) == (0.5, 1)
+    assert all(math.isnan(value) for value in (one.sd, one.low, one.high))
+
+
+@given(st.lists(st.tuples(shares, shares), min_size=2, max_size=8))
+def test_paired_is_scipys(pairs):
+    a, b = map(np.array, zip(*pairs, strict=True))
+    result = paired(a, b)
+    assert result.mean == pytest.approx(np.mean(a - b))
+    assert result.n == len(pairs)
+    if np.ptp(a - b) > 1e-9:
+        expected = reference.ttest_rel(a, b)
+        interval = expected.confidence_interval(0.95)
+        assert result.p == pytest.approx(expected.pvalue)
+        assert (result.low, result.high) == pytest.approx((interval.low, interval.high))
+        assert beyond_noise(a, b) == (not result.low <= 0 <= result.high)
+    mirrored = paired(b, a)
+    assert (mirrored.low, mirrored.high) == pytest.approx((-result.high, -result.low))
+
+
+def test_paired_without_spread():
+    same = paired([0.3, 0.1 + 0.2], [0.1 + 0.2, 0.3])
+    assert (same.p, same.n) == (1.0, 2)
+    shifted = paired([0.3, 0.4], [0.2, 0.3])
+    assert (shifted.p, shifted.low, shifted.high) == (0.0, shifted.mean, shifted.mean)
+    single = paired([0.3, math.nan], [0.2, 0.5])
+    assert single.n == 1
+    assert math.isnan(single.p)
+    assert math.isnan(single.low)
+    with pytest.raises(ValueError, match="paired"):
+        paired([1.0], [1.0, 2.0])
+
+
+def test_beyond_noise_by_number_of_pairs():
+    assert beyond_noise([0.9, 0.91, 0.92], [0.5, 0.52, 0.51])
+    assert not beyond_noise([0.9, 0.5], [0.8, 0.6]), "the sign of the difference flips"
+    assert beyond_noise([0.9], [0.5], counts=(1000, 1000))
+    assert not beyond_noise([0.9], [0.5], counts=(5, 5))
+    assert not beyond_noise([0.9], [0.5]), "one seed without counts has no interval"
+    assert not beyond_noise([math.nan], [0.5], counts=(1000, 1000)), "no pair"
+    assert not beyond_noise([0.3, 0.3], [0.1 + 0.2, 0.1 + 0.2]), "rounding is no difference"
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.lists(st.none() | shares, min_size=3, max_size=3), min_size=1, max_size=5))
+@example([[0.0, 0.038, None], [None, 0.0, 0.038]])
+def test_winners_are_those_of_a_plain_loop(cells):
+    rows = [
+        {"cell": 7 + cell, "group": 1, "seed": seed, "score": score, "count": 200.0}
+        for cell, scores in enumerate(cells)
+        for seed, score in enumerate(scores)
+        if score is not None
+    ]
+    columns = ["cell", "group", "seed", "score", "count"]
+    found = winners(pd.DataFrame(rows, columns=columns)).tolist()
+
+    values = {7 + i: np.array(scores, dtype=float) for i, scores in enumerate(cells)}
+    values = {i: array for i, array in values.items() if not np.isnan(array).all()}
+    expected = [
+        i
+        for i, mine in values.items()
+        if len(values) > 1
+        and all(
+            np.nanmean(mine) > np.nanmean(other) + 1e-12
+            and np.nansum(mine - other) > 0
+            and beyond_noise(mine, other, counts=(200, 200))
+            for j, other in values.items()
+            if j != i
+        )
+    ]
+    assert found == expected
+
+
+def test_groups_do_not_touch():
+    rows = [
+        {"cell": cell, "group": cell // 2, "seed": seed, "score": score + seed / 1e4, "count": 1e3}
+        for cell, score in enumerate((0.1, 0.9, 0.5, 0.5))
+        for seed in range(3)
+    ]
+    assert winners(pd.DataFrame(rows)).tolist() == [1]
