@@ -19,7 +19,8 @@ from torch import Generator, Tensor
 from attacks._select import candidates, draw
 from sweeper.errors import SweepError
 from sweeper.models.base import Net
-from sweeper.training import Hooks, Recipe
+from sweeper.recipes import Recipe
+from sweeper.training import Hooks
 from sweeper.types import Facts, ImageSet, Poisoned, Role, State, Triggered
 
 CONTROLS = ("data", "training", "model")

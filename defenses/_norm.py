@@ -62,7 +62,8 @@ class _MaskedNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Normalise with masked, and where asked perturbed, weight and bias."""
         norm, neurons = self.norm, self.neurons
-        scale, bias = neurons.mask[self.part], norm.bias
+        scale: Tensor = neurons.mask[self.part]
+        bias: Tensor = norm.bias
         if neurons.perturbed:
             scale = scale + neurons.weight_shift[self.part]
             bias = bias * (1 + neurons.bias_shift[self.part])

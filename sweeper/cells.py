@@ -500,7 +500,8 @@ def _queries(
     def ask(images: torch.Tensor) -> torch.Tensor:
         with training.autocast(recipe, device):
             logits = model(images.to(device).float().div_(255))
-        return logits.float().softmax(1).cpu()
+        probabilities: torch.Tensor = logits.float().softmax(1).cpu()
+        return probabilities
 
     return ask
 

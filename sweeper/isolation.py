@@ -34,7 +34,7 @@ def isolated(key: str, threads: int) -> Iterator[None]:
     devices = list(range(torch.cuda.device_count()))
     try:
         with torch.random.fork_rng(devices=devices), torch.enable_grad():
-            torch.random.default_generator.manual_seed(seeds.seed(key, "torch"))
+            torch.default_generator.manual_seed(seeds.seed(key, "torch"))
             if devices:
                 torch.cuda.manual_seed_all(seeds.seed(key, "cuda"))
             np.random.set_state(np.random.RandomState(seeds.seed(key, "numpy") % 2**32).get_state())

@@ -109,9 +109,13 @@ class _Expansion:
                 for entry, defense in self.defenses:
                     for budget in sweep.clean_budgets if "clean" in defense.sees else (0,):
                         self.defend(place, victim, why, entry, defense, {**axes}, budget)
+        wanted: set[str] = set()
+        for key, cell in reversed(self.cells.items()):
+            if cell.kind == "defend" or key in wanted:
+                wanted |= {key, *cell.parents}
         return Plan(
             sweep,
-            self.cells,
+            {key: cell for key, cell in self.cells.items() if key in wanted},
             tuple(self.inapplicable.values()),
             tuple(label for label, fact in self.facts.items() if not fact.digest),
         )
@@ -204,7 +208,7 @@ class _Expansion:
         named = {"poison_rate": rate, "target": attack.target, "seed": seed}
         on = {axis: value for axis, value in named.items() if axis in attack.state_axes}
         parents: tuple[str, ...] = ()
-        first = on.get("seed", self.sweep.seeds[0] if "seed" in attack.state_axes else 0)
+        first = int(on.get("seed", 0))
         if attack.needs_clean_model:
             nobody = Entry(name="none", label="none")
             clean_axes = {**place.axes, "attack": "none", "poison_rate": 0.0, "target": 0}
@@ -267,8 +271,8 @@ class _Expansion:
                 "n_clean": count if "clean" in stage.sees else 0,
             }
             words = {**victim.axes, "stage": stage.name}
-            local = {"defense": {"defense": entry.name, **entry.options}, "victim": victim.key}
-            cell = Cell("stage", seeds.digest(shared), shared, (victim.key,), words, local)
+            made = {"defense": {"defense": entry.name, **entry.options}}
+            cell = Cell("stage", seeds.digest(shared), shared, (victim.key,), words, made)
             parents.append(self.add(cell, keep).key)
         params = {
             "kind": "defend",
@@ -281,13 +285,13 @@ class _Expansion:
             "n_clean": count,
             "stage": parents[1] if stage is not None else None,
         }
-        local = {"defense": {"defense": entry.name, **entry.options}, "victim": victim.key}
+        local: dict[str, Any] = {"defense": {"defense": entry.name, **entry.options}}
         cell = Cell("defend", seeds.digest(params), params, tuple(parents), axes, local)
         if keep:
             self.add(cell)
         else:
             reason = why or self.unfit(place, defense, count)
-            local = {**local, "victim_cell": victim}
+            local["victim_cell"] = victim
             self.inapplicable[cell.key] = replace(cell, reason=reason, local=local)
 
     def unfit(self, place: _Place, defense: Defense, count: int) -> str:

@@ -71,7 +71,7 @@ def versions() -> str:
 def device_name(device: torch.device) -> str:
     """What a row calls the device."""
     if device.type == "cuda":
-        return torch.cuda.getdevice_name()
+        return str(torch.cuda.get_device_name())
     return _processor()
 
 

@@ -183,6 +183,14 @@ class _Graph(Searcher):  # type: ignore[misc]
             found: Result = {name: result.get(name) for name in names}
             self._ending(key, found)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune keeps a copy of its parts for a restore we never do: leave the walk out of it."""
+        return {}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Graph:
+        """Tune copies its searcher before use: there is one walk, so there is one searcher."""
+        return self
+
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the store is the memory."""
 

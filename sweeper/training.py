@@ -72,7 +72,7 @@ class Hooks:
         """One update; `loss` runs the forward pass and may be called more than once."""
         optimizer.zero_grad(set_to_none=True)
         value = loss()
-        value.backward()  # type: ignore[no-untyped-call]
+        value.backward()
         optimizer.step()
         return value.detach()
 
@@ -113,7 +113,7 @@ def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
 def native_bf16(device: torch.device) -> bool:
     """Whether the device computes bfloat16 in hardware."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     with contextlib.suppress(OSError):
         flags = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="ignore")
         return device.type == "cpu" and ("avx512_bf16" in flags or "amx_bf16" in flags)
