@@ -133,20 +133,24 @@ class Case:
         """Split the clean budget into a part to fit on and a hold-out for choices.
 
         The hold-out has `share` of each class, at least `per_class` images of it while that leaves
-        half of the class to fit on (fair rule H).
+        half of the class to fit on (fair rule H). Where no class has two images, it has `share` of
+        all.
 
         Returns:
             (fit, holdout), disjoint, the same at every call.
         """
         clean = self.clean
         order = torch.randperm(len(clean), generator=self.rng("hold-out"))
-        held = []
+        parts = []
         for label in range(len(clean.classes)):
             members = order[clean.labels[order] == label]
             wanted = max(round(share * len(members)), min(per_class, len(members) // 2))
-            held.append(members[:wanted])
+            parts.append(members[:wanted])
+        held = torch.cat(parts)
+        if not len(held):
+            held = order[: max(1, round(share * len(clean)))]
         chosen = torch.zeros(len(clean), dtype=torch.bool)
-        chosen[torch.cat(held)] = True
+        chosen[held] = True
         return clean[~chosen], clean[chosen]
 
     def fit(

@@ -331,7 +331,7 @@ class _Work:
         tensors = {} if outcome.scores is None else {"scores": {"scores": outcome.scores}}
         self.store.put("defend", self.cell.key, tensors, {"row": row})
         self.store.write_row(row)
-        shown = {name: row[name] for name in ("acc", "asr")}
+        shown = {name: row.get(name) for name in ("acc", "asr")}
         return {"status": "ok", "error": "", "seconds": seconds, **shown}
 
     # What they share

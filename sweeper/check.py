@@ -2,56 +2,97 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 from sweeper import catalog, data, models, recipes
 from sweeper.errors import SweepError, unknown
 from sweeper.rows import AXES
-from sweeper.spec import Entry, Sweep
+from sweeper.source import Loc
+from sweeper.spec import Entry, Problem, Sweep
 
-Problem = tuple[tuple[str | int, ...], str]
 
+def check(sweep: Sweep, skip: Collection[Loc] = ()) -> list[Problem]:
+    """Return every mistake of a sweep that its own file shows, with its place.
 
-def check(sweep: Sweep) -> list[Problem]:
-    """Return every mistake of a sweep that its own file shows, with its place."""
-    found: list[Problem] = []
-
-    def each(key: str, build: Callable[[Entry], Any]) -> None:
-        labels: set[str] = set()
-        for place, entry in enumerate(getattr(sweep, key)):
-            try:
-                build(entry)
-            except SweepError as error:
-                found.append(((key, place), str(error)))
-            if entry.label in labels:
-                found.append(
-                    ((key, place), f"{entry.label!r} stands twice; name one with `as: OTHER`")
-                )
-            labels.add(entry.label)
-
-    each("datasets", lambda e: data.check_options({"dataset": e.name, **e.options}))
-    each("models", lambda e: models.family(e.name, e.options))
-    each("attacks", lambda e: catalog.make("attack", e.name, e.options))
-    each("defenses", _defense)
-    if not found:
+    Args:
+        sweep: The sweep, its form being right.
+        skip: Keys, and (key, place) of entries, whose form was wrong: something else stands there.
+    """
+    found = _entries(sweep, skip)
+    if ("recipe",) not in skip:
         found += _recipes(sweep)
-    return found + _exclusions(sweep)
+    if not any(at[0] in (*(f"{axis}s" for axis in AXES), "exclude") for at in skip):
+        found += _exclusions(sweep)
+    return found
 
 
-def _defense(entry: Entry) -> None:
+def _entries(sweep: Sweep, skip: Collection[Loc]) -> list[Problem]:
+    """Names and options; labels that stand twice, and options that do under two labels."""
+    found: list[Problem] = []
+    builders: dict[str, Callable[[Entry], Any]] = {
+        "datasets": _dataset,
+        "models": lambda entry: models.family(entry.name, entry.options),
+        "attacks": lambda entry: catalog.make("attack", entry.name, entry.options),
+        "defenses": _defense,
+    }
+    for key, build in builders.items():
+        made: dict[str, Any] = {}
+        for place, entry in enumerate(getattr(sweep, key)):
+            at: Loc = (key, place)
+            if (key,) in skip or at in skip:
+                continue
+            built: Any = object()
+            try:
+                built = entry.name, build(entry), entry.poison_rates
+            except SweepError as error:
+                found.extend(_placed(at, error, entry.options))
+            twin = next((label for label, other in made.items() if other == built), None)
+            if entry.label in made:
+                text = f"{entry.label!r} stands twice; name one of them with `as: OTHER`"
+                found.append((at, f"{key}: {text}"))
+            elif twin is not None:
+                text = f"{entry.label!r} is the same as {twin!r} in every option; leave one out"
+                found.append((at, f"{key}: {text}"))
+            made[entry.label] = built
+    return found
+
+
+def _placed(at: Loc, error: SweepError, options: Iterable[str]) -> Iterable[Problem]:
+    """The sentences of an error, each at the option it is about."""
+    for line in str(error).splitlines():
+        text = line.removeprefix(f"{at[0]}: ")
+        about = "preset" if ": no preset " in text else ""
+        for option in options:
+            if re.search(rf"(?:^|: ){re.escape(option)}: |option {re.escape(repr(option))}", text):
+                about = option
+        yield (*at, about) if about else at, f"{at[0]}: {text}"
+
+
+def _dataset(entry: Entry) -> Any:
+    data.check_options({"dataset": entry.name, **entry.options})
+    return entry.options
+
+
+def _defense(entry: Entry) -> Any:
     defense = catalog.make("defense", entry.name, entry.options)
     if "oracle" in defense.sees and not entry.label.endswith("-oracle"):
-        raise SweepError(f"it sees test data: its label must end in -oracle, not {entry.label!r}")
+        raise SweepError(
+            f"{entry.name} sees test data, so its label must say so: "
+            f"`as: {entry.label}-oracle`, not {entry.label!r}"
+        )
+    return defense
 
 
 def _recipes(sweep: Sweep) -> list[Problem]:
+    changes = sweep.recipe if isinstance(sweep.recipe, dict) else {}
     for dataset in sweep.datasets:
         for model in sweep.models:
             try:
                 recipes.resolve(sweep.recipe, dataset.name, model.name)
             except SweepError as error:
-                return [(("recipe",), str(error).removeprefix("recipe: "))]
+                return list(_placed(("recipe",), error, changes))
     return []
 
 
@@ -67,8 +108,12 @@ def _exclusions(sweep: Sweep) -> list[Problem]:
     for place, pattern in enumerate(sweep.exclude):
         for axis, value in pattern.items():
             if axis not in AXES:
-                found.append((("exclude", place, axis), unknown("axis", axis, AXES)))
+                text = unknown("axis", axis, AXES)
+            elif not isinstance(value, str | int | float):
+                text = f"{axis}: needs one value, not {value!r}; write an entry for each"
             elif value not in values[axis]:
-                names = [str(known) for known in values[axis]]
-                found.append((("exclude", place, axis), unknown(axis, value, names)))
+                text = unknown(axis.replace("_", " "), value, map(str, values[axis]))
+            else:
+                continue
+            found.append((("exclude", place, axis), f"exclude: {text}"))
     return found

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from sweeper.spec import Sweep
 
 app = typer.Typer(
-    help="Backdoor attacks x defenses: one sweep file in, one table out.",
+    help="Backdoor attacks x defenses: one sweep file in, one table out.\n\n"
+    "Example: sweeper run quickstart",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -30,10 +31,20 @@ DataOption = Annotated[
     str | None, typer.Option("--data", envvar="SWEEPER_DATA", help="Folder of the data sets.")
 ]
 SetOption = Annotated[
-    list[str] | None, typer.Option("--set", help="key=value over the file, e.g. seeds=1.")
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Over the file, e.g. seeds=1, recipe.epochs=2 or scale=small; may be repeated.",
+    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 DEFAULT_STORE = "sweeps-store"
+
+
+def _absolute(store: str) -> str:
+    """A store as every process finds it, wherever it was started."""
+    return store if "://" in store else str(Path(store).expanduser().absolute())
 
 
 def _context(sweep: Sweep, store: str, data: str | None) -> Context:
@@ -41,7 +52,7 @@ def _context(sweep: Sweep, store: str, data: str | None) -> Context:
     from sweeper.run import new_run
 
     return Context(
-        store=store if "://" in store else str(Path(store).expanduser().absolute()),
+        store=_absolute(store),
         sweep=sweep.name,
         run=new_run(),
         data=str(Path(data).expanduser().absolute()) if data else None,
@@ -103,7 +114,7 @@ def run(
     if set(counts) - {"ok"}:
         console.print(
             f"Not all cells ended well; run `sweeper run {spec}` again to retry them, or "
-            "`sweeper cell KEY` to see one fail here.",
+            f"`sweeper cell {spec} KEY`, with the same --set, to see one fail here.",
             highlight=False,
         )
         raise typer.Exit(1)
@@ -158,9 +169,9 @@ def table(
 
     Example: sweeper table quickstart --format latex --values acc,asr,der
     """
-    from sweeper import spec as specs
+    from sweeper import source
 
-    name = specs.name_of(spec)
+    name = source.name_of(spec)
     text = _table(name, store, style, rows.split(","), cols.split(","), values.split(","))
     if out:
         out.write_text(text + "\n", encoding="utf-8")
@@ -178,7 +189,7 @@ def _table(
 ) -> str:
     from sweeper import ledger, results, tables
 
-    found, order = ledger.load(store, name)
+    found, order = ledger.load(_absolute(store), name)
     asked: dict[str, Any] = {"rows": rows, "cols": cols, "values": values}
     given = {key: [part.strip() for part in value] for key, value in asked.items() if value}
     return tables.render(tables.build(results.frame(found), order=order, **given), style).rstrip()
@@ -198,7 +209,7 @@ def list_(
     if what not in KINDS:
         from sweeper.errors import unknown
 
-        raise SweepError(unknown("list", what, KINDS))
+        raise SweepError(f"list: {unknown('kind', what, KINDS)}")
     found = records(what)
     if as_json:
         typer.echo(json.dumps(found))
@@ -237,7 +248,11 @@ def cell(
     job = runs.prepare(sweep, context)
     found = [known for known in job.plan.cells if known.startswith(key)]
     if len(found) != 1:
-        raise SweepError(f"{len(found)} cells of {sweep.name} have a key that starts with {key!r}")
+        raise SweepError(
+            f"{len(found) or 'no'} cells of {sweep.name} have a key that starts with {key!r}: "
+            "`sweeper run` prints the key of each failed cell, the rows have all of them; --set "
+            "must be as it was"
+        )
     chosen = job.plan.cells[found[0]]
     above = Walk(job.plan.cells, []).ancestors(chosen.key)
 

@@ -4,12 +4,14 @@
     sweeps/<sweep>/results/<key>.<status>.parquet, compact-<n>.parquet
     sweeps/<sweep>/failures/<key>.json
 
-A file is written under a temporary name and moved; a row is there once its part is. The root is a
-local folder, NFS, or any pyarrow filesystem URI.
+A file is written under a temporary name and moved; a row is there once its part is. A part that
+cannot be read (a power cut) is moved to `damaged/`; the next run enters its row again. The root is
+a local folder, NFS, or any pyarrow filesystem URI.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import time
@@ -24,8 +26,14 @@ import pyarrow.parquet as pq
 
 from sweeper import rows
 from sweeper.errors import SweepError
+from sweeper.source import NAME
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+KEY = re.compile(r"[0-9a-f]{20}")
+"""The key of a cell."""
+STATES = (*rows.UNFINISHED, *rows.FINISHED)
+"""The states of a row, those that count less first."""
+RETRIES = 20
+"""How often rows are listed anew while another process compacts them."""
 _PART = re.compile(r"([0-9a-f]{20})\.([a-z_]+)\.parquet")
 
 
@@ -33,22 +41,24 @@ class Ledger:
     """The rows of one store; cheap to make, holds no open file."""
 
     def __init__(self, root: str) -> None:
-        """Open (and create) a store.
+        """Open a store; the first write creates it.
 
         Args:
             root: A folder, or a URI such as s3://bucket/folder.
 
         Raises:
-            SweepError: The place cannot be reached or written to.
+            SweepError: The place cannot be reached, or is a file.
         """
         try:
             if "://" in root:
                 base, path = pafs.FileSystem.from_uri(root)
             else:
                 base, path = pafs.LocalFileSystem(), root
-            base.create_dir(path, recursive=True)
+            kind = base.get_file_info(path or ".").type
         except (OSError, pa.ArrowInvalid) as error:
             raise SweepError(f"store: cannot open {root}: {error}") from None
+        if kind == pafs.FileType.File:
+            raise SweepError(f"store: {root} is a file: give --store a folder")
         self.root = root
         self.local = isinstance(base, pafs.LocalFileSystem)
         self._fs = pafs.SubTreeFileSystem(path, base)
@@ -77,75 +87,121 @@ class Ledger:
     def _exists(self, path: str) -> bool:
         return bool(self._fs.get_file_info(path).type != pafs.FileType.NotFound)
 
+    def _delete(self, path: str) -> None:
+        with contextlib.suppress(FileNotFoundError):  # another process may have been faster
+            self._fs.delete_file(path)
+
     def _list(self, folder: str) -> list[pafs.FileInfo]:
         selector = pafs.FileSelector(folder, allow_not_found=True)
         return [f for f in self._fs.get_file_info(selector) if not f.base_name.startswith(".")]
+
+    def _set_aside(self, path: str) -> None:
+        """Move what cannot be read to `damaged/`, where it can be looked at."""
+        self._fs.create_dir("damaged", recursive=True)
+        with contextlib.suppress(FileNotFoundError):
+            self._fs.move(path, f"damaged/{path.replace('/', '-')}-{time.time_ns()}")
 
     # Rows
 
     def write_row(self, row: Mapping[str, Any]) -> None:
         """Write one row; another state of the same cell is replaced."""
-        folder, key, status = self._results(row["sweep"]), row["key"], row["status"]
+        folder, key, status = self._results(row["sweep"]), self._key(row["key"]), row["status"]
+        if status not in STATES:
+            raise ValueError(f"{status!r} is not the state of a row: {', '.join(STATES)}")
         buffer = pa.BufferOutputStream()
         pq.write_table(rows.table([row]), buffer)
         self._write(f"{folder}/{key}.{status}.parquet", buffer.getvalue().to_pybytes())
-        for other in (*rows.FINISHED, *rows.UNFINISHED):
-            stale = f"{folder}/{key}.{other}.parquet"
-            if other != status and self._exists(stale):
-                self._fs.delete_file(stale)
+        for other in STATES:
+            if other != status:
+                self._delete(f"{folder}/{key}.{other}.parquet")
 
     def statuses(self, sweep: str) -> dict[str, str]:
-        """Key -> status of every row of a sweep, by one listing and the compacted files."""
+        """Key -> status of every row of a sweep, by one listing and the compacted files.
+
+        Of two states of one cell (a write was interrupted) the finished one counts.
+        """
         found: dict[str, str] = {}
-        parts = self._list(self._results(sweep))
-        for info in parts:
-            if info.base_name.startswith("compact-"):
-                table = self._table(info.path, ["key", "status"])
-                found |= dict(zip(*table.to_pydict().values(), strict=True))
-        for info in parts:
-            if match := _PART.fullmatch(info.base_name):
-                found[match[1]] = match[2]
-        return found
+        for _, table in self._read_rows(sweep, "compact-", ["key", "status"]):
+            found |= dict(zip(*table.to_pydict().values(), strict=True))
+        parts = [_PART.fullmatch(f.base_name) for f in self._list(self._results(sweep)) if f.size]
+        states = [(match[1], match[2]) for match in parts if match and match[2] in STATES]
+        return found | dict(sorted(states, key=lambda pair: STATES.index(pair[1])))
 
     def tables(self, sweep: str) -> list[pa.Table]:
         """All row tables of a sweep; several rows of one cell may be among them (latest counts)."""
-        found = self._list(self._results(sweep))
-        return [self._table(f.path) for f in found if f.base_name.endswith(".parquet")]
+        return [table for _, table in self._read_rows(sweep)]
 
     def compact(self, sweep: str) -> None:
         """Merge the parts of a sweep into one file; safe to interrupt and to repeat."""
-        parts = [f for f in self._list(self._results(sweep)) if f.base_name.endswith(".parquet")]
+        parts = self._read_rows(sweep)
         if len(parts) < 2:
             return
-        merged = pa.concat_tables([self._table(f.path) for f in parts], promote_options="default")
+        tables = [rows.SCHEMA.empty_table(), *(table for _, table in parts)]
+        merged = pa.concat_tables(tables, promote_options="permissive")
         latest: dict[str, tuple[str, int]] = {}
         keys, times = merged["key"].to_pylist(), merged["started_at"].to_pylist()
         for place, (key, started) in enumerate(zip(keys, times, strict=True)):
-            latest[key] = max(latest.get(key, ("", -1)), (started, place))
+            latest[key] = max(latest.get(key, ("", -1)), (started or "", place))
         merged = merged.take(sorted(place for _, place in latest.values()))
         buffer = pa.BufferOutputStream()
         pq.write_table(merged, buffer, compression="zstd")
         name = f"compact-{time.time_ns()}.parquet"
         self._write(f"{self._results(sweep)}/{name}", buffer.getvalue().to_pybytes())
-        for part in parts:
-            self._fs.delete_file(part.path)
+        for path, _ in parts:
+            self._delete(path)
 
-    def _table(self, path: str, columns: list[str] | None = None) -> pa.Table:
-        return pq.read_table(pa.BufferReader(self._read(path)), columns=columns)
+    def _read_rows(
+        self, sweep: str, prefix: str = "", columns: list[str] | None = None
+    ) -> list[tuple[str, pa.Table]]:
+        """(path, table) of a sweep's files of rows; what cannot be read is set aside."""
+        for _ in range(RETRIES):
+            found = []
+            try:
+                for info in self._list(self._results(sweep)):
+                    name = info.base_name
+                    if name.startswith(prefix) and name.endswith(".parquet"):
+                        with contextlib.suppress(pa.ArrowInvalid):
+                            content = pa.BufferReader(self._read(info.path))
+                            found.append((info.path, pq.read_table(content, columns=columns)))
+                            continue
+                        self._set_aside(info.path)
+                return found
+            except FileNotFoundError:
+                continue  # another process compacted the rows meanwhile: list them again
+        raise SweepError(
+            f"store {self.root}: the rows of {sweep} are being rewritten all the time: stop the "
+            "other runs of this sweep"
+        )
+
+    def _key(self, key: str) -> str:
+        if not KEY.fullmatch(key):
+            raise SweepError(f"{key!r} is not the key of a cell: 20 digits 0-9a-f")
+        return key
 
     def _results(self, sweep: str) -> str:
         return f"{self._sweep(sweep)}/results"
 
     def _sweep(self, sweep: str) -> str:
-        if not _NAME.fullmatch(sweep):
+        if not NAME.fullmatch(sweep):
             raise SweepError(f"{sweep!r} cannot name a sweep")
         return f"sweeps/{sweep}"
 
     # Sweeps
 
     def save_sweep(self, sweep: str, text: str) -> None:
-        """Keep the sweep as it was run, beside its results."""
-        self._write(f"{self._sweep(sweep)}/sweep.yaml", text.encode())
+        """Keep the sweep as it was run, beside its results; the first write of a run.
+
+        Raises:
+            SweepError: The store cannot be written to.
+        """
+        path = f"{self._sweep(sweep)}/sweep.yaml"
+        try:
+            self._write(path, text.encode())
+        except OSError as error:
+            raise SweepError(
+                f"store: cannot write to {self.root}: {error.strerror or error}; name another "
+                "place with --store"
+            ) from None
 
     def save_plan(self, sweep: str, outline: Mapping[str, Any]) -> None:
         """Keep which cells the sweep now has: rows of other cells are not shown."""
@@ -165,11 +221,12 @@ class Ledger:
 
     def fail(self, sweep: str, key: str, failure: Mapping[str, Any]) -> None:
         """Record that a cell did not finish: status, error, run."""
-        self._write(f"{self._sweep(sweep)}/failures/{key}.json", json.dumps(dict(failure)).encode())
+        path = f"{self._sweep(sweep)}/failures/{self._key(key)}.json"
+        self._write(path, json.dumps(dict(failure)).encode())
 
     def failure(self, sweep: str, key: str) -> dict[str, Any] | None:
         """The recorded failure of a cell; None where there is none."""
-        path = f"{self._sweep(sweep)}/failures/{key}.json"
+        path = f"{self._sweep(sweep)}/failures/{self._key(key)}.json"
         try:
             found: dict[str, Any] = json.loads(self._read(path))
         except (FileNotFoundError, ValueError):

@@ -11,9 +11,9 @@ KINDS = ("attacks", "defenses", "datasets", "models", "sweeps")
 def records(what: str) -> list[dict[str, Any]]:
     """Return one record per name of `what`, one of `KINDS`."""
     if what == "sweeps":
-        from sweeper import spec
+        from sweeper import source
 
-        return [{"name": name, "purpose": spec.purpose(name)} for name in spec.shipped()]
+        return [{"name": name, "purpose": source.purpose(name)} for name in source.shipped()]
     if what == "datasets":
         from sweeper import data
 

@@ -82,7 +82,8 @@ def expand(sweep: Sweep, facts: Mapping[str, Facts]) -> Plan:
         facts: Data set label -> what is known of it.
 
     Raises:
-        SweepError: A clean budget exceeds the reserve, or a model does not fit the data.
+        SweepError: A clean budget exceeds the reserve, a model does not fit the data, two labels
+            stand for the same cells, or nothing is left to run.
     """
     return _Expansion(sweep, facts).run()
 
@@ -109,6 +110,8 @@ class _Expansion:
                 for entry, defense in self.defenses:
                     for budget in sweep.clean_budgets if "clean" in defense.sees else (0,):
                         self.defend(place, victim, why, entry, defense, {**axes}, budget)
+        if not self.cells and not self.inapplicable:
+            raise SweepError("exclude: leaves nothing of the sweep to run: remove an entry")
         wanted: set[str] = set()
         for key, cell in reversed(self.cells.items()):
             if cell.kind == "defend" or key in wanted:
@@ -287,6 +290,7 @@ class _Expansion:
         }
         local: dict[str, Any] = {"defense": {"defense": entry.name, **entry.options}}
         cell = Cell("defend", seeds.digest(params), params, tuple(parents), axes, local)
+        self.refuse_twin(cell)
         if keep:
             self.add(cell)
         else:
@@ -294,11 +298,22 @@ class _Expansion:
             local["victim_cell"] = victim
             self.inapplicable[cell.key] = replace(cell, reason=reason, local=local)
 
+    def refuse_twin(self, cell: Cell) -> None:
+        """Two labels of one cell: the second would have no row of its own."""
+        known = self.cells.get(cell.key) or self.inapplicable.get(cell.key)
+        if known is not None:
+            axes = [axis for axis, value in cell.axes.items() if known.axes[axis] != value]
+            twins = [f"{axis} {known.axes[axis]} and {cell.axes[axis]}" for axis in axes]
+            where = ", ".join(str(v) for axis, v in cell.axes.items() if axis not in axes)
+            raise SweepError(
+                f"{' with '.join(twins)} are the same in every number ({where}): leave one out"
+            )
+
     def unfit(self, place: _Place, defense: Defense, count: int) -> str:
         """Why this defense cannot be run on this model and data; empty where it can."""
         if "batchnorm" in defense.requires and not place.batchnorm:
             return f"needs BatchNorm layers, {place.axes['model']} has none"
-        facts, model = place.facts, place.axes["model"]
+        facts, model = place.facts, place.common["model"]["name"]
         needs = Needs(facts.classes or 10, facts.shape, model, place.batchnorm, count)
         return defense.applies(needs) or ""
 

@@ -21,16 +21,16 @@ from sweeper.types import ImageSet, Outcome, Role, Triggered
 EVALUATION_BATCH = 1000
 
 
-@torch.inference_mode()
 def predict(model: nn.Module, images: Tensor, recipe: Recipe, device: torch.device) -> Tensor:
     """Return the predicted labels, int64 [N] on the CPU, of uint8 images [N, C, H, W].
 
     Raises:
         DivergedError: A logit is NaN or infinite.
     """
+    # Outside inference mode: weights laid out anew within it could never be trained again.
     model.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     found, finite = [], torch.ones((), dtype=torch.bool, device=device)
-    with training.autocast(recipe, device):
+    with torch.inference_mode(), training.autocast(recipe, device):
         for part in images.split(EVALUATION_BATCH):
             pixels = part.to(device).float().div_(255)
             logits = model(pixels.contiguous(memory_format=torch.channels_last))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import types
 from collections.abc import Mapping
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from sweeper.errors import SweepError, unknown
 
@@ -33,17 +35,74 @@ def construct(cls: type[T], options: Mapping[str, Any], what: str, **axes: Any) 
     known = names(cls)
     hints = get_type_hints(cls)
     values: dict[str, Any] = dict(axes)
+    problems = []
     for name, value in options.items():
         if name not in known:
-            raise SweepError(f"{what}: {unknown('option', name, known)}")
+            problems.append(f"{what}: {unknown('option', name, known)}")
+            continue
         try:
-            values[name] = TypeAdapter(hints[name]).validate_python(value)
-        except ValidationError as error:
-            raise SweepError(f"{what}: {name}: {error.errors()[0]['msg']}, got {value!r}") from None
+            values[name] = _convert(hints[name], value)
+        except (TypeError, ValidationError):
+            problems.append(f"{what}: {name}: needs {spelled(hints[name])}, not {value!r}")
+    if problems:
+        raise SweepError("\n".join(problems))
     try:
         return cls(**values)
     except SweepError as error:
         raise SweepError(f"{what}: {error}") from None
+
+
+def _convert(hint: Any, value: Any) -> Any:
+    """Return `value` as the type `hint`; text such as 1e-3, which YAML takes for text, counts."""
+    if isinstance(value, bool) and bool not in (hint, *get_args(hint)):
+        raise TypeError("a truth value is not a number")
+    return _adapter(hint).validate_python(value)
+
+
+@functools.lru_cache(maxsize=256)
+def _adapter(hint: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(hint, config=ConfigDict(allow_inf_nan=False))
+
+
+def spelled(hint: Any) -> str:
+    """Return a type in the words of a message: `a whole number or null`."""
+    words = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return " or ".join(spelled(part) for part in inner)
+    if origin is Literal:
+        return " or ".join(map(repr, inner))
+    if origin in (tuple, list):
+        items = dict.fromkeys(spelled(part) for part in inner if part is not ...)
+        several = [f"{item.removeprefix('a ').removesuffix('number')}numbers" for item in items]
+        return f"a list of {' and '.join(several) if 'number' in ''.join(items) else 'text'}"
+    return "null" if hint is types.NoneType else words.get(hint, "a mapping")
+
+
+_WORDS = {
+    "missing": "is missing",
+    "too_short": "needs at least one value",
+    "list_type": "needs a list, such as [a, b], not {input!r}",
+    "string_type": "needs text, not {input!r}",
+    "int_type": "needs a whole number, not {input!r}",
+    "int_parsing": "needs a whole number, not {input!r}",
+    "int_from_float": "needs a whole number, not {input!r}",
+    "float_type": "needs a number, not {input!r}",
+    "float_parsing": "needs a number, not {input!r}",
+    "finite_number": "needs a finite number, not {input!r}",
+    "greater_than": "needs a number above {gt:g}, not {input!r}",
+    "greater_than_equal": "needs a number of at least {ge:g}, not {input!r}",
+    "less_than": "needs a number below {lt:g}, not {input!r}",
+    "model_type": "needs a mapping, such as {{cpus: 1}}, not {input!r}",
+    "value_error": "{error}",
+}
+"""Kind of pydantic's errors -> the words of ours."""
+
+
+def wording(item: Mapping[str, Any]) -> str:
+    """Return one of pydantic's errors, as `ValidationError.errors()` gives it, in our words."""
+    words = _WORDS.get(item["type"], str(item["msg"]))
+    return words.format(input=item.get("input"), **item.get("ctx", {}))
 
 
 def canonical(instance: Any) -> dict[str, Any]:

@@ -2,21 +2,79 @@
 
 from __future__ import annotations
 
-import importlib.resources
-import re
+import functools
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    ValidationError,
+    field_validator,
+)
 
+from sweeper import options, source
 from sweeper.errors import SweepError, unknown
+from sweeper.source import Loc, Source
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-"""What a sweep may be called: it names a folder of the store."""
-_Loc = tuple[str | int, ...]
+Problem = tuple[Loc, str]
+"""A mistake: where it stands, and the sentence about it."""
+
+
+def _no_bool(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError(f"needs a number, not {value!r}")
+    return value
+
+
+def _rate(rate: float) -> float:
+    if not 0 < rate <= 1:
+        raise ValueError(f"{rate:g} is no poison rate: needs a share above 0 and at most 1")
+    return rate
+
+
+def _budget(value: Any) -> int | float:
+    """A share stays a float, a count becomes an int; 1.0 could be either and is refused."""
+    try:
+        number = float(_no_bool(value))
+    except (TypeError, ValueError):
+        number = math.nan
+    if 0 < number < 1:
+        return number
+    if number >= 1 and number.is_integer() and not (number == 1 and isinstance(value, float)):
+        return int(number)
+    raise ValueError(
+        f"{value!r} is no clean budget: needs a share between 0 and 1, such as 0.05, or a whole "
+        "number of images, such as 500"
+    )
+
+
+def _mapping(value: Any, like: str) -> Any:
+    if not isinstance(value, dict) or not value or not all(isinstance(k, str) for k in value):
+        raise ValueError(f"needs {like}, not {value!r}")
+    return value
+
+
+def _recipe(value: Any) -> Any:
+    if isinstance(value, str):
+        return value
+    return _mapping(value, "the name of a recipe, or changes such as {base: d-br, epochs: 60}")
+
+
+def _pattern(value: Any) -> Any:
+    return _mapping(value, "a mapping such as {attack: badnets, poison_rate: 0.1}")
+
+
+Whole = Annotated[int, BeforeValidator(_no_bool), Field(ge=0)]
+Rate = Annotated[float, BeforeValidator(_no_bool), AfterValidator(_rate)]
+Budget = Annotated[int | float, PlainValidator(_budget)]
+Pattern = Annotated[dict[str, Any], BeforeValidator(_pattern)]
 
 
 class Entry(BaseModel):
@@ -30,193 +88,113 @@ class Entry(BaseModel):
     """What rows and tables call it: `as`, or its name and preset."""
     options: dict[str, Any] = {}
     """Everything else of the mapping."""
-    poison_rates: list[float] | None = None
+    poison_rates: list[Rate] | None = Field(default=None, min_length=1)
     """An attack's own rates in place of the sweep's."""
-
-
-class Resources(BaseModel):
-    """What every cell is given: one shape for the whole sweep."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    cpus: int = Field(default=1, ge=1)
-    """CPUs, and threads, of a cell."""
-    gpus: float = Field(default=0.0, ge=0)
-    """GPUs of a cell; a fraction shares one."""
-
-
-class Sweep(BaseModel):
-    """The declared matrix."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: str
-    """Names the results; a second file of this name adds to them."""
-    datasets: list[Entry] = Field(min_length=1)
-    models: list[Entry] = Field(min_length=1)
-    attacks: list[Entry] = Field(min_length=1)
-    poison_rates: list[float] = Field(default=[0.1], min_length=1)
-    """Shares of each attack's own base."""
-    targets: list[int] = Field(default=[0], min_length=1)
-    """Target labels."""
-    clean_budgets: list[int | float] = Field(default=[0.05], min_length=1)
-    """Clean images of the defender: a share of the training split (< 1) or a count (>= 1)."""
-    defenses: list[Entry] = Field(min_length=1)
-    seeds: list[int] = Field(default=[0], min_length=1)
-    """In the file a count (0, 1, ... n-1) or a list."""
-    recipe: str | dict[str, Any] = "fast"
-    """A training recipe by name, or changes to one."""
-    reserve: float = Field(default=0.1, gt=0, lt=1)
-    """Share of the training split no attacker trains on; clean budgets are drawn from it."""
-    exclude: list[dict[str, Any]] = []
-    """Combinations left out: each entry is a set of axis values that must all match."""
-    resources: Resources = Resources()
-    timeout: float | None = Field(default=None, gt=0)
-    """Seconds after which a cell is given up."""
-
-    @field_validator("name")
-    @classmethod
-    def _name(cls, value: str) -> str:
-        if not NAME.fullmatch(value):
-            raise ValueError("use letters, digits, dots, underscores and hyphens")
-        return value
-
-    @field_validator("datasets", "models", "attacks", "defenses", mode="before")
-    @classmethod
-    def _entries(cls, value: Any, info: Any) -> Any:
-        if not isinstance(value, list):
-            raise ValueError("must be a list, such as [a, b]")
-        kind = info.field_name.removesuffix("s")
-        return [_entry(kind, item) for item in value]
-
-    @field_validator("seeds", mode="before")
-    @classmethod
-    def _seeds(cls, value: Any) -> Any:
-        if isinstance(value, int) and not isinstance(value, bool):
-            if value < 1:
-                raise ValueError("give at least one seed")
-            return list(range(value))
-        return value
-
-    @field_validator("poison_rates")
-    @classmethod
-    def _rates(cls, value: list[float]) -> list[float]:
-        return _check_rates(value)
-
-    @field_validator("clean_budgets")
-    @classmethod
-    def _budgets(cls, value: list[int | float]) -> list[int | float]:
-        for budget in value:
-            if budget <= 0 or (budget >= 1 and budget != int(budget)):
-                raise ValueError(f"{budget} is neither a share in (0, 1) nor a whole number")
-        return value
-
-    @field_validator("targets", "seeds", "poison_rates", "clean_budgets")
-    @classmethod
-    def _unique(cls, value: list[Any]) -> list[Any]:
-        if len(set(value)) != len(value):
-            raise ValueError("a value stands twice")
-        return value
-
-
-def _check_rates(rates: Sequence[float]) -> list[float]:
-    for rate in rates:
-        if not 0 < rate <= 1:
-            raise ValueError(f"poison rate {rate} is not in (0, 1]")
-    return list(rates)
 
 
 def _entry(kind: str, item: Any) -> Any:
     """Turn what stands in the file into the fields of an `Entry`."""
     if isinstance(item, str):
         return {"name": item, "label": item}
-    if not isinstance(item, dict):
-        raise ValueError(f"an entry is a name or a mapping with `{kind}: NAME`, not {item!r}")
-    rest = dict(item)
-    name = rest.pop(kind, None)
+    rest = dict(_mapping(item, f"a name, or a mapping with `{kind}: NAME` and options"))
+    name, preset = rest.pop(kind, None), rest.get("preset", "")
     if not isinstance(name, str):
-        raise ValueError(f"an entry with options needs `{kind}: NAME`")
-    preset = f"-{rest['preset']}" if "preset" in rest else ""
-    label = rest.pop("as", f"{name}{preset}")
+        raise ValueError(f"an entry with options needs `{kind}: NAME`, not {item!r}")
+    if not isinstance(preset, str):
+        raise ValueError(f"preset: needs the name of one, not {preset!r}")
+    label = rest.pop("as", f"{name}-{preset}" if preset else name)
+    if not isinstance(label, str | int | float) or label == "":
+        raise ValueError(f"as: needs a label, not {label!r}")
     found = {"name": name, "label": str(label), "options": rest}
     if kind == "attack" and "poison_rates" in rest:
-        found["poison_rates"] = _check_rates(rest.pop("poison_rates"))
+        rates = rest.pop("poison_rates")
+        found["poison_rates"] = [] if rates is None else rates
     return found
 
 
-@dataclass(frozen=True)
-class Source:
-    """A sweep file as read: its values and the line each stands on."""
-
-    path: str
-    values: dict[str, Any]
-    lines: Mapping[_Loc, int]
+Datasets = list[Annotated[Entry, BeforeValidator(functools.partial(_entry, "dataset"))]]
+Models = list[Annotated[Entry, BeforeValidator(functools.partial(_entry, "model"))]]
+Attacks = list[Annotated[Entry, BeforeValidator(functools.partial(_entry, "attack"))]]
+Defenses = list[Annotated[Entry, BeforeValidator(functools.partial(_entry, "defense"))]]
 
 
-def shipped() -> list[str]:
-    """Return the names of the sweeps that ship with the package."""
-    folder = importlib.resources.files("sweeper.sweeps")
-    return sorted(f.name[:-5] for f in folder.iterdir() if f.name.endswith(".yaml"))
+class Resources(BaseModel):
+    """What every cell is given: one shape for the whole sweep."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    cpus: Annotated[int, BeforeValidator(_no_bool)] = Field(default=1, ge=1)
+    """CPUs, and threads, of a cell."""
+    gpus: Annotated[float, BeforeValidator(_no_bool)] = Field(default=0.0, ge=0)
+    """GPUs of a cell; a fraction shares one."""
+
+    @field_validator("gpus")
+    @classmethod
+    def _gpus(cls, value: float) -> float:
+        if value > 1 and not value.is_integer():
+            raise ValueError(f"{value:g} is neither a share of one GPU nor a whole number of them")
+        return value
 
 
-def read(spec: str) -> Source:
-    """Read a sweep file by path, or a shipped sweep by name.
+class Sweep(BaseModel):
+    """The declared matrix."""
 
-    Raises:
-        SweepError: There is no such file, or it is no YAML mapping.
-    """
-    path = Path(spec)
-    if path.is_file():
-        text = path.read_text(encoding="utf-8")
-    elif spec in shipped():
-        text = (importlib.resources.files("sweeper.sweeps") / f"{spec}.yaml").read_text("utf-8")
-    elif path.suffix in (".yaml", ".yml") or "/" in spec:
-        raise SweepError(f"no file {spec}; shipped sweeps: {', '.join(shipped())}")
-    else:
-        raise SweepError(f"{unknown('sweep file or shipped sweep', spec, shipped())}")
-    try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{spec}:{mark.line + 1}" if mark else spec
-        raise SweepError(f"{where}: not YAML: {getattr(error, 'problem', error)}") from None
-    if not isinstance(values, dict):
-        raise SweepError(f"{spec}: a sweep file is a mapping: name, datasets, attacks, ...")
-    lines: dict[_Loc, int] = {}
-    _mark(node, (), lines, spec)
-    return Source(spec, values, lines)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
+    name: str
+    """Names the results; a second file of this name adds to them."""
+    datasets: Datasets = Field(min_length=1)
+    """What is trained on."""
+    models: Models = Field(min_length=1)
+    """Architectures."""
+    attacks: Attacks = Field(min_length=1)
+    """Who poisons; `none` is the clean model."""
+    poison_rates: list[Rate] = Field(default=[0.1], min_length=1)
+    """Shares of each attack's own base."""
+    targets: list[Whole] = Field(default=[0], min_length=1)
+    """Target labels."""
+    clean_budgets: list[Budget] = Field(default=[0.05], min_length=1)
+    """Clean images of the defender: a share of the training split (< 1) or a count (>= 1)."""
+    defenses: Defenses = Field(min_length=1)
+    """Who defends; `none` measures the victim as it is."""
+    seeds: list[Whole] = Field(default=[0], min_length=1)
+    """In the file a count (0, 1, ... n-1) or a list."""
+    recipe: Annotated[str | dict[str, Any], BeforeValidator(_recipe)] = "fast"
+    """A training recipe by name, or changes to one."""
+    reserve: Annotated[float, BeforeValidator(_no_bool)] = Field(default=0.1, gt=0, lt=1)
+    """Share of the training split no attacker trains on; clean budgets are drawn from it."""
+    exclude: list[Pattern] = []
+    """Combinations left out: each entry is a set of axis values that must all match."""
+    resources: Resources = Resources()
+    """What every cell is given."""
+    timeout: Annotated[float, BeforeValidator(_no_bool)] | None = Field(default=None, gt=0)
+    """Seconds after which a cell is given up."""
 
-def _mark(node: Any, at: _Loc, lines: dict[_Loc, int], spec: str) -> None:
-    """Note the line of every key and item; refuse a key that stands twice."""
-    lines.setdefault(at, node.start_mark.line + 1)
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            here = (*at, key.value)
-            if here in lines:
-                line = key.start_mark.line + 1
-                raise SweepError(f"{spec}:{line}: {key.value}: stands twice in this mapping")
-            lines[here] = key.start_mark.line + 1
-            _mark(value, here, lines, spec)
-    elif isinstance(node, yaml.SequenceNode):
-        for place, value in enumerate(node.value):
-            _mark(value, (*at, place), lines, spec)
+    @field_validator("name")
+    @classmethod
+    def _name(cls, value: str) -> str:
+        if not source.NAME.fullmatch(value):
+            raise ValueError(
+                f"needs letters, digits, dots, underscores and hyphens, at most 100, not {value!r}"
+            )
+        return value
 
+    @field_validator("seeds", mode="before")
+    @classmethod
+    def _seeds(cls, value: Any) -> Any:
+        if isinstance(value, list):
+            return value
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"needs a count above 0, or a list such as [0, 7], not {value!r}")
+        return list(range(value))
 
-def name_of(spec: str) -> str:
-    """Return the name of a sweep without validating the rest; needs no torch."""
-    name = read(spec).values.get("name")
-    if not isinstance(name, str) or not NAME.fullmatch(name):
-        raise SweepError(f"{spec}: name: is missing, or not letters, digits, dots, - and _")
-    return name
-
-
-def purpose(name: str) -> str:
-    """Return the first sentence of a shipped sweep's header."""
-    text = (importlib.resources.files("sweeper.sweeps") / f"{name}.yaml").read_text("utf-8")
-    head = " ".join(line[1:].strip() for line in text.splitlines() if line.startswith("#"))
-    return head.partition(". ")[0].strip()
+    @field_validator("targets", "seeds", "poison_rates", "clean_budgets")
+    @classmethod
+    def _unique(cls, value: list[Any]) -> list[Any]:
+        for item in value:
+            if value.count(item) > 1:
+                raise ValueError(f"{item!r} stands twice; remove one")
+        return value
 
 
 def load(spec: str, overrides: Sequence[str] = ()) -> Sweep:
@@ -230,57 +208,115 @@ def load(spec: str, overrides: Sequence[str] = ()) -> Sweep:
     Raises:
         SweepError: Every mistake of the file, one line each.
     """
-    source = read(spec)
-    values = dict(source.values)
+    read = source.read(spec)
+    values = dict(read.values)
     scales = values.pop("scales", {})
-    for override in overrides:
-        key, equals, text = override.partition("=")
-        if not equals or not key:
-            raise SweepError(f"--set {override}: write key=value, such as seeds=1")
-        if key == "scale":
-            if not isinstance(scales, dict) or text not in scales:
-                raise SweepError(f"--set {override}: {unknown('scale', text, scales or ())}")
-            values |= scales[text]
-        else:
-            _set(values, key.split("."), yaml.safe_load(text), override)
-    problems: list[tuple[_Loc, str]] = []
+    problems = _check_scales(scales)
+    origin: dict[Loc, str] = {}
+    for override in overrides if not problems else ():
+        _apply(override, values, scales, origin)
+    sweep, found = _validate(values)
+    problems += found
+    if sweep is not None and not problems:
+        return sweep
+    sentences = {_sentence(read, origin, at, text) for at, text in problems}
+    raise SweepError("\n".join(text for _, text in sorted(sentences)))
+
+
+def _check_scales(scales: Any) -> list[Problem]:
+    if not isinstance(scales, dict) or not all(isinstance(k, str) for k in scales):
+        return [(("scales",), f"scales: needs {{NAME: {{seeds: 1, ...}}}}, not {scales!r}")]
+    found: list[Problem] = []
+    for name, changes in scales.items():
+        if not isinstance(changes, dict):
+            text = f"scales.{name}: needs a mapping such as {{seeds: 1}}, not {changes!r}"
+            found.append((("scales", name), text))
+            continue
+        for key in changes:
+            if key not in Sweep.model_fields:
+                text = f"scales.{name}: {unknown('key', key, Sweep.model_fields)}"
+                found.append((("scales", name, str(key)), text))
+    return found
+
+
+def _apply(
+    override: str, values: dict[str, Any], scales: Mapping[str, Any], origin: dict[Loc, str]
+) -> None:
+    """Change `values` as one --set asks, and note in `origin` what was changed by it."""
+    key, equals, text = override.partition("=")
+    if not equals or not all(key.split(".")):
+        raise SweepError(f"--set {override}: write key=value, such as seeds=1")
+    if key == "scale":
+        if text not in scales:
+            raise SweepError(f"--set {override}: {unknown('scale', text, scales)}")
+        values |= scales[text]
+        origin |= {(changed,): f"scale={text}" for changed in scales[text]}
+        return
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        why = getattr(error, "problem", None) or error
+        raise SweepError(f"--set {override}: the value is not YAML: {why}") from None
+    *path, last = key.split(".")
+    at = values
+    for part in path:
+        inner = at.setdefault(part, {})
+        if part == "recipe" and isinstance(inner, str):
+            inner = {"base": inner}
+        if not isinstance(inner, dict):
+            raise SweepError(f"--set {override}: {part} holds {inner!r}, no keys below it")
+        at[part] = at = dict(inner)
+    at[last] = value
+    origin[tuple(key.split("."))] = override
+
+
+def _validate(values: Mapping[str, Any]) -> tuple[Sweep | None, list[Problem]]:
+    """Validate the form, then what only the methods know of those parts whose form is right."""
+    from sweeper.check import check  # here: it imports torch
+
     try:
         sweep = Sweep.model_validate(values)
+        return sweep, check(sweep)
     except ValidationError as error:
-        problems = [_problem(item) for item in error.errors()]
+        found = [_problem(item) for item in error.errors()]
+    bad = {at[:2] for at, _ in found}
+    spare = {key: value for key, value in values.items() if key in Sweep.model_fields}
+    for at in sorted(bad, key=len, reverse=True):
+        key = str(at[0])
+        if key in _SPARE and len(at) == 2:
+            kept = list(spare[key])
+            kept[int(at[1])] = _SPARE[key]
+            spare[key] = kept
+        elif key in _SPARE:
+            spare[key] = [_SPARE[key]]
+        else:
+            spare.pop(key, None)
+    return None, found + check(Sweep.model_validate({**spare, "name": "spare"}), bad)
+
+
+_SPARE = {"datasets": "digits", "models": "tiny", "attacks": "none", "defenses": "none"}
+"""What stands for an entry whose form is wrong while the others are checked."""
+
+
+def _problem(item: Any) -> Problem:
+    """Put one of pydantic's errors into our words."""
+    at, name = tuple(item["loc"]), ".".join(part for part in item["loc"] if isinstance(part, str))
+    if item["type"] in ("extra_forbidden", "invalid_key"):
+        known = Resources.model_fields if len(at) > 1 else [*Sweep.model_fields, "scales"]
+        name, text = name.rpartition(".")[0], unknown("key", at[-1], known)
     else:
-        from sweeper.check import check
-
-        problems = check(sweep)
-        if not problems:
-            return sweep
-    raise SweepError("\n".join(_sentence(source, at, text) for at, text in problems))
+        text = options.wording(item)
+    return at, f"{name}: {text}" if name else text
 
 
-def _set(values: dict[str, Any], path: list[str], value: Any, override: str) -> None:
-    for key in path[:-1]:
-        inner = values.setdefault(key, {})
-        if not isinstance(inner, dict):
-            raise SweepError(f"--set {override}: {key} holds {inner!r}, no keys below it")
-        values[key] = values = dict(inner)
-    values[path[-1]] = value
-
-
-def _problem(item: Any) -> tuple[_Loc, str]:
-    at, text = tuple(item["loc"]), str(item["msg"]).removeprefix("Value error, ")
-    if item["type"] == "extra_forbidden":
-        text = unknown("key", at[-1], Resources.model_fields if len(at) > 1 else Sweep.model_fields)
-    elif item["type"] == "missing":
-        text = "is missing"
-    elif not isinstance(item.get("input"), dict | list):
-        text = f"{text}, got {item['input']!r}"
-    return at, text
-
-
-def _sentence(source: Source, at: _Loc, text: str) -> str:
-    """`file:line: key: what is wrong`, at the nearest place the file itself has."""
-    known = at
-    while known not in source.lines:
-        known = known[:-1]
-    name = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in at).lstrip(".")
-    return f"{source.path}:{source.lines[known]}: {name}: {text}"
+def _sentence(read: Source, origin: Mapping[Loc, str], at: Loc, text: str) -> tuple[int, str]:
+    """Put before a problem the line, or the --set, it comes from."""
+    for end in range(len(at), 0, -1):
+        override = origin.get(at[:end])
+        if override and override.startswith("scale="):
+            at = ("scales", override.removeprefix("scale="), *at)
+            break
+        if override:
+            return 0, f"--set {override}: {text}"
+    line = read.line(at)
+    return line, f"{read.path}:{line}: {text}"

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -23,9 +21,10 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from sweeper.errors import SweepError
-from sweeper.ledger import Ledger
+from sweeper.ledger import KEY, Ledger
 
-_KEY = re.compile(r"[0-9a-f]{20}")
+_DAMAGE = (FileNotFoundError, ValueError, KeyError, TypeError)
+"""What reading an artifact raises where it is not what was written."""
 
 
 class DamagedError(Exception):
@@ -70,27 +69,43 @@ class Store(Ledger):
         """
         folder = self._artifact(kind, key)
         try:
-            manifest = json.loads(self._read(f"{folder}/manifest.json"))
+            manifest = self._manifest(folder)
             tensors = {}
             for name, file in manifest["files"].items():
                 if "/" in file["file"]:
-                    raise ValueError("a file outside its folder")
+                    raise ValueError(f"{file['file']} is outside its folder")
                 content = self._read(f"{folder}/{file['file']}")
                 if hashlib.sha256(content).hexdigest() != file["sha256"]:
                     raise ValueError(f"{file['file']} is damaged")
                 tensors[name] = load_tensors(content)
             return Artifact(manifest["meta"], tensors)
-        except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
-            self._set_aside(folder)
-            raise DamagedError(
-                f"artifact {kind}/{key}: {error}; set aside, to be rebuilt"
-            ) from None
+        except _DAMAGE as error:
+            raise self._damaged(kind, key, error) from None
 
     def meta(self, kind: str, key: str) -> Mapping[str, Any]:
-        """Read an artifact's JSON alone."""
-        manifest = json.loads(self._read(f"{self._artifact(kind, key)}/manifest.json"))
-        found: Mapping[str, Any] = manifest["meta"]
-        return found
+        """Read an artifact's JSON alone.
+
+        Raises:
+            DamagedError: The manifest is not what was written; the artifact has been set aside.
+        """
+        try:
+            found: Mapping[str, Any] = self._manifest(self._artifact(kind, key))["meta"]
+            return found
+        except _DAMAGE as error:
+            raise self._damaged(kind, key, error) from None
+
+    def _manifest(self, folder: str) -> dict[str, Any]:
+        try:
+            found: dict[str, Any] = json.loads(self._read(f"{folder}/manifest.json"))
+            return {"files": dict(found["files"]), "meta": dict(found["meta"])}
+        except (ValueError, KeyError, TypeError):
+            raise ValueError("manifest.json is damaged") from None
+
+    def _damaged(self, kind: str, key: str, error: Exception) -> DamagedError:
+        folder = self._artifact(kind, key)
+        if self._exists(folder):
+            self._set_aside(folder)
+        return DamagedError(f"artifact {kind}/{key}: {error}; set aside, to be rebuilt")
 
     def has(self, kind: str, key: str) -> bool:
         """Whether an artifact is there."""
@@ -101,15 +116,9 @@ class Store(Ledger):
         selector = pafs.FileSelector(f"artifacts/{kind}", allow_not_found=True, recursive=True)
         paths = [info.path for info in self._fs.get_file_info(selector)]
         found = {path.split("/")[-2] for path in paths if path.endswith("/manifest.json")}
-        return {key for key in found if _KEY.fullmatch(key)}
+        return {key for key in found if KEY.fullmatch(key)}
 
     def _artifact(self, kind: str, key: str) -> str:
-        if not _KEY.fullmatch(key) or not kind.isalpha():
-            raise SweepError(f"{kind}/{key} is not the key of a cell")
-        return f"artifacts/{kind}/{key}"
-
-    def _set_aside(self, folder: str) -> None:
-        aside = f"damaged/{folder.replace('/', '-')}-{time.time_ns()}"
-        if self._exists(folder):
-            self._fs.create_dir("damaged", recursive=True)
-            self._fs.move(folder, aside)
+        if not kind.isalpha():
+            raise SweepError(f"{kind!r} is not a kind of cell")
+        return f"artifacts/{kind}/{self._key(key)}"

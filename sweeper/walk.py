@@ -44,6 +44,7 @@ class Walk:
         self.running: set[str] = set()
         self.alone: list[str] = []
         """Cells that ran out of memory once; each runs again with nothing beside it."""
+        self._tried: set[str] = set()
         self._lonely: str | None = None
         self.status: dict[str, str] = {}
         """Key -> how it ended, for cells that have."""
@@ -73,11 +74,14 @@ class Walk:
     def complete(self, key: str, status: str) -> list[tuple[Cell, Cell]]:
         """Record how a cell ended: release its children, or block all that hangs on it.
 
+        The first `oom` of a cell is no end: it will run once more, alone.
+
         Returns:
             (blocked cell, the failed cell above it), for every cell this blocked.
         """
         self.running.discard(key)
-        if status == "oom":
+        if status == "oom" and key not in self._tried:
+            self._tried.add(key)
             self.alone.append(key)
             return []
         self.status[key] = status

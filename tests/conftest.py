@@ -1,0 +1,19 @@
+"""What every test runs under: one thread, and decoded data in a folder of the session."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+
+@pytest.fixture(scope="session", autouse=True)
+def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Two cells at one thread are faster than one at two, and sums do not depend on the machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SWEEPER_CACHE", str(tmp_path_factory.mktemp("decoded")))
+        yield
+    torch.set_num_threads(before)

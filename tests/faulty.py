@@ -1,0 +1,97 @@
+"""Methods that go wrong on purpose, named in sweep files as `tests.faulty:Class`."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from attacks.badnets import BadNets
+from defenses.base import Case, Defense
+from sweeper.types import Outcome
+
+
+@dataclass(frozen=True, kw_only=True)
+class Faulty(Defense):
+    """What the faulty defenses share."""
+
+    marks: str = ""
+    """Folder in which every attempt leaves a file."""
+
+    title = "faulty"
+    paper = "test"
+    kind = "repair"
+    sees = frozenset({"model"})
+
+    def mark(self) -> None:
+        if self.marks:
+            Path(self.marks, f"{type(self).__name__}-{time.time_ns()}").touch()
+
+    def defend(self, case: Case) -> Outcome:
+        self.mark()
+        return Outcome(model=case.model)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Raises(Faulty):
+    def defend(self, case: Case) -> Outcome:
+        self.mark()
+        raise ValueError("broken on purpose")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diverges(Faulty):
+    def defend(self, case: Case) -> Outcome:
+        model = case.model
+        with torch.no_grad():
+            model.classifier.weight.fill_(float("nan"))
+        return Outcome(model=model)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutOfMemory(Faulty):
+    def defend(self, case: Case) -> Outcome:
+        self.mark()
+        raise torch.OutOfMemoryError("no room on purpose")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hangs(Faulty):
+    def defend(self, case: Case) -> Outcome:
+        self.mark()
+        time.sleep(3600)
+        return Outcome(model=case.model)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dies(Faulty):
+    """Loses its process at the first attempt, as a machine's fault would."""
+
+    def defend(self, case: Case) -> Outcome:
+        import os
+
+        first = not list(Path(self.marks).glob("Dies-*"))
+        self.mark()
+        if first:
+            os._exit(9)
+        return Outcome(model=case.model)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Peeks(Faulty):
+    def defend(self, case: Case) -> Outcome:
+        return Outcome(model=case.model, notes={"clean": len(case.clean)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class FailsToPoison(BadNets):
+    """An attack whose victim cannot be built."""
+
+    title = "faulty"
+    paper = "test"
+    presets = {}
+
+    def poison(self, *args: object, **kwargs: object) -> None:  # type: ignore[override]
+        raise RuntimeError("no poison on purpose")

@@ -1,0 +1,80 @@
+"""Small sweeps for tests: written to a file, run inline, their rows compared."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from sweeper import ledger, results, run, spec
+from sweeper.cells import Context
+from sweeper.run import Job
+
+SMALL: dict[str, Any] = {
+    "name": "small",
+    "datasets": [{"dataset": "digits", "train_size": 300, "test_size": 100}],
+    "models": ["tiny"],
+    "attacks": ["badnets", "blend"],
+    "poison_rates": [0.1, 0.2],
+    "seeds": 3,
+    "defenses": ["none", {"defense": "fine-tuning", "epochs": 1}],
+    "recipe": {"epochs": 1},
+}
+MEASURED = ["status", "acc", "acc_nontarget", "asr", "asr_all", "ra", "der", "acc_before"]
+
+
+class Silent:
+    """A watcher that counts."""
+
+    def __init__(self) -> None:
+        self.cells: list[tuple[str, str]] = []
+
+    def started(self, cell: Any) -> None:
+        pass
+
+    def progress(self, cell: Any, **values: Any) -> None:
+        pass
+
+    def finished(self, cell: Any, result: Any) -> None:
+        self.cells.append((cell.kind, result["status"]))
+
+
+def write(folder: Path, **changes: Any) -> Path:
+    """Write a sweep file: `SMALL` with changes."""
+    path = folder / f"{changes.get('name', 'small')}.yaml"
+    path.write_text(yaml.safe_dump({**SMALL, **changes}))
+    return path
+
+
+def prepared(path: Path, store: Path, **context: Any) -> Job:
+    """A sweep ready to run into `store`."""
+    sweep = spec.load(str(path))
+    about = Context(
+        store=str(store),
+        sweep=sweep.name,
+        run=run.new_run(),
+        device="cpu",
+        timeout=sweep.timeout,
+        **context,
+    )
+    return run.prepare(sweep, about)
+
+
+def inline(path: Path, store: Path) -> tuple[Counter[str], list[tuple[str, str]]]:
+    """Run a sweep in this process: states of this call, and (kind, state) of each cell."""
+    watcher = Silent()
+    counts = run.execute(prepared(path, store), run.inline, watcher)
+    return counts, watcher.cells
+
+
+def frame(store: Path, name: str = "small") -> pd.DataFrame:
+    """The rows of a sweep by key."""
+    return results.frame(ledger.load(str(store), name)[0]).set_index("key").sort_index()
+
+
+def assert_same(one: pd.DataFrame, other: pd.DataFrame) -> None:
+    """The same cells with the same metrics, bit for bit."""
+    pd.testing.assert_frame_equal(one[MEASURED], other[MEASURED], check_exact=True)

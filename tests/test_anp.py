@@ -1,0 +1,442 @@
+"""ANP: the properties of its algorithm, checked against formulas written out here."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import pytest
+import torch
+from torch import Generator, Tensor, nn
+from torch.nn import functional
+
+import toys
+from attacks.badnets import BadNets
+from defenses._norm import Neurons, layers, prune, swapped
+from defenses.anp import ANP, THRESHOLDS
+from defenses.base import Case
+from sweeper import catalog, metrics, models, recipes, seeds, training
+from sweeper.data import Dataset, open_dataset, splits
+from sweeper.errors import SweepError
+from sweeper.models.base import Net
+from sweeper.types import ImageSet, Outcome
+
+SEES = frozenset({"model", "clean"})
+
+
+def case(**given: Any) -> Case:
+    return toys.case(SEES, **given)
+
+
+def pixels(count: int = 40) -> Tensor:
+    return toys.image_set(count, seed=9).images.float().div(255)
+
+
+@torch.no_grad()
+def logits(model: nn.Module, x: Tensor) -> Tensor:
+    found: Tensor = model(x)
+    return found
+
+
+def some_masks(model: nn.Module, seed: int = 0) -> Tensor:
+    return torch.rand(Neurons(model).count, generator=seeds.generator("masks", seed))
+
+
+def test_masks_of_one_and_no_perturbation_change_no_bit() -> None:
+    model, x = toys.victim(), pixels()
+    before, neurons = logits(model, x), Neurons(model)
+    kinds = [type(module) for module in model.modules()]
+    for perturbed in (False, True):
+        neurons.perturbed = perturbed
+        with swapped(model, neurons):
+            assert torch.equal(logits(model, x), before)
+    assert [type(module) for module in model.modules()] == kinds, "the swap left something behind"
+    neurons.mask.data.zero_()
+    with swapped(model, neurons):
+        assert not torch.equal(logits(model, x), before)
+
+
+def test_the_swap_is_undone_when_the_body_raises() -> None:
+    model = toys.victim()
+    with pytest.raises(KeyError), swapped(model, Neurons(model)):
+        raise KeyError
+    assert all(type(module).__name__ != "_MaskedNorm" for module in model.modules())
+
+
+class Watched(ANP):
+    """ANP that notes masks and shifts at every step."""
+
+    def loss(
+        self, model: Net, neurons: Neurons, images: Tensor, labels: Tensor, rng: Generator
+    ) -> Tensor:
+        value = super().loss(model, neurons, images, labels, rng)
+        found = (neurons.mask, neurons.weight_shift, neurons.bias_shift)
+        SEEN.append(tuple(part.detach().clone() for part in found))
+        return value
+
+
+SEEN: list[tuple[Tensor, ...]] = []
+
+
+@pytest.mark.parametrize("inner_steps", [1, 3])
+@pytest.mark.parametrize("project", [False, True])
+def test_masks_and_shifts_stay_in_their_bounds(project: bool, inner_steps: int) -> None:
+    SEEN.clear()
+    Watched(steps=25, batch=32, lr=1.0, project=project, inner_steps=inner_steps).learn(
+        case(), case().clean
+    )
+    masks, *shifts = (torch.stack(parts) for parts in zip(*SEEN, strict=True))
+    assert len(masks) == 25
+    assert float(masks.min()) == 0 and float(masks.max()) == 1, "both bounds are reached, none left"
+    largest = max(float(shift.abs().max()) for shift in shifts)
+    assert largest <= (0.4 if project else 0.8) + 1e-6
+    assert project or largest > 0.4, "without projection the ascent leaves the start's range"
+
+
+def test_pruned_sets_are_nested_and_zero_prunes_nothing() -> None:
+    model = toys.victim()
+    masks = some_masks(model)
+    masks[:5] = 0
+    dead = [masks < threshold for threshold in (0.0, *THRESHOLDS, 1.01)]
+    assert not bool(dead[0].any()) and bool(dead[-1].all())
+    assert all(bool((few <= many).all()) for few, many in zip(dead, dead[1:], strict=False))
+    assert THRESHOLDS == tuple(round(0.05 * k, 2) for k in range(1, 20))
+    outcome = ANP(steps=2, threshold=0.0).defend(case())
+    assert outcome.notes["pruned"] == 0 and not toys.differing(outcome.model, toys.victim())
+
+
+def test_everything_pruned_leaves_logits_that_depend_on_no_input() -> None:
+    chain = toys.network(seeds.generator("chain"), model="vgg11-bn")
+    for model in (chain.eval(), toys.victim()):
+        before = logits(model, pixels())
+        prune(model, torch.ones(Neurons(model).count, dtype=torch.bool))
+        found = logits(model, pixels())
+        assert not torch.allclose(before, before[:1].expand_as(before))
+        assert torch.allclose(found, found[:1].expand_as(found), atol=1e-5)
+    outcome = ANP(steps=1, threshold=1.01).defend(case())
+    assert outcome.notes["pruned"] == outcome.notes["neurons"]
+
+
+@pytest.mark.parametrize("threshold", [0.1, 0.5, 0.9])
+def test_a_pruned_model_is_the_masked_model_with_masks_of_zero_and_one(threshold: float) -> None:
+    model = toys.victim()
+    masks = some_masks(model)
+    neurons = Neurons(model)
+    neurons.mask.data.copy_((masks >= threshold).float())
+    with swapped(model, neurons):
+        masked = logits(model, pixels())
+    prune(model, masks < threshold)
+    assert torch.allclose(logits(model, pixels()), masked, atol=1e-5)
+
+
+def reference_masks(
+    own: Case, clean: ImageSet, *, steps: int, batch: int, lr: float, weight: float
+) -> list[Tensor]:
+    """Plain mask training by the formula gamma * m, without the swapped layers."""
+    model = own.model.train()
+    names = [name for name, _ in layers(model)]
+    gammas = [model.get_parameter(f"{name}.weight").detach() for name in names]
+    masks = [torch.ones_like(gamma) for gamma in gammas]
+    speeds = [torch.zeros_like(gamma) for gamma in gammas]
+    recipe = replace(own.recipe, batch=batch)
+    found = []
+    for x, y in training.draws(clean, recipe, steps, own.rng("batches"), own.device):
+        leaves = [mask.clone().requires_grad_() for mask in masks]
+        changed = {
+            f"{name}.weight": gamma * leaf
+            for name, gamma, leaf in zip(names, gammas, leaves, strict=True)
+        }
+        out = torch.func.functional_call(model, changed, (x,))
+        gradients = torch.autograd.grad(weight * functional.cross_entropy(out, y), leaves)
+        for mask, speed, gradient in zip(masks, speeds, gradients, strict=True):
+            speed.mul_(0.9).add_(gradient)
+            mask.sub_(lr * speed).clamp_(0, 1)
+        found.append(torch.cat(masks))
+    return found
+
+
+def test_without_perturbation_it_is_plain_mask_training_step_by_step() -> None:
+    SEEN.clear()
+    own = case()
+    last = Watched(eps=0.0, alpha=0.2, steps=12, batch=32).learn(own, own.clean)
+    steps = [seen[0] for seen in SEEN[1:]] + [last]
+    expected = reference_masks(own, own.clean, steps=12, batch=32, lr=0.2, weight=0.2)
+    for found, wanted in zip(steps, expected, strict=True):
+        assert torch.allclose(found, wanted, atol=1e-5)
+    assert float((steps[-1] - 1).abs().max()) > 1e-3, "the masks moved"
+
+
+class OtherPerturbation(Case):
+    """A case whose perturbations are drawn from another seed."""
+
+    def rng(self, name: str) -> Generator:
+        return super().rng("another" if name == "perturbation" else name)
+
+
+def test_at_alpha_one_the_perturbation_does_not_matter() -> None:
+    def learn(alpha: float, kind: type[Case], **more: Any) -> Tensor:
+        own = case(kind=kind)
+        return ANP(alpha=alpha, steps=10, batch=32, **more).learn(own, own.clean)
+
+    assert torch.equal(learn(1.0, Case), learn(1.0, OtherPerturbation))
+    assert torch.equal(learn(1.0, Case), learn(1.0, Case, eps=0.1))
+    assert not torch.equal(learn(0.5, Case), learn(0.5, OtherPerturbation))
+
+
+@pytest.mark.parametrize("given", [{"threshold": 0.97}, {"prune_count": 7}, {}])
+def test_only_the_weights_of_pruned_neurons_change(given: dict[str, Any]) -> None:
+    own = case()
+    outcome = ANP(steps=25, batch=32, tau=1.0, **given).defend(own)
+    assert outcome.model is not None
+    victim, norms = toys.victim(), dict(layers(outcome.model))
+    allowed = {f"{name}.weight" for name in norms}
+    assert toys.differing(outcome.model, victim) <= allowed
+    pruned = 0
+    for name, norm in norms.items():
+        before = victim.get_parameter(f"{name}.weight")
+        changed = norm.weight != before
+        assert bool((norm.weight[changed] == 0).all())
+        pruned += int(changed.sum())
+    assert pruned == outcome.notes["pruned"] > 0
+    assert given.get("prune_count", pruned) == pruned
+
+
+def test_an_ascent_step_does_not_lower_the_loss_of_its_batch() -> None:
+    own, anp = case(), ANP(alpha=0.0)
+    model = own.model.requires_grad_(False).train()
+    neurons = Neurons(model)
+    higher, batches = 0, 30
+    recipe = replace(own.recipe, batch=64)
+    draws = training.draws(own.clean, recipe, batches, own.rng("batches"), own.device)
+    with swapped(model, neurons):
+        for number, (x, y) in enumerate(draws):
+            rng = seeds.generator("start", number)
+            for shift in (neurons.weight_shift, neurons.bias_shift):
+                shift.data = anp.eps * (torch.rand(neurons.count, generator=rng) * 2 - 1)
+            neurons.perturbed = True
+            before = functional.cross_entropy(logits(model, x), y)
+            after = anp.loss(model, neurons, x, y, seeds.generator("start", number)).detach()
+            higher += bool(after >= before)
+    assert higher >= 0.9 * batches
+
+
+@pytest.mark.parametrize(
+    ("model", "count"), [("resnet18", 4800), ("vgg16-bn", 4224), ("vgg19-bn", 5504)]
+)
+def test_the_networks_of_the_papers_have_their_number_of_neurons(model: str, count: int) -> None:
+    with torch.device("meta"):
+        trunk, _ = models.family(model, {}).build(10, toys.COLOUR)
+        assert Neurons(trunk).count == count
+
+
+@pytest.mark.parametrize("model", ["preact-resnet18", "mobilenet-v2"])
+def test_masks_swap_in_and_out_of_other_families(model: str) -> None:
+    net = toys.network(seeds.generator(model), model=model).eval()
+    x = pixels(4)
+    before = logits(net, x)
+    with swapped(net, Neurons(net)):
+        assert torch.equal(logits(net, x), before)
+
+
+def test_one_dimensional_norms_are_masked_and_other_networks_refused() -> None:
+    flat = nn.Sequential(nn.Flatten(), nn.Linear(12, 5), nn.BatchNorm1d(5), nn.Linear(5, 2)).eval()
+    x, neurons = torch.rand(6, 3, 2, 2), Neurons(flat)
+    assert neurons.count == 5
+    neurons.mask.data.zero_()
+    with swapped(flat, neurons):
+        found = logits(flat, x)
+    assert torch.allclose(found, found[:1].expand_as(found))
+    with pytest.raises(SweepError, match="no BatchNorm"):
+        Neurons(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, affine=False)))
+    assert "batchnorm" in ANP.requires
+
+
+def test_a_norm_used_twice_has_one_mask() -> None:
+    norm = nn.BatchNorm1d(4)
+    assert Neurons(nn.Sequential(norm, nn.ReLU(), norm)).count == 4
+
+
+def test_one_key_gives_one_set_of_masks() -> None:
+    masks = [
+        ANP(steps=8, batch=32).learn(own, own.clean)
+        for own in (case(), case(), case(key="another cell"))
+    ]
+    assert torch.equal(masks[0], masks[1]) and not torch.equal(masks[0], masks[2])
+    assert ANP.sees == SEES, "nothing of the test set or the attack can reach a decision"
+
+
+def staircase(monkeypatch: pytest.MonkeyPatch, accuracies: list[float]) -> list[Any]:
+    """Let successive calls of `case.accuracy` return these numbers."""
+    calls: list[Any] = []
+
+    def accuracy(self: Case, model: nn.Module, data: ImageSet) -> float:
+        calls.append(data)
+        return accuracies[len(calls) - 1]
+
+    monkeypatch.setattr(Case, "accuracy", accuracy)
+    return calls
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "held", "chosen"),
+    [
+        ([0.90, *[0.90] * 19], 200, 0.95),
+        ([0.90, 0.88, 0.87, 0.86, *[0.90] * 16], 200, 0.10),  # a lucky point later is not taken
+        ([0.90, 0.80, *[0.90] * 18], 200, 0.0),
+        ([0.90, 0.87, *[0.0] * 18], 200, 0.05),  # exactly tau below still counts
+        ([0.90, 0.80, 0.69, *[0.9] * 17], 20, 0.05),  # two images of twenty weigh more than tau
+    ],
+)
+def test_the_fair_threshold_is_the_last_before_the_first_fall(
+    monkeypatch: pytest.MonkeyPatch, accuracies: list[float], held: int, chosen: float
+) -> None:
+    staircase(monkeypatch, accuracies)
+    found, notes = ANP().choose(case(), some_masks(toys.victim()), toys.image_set(held))
+    assert found == chosen
+    assert notes["holdout_before"] == 0.90
+    assert notes["holdout_after"] == accuracies[round(chosen / 0.05)]
+
+
+def test_masks_are_never_fitted_on_the_hold_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    fitted: list[ImageSet] = []
+    learn = ANP.learn
+
+    def spied(self: ANP, own: Case, data: ImageSet) -> Tensor:
+        fitted.append(data)
+        return learn(self, own, data)
+
+    monkeypatch.setattr(ANP, "learn", spied)
+    calls = staircase(monkeypatch, [0.9] * 20)
+    own = case()
+    ANP(steps=1).defend(own)
+    images = {row.numpy().tobytes() for row in fitted[0].images}
+    assert all(row.numpy().tobytes() not in images for row in calls[0].images)
+    assert len(fitted[0]) + len(calls[0]) == len(own.clean)
+    ANP(steps=1, threshold=0.2).defend(own)
+    assert len(fitted[1]) == len(own.clean), "a fixed threshold needs no hold-out"
+
+
+def test_the_oracle_takes_the_lowest_asr_at_a_bounded_change_of_accuracy() -> None:
+    oracle = catalog.method("defense", "anp-oracle")(steps=1)
+    curve = iter([(0.9, 1.0), (0.9, 0.5), (0.80, 0.0), (0.82, 0.2), *[(0.9, 0.3)] * 20])
+    own = toys.case(SEES | {"oracle"})
+    own._given = {**own._given, "oracle": lambda model: next(curve)}
+    found, notes = oracle.choose(own, some_masks(toys.victim()), own.clean)
+    assert found == 0.15 and notes["curve"][3] == (0.15, 0.82, 0.2)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"threshold": 0.2, "prune_count": 5},
+        {"alpha": 1.5},
+        {"eps": -0.1},
+        {"inner_steps": 0},
+        {"steps": -1},
+    ],
+)
+def test_impossible_options_are_refused(given: dict[str, Any]) -> None:
+    with pytest.raises(SweepError, match="anp"):
+        catalog.make("defense", "anp", given)
+
+
+# Acceptance, minutes of training
+
+
+def data_folder() -> Path | None:
+    """The folder of the Parquet data sets, where there is one."""
+    beside = Path(__file__).resolve().parents[2] / "shared" / "data"
+    found = Path(os.environ.get("SWEEPER_DATA") or beside)
+    return found if (found / "cifar10" / "train.parquet").is_file() else None
+
+
+def trained(data: Dataset, recipe: recipes.Recipe, seed: int) -> Net:
+    """A BadNets victim (grid, 10 %, target 0) of the attacker's split."""
+    held, _ = splits.split(data, 0.1)
+    train = data.train[held]
+    poisoned = BadNets().poison(train, 0.1, {}, seeds.generator("acceptance", seed))
+    shape = tuple(train.images.shape[1:])
+    model = models.build(
+        "tiny",
+        {},
+        classes=len(train.classes),
+        shape=shape,
+        mean=data.mean,
+        std=data.std,
+        generator=seeds.generator("acceptance model", seed),
+    )
+    given = ImageSet(poisoned.images, poisoned.labels, train.classes)
+    training.fit(model, given, recipe, key=f"acceptance {seed}", device=device())
+    return model
+
+
+def device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def random_pruning(model: Net, repaired: nn.Module, seed: int) -> Net:
+    """Prune as many random neurons of each layer as the repaired model lost."""
+    rng = seeds.generator("random pruning", seed)
+    dead = []
+    for (_, norm), (_, after) in zip(layers(model), layers(repaired), strict=True):
+        lost = int((after.weight == 0).sum())
+        part = torch.zeros(norm.num_features, dtype=torch.bool)
+        part[torch.randperm(norm.num_features, generator=rng)[:lost]] = True
+        dead.append(part)
+    prune(model, torch.cat(dead))
+    return model
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+def test_acceptance_on_small_data() -> None:
+    """Section 9 of the method's specification: ASR falls, ACC stays, random pruning does neither.
+
+    On 10,000 CIFAR-10 images where the data are at hand, else on digits; always with `tiny`, which
+    stands in for the specification's narrow ResNet-18 so that a processor is enough.
+    """
+    root = data_folder()
+    if root:
+        data = open_dataset({"dataset": "cifar10", "train_size": 11_000, "test_size": 2000}, root)
+        recipe, clean = recipes.resolve({}, "cifar10", "tiny"), 500
+    else:
+        data = open_dataset({"dataset": "digits"})
+        recipe, clean = recipes.resolve({}, "digits", "tiny"), 140
+    test = data.test
+    hit = BadNets().trigger_set(test, {}, seeds.generator("trigger"))
+    measured: list[dict[str, tuple[float, float]]] = []
+
+    def measure(model: nn.Module) -> tuple[float, float]:
+        found = metrics.evaluate(model, test, hit, 0, recipe, device())
+        return float(found["acc"] or 0), float(found["asr"] or 0)
+
+    for seed in range(3):
+        victim = trained(data, recipe, seed)
+        before = measure(victim)
+        if before[0] < 0.7 or before[1] < 0.95:
+            continue  # the specification counts only victims that learned both
+        _, held = splits.split(data, 0.1)
+        own = Case(
+            sees=SEES,
+            key=f"acceptance {seed}",
+            device=device(),
+            recipe=recipe,
+            given={"model": victim, "clean": data.train[splits.clean_set(data, held, clean, seed)]},
+            build=lambda rng: victim,
+        )
+        outcome: Outcome = ANP(steps=600).defend(own)
+        assert outcome.model is not None
+        control = random_pruning(own.model, outcome.model, seed)
+        found = {"before": before, "after": measure(outcome.model), "random": measure(control)}
+        measured.append(found)
+        notes = {key: outcome.notes[key] for key in ("threshold", "pruned", "histogram")}
+        print(json.dumps({"seed": seed, **found, **notes}))  # noqa: T201
+    assert len(measured) >= 2, "most victims must have learned task and trigger"
+    falls = [m["before"][0] - m["after"][0] for m in measured]
+    assert median(m["after"][1] for m in measured) <= 0.20
+    assert median(falls) <= 0.06
+    assert median(m["random"][1] for m in measured) > 0.80

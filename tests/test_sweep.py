@@ -1,0 +1,205 @@
+"""The main job in one process: sharing, growing, resuming, failing, the same bits."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sweeper import cells, run
+from sweeper.store import Store
+from sweeper.walk import Walk
+from tests import sweeps
+
+FOUR = [
+    "none",
+    {"defense": "fine-tuning", "epochs": 1},
+    {"defense": "fine-tuning", "epochs": 2, "as": "ft2"},
+    {"defense": "fine-pruning", "epochs": 1},
+]
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A finished sweep: (its file, its store)."""
+    folder = tmp_path_factory.mktemp("sweep")
+    path, store = sweeps.write(folder, defenses=FOUR), folder / "store"
+    counts, ran = sweeps.inline(path, store)
+    assert counts == {"ok": 60}
+    assert ran.count(("train", "ok")) == 12, "2 attacks x 2 rates x 3 seeds are 12 victims"
+    assert ran.count(("defend", "ok")) == 48
+    return path, store
+
+
+def test_same_command_again_runs_nothing(done: tuple[Path, Path]) -> None:
+    path, store = done
+    counts, ran = sweeps.inline(path, store)
+    assert not counts and not ran
+
+
+def test_another_sweep_with_one_more_defense_trains_nothing(
+    done: tuple[Path, Path], tmp_path: Path
+) -> None:
+    _, store = done
+    more = [*FOUR, {"defense": "fine-tuning", "layers": "head", "epochs": 1, "as": "head"}]
+    path = sweeps.write(tmp_path, name="more", defenses=more)
+    counts, ran = sweeps.inline(path, store)
+    assert set(ran) == {("defend", "ok")} and counts == {"ok": 12}, "12 new cells, none a training"
+    found = sweeps.frame(store, "more")
+    assert len(found) == 60 and set(found["sweep"]) == {"more"}, "known rows are taken over"
+    assert set(found["defense"]) == {"none", "fine-tuning", "ft2", "fine-pruning", "head"}
+
+
+def test_rows_say_what_they_are(done: tuple[Path, Path]) -> None:
+    _, store = done
+    found = sweeps.frame(store)
+    assert len(found) == 48
+    none = found[found["defense"] == "none"]
+    assert (none["acc"] == none["acc_before"]).all() and (none["der"] == 0.5).all()
+    assert set(found["n_test"]) == {100} and found["n_triggered"].between(80, 100).all()
+    assert (found["victim_seconds"] > 0).all() and (found["seconds"] >= 0).all()
+    assert json.loads(found["versions"].iloc[0]).keys() == {"torch", "ray", "sweeper"}
+    assert set(found["sees"]) == {"model", "clean,model"} and not found["oracle"].any()
+    assert set(found["n_clean"]) == {0, 15}, "5 % of 300 training images"
+
+
+def test_an_edited_recipe_shows_only_its_own_rows(
+    done: tuple[Path, Path], tmp_path: Path
+) -> None:
+    _, store = done
+    small = {"attacks": ["badnets"], "poison_rates": [0.1], "seeds": 1, "defenses": ["none"]}
+    for epochs in (1, 2):
+        path = sweeps.write(tmp_path, name="edited", recipe={"epochs": epochs}, **small)
+        sweeps.inline(path, store)
+    found = sweeps.frame(store, "edited")
+    assert len(found) == 1 and json.loads(found["recipe"].iloc[0])["epochs"] == 2
+
+
+@pytest.mark.parametrize("kind", ["train", "defend"])
+def test_any_order_in_one_process_gives_the_same_bits(
+    kind: str, done: tuple[Path, Path], tmp_path: Path
+) -> None:
+    path, store = done
+    job = sweeps.prepared(path, tmp_path / "other")
+    walk = Walk(job.plan.cells, [])
+    some = [cell for cell in job.plan.cells.values() if cell.kind == kind][:6]
+    first = {}
+    for cell in [*some, *reversed(some)]:
+        result = cells.run(cell, walk.ancestors(cell.key), job.context, force=True)
+        assert result["status"] == "ok"
+        known = first.setdefault(cell.key, (result["acc"], result["asr"]))
+        assert known == (result["acc"], result["asr"])
+    for cell in some if kind == "train" else []:
+        ours = Store(str(tmp_path / "other")).get("train", cell.key).tensors["model"]
+        theirs = Store(str(store)).get("train", cell.key).tensors["model"]
+        assert all((ours[name] == theirs[name]).all() for name in theirs)
+
+
+def test_another_process_gives_the_same_bits(done: tuple[Path, Path], tmp_path: Path) -> None:
+    path, store = done
+    arguments = ["run", str(path), "--store", str(tmp_path / "s"), "--executor", "inline"]
+    subprocess.run(
+        [sys.executable, "-m", "sweeper.cli", *arguments, "--set", "seeds=1"],
+        check=True,
+        capture_output=True,
+        env=os.environ | {"OMP_NUM_THREADS": "2"},
+    )
+    ours = sweeps.frame(tmp_path / "s")
+    sweeps.assert_same(ours, sweeps.frame(store).loc[ours.index])
+
+
+def test_failures_are_rows_and_leave_the_rest_unharmed(tmp_path: Path) -> None:
+    faulty = ["Raises", "Diverges", "OutOfMemory", "Hangs", "Peeks"]
+    entries = [
+        {"defense": f"tests.faulty:{name}", "as": name, "marks": str(tmp_path)} for name in faulty
+    ]
+    path = sweeps.write(
+        tmp_path,
+        attacks=["badnets", {"attack": "tests.faulty:FailsToPoison", "as": "unbuilt"}],
+        poison_rates=[0.1],
+        seeds=1,
+        defenses=[*FOUR[:2], *entries],
+        timeout=20,
+    )
+    store = tmp_path / "store"
+    counts, _ = sweeps.inline(path, store)
+    assert counts == {"ok": 3, "failed": 4, "diverged": 1, "timeout": 1, "blocked": 7}
+    found = sweeps.frame(store).reset_index().set_index(["attack", "defense"])
+    rows = found.loc["badnets"]
+    assert rows["status"].to_dict() == {
+        "none": "ok",
+        "fine-tuning": "ok",
+        "Raises": "failed",
+        "Diverges": "diverged",
+        "OutOfMemory": "failed",
+        "Hangs": "timeout",
+        "Peeks": "failed",
+    }
+    assert "ValueError: broken on purpose" in rows.loc["Raises", "error"]
+    assert "classifier.weight" in rows.loc["Diverges", "error"]
+    assert "no room on purpose" in rows.loc["OutOfMemory", "error"]
+    assert "20 s" in rows.loc["Hangs", "error"]
+    assert "AccessDenied: case.clean" in rows.loc["Peeks", "error"]
+    assert rows.loc["Raises", "acc_before"] > 0, "a failed row still says what it started from"
+    assert len(list(tmp_path.glob("OutOfMemory-*"))) == 2, "tried once more, alone"
+    blocked = found.loc["unbuilt"]
+    assert set(blocked["status"]) == {"blocked"}
+    parent = next(c for c in sweeps.prepared(path, store).plan.cells.values() if c.kind == "train"
+                  and c.axes["attack"] == "unbuilt")
+    assert all(parent.key in error and "no poison" in error for error in blocked["error"])
+
+    retried, _ = sweeps.inline(path, store)
+    assert retried == {"failed": 4, "timeout": 1, "blocked": 7}, "only what did not finish"
+
+
+def test_a_damaged_victim_is_set_aside_and_rebuilt(tmp_path: Path) -> None:
+    one = {"attacks": ["badnets"], "poison_rates": [0.1], "seeds": 1}
+    store = tmp_path / "store"
+    sweeps.inline(sweeps.write(tmp_path, **one, defenses=["none"]), store)
+    (victim,) = (store / "artifacts/train").glob("*/model-*.safetensors")
+    before = victim.read_bytes()
+    victim.write_bytes(before[:-100])
+    counts, _ = sweeps.inline(sweeps.write(tmp_path, **one, defenses=FOUR[:2]), store)
+    assert counts == {"ok": 1}
+    assert victim.read_bytes() == before and list((store / "damaged").iterdir())
+
+
+def test_stopped_anywhere_and_resumed_equals_undisturbed(
+    done: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, store = done
+    real, calls = Store.write_row, []
+
+    def failing(self: Store, row: dict[str, object]) -> None:
+        calls.append(row["key"])
+        if len(calls) in (5, 9, 20):
+            raise KeyboardInterrupt
+        real(self, row)
+
+    monkeypatch.setattr(Store, "write_row", failing)
+    for _ in range(3):
+        with pytest.raises(KeyboardInterrupt):
+            sweeps.inline(path, tmp_path / "store")
+    sweeps.inline(path, tmp_path / "store")
+    sweeps.assert_same(sweeps.frame(tmp_path / "store"), sweeps.frame(store))
+
+
+def test_a_defense_may_share_a_stage(tmp_path: Path) -> None:
+    entries = [{"defense": f"tests.staged:{name}", "as": name} for name in ("First", "Second")]
+    path = sweeps.write(
+        tmp_path, attacks=["badnets"], poison_rates=[0.1], seeds=1, defenses=entries
+    )
+    counts, ran = sweeps.inline(path, tmp_path / "store")
+    assert counts == {"ok": 4} and ran.count(("stage", "ok")) == 1
+    found = sweeps.frame(tmp_path / "store")
+    notes = [json.loads(note)["mean"] for note in found["notes"]]
+    assert notes[0] == notes[1] > 0
+    assert found["auroc"].notna().all() and found["tpr"].notna().all()
+
+
+def test_new_run_names_differ() -> None:
+    assert run.new_run() != run.new_run()

@@ -1,0 +1,269 @@
+"""Small things tests share: toy images, a trained toy victim, what a defense or `prepare` gets."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, nn
+
+from attacks.badnets import BadNets
+from defenses.base import Case, Defense
+from sweeper import catalog, metrics, models, options, seeds, training
+from sweeper.models.base import Net
+from sweeper.recipes import Recipe
+from sweeper.training import Hooks
+from sweeper.types import Facts, ImageSet, Poisoned, State
+
+CPU = torch.device("cpu")
+COLOUR = (3, 32, 32)
+GREY = (1, 8, 8)
+RECIPE = Recipe(epochs=12, batch=32, lr=0.05, warmup=1.0, precision="fp32")
+"""Trains a toy victim: single precision, no augmentation."""
+PLANTED = BadNets(trigger="white", size=6)
+"""The backdoor of the toy victim: a patch it learns within a second."""
+_LENGTHS = ("steps", "epochs", "iterations")
+
+
+def image_set(
+    count: int, *, classes: int = 10, shape: tuple[int, int, int] = COLOUR, seed: int = 0
+) -> ImageSet:
+    """Noisy copies of one prototype a class, in an order that is random but fixed by `seed`."""
+    prototypes = torch.randint(
+        40, 216, (classes, shape[0], 4, 4), generator=seeds.generator("toy", classes)
+    )
+    whole = torch.nn.functional.interpolate(prototypes.float(), shape[1:])
+    rng = seeds.generator("toy", seed)
+    labels = torch.arange(count)[torch.randperm(count, generator=rng)] % classes
+    noise = 40 * torch.randn(count, *shape, generator=rng)
+    images = (whole[labels] + noise).clamp(0, 255).to(torch.uint8)
+    return ImageSet(images, labels, tuple(f"class {number}" for number in range(classes)))
+
+
+def facts(data: ImageSet) -> Facts:
+    """What the matrix would know of this set if all of it were the attacker's."""
+    counts = torch.bincount(data.labels, minlength=len(data.classes))
+    return Facts(
+        dataset="toy",
+        digest="toy",
+        classes=len(data.classes),
+        shape=tuple(data.images.shape[1:]),
+        class_counts=tuple(counts.tolist()),
+        n_train=len(data),
+    )
+
+
+def network(
+    rng: Generator,
+    *,
+    classes: int = 10,
+    shape: tuple[int, int, int] = COLOUR,
+    model: str = "tiny",
+    **given: Any,
+) -> Net:
+    """A small network; `tiny` with stages of 8, 16 and 32 channels unless told otherwise."""
+    chosen = given or ({"width": 4} if model == "tiny" else {})
+    return models.build(
+        model,
+        chosen,
+        classes=classes,
+        shape=shape,
+        mean=[0.5] * shape[0],
+        std=[0.25] * shape[0],
+        generator=rng,
+    )
+
+
+@functools.lru_cache(maxsize=16)
+def _trained(classes: int, shape: tuple[int, int, int]) -> tuple[Net, Poisoned]:
+    train = image_set(max(240, 6 * classes), classes=classes, shape=shape)
+    poisoned = PLANTED.poison(train, 0.2, {}, seeds.generator("toy", "poison"))
+    model = network(seeds.generator("toy", "model"), classes=classes, shape=shape)
+    given = ImageSet(poisoned.images, poisoned.labels, train.classes)
+    training.fit(model, given, RECIPE, key="toy", device=CPU)
+    return model, poisoned
+
+
+def victim(classes: int = 10, shape: tuple[int, int, int] = COLOUR) -> Net:
+    """A trained toy victim of BadNets; a copy of the caller's own, in eval mode."""
+    model = network(seeds.generator("toy", "model"), classes=classes, shape=shape)
+    model.load_state_dict(_trained(classes, shape)[0].state_dict())
+    return model.eval()
+
+
+def poisoned_set(classes: int = 10, shape: tuple[int, int, int] = COLOUR) -> Poisoned:
+    """What `victim` was trained on; tensors of the caller's own."""
+    found = _trained(classes, shape)[1]
+    return replace(
+        found,
+        **{
+            f.name: getattr(found, f.name).clone()
+            for f in dataclasses.fields(found)
+            if getattr(found, f.name) is not None
+        },
+    )
+
+
+def black_box(model: nn.Module) -> Callable[[Tensor], Tensor]:
+    """The model as `case.queries`."""
+
+    @torch.inference_mode()
+    def ask(images: Tensor) -> Tensor:
+        found: Tensor = model(images.float().div(255)).softmax(1)
+        return found
+
+    return ask
+
+
+def case(
+    sees: frozenset[str],
+    *,
+    key: str = "toy case",
+    classes: int = 10,
+    shape: tuple[int, int, int] = COLOUR,
+    clean: ImageSet | int = 80,
+    model: Net | None = None,
+    state: State | None = None,
+    kind: type[Case] = Case,
+    **changes: Any,
+) -> Case:
+    """A case that holds what `sees` declares and nothing else.
+
+    Args:
+        sees: What the defense declares.
+        key: Identity of the cell.
+        classes: Number of classes of the toy data.
+        shape: (C, H, W).
+        clean: The clean budget, or how many toy images it has.
+        model: The victim; default the trained toy victim.
+        state: What the defense's stage left.
+        kind: `Case`, or a subclass of the test.
+        changes: Fields of the recipe.
+    """
+    held = clean
+    if isinstance(held, int):
+        held = image_set(held, classes=classes, shape=shape, seed=1)
+    model = model or victim(classes, shape)
+    given: dict[str, Any] = {"model": model, "clean": held}
+    if "train" in sees:
+        poisoned = poisoned_set(classes, shape)
+        given["train"] = ImageSet(poisoned.images, poisoned.labels, held.classes)
+    if "queries" in sees:
+        given["queries"] = black_box(victim(classes, shape))
+    if "oracle" in sees:
+        given["oracle"] = oracle(classes, shape)
+    return kind(
+        sees=sees,
+        key=key,
+        device=CPU,
+        recipe=replace(RECIPE, **changes),
+        given={name: value for name, value in given.items() if name in sees},
+        build=functools.partial(network, classes=classes, shape=shape),
+        state=state,
+    )
+
+
+def oracle(
+    classes: int = 10, shape: tuple[int, int, int] = COLOUR
+) -> Callable[[nn.Module], tuple[float, float]]:
+    """ACC and ASR of any model on toy test images."""
+    test = image_set(100, classes=classes, shape=shape, seed=2)
+    hit = PLANTED.trigger_set(test, {}, seeds.generator("toy", "trigger"))
+
+    def ask(model: nn.Module) -> tuple[float, float]:
+        found = metrics.evaluate(model, test, hit, 0, RECIPE, CPU)
+        return float(found["acc"] or 0), float(found["asr"] or 0)
+
+    return ask
+
+
+class ToyLab:
+    """What an attack's `prepare` may use; see `attacks.base.Lab`."""
+
+    def __init__(self, data: ImageSet, key: str = "toy lab") -> None:
+        self.device = CPU
+        self.classes = len(data.classes)
+        self._shape = tuple(data.images.shape[1:])
+        self._key = key
+
+    def rng(self, name: str) -> Generator:
+        """A generator of its own for each named draw."""
+        return seeds.generator(self._key, name)
+
+    def clean_model(self) -> Net:
+        """A trained model."""
+        return victim(self.classes, self._shape)
+
+    def new_model(self) -> Net:
+        """A freshly initialised model."""
+        return network(self.rng("model"), classes=self.classes, shape=self._shape)
+
+    def fit(
+        self, model: nn.Module, data: ImageSet, hooks: Hooks | None = None, **changes: Any
+    ) -> None:
+        """Train for one epoch."""
+        recipe = replace(RECIPE, **{**changes, "epochs": 1})
+        training.fit(model, data, recipe, key=self._key, device=CPU, hooks=hooks)
+
+
+def small(cls: type) -> dict[str, int]:
+    """Options that make a method short: its fields named steps, epochs or iterations, or so ending.
+
+    A field of 0 or 1 stays as it is: it says that something is not done, or done once.
+    """
+    found = {}
+    for item in dataclasses.fields(cls):
+        named = item.name.rpartition("_")[2] in _LENGTHS
+        if item.name in options.names(cls) and named and isinstance(item.default, int):
+            found[item.name] = min(item.default, 2)
+    return found
+
+
+def short(kind: str, name: str, asked: Mapping[str, Any], **axes: Any) -> Any:
+    """Build a method as a sweep file would, made short by `small`."""
+    return catalog.make(kind, name, {**asked, **small(catalog.method(kind, name))}, **axes)
+
+
+def variants(kind: str) -> list[tuple[str, str]]:
+    """Every (method, preset) of a kind, "" for the defaults; a broken file fails in its test."""
+    found = []
+    for name in catalog.names(kind):
+        try:
+            presets = sorted(catalog.method(kind, name).presets)
+        except Exception:
+            presets = []
+        found += [(name, ""), *((name, preset) for preset in presets)]
+    return found
+
+
+def asked(preset: str) -> dict[str, str]:
+    """The options a sweep file gives for a variant."""
+    return {"preset": preset} if preset else {}
+
+
+def weights(model: nn.Module) -> dict[str, Tensor]:
+    """A copy of a model's parameters and buffers."""
+    return {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+
+def same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    """Whether two groups of tensors are equal bit for bit."""
+    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+
+
+def differing(one: nn.Module, other: nn.Module) -> set[str]:
+    """Names of the parameters and buffers in which two models of one shape differ."""
+    left, right = one.state_dict(), other.state_dict()
+    return {name for name in left if not torch.equal(left[name], right[name])}
+
+
+def run(defense: Defense, **given: Any) -> Any:
+    """Run a defense, with its stage first, on a toy case."""
+    stage = defense.stage()
+    if stage is not None:
+        given["state"] = stage.run(case(stage.sees, **given))
+    return defense.defend(case(defense.sees, **given))
