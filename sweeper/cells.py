@@ -469,8 +469,14 @@ class _Lab:
         hooks: training.Hooks | None = None,
         **changes: Any,
     ) -> None:
-        """Train by the sweep's recipe with `changes`."""
+        """Train by the sweep's recipe with `changes`.
+
+        Raises:
+            TypeError: The attack trains but does not declare that its state depends on the model.
+        """
         work = self._work
+        if work.cell.params["recipe"] is None:
+            raise TypeError("prepare() calls lab.fit: `state_axes` must contain model")
         recipe = dataclasses.replace(work.recipe, **changes)
         training.fit(model, data, recipe, key=work.cell.key, device=work.device, hooks=hooks)
 

@@ -102,7 +102,7 @@ def run(
         from sweeper import schedule
 
         url = schedule.connect(address, sweep.resources.cpus)
-        slots = schedule._slots(sweep.resources.cpus, sweep.resources.gpus)
+        slots = schedule.slots(sweep.resources.cpus, sweep.resources.gpus)
         walker = schedule.walk_with_tune
         if url:
             console.print(f"Ray dashboard: {url}", highlight=False)

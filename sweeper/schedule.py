@@ -6,10 +6,12 @@ yet", so nothing waits at a barrier. Resume is not Tune's: the store says what i
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import tempfile
+from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # loggers cost more than a cell
@@ -43,6 +45,7 @@ def connect(address: str | None, cpus: int) -> str | None:
     Raises:
         SweepError: The cluster cannot be reached or has no room for one cell.
     """
+    url = None
     if not ray.is_initialized():
         options: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
         if address:
@@ -50,16 +53,23 @@ def connect(address: str | None, cpus: int) -> str | None:
         else:
             options |= {"include_dashboard": True, "dashboard_host": "127.0.0.1"}
         try:
-            ray.init(**options)
+            url = ray.init(**options).dashboard_url
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise SweepError(f"cannot reach Ray at {address or 'this machine'}: {error}") from None
+        _guard_token()
     have = ray.cluster_resources().get("CPU", 0)
     if have < cpus:
         raise SweepError(
             f"resources: a cell asks for {cpus} CPUs, Ray has {have:g}: lower resources.cpus"
         )
-    url = ray.get_runtime_context().gcs_address and ray._private.worker.get_dashboard_url()
     return f"http://{url}" if url else None
+
+
+def _guard_token() -> None:
+    """Ray writes a new token readable by all: leave it to its owner."""
+    token = Path.home() / ".ray" / "auth_token"
+    with contextlib.suppress(OSError):
+        token.chmod(0o600)
 
 
 def walk_with_tune(job: Job, walk: Walk, ending: Ending, watcher: Watcher) -> None:
@@ -95,7 +105,7 @@ def _one_tuner(job: Job, walk: Walk, ending: Ending, watcher: Watcher) -> None:
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
                 num_samples=-1,
-                max_concurrent_trials=_slots(shape.cpus, shape.gpus),
+                max_concurrent_trials=slots(shape.cpus, shape.gpus),
                 reuse_actors=True,
                 trial_name_creator=_name,
                 trial_dirname_creator=_folder,
@@ -112,7 +122,7 @@ def _one_tuner(job: Job, walk: Walk, ending: Ending, watcher: Watcher) -> None:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _slots(cpus: int, gpus: float) -> int:
+def slots(cpus: int, gpus: float) -> int:
     """How many cells the cluster can run at once; a few more wait, so that it may grow."""
     have = ray.cluster_resources()
     by_cpu = int(have.get("CPU", 1) // cpus)

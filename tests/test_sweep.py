@@ -203,3 +203,21 @@ def test_a_defense_may_share_a_stage(tmp_path: Path) -> None:
 
 def test_new_run_names_differ() -> None:
     assert run.new_run() != run.new_run()
+
+
+def test_exit_code_is_one_when_a_cell_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from sweeper import cli
+
+    raises = {"defense": "tests.faulty:Raises", "as": "raises"}
+    path = sweeps.write(
+        tmp_path, attacks=["badnets"], poison_rates=[0.1], seeds=1, defenses=["none", raises]
+    )
+    arguments = ["run", str(path), "--store", str(tmp_path / "s"), "--executor", "inline"]
+    monkeypatch.setattr("sys.argv", ["sweeper", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 1
+    shown = capsys.readouterr()
+    assert "✗" in shown.out and "ValueError: broken on purpose" in shown.err

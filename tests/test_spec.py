@@ -1,0 +1,369 @@
+"""A sweep file: every mistake is one sentence with its line, all of them at once; valid forms."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sweeper import cli, matrix, source, spec
+from sweeper.errors import SweepError
+from sweeper.types import Facts
+
+BASE = {
+    "name": "study",
+    "datasets": "[digits]",
+    "models": "[tiny]",
+    "attacks": "[badnets]",
+    "defenses": "[none, fine-tuning]",
+}
+"""Key -> YAML; line 1 to 5 of a file in this order."""
+JARGON = re.compile(r"Input should|validation|valid \w+,|type=|dict\[|Traceback|pydantic")
+
+
+def text(extra: str = "", **changes: str) -> str:
+    return "\n".join(f"{key}: {value}" for key, value in {**BASE, **changes}.items()) + "\n" + extra
+
+
+def refused(folder: Path, content: str, *overrides: str) -> list[str]:
+    """The lines of the error, without the folder before the file."""
+    path = folder / "study.yaml"
+    path.write_text(content)
+    with pytest.raises(SweepError) as caught:
+        spec.load(str(path), overrides)
+    said = str(caught.value).replace(f"{path}", "study.yaml")
+    assert not JARGON.search(said), f"not the user's words: {said}"
+    return said.splitlines()
+
+
+def loaded(folder: Path, content: str, *overrides: str) -> spec.Sweep:
+    path = folder / "study.yaml"
+    path.write_text(content)
+    return spec.load(str(path), overrides)
+
+
+ATTACK = "\n  - attack: badnets\n    "
+"""An entry over several lines: the attack stands in line 5, what follows in line 6."""
+
+MISTAKES = [
+    # (name, file, line, all of these are said)
+    ("unknown key", text("seedz: 3"), 6, ["no key 'seedz'", "did you mean 'seeds'?"]),
+    ("key that is a number", text("1: 3"), 1, ["no key '1'", "Known: attacks"]),
+    ("missing key", "name: study\nmodels: [tiny]\nattacks: [none]\ndefenses: [none]\n", 1,
+     ["datasets: is missing"]),
+    ("unknown attack", text(attacks="\n  - none\n  - badnet"), 6,
+     ["no attack 'badnet'", "did you mean 'badnets'", "Known: "]),
+    ("unknown defense", text(defenses="[fine-tunning]"), 5,
+     ["no defense 'fine-tunning'", "did you mean 'fine-tuning'"]),
+    ("unknown model", text(models="[resnet-18]"), 3, ["no model 'resnet-18'", "'resnet18'"]),
+    ("impossible name of a data set", text(datasets="[my/data]"), 2,
+     ["'my/data' is no name of a data set", "`path`"]),
+    ("unknown option", text(attacks=f"{ATTACK}opacityy: 0.5"), 6,
+     ["badnets: no option 'opacityy'", "did you mean 'opacity'", "Known: "]),
+    ("option of the wrong type", text(attacks=f"{ATTACK}opacity: high"), 6,
+     ["badnets: opacity: needs a number, not 'high'"]),
+    ("truth value for a number", text(attacks=f"{ATTACK}size: yes"), 6,
+     ["badnets: size: needs a whole number, not True"]),
+    ("option that is no number", text(attacks=f"{ATTACK}opacity: .nan"), 6,
+     ["badnets: opacity: needs a number, not nan"]),
+    ("impossible value", text(attacks=f"{ATTACK}opacity: 3"), 6,
+     ["badnets: opacity: 3.0 is not in (0, 1]"]),
+    ("unknown preset", text(attacks=f"{ATTACK}preset: d-brr"), 6,
+     ["badnets: no preset 'd-brr'", "did you mean 'd-br'"]),
+    ("preset that is no name", text(attacks=f"{ATTACK}preset: [d-br]"), 5,
+     ["preset: needs the name of one, not ['d-br']"]),
+    ("unknown option of a model", text(models="[{model: resnet18, widht: 8}]"), 3,
+     ["resnet18: no option 'widht'", "did you mean 'width'?"]),
+    ("unknown option of a data set", text(datasets="\n  - dataset: digits\n    train_sise: 9"), 4,
+     ["digits: no option 'train_sise'", "did you mean 'train_size'?"]),
+    ("rate 0", text("poison_rates:\n  - 0.1\n  - 0"), 8,
+     ["poison_rates: 0 is no poison rate: needs a share above 0 and at most 1"]),
+    ("rate above 1", text("poison_rates: [1.5]"), 6, ["poison_rates: 1.5 is no poison rate"]),
+    ("negative rate", text("poison_rates: [-0.1]"), 6, ["poison_rates: -0.1 is no poison rate"]),
+    ("rate that is no number", text("poison_rates: [ten]"), 6,
+     ["poison_rates: needs a number, not 'ten'"]),
+    ("rate of one attack", text(attacks=f"{ATTACK}poison_rates: [2]"), 6,
+     ["attacks.poison_rates: 2 is no poison rate"]),
+    ("scalar rate of one attack", text(attacks=f"{ATTACK}poison_rates: 0.1"), 6,
+     ["attacks.poison_rates: needs a list, such as [a, b], not 0.1"]),
+    ("no rate of one attack", text(attacks=f"{ATTACK}poison_rates: []"), 6,
+     ["attacks.poison_rates: needs at least one value"]),
+    ("empty list", text(attacks="[]"), 4, ["attacks: needs at least one value"]),
+    ("nothing where a list belongs", text(attacks=""), 4,
+     ["attacks: needs a list, such as [a, b], not None"]),
+    ("scalar where a list belongs", text(datasets="digits"), 2,
+     ["datasets: needs a list, such as [a, b], not 'digits'"]),
+    ("scalar rates", text("poison_rates: 0.1"), 6,
+     ["poison_rates: needs a list, such as [a, b], not 0.1"]),
+    ("entry that is a number", text(models="[3]"), 3,
+     ["needs a name, or a mapping with `model: NAME` and options, not 3"]),
+    ("entry without its name", text(attacks="[{badnets: {opacity: 1}}]"), 4,
+     ["an entry with options needs `attack: NAME`"]),
+    ("label that is none", text(attacks="[{attack: badnets, as: []}]"), 4,
+     ["as: needs a label, not []"]),
+    ("seeds 0", text("seeds: 0"), 6, ["seeds: needs a count above 0, or a list", "not 0"]),
+    ("seeds in words", text("seeds: three"), 6, ["seeds: needs a count above 0", "'three'"]),
+    ("seed that is text", text("seeds: [0, a]"), 6, ["seeds: needs a whole number, not 'a'"]),
+    ("negative seed", text("seeds: [-1]"), 6, ["seeds: needs a number of at least 0, not -1"]),
+    ("seed twice", text("seeds: [1, 1]"), 6, ["seeds: 1 stands twice; remove one"]),
+    ("negative target", text("targets: [-1]"), 6, ["targets: needs a number of at least 0"]),
+    ("name with a slash", text(name="a/b"), 1, ["name: needs letters, digits", "'a/b'"]),
+    ("name that climbs", text(name="../x"), 1, ["name: needs letters, digits"]),
+    ("name that is a number", text(name="3"), 1, ["name: needs text, not 3"]),
+    ("budget 0", text("clean_budgets: [0]"), 6, ["clean_budgets: 0 is no clean budget"]),
+    ("budget 1.5", text("clean_budgets: [1.5]"), 6,
+     ["1.5 is no clean budget: needs a share between 0 and 1, such as 0.05, or a whole number"]),
+    ("budget 1.0", text("clean_budgets: [1.0]"), 6, ["clean_budgets: 1.0 is no clean budget"]),
+    ("negative budget", text("clean_budgets: [-5]"), 6, ["clean_budgets: -5 is no clean budget"]),
+    ("infinite budget", text("clean_budgets: [.inf]"), 6, ["clean_budgets: inf is no clean"]),
+    ("budget twice", text("clean_budgets: [500, 500.0]"), 6, ["clean_budgets: 500 stands twice"]),
+    ("unknown recipe", text("recipe: d-bt"), 6, ["recipe: no recipe 'd-bt'", "'d-br'"]),
+    ("unknown base", text("recipe:\n  base: d-bt\n  epochs: 3"), 6, ["recipe: no recipe 'd-bt'"]),
+    ("unknown setting of a recipe", text("recipe:\n  base: fip\n  epochz: 3"), 8,
+     ["recipe: no option 'epochz'", "did you mean 'epochs'?"]),
+    ("value of a recipe", text("recipe:\n  lr: fast\n  epochs: 3"), 7,
+     ["recipe: lr: needs a number, not 'fast'"]),
+    ("impossible value of a recipe", text("recipe:\n  lr: 0.1\n  epochs: 0"), 8,
+     ["recipe: epochs: 0 is not a whole number >= 1"]),
+    ("recipe that is a list", text("recipe: [d-br]"), 6,
+     ["recipe: needs the name of a recipe, or changes such as {base: d-br, epochs: 60}"]),
+    ("unknown axis", text("exclude:\n  - defense: none\n    atack: badnets"), 8,
+     ["exclude: no axis 'atack'", "did you mean 'attack'?"]),
+    ("unknown value of an axis", text("exclude: [{attack: blend}]"), 6,
+     ["exclude: no attack 'blend'", "Known: badnets"]),
+    ("unknown rate in exclude", text("exclude: [{poison_rate: 0.2}]"), 6,
+     ["exclude: no poison rate '0.2'", "Known: 0.1"]),
+    ("several values in exclude", text("exclude: [{attack: [badnets, blend]}]"), 6,
+     ["exclude: attack: needs one value", "write an entry for each"]),
+    ("exclude that is a name", text("exclude: [badnets]"), 6,
+     ["exclude: needs a mapping such as {attack: badnets, poison_rate: 0.1}, not 'badnets'"]),
+    ("exclude of everything", text("exclude: [{}]"), 6, ["exclude: needs a mapping", "not {}"]),
+    ("label twice", text(attacks="\n  - badnets\n  - {attack: blend, as: badnets}"), 6,
+     ["attacks: 'badnets' stands twice", "`as: OTHER`"]),
+    ("one method under two labels", text(defenses="\n  - none\n  - {defense: none, as: nil}"), 7,
+     ["defenses: 'nil' is the same as 'none' in every option; leave one out"]),
+    ("unknown resource", text("resources: {gpu: 1}"), 6,
+     ["resources: no key 'gpu'", "did you mean 'gpus'"]),
+    ("no CPU", text("resources:\n  gpus: 1\n  cpus: 0"), 8,
+     ["resources.cpus: needs a number of at least 1, not 0"]),
+    ("one and a half GPUs", text("resources: {gpus: 1.5}"), 6,
+     ["resources.gpus: 1.5 is neither a share of one GPU nor a whole number"]),
+    ("resources that are a number", text("resources: 4"), 6,
+     ["resources: needs a mapping, such as {cpus: 1}, not 4"]),
+    ("oracle in disguise", text(defenses="\n  - {defense: anp-oracle, as: anp}"), 6,
+     ["anp-oracle sees test data", "`as: anp-oracle`, not 'anp'"]),
+    ("reserve of all", text("reserve: 1"), 6, ["reserve: needs a number below 1, not 1"]),
+    ("timeout 0", text("timeout: 0"), 6, ["timeout: needs a number above 0, not 0"]),
+    ("timeout without end", text("timeout: .inf"), 6, ["timeout: needs a finite number, not inf"]),
+    ("scales that are a list", text("scales: [small]"), 6, ["scales: needs {NAME: "]),
+    ("scale that is a number", text("scales:\n  small: 3"), 7,
+     ["scales.small: needs a mapping such as {seeds: 1}, not 3"]),
+    ("unknown key in a scale", text("scales:\n  small:\n    seedz: 1"), 8,
+     ["scales.small: no key 'seedz'", "did you mean 'seeds'?"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("content", "line", "said"), [m[1:] for m in MISTAKES], ids=[m[0] for m in MISTAKES]
+)
+def test_a_mistake_is_one_sentence_with_its_line(
+    tmp_path: Path, content: str, line: int, said: list[str]
+) -> None:
+    found = refused(tmp_path, content)
+    assert len(found) == 1, f"one mistake, {len(found)} sentences: {found}"
+    assert found[0].startswith(f"study.yaml:{line}: "), f"line {line} expected: {found[0]}"
+    for part in said:
+        assert part in found[0], f"{part!r} is not said: {found[0]}"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("name: [study\n", "study.yaml:2: not YAML: expected ',' or ']'"),
+        ("name: study\nseeds: 1\nname: other\n", "study.yaml:3: name: stands twice, first in line"),
+        ("- digits\n", "study.yaml: a sweep file is a mapping: name, datasets, attacks, ..."),
+        ("", "study.yaml: a sweep file is a mapping"),
+        ("name: !!python/object:os.system x\n", "study.yaml:1: not YAML: could not determine"),
+        ("name: \x00\n", "study.yaml: not YAML: special characters are not allowed"),
+    ],
+    ids=["not YAML", "key twice", "a list", "empty", "Python object", "control character"],
+)
+def test_what_is_no_sweep_file(tmp_path: Path, content: str, said: str) -> None:
+    (found,) = refused(tmp_path, content)
+    assert found.startswith(said)
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(SweepError, match=r"^no file .*/gone\.yaml; shipped sweeps: .*quickstart"):
+        spec.load(str(tmp_path / "gone.yaml"))
+    with pytest.raises(SweepError, match=r"no sweep file or shipped sweep 'quikstart', did you"):
+        spec.load("quikstart")
+
+
+def test_a_file_in_another_encoding(tmp_path: Path) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_bytes("name: größe\n".encode("latin-1"))
+    with pytest.raises(SweepError, match=r"not UTF-8 at byte 8: save it as UTF-8"):
+        spec.load(str(path))
+
+
+def test_all_mistakes_are_shown_in_the_order_of_the_file(tmp_path: Path) -> None:
+    found = refused(
+        tmp_path,
+        text(
+            "seeds: 0\nseedz: 1\nrecipe: nope\npoison_rates: [2, 3]\n",
+            attacks="[badnet, {attack: blend, opacity: x, opacityy: 1}, 7]",
+            defenses="[{defense: anp, steps: many}, anp-oracel]",
+            models="[{model: resnet18, depth: 3}]",
+        ),
+    )
+    said = [
+        ("3", "no option 'depth'"),
+        ("4", "no attack 'badnet'"),
+        ("4", "no option 'opacityy'"),
+        ("4", "opacity: needs a number, not 'x'"),
+        ("4", "not 7"),
+        ("5", "steps: needs a whole number, not 'many'"),
+        ("5", "no defense 'anp-oracel'"),
+        ("6", "seeds"),
+        ("7", "no key 'seedz'"),
+        ("8", "no recipe 'nope'"),
+        ("9", "2 is no poison rate"),
+        ("9", "3 is no poison rate"),
+    ]
+    assert len(found) == len(said), found
+    for line, part in said:
+        assert any(s.startswith(f"study.yaml:{line}:") and part in s for s in found), (part, found)
+    lines = [int(sentence.split(":")[1]) for sentence in found]
+    assert lines == sorted(lines)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("seeds", "--set seeds: write key=value, such as seeds=1"),
+        ("=1", "--set =1: write key=value"),
+        ("recipe..lr=1", "--set recipe..lr=1: write key=value"),
+        ("seeds=[1", "--set seeds=[1: the value is not YAML: expected ',' or ']'"),
+        ("seeds=0", "--set seeds=0: seeds: needs a count above 0"),
+        ("seedz=1", "--set seedz=1: no key 'seedz', did you mean 'seeds'?"),
+        ("recipe.epochs=x", "--set recipe.epochs=x: recipe: epochs: needs a whole number, not 'x'"),
+        ("attacks=[badnet]", "--set attacks=[badnet]: attacks: no attack 'badnet', did you mean"),
+        ("name.x=1", "--set name.x=1: name holds 'study', no keys below it"),
+        ("scale=smal", "--set scale=smal: no scale 'smal', did you mean 'small'? Known: bad, "),
+        ("scale=bad", "study.yaml:8: seeds: needs a count above 0"),
+    ],
+)
+def test_mistakes_of_an_override_name_it(tmp_path: Path, override: str, said: str) -> None:
+    scales = "scales:\n  small: {seeds: 1}\n  bad: {seeds: 0}\n"
+    (found,) = refused(tmp_path, text(scales), override)
+    assert found.startswith(said), found
+
+
+def test_overrides_without_scales(tmp_path: Path) -> None:
+    assert refused(tmp_path, text(), "scale=x") == ["--set scale=x: no scale 'x'. Known: (none)"]
+
+
+def test_the_command_line_says_it_and_starts_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, store = tmp_path / "study.yaml", tmp_path / "store"
+    path.write_text(text("seeds: 0", attacks="[badnet]"))
+    for command in (["run", "--executor", "inline"], ["run"], ["plan"]):
+        monkeypatch.setattr(
+            sys, "argv", ["sweeper", command[0], str(path), "--store", str(store), *command[1:]]
+        )
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+        out, err = capsys.readouterr()
+        assert left.value.code == 2
+        assert not out and len(err.splitlines()) == 2 and "Traceback" not in err
+        assert f"{path}:4: attacks: no attack 'badnet'" in err and f"{path}:6: seeds: " in err
+        assert not store.exists(), "nothing is started, no folder is made"
+
+
+def test_the_command_line_in_a_process_of_its_own(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "sweeper.cli",
+            "run",
+            "nothing.yaml",
+            "--store",
+            str(tmp_path / "s"),
+        ],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[1],
+    )
+    assert done.returncode == 2 and not done.stdout
+    assert done.stderr.startswith("no file nothing.yaml; shipped sweeps: ")
+    assert len(done.stderr.splitlines()) == 1 and not list(tmp_path.iterdir())
+
+
+def test_names_and_mappings(tmp_path: Path) -> None:
+    sweep = loaded(
+        tmp_path,
+        text(
+            "poison_rates: [0.01, 1e-3]\nseeds: 3\nclean_budgets: [0.05, 500.0, 1]\n",
+            datasets="[digits, {dataset: digits, train_size: 300, as: few}]",
+            attacks="[badnets, {attack: badnets, preset: d-br-all2all}, "
+            "{attack: blend, as: 3, poison_rates: [0.2]}]",
+            defenses="[none, {defense: anp, steps: 5, lr: 1e-2}, anp-oracle]",
+        ),
+    )
+    assert [entry.label for entry in sweep.datasets] == ["digits", "few"]
+    assert sweep.datasets[1].options == {"train_size": 300}
+    assert [entry.label for entry in sweep.attacks] == ["badnets", "badnets-d-br-all2all", "3"]
+    assert sweep.attacks[1].options == {"preset": "d-br-all2all"}
+    assert sweep.attacks[2].poison_rates == [0.2] and sweep.attacks[0].poison_rates is None
+    assert sweep.poison_rates == [0.01, 0.001], (
+        "YAML takes 1e-3 for text; it is a number all the same"
+    )
+    assert sweep.seeds == [0, 1, 2]
+    assert sweep.clean_budgets == [0.05, 500, 1]
+    assert [type(budget) for budget in sweep.clean_budgets] == [float, int, int]
+    assert sweep.resources.cpus == 1 and sweep.recipe == "fast" and sweep.reserve == 0.1
+
+
+def test_seeds_as_a_list(tmp_path: Path) -> None:
+    assert loaded(tmp_path, text("seeds: [7, 0]")).seeds == [7, 0]
+
+
+def test_a_budget_written_as_a_float_is_the_count(tmp_path: Path) -> None:
+    facts = {"digits": Facts("digits", "d", 10, (1, 8, 8), (90,) * 10, 1000, 600)}
+    keys = [
+        set(matrix.expand(loaded(tmp_path, text(f"clean_budgets: [{budget}]")), facts).cells)
+        for budget in ("500", "500.0", "0.5")
+    ]
+    assert keys[0] == keys[1] == keys[2], "500 of 1,000 images, however it is written"
+
+
+def test_scales_and_nested_overrides(tmp_path: Path) -> None:
+    content = text("seeds: 3\nrecipe: {base: fip}\nscales:\n  small: {seeds: 1, targets: [1, 2]}\n")
+    sweep = loaded(tmp_path, content, "scale=small", "recipe.epochs=2", "resources.gpus=0.25")
+    assert sweep.seeds == [0] and sweep.targets == [1, 2]
+    assert sweep.recipe == {"base": "fip", "epochs": 2} and sweep.resources.gpus == 0.25
+    again = loaded(tmp_path, content, "scale=small", "seeds=[4]")
+    assert again.seeds == [4], "what is given last counts"
+    assert loaded(tmp_path, content).seeds == [0, 1, 2], "a scale counts only where it is asked for"
+
+
+def test_a_nested_override_of_a_recipe_that_is_a_name(tmp_path: Path) -> None:
+    sweep = loaded(tmp_path, text("recipe: d-br"), "recipe.epochs=2")
+    assert sweep.recipe == {"base": "d-br", "epochs": 2}
+    assert loaded(tmp_path, text(), "recipe.epochs=2").recipe == {"epochs": 2}
+    assert loaded(tmp_path, text(), "recipe=fip").recipe == "fip"
+
+
+@pytest.mark.parametrize("name", source.shipped())
+def test_shipped_sweeps_load_and_say_what_for(name: str) -> None:
+    sweep = spec.load(name)
+    assert sweep.name == name == source.name_of(name)
+    assert len(source.purpose(name)) > 20, "the header's first sentence says what the sweep is for"
+    if "scales" in source.read(name).values:
+        assert spec.load(name, ["scale=small"]).name == name
