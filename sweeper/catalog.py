@@ -85,6 +85,8 @@ def _dotted(name: str, contract: type) -> type[Any]:
         raise SweepError(f"cannot import {name}: {error}") from None
     if not (inspect.isclass(found) and issubclass(found, contract)):
         raise SweepError(f"{name} is not a subclass of {contract.__module__}.{contract.__name__}")
+    if inspect.isabstract(found):
+        raise SweepError(f"{name} is abstract: name a class that can be built")
     return found
 
 

@@ -99,7 +99,7 @@ def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
     """Return the learning rate of a step (from 0), with `steps` steps an epoch."""
     epoch, warm = step // steps, recipe.warmup * steps
     if step < warm:
-        return recipe.lr * (step + 1) / warm
+        return recipe.lr * min(1.0, (step + 1) / warm)
     if recipe.schedule == "linear":
         total = recipe.epochs * steps
         return recipe.lr * (total - step) / max(1.0, total - warm)

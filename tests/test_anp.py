@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import json
 import os
 from dataclasses import replace
@@ -11,10 +13,10 @@ from typing import Any
 
 import pytest
 import torch
+import toys
 from torch import Generator, Tensor, nn
 from torch.nn import functional
 
-import toys
 from attacks.badnets import BadNets
 from defenses._norm import Neurons, layers, prune, swapped
 from defenses.anp import ANP, THRESHOLDS
@@ -426,7 +428,7 @@ def test_acceptance_on_small_data() -> None:
             device=device(),
             recipe=recipe,
             given={"model": victim, "clean": data.train[splits.clean_set(data, held, clean, seed)]},
-            build=lambda rng: victim,
+            build=functools.partial(copy.deepcopy, victim),
         )
         outcome: Outcome = ANP(steps=600).defend(own)
         assert outcome.model is not None

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+import toys
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-import toys
 from attacks._select import draw
 from attacks._stamp import GRID, paste
 from attacks.badnets import BadNets
@@ -151,6 +151,7 @@ def test_backdoorbench_rounds_where_the_seeds_truncate() -> None:
     assert make("backdoor-toolbox").count(labels, 0.003) == 79
 
 
+@settings(deadline=None)
 @given(per_mille=st.integers(1, 1000), size=st.integers(1, 200_000))
 def test_truncation_is_exact_in_spite_of_binary_fractions(per_mille: int, size: int) -> None:
     labels = torch.ones(1, dtype=torch.int64).expand(size)

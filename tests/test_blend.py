@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+import toys
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
-import toys
 from attacks._stamp import stripes
 from attacks.blend import MEAN, Blend
 from sweeper import catalog, options, seeds
@@ -150,8 +150,6 @@ def test_a_picture_file_is_resized_to_the_canvas(tmp_path: Path) -> None:
         ({"opacity": 0}, "opacity"),
     ],
 )
-def test_impossible_options_are_refused_in_words(
-    given_options: dict[str, Any], words: str
-) -> None:
+def test_impossible_options_are_refused_in_words(given_options: dict[str, Any], words: str) -> None:
     with pytest.raises(SweepError, match=words):
         make(**given_options)

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import toys
 from torch import Tensor
 
-import toys
 from attacks.base import CONTROLS, RULES, Attack
 from sweeper import catalog, options, seeds, training
 from sweeper.errors import SweepError
@@ -90,7 +90,9 @@ def check_poison(attack: Attack, data: ImageSet, found: Poisoned, rate: float) -
     given, true = found.labels[poison], found.true_labels[poison]
     wanted, number = attack.count(data.labels, rate), int(poison.sum())
     if attack.controls == "data":
-        assert number == wanted, f"count() promises {wanted} poisoned samples, poison() made "
+        assert number == wanted, (
+            f"count() promises {wanted} poisoned samples, poison() made {number}"
+        )
     else:
         assert number in (0, wanted), (
             "an attack on training poisons what count() says, or nothing before the loop runs"
@@ -146,7 +148,9 @@ def undocumented(cls: type) -> list[str]:
     tree = ast.parse(inspect.getsource(inspect.getmodule(cls)))  # type: ignore[arg-type]
     missing = [] if ast.get_docstring(tree) else ["the module"]
     (body,) = (
-        node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == cls.__name__
+        node.body
+        for node in tree.body
+        if isinstance(node, ast.ClassDef) and node.name == cls.__name__
     )
     missing += [] if inspect.getdoc(cls) and cls.__doc__ else [cls.__name__]
     own = {f.name for f in dataclasses.fields(cls)}
@@ -193,7 +197,7 @@ def test_poisons_toy_images_as_declared(name: str, preset: str, classes: int) ->
 
 @pytest.mark.parametrize(
     ("name", "rule"),
-    [(name, rule) for name in NAMES for rule in getattr(catalog.method("attack", name), "rules")],
+    [(name, rule) for name in NAMES for rule in catalog.method("attack", name).rules],
 )
 @pytest.mark.parametrize("base", ["", "all", "non-target", "target-class"])
 def test_every_rule_and_rate_base_keeps_its_labels(name: str, rule: str, base: str) -> None:

@@ -14,14 +14,14 @@ from typing import Any
 
 import pytest
 import torch
+import toys
+from test_contract_attacks import undocumented
 from torch import Tensor, nn
 
-import toys
 from defenses.base import KINDS, SEES, Case, Defense, Needs
 from sweeper import catalog, options, record, seeds
 from sweeper.errors import AccessDenied
 from sweeper.types import ImageSet, Outcome
-from test_contract_attacks import undocumented
 
 NAMES = catalog.names("defense")
 VARIANTS = toys.variants("defense")
@@ -97,7 +97,10 @@ def tensors(given: Any) -> dict[str, Tensor]:
             flags += [float(p.requires_grad) for p in value.parameters()]
             found[f"{name} flags"] = torch.tensor(flags)
         elif isinstance(value, ImageSet):
-            found |= {f"{name}.images": value.images.clone(), f"{name}.labels": value.labels.clone()}
+            found |= {
+                f"{name}.images": value.images.clone(),
+                f"{name}.labels": value.labels.clone(),
+            }
     return found
 
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+import toys
 from torch import Tensor, nn
 
-import toys
 from defenses.base import Case
 from defenses.fine_pruning import FinePruning, KeepPruned, dormancy, prune
 from defenses.fine_tuning import FineTuning, FrozenInEval
@@ -245,9 +245,7 @@ def test_renaming_the_units_renames_the_pruned_ones() -> None:
             buffer.copy_(buffer[order])
         shuffled.classifier.weight.copy_(shuffled.classifier.weight[:, order])
         assert torch.allclose(model(pixels()), shuffled(pixels()), atol=1e-5)
-    found = [
-        FinePruning(epochs=0, tau=0.3).defend(case(model=net)) for net in (model, shuffled)
-    ]
+    found = [FinePruning(epochs=0, tau=0.3).defend(case(model=net)) for net in (model, shuffled)]
     assert found[0].notes["pruned"] == found[1].notes["pruned"] > 0
     pruned = [zero_columns(repaired(outcome)) for outcome in found]
     assert {int(order[unit]) for unit in pruned[1]} == pruned[0]

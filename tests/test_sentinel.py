@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import toys
 from torch import Tensor
 
-import toys
 from attacks.base import Attack
 from defenses.base import Case
 from sweeper import catalog, run

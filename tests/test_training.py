@@ -1,4 +1,4 @@
-"""The training loop: schedules by hand values, augmentation against slow references, hooks, bits."""
+"""The training loop: schedules by hand values, augmentation against slow references, hooks."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+import toys
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Generator, Tensor, nn
 
-import toys
 from sweeper import augment, recipes, seeds, training
 from sweeper.errors import DivergedError, SweepError
 from sweeper.recipes import Recipe
@@ -64,6 +64,7 @@ def test_learning_rates_by_hand(recipe: Recipe, step: int, expected: float) -> N
     assert learning_rate(recipe, step, 5) == pytest.approx(expected, abs=1e-12)
 
 
+@settings(deadline=None)
 @given(
     schedule=st.sampled_from(["linear", "cosine", "step", "constant"]),
     epochs=st.integers(1, 20),
@@ -198,7 +199,9 @@ def test_erasing_blackens_one_box_of_a_bounded_area() -> None:
     found = augment.erase(images, 1.0, rng("box"))
     black = (found == 0).all(1)
     assert torch.equal(black, (found == 0).any(1)), "a box goes through all channels"
-    assert torch.equal(found[~black[:, None].expand_as(found)], images[~black[:, None].expand_as(images)])
+    assert torch.equal(
+        found[~black[:, None].expand_as(found)], images[~black[:, None].expand_as(images)]
+    )
     shares = black.double().mean((1, 2))
     assert float(shares.min()) > 0.005 and float(shares.max()) < 0.36
     assert 0.12 < float(shares.mean()) < 0.21, "2-33 % of the area, uniform"
@@ -414,9 +417,13 @@ def test_draws_are_fixed_by_the_generator_and_made_with_replacement() -> None:
         assert not torch.equal(x, other_x)
     assert not torch.equal(runs[0][0][1], runs[0][1][1]), "each step draws anew"
     plain = next(training.draws(data, replace(recipe, crop=0, flip=False), 1, rng(), toys.CPU))
-    known = {(row.numpy().tobytes(), int(y)) for row, y in zip(data.images, data.labels, strict=True)}
+    known = {
+        (row.numpy().tobytes(), int(y)) for row, y in zip(data.images, data.labels, strict=True)
+    }
     pixels = (plain[0] * 255).round().to(torch.uint8).contiguous()
-    assert all((r.numpy().tobytes(), int(y)) in known for r, y in zip(pixels, plain[1], strict=True))
+    assert all(
+        (r.numpy().tobytes(), int(y)) in known for r, y in zip(pixels, plain[1], strict=True)
+    )
 
 
 # Recipes

@@ -1,0 +1,152 @@
+"""What a cell does to global state is undone, what it draws comes from its key, time runs out."""
+
+from __future__ import annotations
+
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from sweeper.isolation import CellTimeout, isolated, limit
+
+
+def state() -> tuple[Any, ...]:
+    """Everything global a method might touch."""
+    backend = torch.backends.cudnn
+    generator, keys, place, *rest = np.random.get_state()
+    return (
+        torch.get_rng_state().tolist(),
+        (generator, keys.tolist(), place, *rest),
+        random.getstate(),
+        torch.get_num_threads(),
+        torch.is_grad_enabled(),
+        (backend.deterministic, backend.benchmark),
+    )
+
+
+def draws() -> tuple[float, ...]:
+    dropout = torch.nn.functional.dropout(torch.ones(64)).sum()
+    return float(torch.rand(1)), float(dropout), float(np.random.rand()), random.random()
+
+
+def test_all_global_state_is_put_back() -> None:
+    before = state()
+    with isolated("a" * 20, 1):
+        draws()
+        torch.set_num_threads(2)
+        torch.set_grad_enabled(False)
+        torch.backends.cudnn.benchmark = True
+    assert state() == before
+
+
+def test_all_global_state_is_put_back_after_an_exception() -> None:
+    before = state()
+    with pytest.raises(CellTimeout), isolated("a" * 20, 2):
+        draws()
+        raise CellTimeout
+    assert state() == before
+
+
+def test_draws_depend_on_the_key_alone() -> None:
+    found = []
+    for key in ("a" * 20, "b" * 20, "a" * 20):
+        draws()
+        with isolated(key, 1):
+            found.append(draws())
+    assert found[0] == found[2], "cell A, then B, then A: A is the same in every bit"
+    assert all(one != other for one, other in zip(found[0], found[1], strict=True))
+
+
+def test_a_cell_starts_with_gradients_its_threads_and_determinism() -> None:
+    with torch.no_grad(), isolated("a" * 20, 2):
+        assert torch.is_grad_enabled()
+        assert torch.get_num_threads() == 2
+        assert torch.backends.cudnn.deterministic and not torch.backends.cudnn.benchmark
+
+
+def test_a_rebuilt_parent_leaves_its_child_as_it_was() -> None:
+    with isolated("a" * 20, 1):
+        first = draws()
+        second = draws()
+    with isolated("a" * 20, 1):
+        assert draws() == first
+        with isolated("b" * 20, 1):
+            draws()
+        assert draws() == second
+
+
+def unheard() -> None:
+    raise AssertionError("only a watchdog records")
+
+
+def test_time_runs_out_in_the_main_thread() -> None:
+    before = signal.getsignal(signal.SIGALRM)
+    started = time.perf_counter()
+    with pytest.raises(CellTimeout), limit(0.05, unheard):
+        try:
+            time.sleep(30)
+        except Exception:  # what a method may catch
+            pytest.fail("no `except Exception` of a method catches it")
+    assert time.perf_counter() - started < 5
+    assert signal.getsignal(signal.SIGALRM) is before
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+
+
+def test_a_limit_that_was_kept_is_cancelled() -> None:
+    with limit(0.05, unheard):
+        pass
+    time.sleep(0.1)
+    with pytest.raises(KeyError), limit(0.05, unheard):
+        raise KeyError
+    time.sleep(0.1)
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+
+
+def test_no_limit() -> None:
+    before = signal.getsignal(signal.SIGALRM)
+    with limit(None, unheard):
+        assert signal.getsignal(signal.SIGALRM) is before
+
+
+def test_a_limit_that_was_kept_in_another_thread_is_cancelled() -> None:
+    def work() -> None:
+        with limit(0.05, unheard):
+            pass
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    time.sleep(0.1)
+
+
+WATCHED = """
+import threading, time
+from sweeper.isolation import limit
+
+def work():
+    with limit(0.05, lambda: print("recorded", flush=True)):
+        time.sleep(30)
+
+thread = threading.Thread(target=work)
+thread.start()
+thread.join()
+"""
+
+
+def test_time_runs_out_in_another_thread() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", WATCHED],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[1],
+    )
+    assert done.stdout == "recorded\n", "what happened is written before the process ends"
+    assert done.returncode == 70
