@@ -104,7 +104,8 @@ class Attack(ABC):
         Args:
             images: uint8 [B, C, H, W]; not modified.
             split: train | cover | test, as the trigger may differ between them.
-            state: What `prepare` left, empty where it does not run.
+            state: What `prepare` left, empty where it does not run; after training also what the
+                attack's hooks learned (`Hooks.learned`).
             rng: For random draws per sample; the same draws for the same cell.
 
         Returns:
@@ -115,8 +116,14 @@ class Attack(ABC):
         """Learn what must be learned before poisoning; only called where `prepares` is true."""
         raise TypeError(f"{type(self).__name__} declares prepares but has no prepare()")
 
-    def hooks(self, state: State) -> Hooks | None:
-        """Hooks into the training loop, for attacks that control training."""
+    def hooks(self, train: ImageSet, state: State, rng: Generator) -> Hooks | None:
+        """Hooks into the training loop, for attacks that control training.
+
+        Args:
+            train: The attacker's training split, before poisoning.
+            state: What `prepare` left.
+            rng: For the draws of the hooks.
+        """
         return None
 
     def recipe(self, recipe: Recipe) -> Recipe:
@@ -211,6 +218,13 @@ class Attack(ABC):
             counts=self.victims(test.labels),
             leaks=torch.zeros(len(test), dtype=torch.bool),
         )
+
+    def cross_set(self, test: ImageSet, state: State, rng: Generator) -> ImageSet | None:
+        """Images with a trigger that is not theirs (IAB), or noise (WaNet), with true labels.
+
+        Their accuracy is the row's `cross_acc`; None where the attack has no such notion.
+        """
+        return None
 
     def clean_test(self, test: ImageSet) -> ImageSet:
         """The test images ACC is measured on; semantic attacks leave their members out."""

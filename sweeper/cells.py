@@ -164,6 +164,8 @@ class _Work:
         self.context = context
         self.store = store
         self.log = log
+        self.learned: State = {}
+        """What the attack learned while this cell trained its victim."""
         self.started = time.time()
         wanted = context.device
         if wanted == "auto":
@@ -243,9 +245,12 @@ class _Work:
 
     def state(self, victim: Cell) -> State:
         """What the attack's `prepare` left for this victim."""
-        if not victim.params.get("state"):
-            return {}
-        return self.store.get("prepare", victim.params["state"]).tensors["state"]
+        prepared: State = {}
+        if victim.params.get("state"):
+            prepared = self.store.get("prepare", victim.params["state"]).tensors["state"]
+        if self.cell.key == victim.key:
+            return {**prepared, **self.learned}
+        return {**prepared, **self.store.get("train", victim.key).tensors.get("attack", {})}
 
     def poisoned(self) -> Poisoned:
         """The poisoned training set; the same tensors at every call for one victim."""
@@ -261,15 +266,21 @@ class _Work:
 
     def evaluate(self, model: nn.Module) -> dict[str, float | int | None]:
         """ACC, ASR, RA and their variants on the test set."""
-        attack = self.attack
-        return metrics.evaluate(
+        attack, test = self.attack, self.dataset.test
+        found = metrics.evaluate(
             model,
-            attack.clean_test(self.dataset.test),
+            attack.clean_test(test),
             self.triggered(),
             attack.target if attack.targeted else None,
             self.recipe,
             self.device,
         )
+        rng = seeds.generator(self.victim.key, "cross")
+        crossed = attack.cross_set(test, self.state(self.victim), rng)
+        if crossed is not None:
+            predicted = metrics.predict(model, crossed.images, self.recipe, self.device)
+            found["cross_acc"] = float((predicted == crossed.labels).double().mean())
+        return found
 
     # The kinds of cells
 
@@ -285,6 +296,8 @@ class _Work:
         """Train a victim and measure it."""
         poisoned = self.poisoned()
         model = self.new_model(seeds.generator(self.cell.key, "model"))
+        state, rng = self.state(self.cell), seeds.generator(self.cell.key, "hooks")
+        hooks = self.attack.hooks(self.attacker, state, rng) or training.Hooks()
         started = time.time()
         losses = training.fit(
             model,
@@ -292,15 +305,19 @@ class _Work:
             self.recipe,
             key=self.cell.key,
             device=self.device,
-            hooks=self.attack.hooks(self.state(self.cell)),
+            hooks=hooks,
             progress=self.progress,
         )
+        self.learned = hooks.learned()
         result = {"seconds": time.time() - started, **self.evaluate(model)}
         about = self.about(result) | {
             "losses": losses,
             "n_poisoned": int((poisoned.role == int(Role.POISON)).sum()),
         }
-        self.store.put("train", self.cell.key, {"model": model.state_dict()}, about)
+        tensors = {"model": model.state_dict()}
+        if self.learned:
+            tensors["attack"] = self.learned
+        self.store.put("train", self.cell.key, tensors, about)
         return {"status": "ok", "error": "", **result}
 
     def stage(self) -> Result:

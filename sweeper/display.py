@@ -6,6 +6,7 @@ import time
 from collections import Counter, defaultdict
 from typing import Any
 
+from rich import box
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
@@ -28,6 +29,12 @@ class Display:
         self.running: dict[str, tuple[Cell, float, str]] = {}
         self.slots = slots
         self.began = time.time()
+        cells = job.plan.cells.values()
+        self.axes = ["attack", "defense", "stage"]
+        """Axes that tell the cells of this sweep apart; the others are not said."""
+        for axis in ("dataset", "model", "poison_rate", "target", "seed", "clean_budget"):
+            if len({cell.axes[axis] for cell in cells if cell.axes.get(axis)}) > 1:
+                self.axes.append(axis)
         self.left = Counter(job.plan.cells[key].kind for key in job.todo)
         self.seconds: dict[str, list[float]] = defaultdict(list)
         todo = set(job.todo)
@@ -56,7 +63,8 @@ class Display:
         """A running cell says how far it is."""
         if cell.key in self.running and "step" in values:
             _, since, _ = self.running[cell.key]
-            self.running[cell.key] = (cell, since, f"{values['step']}/{values['steps']}")
+            of = f"/{values['steps']}" if "steps" in values else ""
+            self.running[cell.key] = (cell, since, f"step {values['step']}{of}")
 
     def finished(self, cell: Cell, result: Result) -> None:
         """A cell ended or was blocked."""
@@ -64,7 +72,7 @@ class Display:
         status = result["status"]
         self.ended[status] += 1
         self.left[cell.kind] -= 1
-        if result.get("seconds") is not None:
+        if result.get("seconds") is not None and not result.get("reused"):
             self.seconds[cell.kind].append(result["seconds"])
         if cell.kind == "defend":
             states = self.grid[_place(cell)]
@@ -74,7 +82,7 @@ class Display:
                 self.asr[_place(cell)].append(result["asr"])
         if not self.console.is_terminal:
             self.console.print(self._line(cell, result), soft_wrap=True, highlight=False)
-        elif status not in ("ok",):
+        elif status != "ok":
             self.live.console.print(self._line(cell, result), soft_wrap=True, highlight=False)
 
     def _line(self, cell: Cell, result: Result) -> Text:
@@ -83,7 +91,7 @@ class Display:
         status = result["status"]
         text = Text(f"[{done:>{len(str(self.total))}}/{self.total}] ")
         text.append(f"{status:<8}", STYLE.get(status, ""))
-        text.append(f" {cell.kind:<7} {_words(cell)}")
+        text.append(f" {cell.kind:<7} {self._words(cell)}")
         for name in ("acc", "asr"):
             if result.get(name) is not None:
                 text.append(f"  {name} {100 * result[name]:.1f}")
@@ -97,39 +105,58 @@ class Display:
 
     def _render(self) -> Group:
         """The matrix, what runs now, and when it will end."""
-        attacks = list(dict.fromkeys(attack for attack, _ in self.grid))
-        defenses = list(dict.fromkeys(defense for _, defense in self.grid))
-        table = Table(title_justify="left", pad_edge=False)
-        table.add_column("ASR %", no_wrap=True)
-        for defense in defenses:
-            table.add_column(defense, justify="right", overflow="fold")
-        for attack in attacks:
-            table.add_row(attack, *(self._square((attack, defense)) for defense in defenses))
         now = time.time()
         lines = [
-            Text(f"  {cell.kind} {_words(cell)}  {step}  {now - since:.0f} s", style="dim")
+            Text(f"  {cell.kind} {self._words(cell)}  {step}  {now - since:.0f} s", style="dim")
             for cell, since, step in list(self.running.values())[: 2 * self.slots]
         ]
-        done = sum(self.ended.values())
-        head = Text(f"{done}/{self.total} cells, {now - self.began:.0f} s, {self._eta()}")
-        return Group(table, head, *lines)
+        for line in lines:
+            line.truncate(self.console.width, overflow="ellipsis")
+        states = [f"{count} {state}" for state, count in self.ended.items() if state != "ok"]
+        done = f"{sum(self.ended.values())}/{self.total} cells"
+        said = ", ".join([done, *states, f"{now - self.began:.0f} s", self._eta()])
+        return Group(self._matrix(), Text(said), *lines)
 
-    def _square(self, place: tuple[str, str]) -> Text:
-        """Progress and mean ASR of one attack x defense."""
-        states = self.grid.get(place)
+    def _matrix(self) -> Table:
+        """Attacks x defenses as the terminal's width allows: whole, in short, or attacks alone."""
+        attacks = list(dict.fromkeys(attack for attack, _ in self.grid))
+        defenses = list(dict.fromkeys(defense for _, defense in self.grid))
+        side = max((len(attack) for attack in [*attacks, "ASR %"]), default=0)
+        for short in (False, True):
+            columns = [[self._square([(a, d)], short) for a in attacks] for d in defenses]
+            least = [max(map(len, column), default=0) for column in columns]
+            if not short:
+                least = [max(len(d), w) for d, w in zip(defenses, least, strict=True)]
+            if side + sum(width + 3 for width in least) <= self.console.width:
+                break
+        else:
+            defenses = ["all defenses"]
+            columns = [[self._square([p for p in self.grid if p[0] == a], False) for a in attacks]]
+            least = [len(defenses[0])]
+        table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, show_edge=False)
+        table.add_column("ASR %", no_wrap=True)
+        for defense, width in zip(defenses, least, strict=True):
+            table.add_column(defense, justify="right", overflow="fold", min_width=width)
+        for attack, *squares in zip(attacks, *columns, strict=True):
+            table.add_row(attack, *squares)
+        return table
+
+    def _square(self, places: list[tuple[str, str]], short: bool) -> Text:
+        """Mean ASR, how many cells have ended while some wait, and how many went wrong."""
+        states = [state for place in places for state in self.grid.get(place, ())]
         if not states:
             return Text("-", style="dim")
         waiting = states.count("waits")
         bad = [state for state in states if state in STYLE and state != "ok"]
-        asr = self.asr[place]
-        text = Text(f"{100 * sum(asr) / len(asr):.1f}" if asr else "")
-        if waiting:
-            text.append(f" {len(states) - waiting}/{len(states)}", "dim")
-        elif not asr and not bad:
-            text.append("had", "dim")
+        asr = [value for place in places for value in self.asr[place]]
+        mean = f"{100 * sum(asr) / len(asr):.1f}" if asr else ""
+        progress = f"{len(states) - waiting}/{len(states)}" if waiting else ""
+        if not (mean or progress or bad):
+            progress = "had" if "had" in states else "ok"
+        parts = [(progress or mean, "")] if short else [(mean, ""), (progress, "dim")]
         if bad:
-            text.append(f" {len(bad)} {bad[0]}", STYLE[bad[0]])
-        return text
+            parts.append(("!" if short else f"{len(bad)} {bad[0]}", STYLE[bad[0]]))
+        return Text("" if short else " ").join(Text(*part) for part in parts if part[0])
 
     def _eta(self) -> str:
         """When it ends, from the mean cost of each kind so far."""
@@ -144,21 +171,24 @@ class Display:
         minutes, seconds = divmod(round(left / self.slots), 60)
         return f"about {minutes} min {seconds:02d} s left"
 
+    def _words(self, cell: Cell) -> str:
+        """A cell's axes in the order people say them."""
+        words = []
+        for axis, value in cell.axes.items():
+            if axis not in self.axes:
+                continue
+            if axis == "poison_rate":
+                words.append(f"{100 * value:g}%")
+            elif axis == "clean_budget":
+                words += [f"clean {100 * value:g}%" if value < 1 else f"clean {value:g}"] * (
+                    value > 0
+                )
+            elif axis in ("seed", "target"):
+                words.append(f"{axis} {value}")
+            else:
+                words.append(str(value))
+        return " ".join(words)
+
 
 def _place(cell: Cell) -> tuple[str, str]:
     return str(cell.axes["attack"]), str(cell.axes["defense"])
-
-
-def _words(cell: Cell) -> str:
-    """A cell's axes in the order people say them."""
-    words = []
-    for axis, value in cell.axes.items():
-        if axis == "poison_rate":
-            words.append(f"{100 * value:g}%")
-        elif axis == "seed":
-            words.append(f"seed {value}")
-        elif axis == "target":
-            words.append(f"target {value}")
-        elif axis != "clean_budget":
-            words.append(str(value))
-    return " ".join(words)

@@ -34,6 +34,7 @@ class Plan:
     """The expanded sweep."""
 
     sweep: Sweep
+    """What was expanded."""
     cells: Mapping[str, Cell]
     """Key -> cell, parents before children; only cells that apply."""
     inapplicable: tuple[Cell, ...]

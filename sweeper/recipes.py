@@ -20,7 +20,7 @@ class Recipe:
     """How a model is trained; everything here is part of a victim's key."""
 
     epochs: int = 30
-    """Passes over the training set."""
+    """Passes over the training set; 0 only where an attack sets it (no training at all)."""
     batch: int = 128
     """Images of a step."""
     lr: float = 0.1
@@ -66,10 +66,18 @@ class Recipe:
             )
         if self.precision not in ("auto", "bf16", "fp32"):
             raise SweepError(f"precision: {self.precision!r} is not one of auto, bf16, fp32")
-        for name in ("epochs", "batch"):
-            if getattr(self, name) < 1:
-                raise SweepError(f"{name}: {getattr(self, name)} is not a whole number >= 1")
-        for name in ("lr", "weight_decay", "warmup", "crop", "rotation", "momentum", "period"):
+        if self.batch < 1:
+            raise SweepError(f"batch: {self.batch} is not a whole number >= 1")
+        for name in (
+            "epochs",
+            "lr",
+            "weight_decay",
+            "warmup",
+            "crop",
+            "rotation",
+            "momentum",
+            "period",
+        ):
             if getattr(self, name) < 0:
                 raise SweepError(f"{name}: {getattr(self, name)} is negative")
         if not (0 <= self.label_smoothing < 1 and 0 <= self.erase <= 1):
@@ -167,4 +175,7 @@ def resolve(asked: str | Mapping[str, Any], dataset: str, model: str) -> Recipe:
     for data_pattern, model_pattern, entry in RECIPES[base]:
         if fnmatch(dataset, data_pattern) and fnmatch(model, model_pattern):
             settings |= entry
-    return options.construct(Recipe, settings | changes, "recipe")
+    recipe = options.construct(Recipe, settings | changes, "recipe")
+    if recipe.epochs < 1:  # only an attack that trains nothing sets this
+        raise SweepError(f"recipe: epochs: {recipe.epochs} is not a whole number >= 1")
+    return recipe

@@ -19,7 +19,7 @@ _TEXT = (
 ).split()
 _REAL = (
     "poison_rate clean_budget acc_before acc_nontarget_before asr_before ra_before acc "
-    "acc_nontarget asr asr_all ra leak der tpr fpr precision auroc tpr_at_5 f1 seconds "
+    "acc_nontarget asr asr_all ra leak cross_acc der tpr fpr precision auroc tpr_at_5 f1 seconds "
     "victim_seconds peak_memory_mb"
 ).split()
 _WHOLE = "target seed n_poisoned n_clean n_test n_triggered".split()

@@ -79,6 +79,10 @@ class Hooks:
     def stepped(self, model: nn.Module, step: int) -> None:
         """After an update: projections, masks."""
 
+    def learned(self) -> dict[str, Tensor]:
+        """After training: what the method learned beside the model, such as a trigger generator."""
+        return {}
+
     def epoch(self, model: nn.Module, epoch: int) -> None:
         """After an epoch."""
 

@@ -21,9 +21,9 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's own, in its threads a
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
     """Ray on this machine, with two CPUs whatever it has."""
-    from sweeper import schedule  # before ray: it sets the token mode ray reads at its import
-
     import ray
+
+    from sweeper import schedule  # before ray: it sets the token mode ray reads at its import
 
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     schedule.connect(None, 1)
@@ -96,9 +96,7 @@ def test_driver_killed_in_mid_sweep_loses_and_repeats_nothing(tmp_path: Path) ->
     driver.wait()
     time.sleep(3)  # a worker may still finish the cell it is at
     rows = {p.name: p.stat().st_mtime_ns for p in results.glob("*.ok.parquet")}
-    victims = {
-        p: p.stat().st_mtime_ns for p in (store / "artifacts/train").glob("*/manifest.json")
-    }
+    victims = {p: p.stat().st_mtime_ns for p in (store / "artifacts/train").glob("*/manifest.json")}
     assert 4 <= len(rows) < 16, "the driver must die in mid-sweep for this test to say anything"
     before = sweeps.frame(store)
 

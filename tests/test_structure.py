@@ -1,4 +1,4 @@
-"""The rules of the house that a parser can check: layers, banned calls, docstrings, sizes, paths."""
+"""The rules of the house a parser can check: layers, banned calls, docstrings, sizes, paths."""
 
 from __future__ import annotations
 

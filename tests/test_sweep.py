@@ -67,9 +67,7 @@ def test_rows_say_what_they_are(done: tuple[Path, Path]) -> None:
     assert set(found["n_clean"]) == {0, 15}, "5 % of 300 training images"
 
 
-def test_an_edited_recipe_shows_only_its_own_rows(
-    done: tuple[Path, Path], tmp_path: Path
-) -> None:
+def test_an_edited_recipe_shows_only_its_own_rows(done: tuple[Path, Path], tmp_path: Path) -> None:
     _, store = done
     small = {"attacks": ["badnets"], "poison_rates": [0.1], "seeds": 1, "defenses": ["none"]}
     for epochs in (1, 2):
@@ -148,8 +146,11 @@ def test_failures_are_rows_and_leave_the_rest_unharmed(tmp_path: Path) -> None:
     assert len(list(tmp_path.glob("OutOfMemory-*"))) == 2, "tried once more, alone"
     blocked = found.loc["unbuilt"]
     assert set(blocked["status"]) == {"blocked"}
-    parent = next(c for c in sweeps.prepared(path, store).plan.cells.values() if c.kind == "train"
-                  and c.axes["attack"] == "unbuilt")
+    parent = next(
+        c
+        for c in sweeps.prepared(path, store).plan.cells.values()
+        if c.kind == "train" and c.axes["attack"] == "unbuilt"
+    )
     assert all(parent.key in error and "no poison" in error for error in blocked["error"])
 
     retried, _ = sweeps.inline(path, store)

@@ -1,0 +1,225 @@
+"""What the terminal shows: one line a cell without a terminal, the matrix with one."""
+
+from __future__ import annotations
+
+import io
+import re
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from sweeper import matrix
+from sweeper.cells import Context
+from sweeper.display import Display
+from sweeper.run import Job
+from sweeper.spec import Sweep
+from sweeper.store import Store
+from sweeper.types import Facts
+
+BASE: dict[str, Any] = {
+    "name": "study",
+    "datasets": ["digits"],
+    "models": ["tiny"],
+    "attacks": ["badnets", {"attack": "badnets", "rule": "all2all", "as": "badnets-a2a"}, "none"],
+    "poison_rates": [0.05, 0.1],
+    "defenses": ["none", "fine-tuning", "fine-pruning", "anp"],
+    "seeds": 2,
+}
+FAILURE = "Traceback\n  File x\nValueError: broken on purpose"
+
+
+def job(done: bool = False, **changes: Any) -> Job:
+    sweep = Sweep.model_validate({**BASE, **changes})
+    facts = Facts("digits", "d", 10, (1, 8, 8), (90,) * 10, n_train=1000, n_reserve=100)
+    plan = matrix.expand(sweep, {"digits": facts})
+    finished = set(plan.cells) if done else set()
+    return Job(plan, Store("nowhere"), Context("nowhere", sweep.name), finished)
+
+
+class Show:
+    """A display on a recorded console, driven by hand."""
+
+    def __init__(self, job: Job, width: int = 80, terminal: bool = True, slots: int = 2) -> None:
+        self.job = job
+        self.console = Console(
+            file=io.StringIO(), record=True, force_terminal=terminal, width=width, height=40
+        )
+        self.display = Display(job, self.console, slots)
+        self.left = list(job.todo)
+
+    def start(self) -> str:
+        key = self.left.pop(0)
+        self.display.started(self.job.plan.cells[key])
+        return key
+
+    def end(self, key: str, status: str = "ok", asr: float | None = 0.5, **more: Any) -> None:
+        cell = self.job.plan.cells[key]
+        found = {"status": status, "error": "", "seconds": 1.25, **more}
+        if cell.axes["attack"] != "none" and status == "ok":
+            found |= {"acc": 0.98765, "asr": asr}
+        self.display.finished(cell, found)
+
+    def all(self, count: int | None = None, **result: Any) -> Show:
+        for _ in range(len(self.left) if count is None else count):
+            self.end(self.start(), **result)
+        return self
+
+    def said(self) -> list[str]:
+        """What was printed so far."""
+        return [line.rstrip() for line in self.console.export_text().splitlines()]
+
+    def seen(self) -> list[str]:
+        """What the live display would show now."""
+        self.console.export_text()
+        self.console.print(self.display._render())
+        return [line.rstrip() for line in self.console.export_text().splitlines()]
+
+
+def test_without_a_terminal_every_finished_cell_is_one_line() -> None:
+    show = Show(job(), terminal=False)
+    with show.display:
+        show.all()
+    lines = show.said()
+    assert len(lines) == len(show.job.plan.cells) == 50
+    assert lines[0] == "[ 1/50] ok       train   badnets 5% seed 0  acc 98.8  asr 50.0  1.2 s"
+    assert lines[1] == "[ 2/50] ok       defend  badnets 5% seed 0 none  acc 98.8  asr 50.0  1.2 s"
+    assert lines[-1].startswith("[50/50] ok       defend  none")
+    assert not any("\x1b" in line for line in lines)
+
+
+def test_a_failure_names_its_key_and_its_last_line() -> None:
+    show = Show(job(), width=60, terminal=False)
+    show.all(1)
+    key = show.start()
+    show.end(key, "failed", error=FAILURE)
+    (_, line) = show.said()
+    assert line == (
+        f"[ 2/50] failed   defend  badnets 5% seed 0 none  1.2 s  {key}: ValueError: broken on "
+        "purpose"
+    ), "one line, however narrow"
+
+
+def test_blocked_and_reused_cells_are_said_to_be() -> None:
+    show = Show(job(), terminal=False)
+    show.end(show.start(), reused=True)
+    show.end(show.start(), "blocked", seconds=None, error="train cell x failed: no memory")
+    one, two = show.said()
+    assert one.endswith("1.2 s  (had)")
+    assert "blocked" in two and two.endswith(": train cell x failed: no memory")
+
+
+def test_a_line_says_what_tells_the_cells_apart() -> None:
+    changes = {
+        "models": ["tiny", "resnet18"],
+        "targets": [0, 1],
+        "clean_budgets": [0.05, 30],
+        "poison_rates": [0.1],
+        "seeds": 1,
+    }
+    show = Show(job(**changes), terminal=False)
+    show.all()
+    lines = show.said()
+    assert any(" resnet18 badnets target 1 anp clean 5%  " in line for line in lines)
+    assert any(" tiny badnets target 0 anp clean 30  " in line for line in lines)
+    ours = [re.sub(r"^\[.*?\]", "", line) for line in lines]
+    assert len(set(ours)) == len(ours), "no two lines are the same"
+    assert not any("digits" in line or "seed" in line for line in lines)
+
+
+@pytest.mark.parametrize("width", [80, 160])
+def test_the_matrix_fills_up(width: int) -> None:
+    show = Show(job(), width)
+    show.all(10)
+    show.end(show.start(), "failed", error=FAILURE)
+    show.display.progress(show.job.plan.cells[show.start()], step=3, steps=20, loss=0.1)
+    show.display.progress(show.job.plan.cells[show.start()], step=7)
+    show.display.progress(show.job.plan.cells[show.left[0]], step=1)  # not started: no harm
+    lines = show.seen()
+    assert all(len(line) <= width for line in lines)
+    assert lines[0].split() == ["ASR", "%", "none", "fine-tuning", "fine-pruning", "anp"]
+    assert set(lines[1]) == {"─"}
+    assert re.split(r"\s{2,}", lines[2]) == [
+        "badnets",
+        "50.0 2/4",
+        "50.0 2/4",
+        "50.0 2/4",
+        "50.0 2/4",
+    ]
+    assert re.split(r"\s{2,}", lines[4]) == ["none", "0/2", "0/2", "0/2", "0/2"]
+    assert lines[5].startswith("11/50 cells, 1 failed, 0 s, about 0 min ")
+    assert lines[6].endswith("step 3/20  0 s") and lines[7].endswith("step 7  0 s")
+    assert len(lines) == 8
+
+
+def test_on_a_terminal_only_what_went_wrong_is_a_line() -> None:
+    show = Show(job())
+    with show.display:
+        show.all(5)
+        show.end(show.start(), "timeout", error="gave up after 3 s")
+    said = "\n".join(show.said())
+    assert said.count("timeout  train") == 1 and "gave up after 3 s" in said
+    assert not re.search(r"ok +train", said)
+
+
+def test_what_is_finished_shows_means_failures_and_what_was_there() -> None:
+    show = Show(job())
+    cells = show.job.plan.cells
+    for place, key in enumerate(list(show.left)):
+        bad = cells[key].axes.get("defense") == "anp" and cells[key].axes["seed"] == 1
+        show.left.remove(key)
+        show.end(key, "failed" if bad else "ok", asr=0.25 if place % 2 else 0.75)
+    lines = show.seen()
+    assert re.split(r"\s{2,}", lines[2])[-1].endswith(" 2 failed")
+    assert re.split(r"\s{2,}", lines[4]) == ["none", "ok", "ok", "ok", "1 failed"], (
+        "a clean model has no ASR"
+    )
+    assert lines[5] == "50/50 cells, 5 failed, 0 s, about 0 min 00 s left"
+    had = Show(job(done=True)).seen()
+    assert re.split(r"\s{2,}", had[2]) == ["badnets", "had", "had", "had", "had"]
+
+
+def test_a_narrow_terminal_shows_the_matrix_in_short() -> None:
+    show = Show(job(), width=60)
+    show.all(8).end(show.start(), "failed", error=FAILURE)
+    lines = show.seen()
+    assert all(len(line) <= 60 for line in lines)
+    assert re.split(r"\s{2,}", lines[2]) == ["badnets", "2/4", "2/4", "2/4!", "1/4"]
+
+
+def test_many_defenses_fold_their_names_or_give_way_to_attacks_alone() -> None:
+    many = [{"defense": "anp", "steps": n, "as": f"anp-steps-{n}"} for n in range(1, 21)]
+    wide = Show(job(defenses=many), width=160).all(30).seen()
+    assert all(len(line) <= 160 for line in wide)
+    assert len(wide) < 12, "names take a few lines, squares one"
+    assert sum("badnets " in line for line in wide) == 1
+    narrow = Show(job(defenses=many), width=80).all(30).seen()
+    assert all(len(line) <= 80 for line in narrow)
+    assert narrow[0].split() == ["ASR", "%", "all", "defenses"]
+    assert re.split(r"\s{2,}", narrow[2]) == ["badnets", "50.0 28/80"]
+
+
+def test_labels_are_not_markup() -> None:
+    odd = {"attack": "badnets", "as": "[red]x[/nope]"}
+    show = Show(job(attacks=[odd]), width=160)
+    assert any("[red]x[/nope]" in line for line in show.all(3).seen())
+    plain = Show(job(attacks=[odd]), terminal=False)
+    assert "[red]x[/nope]" in plain.all(1).said()[0]
+
+
+def test_the_time_left_counts_what_each_kind_costs() -> None:
+    show = Show(job(), slots=1)
+    assert show.display._eta() == "measuring"
+    show.end(show.start(), seconds=60.0)
+    show.end(show.start(), seconds=2.0)
+    # 9 more victims at 60 s, 39 more defenses at 2 s
+    assert show.display._eta() == "about 10 min 18 s left"
+    show.end(show.start(), seconds=900.0, reused=True)
+    assert show.display._eta() == "about 10 min 16 s left", "what was there cost nothing"
+
+
+def test_nothing_to_run() -> None:
+    show = Show(job(done=True))
+    with show.display:
+        pass
+    assert show.said() == []
