@@ -31,7 +31,9 @@ class Lab(Protocol):
     """What `prepare` may use beside the attacker's training split."""
 
     device: torch.device
+    """Where to compute."""
     classes: int
+    """Number of classes."""
 
     def rng(self, name: str) -> Generator:
         """A generator of its own for each named draw."""

@@ -34,6 +34,7 @@ class Needs:
     """What is known of a victim before a defense runs; what `applies` is asked with."""
 
     classes: int
+    """Number of classes."""
     shape: tuple[int, int, int]
     """(C, H, W)."""
     model: str

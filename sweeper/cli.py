@@ -90,12 +90,11 @@ def run(
     from sweeper.display import Display
 
     job = runs.prepare(sweep, _context(sweep, store, data))
-    console = Console(stderr=True)
+    console = Console(stderr=True, highlight=False, markup=False)
     facts = job.summary()
     console.print(
         f"{sweep.name}: {facts['total']} cells, {facts['done']} done, {facts['to_run']} to run; "
-        f"sharing victims saves {facts['trainings_saved']} trainings",
-        highlight=False,
+        f"sharing victims saves {facts['trainings_saved']} trainings"
     )
     walker, slots = runs.inline, 1
     if executor == "ray" and job.todo:
@@ -105,17 +104,16 @@ def run(
         slots = schedule.slots(sweep.resources.cpus, sweep.resources.gpus)
         walker = schedule.walk_with_tune
         if url:
-            console.print(f"Ray dashboard: {url}", highlight=False)
+            console.print(f"Ray dashboard: {url}")
     with Display(job, console, slots) as display:
         counts = runs.execute(job, walker, display)
     ran = ", ".join(f"{count} {status}" for status, count in sorted(counts.items())) or "none"
-    console.print(f"cells run: {ran}", highlight=False)
+    console.print(f"cells run: {ran}")
     typer.echo(_table(sweep.name, store, "markdown"))
     if set(counts) - {"ok"}:
         console.print(
             f"Not all cells ended well; run `sweeper run {spec}` again to retry them, or "
-            f"`sweeper cell {spec} KEY`, with the same --set, to see one fail here.",
-            highlight=False,
+            f"`sweeper cell {spec} KEY`, with the same --set, to see one fail here."
         )
         raise typer.Exit(1)
 

@@ -18,6 +18,9 @@ from sweeper.types import Cell
 
 STYLE = {"ok": "green", "failed": "bold red", "timeout": "red", "diverged": "red", "blocked": "dim"}
 
+_SHARES = {"poison_rate": "", "clean_budget": "clean "}
+"""Axes that are shares -> the word before; 0 goes without saying: no attack, no clean data."""
+
 
 class Display:
     """A `Watcher` for people: live where there is a terminal, plain lines where there is none."""
@@ -29,11 +32,11 @@ class Display:
         self.running: dict[str, tuple[Cell, float, str]] = {}
         self.slots = slots
         self.began = time.time()
-        cells = job.plan.cells.values()
         self.axes = ["attack", "defense", "stage"]
         """Axes that tell the cells of this sweep apart; the others are not said."""
         for axis in ("dataset", "model", "poison_rate", "target", "seed", "clean_budget"):
-            if len({cell.axes[axis] for cell in cells if cell.axes.get(axis)}) > 1:
+            values = {cell.axes[axis] for cell in job.plan.cells.values() if axis in cell.axes}
+            if len(values - ({0} if axis in _SHARES else set())) > 1:
                 self.axes.append(axis)
         self.left = Counter(job.plan.cells[key].kind for key in job.todo)
         self.seconds: dict[str, list[float]] = defaultdict(list)
@@ -136,9 +139,9 @@ class Display:
         table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, show_edge=False)
         table.add_column("ASR %", no_wrap=True)
         for defense, width in zip(defenses, least, strict=True):
-            table.add_column(defense, justify="right", overflow="fold", min_width=width)
+            table.add_column(Text(defense), justify="right", overflow="fold", min_width=width)
         for attack, *squares in zip(attacks, *columns, strict=True):
-            table.add_row(attack, *squares)
+            table.add_row(Text(attack), *squares)
         return table
 
     def _square(self, places: list[tuple[str, str]], short: bool) -> Text:
@@ -147,15 +150,14 @@ class Display:
         if not states:
             return Text("-", style="dim")
         waiting = states.count("waits")
-        bad = [state for state in states if state in STYLE and state != "ok"]
+        bad = Counter(state for state in states if state in STYLE and state != "ok")
         asr = [value for place in places for value in self.asr[place]]
         mean = f"{100 * sum(asr) / len(asr):.1f}" if asr else ""
         progress = f"{len(states) - waiting}/{len(states)}" if waiting else ""
         if not (mean or progress or bad):
             progress = "had" if "had" in states else "ok"
         parts = [(progress or mean, "")] if short else [(mean, ""), (progress, "dim")]
-        if bad:
-            parts.append(("!" if short else f"{len(bad)} {bad[0]}", STYLE[bad[0]]))
+        parts += [("!" if short else f"{n} {state}", STYLE[state]) for state, n in bad.items()]
         return Text("" if short else " ").join(Text(*part) for part in parts if part[0])
 
     def _eta(self) -> str:
@@ -175,14 +177,11 @@ class Display:
         """A cell's axes in the order people say them."""
         words = []
         for axis, value in cell.axes.items():
-            if axis not in self.axes:
+            if axis not in self.axes or (axis in _SHARES and not value):
                 continue
-            if axis == "poison_rate":
-                words.append(f"{100 * value:g}%")
-            elif axis == "clean_budget":
-                words += [f"clean {100 * value:g}%" if value < 1 else f"clean {value:g}"] * (
-                    value > 0
-                )
+            if axis in _SHARES:
+                share = axis == "poison_rate" or value < 1
+                words.append(_SHARES[axis] + (f"{100 * value:g}%" if share else f"{value:g}"))
             elif axis in ("seed", "target"):
                 words.append(f"{axis} {value}")
             else:

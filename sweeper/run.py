@@ -43,8 +43,11 @@ class Job:
     """A sweep ready to run: its plan less what is done."""
 
     plan: matrix.Plan
+    """The expanded sweep."""
     store: Store
+    """Where victims and rows are kept."""
     context: Context
+    """Where and under what the cells run."""
     done: set[str]
     """Keys of cells the store has, defense cells with a finished row of this sweep."""
     adopted: set[str] = field(default_factory=set)

@@ -79,6 +79,7 @@ class Facts:
     """What is known about a data set before anything runs; what methods are asked about."""
 
     dataset: str
+    """Its name."""
     digest: str
     """Content hash of the data; empty where the data are not on this machine (plan only)."""
     classes: int = 0
@@ -122,6 +123,7 @@ class Cell:
     params: Mapping[str, Any]
     """What was hashed; parents stand in it by their keys."""
     parents: tuple[str, ...]
+    """Keys of the cells whose artifacts this one reads."""
     axes: Mapping[str, Any]
     """The words people use for this cell: attack, dataset, model, poison_rate, ... as labels."""
     local: Mapping[str, Any] = field(default_factory=dict)

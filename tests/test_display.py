@@ -199,6 +199,14 @@ def test_many_defenses_fold_their_names_or_give_way_to_attacks_alone() -> None:
     assert re.split(r"\s{2,}", narrow[2]) == ["badnets", "50.0 28/80"]
 
 
+def test_every_kind_of_failure_is_counted_apart() -> None:
+    show = Show(job(attacks=["badnets"], poison_rates=[0.1], seeds=3, defenses=["none"]))
+    for status in ("ok", "failed", "ok", "blocked", "ok", "timeout"):
+        show.end(show.start(), status)
+    assert show.seen()[2].split("  ")[-1].strip() == "1 failed 1 blocked 1 timeout"
+    assert show.seen()[3].startswith("6/6 cells, 1 failed, 1 blocked, 1 timeout, ")
+
+
 def test_labels_are_not_markup() -> None:
     odd = {"attack": "badnets", "as": "[red]x[/nope]"}
     show = Show(job(attacks=[odd]), width=160)

@@ -73,6 +73,7 @@ def test_at_learning_rate_zero_only_running_statistics_move() -> None:
 
 def test_training_the_head_changes_the_head_alone() -> None:
     found = repaired(FineTuning(layers="head", epochs=2).defend(case()))
+    assert all(p.requires_grad for p in found.parameters()), "what was frozen is freed again"
     assert toys.differing(found, toys.victim()) == HEAD
     everything = repaired(FineTuning(epochs=2).defend(case()))
     assert toys.differing(everything, toys.victim()) > HEAD

@@ -23,7 +23,7 @@ import toys
 from torch import Tensor
 
 from attacks.base import Attack
-from defenses.base import Case
+from defenses.base import SEES, Case
 from sweeper import catalog, run
 from sweeper.cells import Context, _Work
 from sweeper.data import Dataset
@@ -76,7 +76,7 @@ class Secrets:
     """What must not be reachable, as rows of bytes and as addresses of storages."""
 
     rows: frozenset[bytes]
-    """Each test image and triggered image."""
+    """Each test image and triggered image, less what equals a training image."""
     roles: tuple[Tensor, ...]
     """Roles, and the positions of poisoned samples."""
     tensors: tuple[Tensor, ...]
@@ -114,19 +114,16 @@ def cases(work: _Work) -> Case:
 def secrets(work: _Work) -> Secrets:
     """What the defense of this cell must not reach."""
     test, hit, poisoned = work.dataset.test, work.triggered(), work.poisoned()
-    held = work.attacker.images  # an image the attacker holds anyway is no secret
-    known = rows(held, held[0].numel()) | rows(poisoned.images, held[0].numel())
-    if "clean" in work.defense.sees:
-        clean = work.case(frozenset({"clean"}), {}).clean.images
-        known |= rows(clean, held[0].numel())
-    hidden = rows(test.images, held[0].numel()) | rows(hit.images, held[0].numel())
+    pixels = test.images[0].numel()
+    known = rows(work.dataset.train.images, pixels) | rows(poisoned.images, pixels)
+    hidden = rows(test.images, pixels) | rows(hit.images, pixels)
     chosen = (poisoned.role == int(Role.POISON)).nonzero().flatten()
     tensors = (test.images, test.labels, hit.images, hit.labels, hit.counts, poisoned.role)
     return Secrets(
         frozenset(hidden - known),
         (poisoned.role, chosen),
         tensors,
-        held[0].numel(),
+        pixels,
     )
 
 
@@ -214,6 +211,17 @@ def test_no_defense_reaches_test_data_triggers_roles_or_the_target(
             assert "oracle" not in case._given
             walked.add(name)
     assert walked >= {name for name in DEFENSES if not name.endswith("-oracle")}
+
+
+def test_a_defense_that_sees_all_but_the_oracle_reaches_no_secret(
+    works: dict[tuple[str, str], _Work],
+) -> None:
+    """Whatever future defenses declare, the cell gives no more than the words say."""
+    for (attack, name), work in works.items():
+        case = work.case(frozenset(SEES) - {"oracle"}, {})
+        assert set(case._given) == {"model", "clean", "train", "queries"}
+        assert not leaks(case, secrets(work)), f"{name} against {attack}"
+        assert type(case.train) is ImageSet
 
 
 def test_an_oracle_reaches_the_test_set_through_its_oracle_alone(

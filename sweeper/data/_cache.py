@@ -38,6 +38,7 @@ class Decoded:
     """A data set as it lies in the cache."""
 
     splits: Splits
+    """Training and test split."""
     digest: str
     """Content hash of the splits: pixels, labels, class names and groups."""
     mean: tuple[float, ...]

@@ -17,7 +17,9 @@ class Splits:
     """The official training and test split of a data set."""
 
     train: ImageSet
+    """The training split."""
     test: ImageSet
+    """The test split."""
     groups: Tensor | None = None
     """int64 [n_train]: images of one group (a GTSRB track) never fall on both sides of a split."""
 

@@ -1,0 +1,313 @@
+"""The command line: what each command prints, its exit code, and what it leaves alone."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from sweeper import cli, ledger, results
+from sweeper.store import Store
+
+ROOT = Path(__file__).parents[1]
+COMMANDS = ("run", "plan", "table", "list", "cell")
+SWEEP = """
+name: tiny
+datasets: [{dataset: digits, train_size: 300, test_size: 100}]
+models: [tiny]
+attacks: [badnets]
+defenses: [none, {defense: fine-tuning, epochs: 1}]
+recipe: {epochs: 1}
+"""
+
+
+@dataclass
+class Said:
+    """What a command printed and returned."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def sentence(self) -> str:
+        """The one line of an error of the user's."""
+        assert self.code == 2 and not self.out, self
+        (line,) = self.err.splitlines()
+        assert "Traceback" not in line
+        return line
+
+
+def call(capsys: pytest.CaptureFixture[str], *words: object) -> Said:
+    """Run a command in this process, as its entry point does."""
+    capsys.readouterr()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["sweeper", *map(str, words)])
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+    code = left.value.code
+    return Said(int(code or 0), *capsys.readouterr())
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A finished sweep: (its file, its store)."""
+    folder = tmp_path_factory.mktemp("cli")
+    path, store = folder / "tiny.yaml", folder / "store"
+    path.write_text(SWEEP)
+    words = ["sweeper", "run", str(path), "--store", str(store), "--executor", "inline"]
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as left:
+        patch.setattr(sys, "argv", words)
+        cli.main()
+    assert not left.value.code
+    return path, store
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help_shows_an_example(capsys: pytest.CaptureFixture[str], command: str) -> None:
+    said = call(capsys, *filter(None, [command]), "--help")
+    assert said.code == 0 and not said.err
+    assert f"Example: sweeper {command}" in said.out
+
+
+def test_every_command_is_tried_here() -> None:
+    assert {c.name or c.callback.__name__ for c in cli.app.registered_commands} == set(COMMANDS)
+
+
+def test_examples_of_the_help_are_valid(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("list", "plan"):
+        text = call(capsys, command, "--help").out
+        (line,) = [part for part in text.splitlines() if "Example:" in part]
+        words = line.partition("sweeper ")[2].split()
+        assert call(capsys, *words).code == 0, line
+
+
+@pytest.mark.parametrize("what", ["attacks", "defenses", "datasets", "models", "sweeps"])
+def test_list(capsys: pytest.CaptureFixture[str], what: str) -> None:
+    found = json.loads(call(capsys, "list", what, "--json").out)
+    assert found and all(isinstance(record["name"], str) for record in found)
+    names = [record["name"] for record in found]
+    assert names == sorted(names) and len(set(names)) == len(names)
+    known = {
+        "attacks": "badnets",
+        "defenses": "anp-oracle",
+        "datasets": "cifar10",
+        "models": "resnet18",
+        "sweeps": "quickstart",
+    }
+    assert known[what] in names
+    shown = call(capsys, "list", what)
+    assert shown.code == 0 and all(name in shown.out for name in names)
+
+
+def test_list_of_an_unknown_kind(capsys: pytest.CaptureFixture[str]) -> None:
+    line = call(capsys, "list", "atacks").sentence
+    assert line.startswith("list: no kind 'atacks', did you mean 'attacks'")
+
+
+def test_plan(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path, store = tmp_path / "tiny.yaml", tmp_path / "store"
+    path.write_text(SWEEP)
+    said = call(capsys, "plan", path, "--store", store, "--set", "seeds=2", "--json")
+    found = json.loads(said.out)
+    assert found == {
+        "sweep": "tiny",
+        "cells": {"prepare": 0, "train": 2, "stage": 0, "defend": 4, "not_applicable": 0},
+        "total": 6,
+        "done": 0,
+        "to_run": 6,
+        "to_run_by_kind": {"train": 2, "defend": 4},
+        "trainings_saved": 2,
+        "unresolved": [],
+    }
+    words = call(capsys, "plan", path, "--store", store).out
+    assert "sweep tiny: 3 cells" in words and "trainings saved" in words
+    assert not store.exists(), "a plan leaves nothing"
+
+
+def test_plan_of_a_finished_sweep(
+    capsys: pytest.CaptureFixture[str], done: tuple[Path, Path]
+) -> None:
+    path, store = done
+    found = json.loads(call(capsys, "plan", path, "--store", store, "--json").out)
+    assert (found["total"], found["done"], found["to_run"]) == (3, 3, 0)
+    grown = ("--set", "seeds=2", "--json")
+    found = json.loads(call(capsys, "plan", path, "--store", store, *grown).out)
+    assert (found["total"], found["done"], found["to_run"]) == (6, 3, 3)
+
+
+def test_plan_of_data_that_are_not_here(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("nothing is downloaded for a plan")
+
+    monkeypatch.setattr("urllib.request.urlopen", refuse)
+    monkeypatch.setattr("torchvision.datasets.utils.download_url", refuse)
+    empty = tmp_path / "data"
+    empty.mkdir()
+    path = tmp_path / "tiny.yaml"
+    path.write_text(
+        SWEEP.replace("[{dataset: digits, train_size: 300, test_size: 100}]", "[cifar10]")
+    )
+    monkeypatch.setenv("SWEEPER_CACHE", str(tmp_path / "cache"))
+    words = ("plan", path, "--data", empty, "--store", tmp_path / "store")
+    found = json.loads(call(capsys, *words, "--json").out)
+    assert found["unresolved"] == ["cifar10"]
+    assert found["cells"]["train"] == 1 and found["cells"]["defend"] == 2
+    assert "data set cifar10 is not on this machine" in call(capsys, *words).out
+    assert not list(empty.iterdir())
+
+
+def test_data_that_are_nowhere(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(SWEEP.replace("dataset: digits", "dataset: digit"))
+    line = call(capsys, "run", path, "--data", tmp_path, "--store", tmp_path / "store").sentence
+    assert "no data set 'digit', did you mean 'digits'" in line
+    assert not (tmp_path / "store").exists()
+
+
+def test_run_again_runs_nothing_and_prints_the_table(
+    capsys: pytest.CaptureFixture[str], done: tuple[Path, Path]
+) -> None:
+    path, store = done
+    said = call(capsys, "run", path, "--store", store, "--executor", "inline")
+    assert said.code == 0
+    assert "tiny: 3 cells, 3 done, 0 to run; sharing victims saves 1 trainings" in said.err
+    assert "cells run: none" in said.err
+    assert "fine-tuning" in said.out and "badnets" in said.out
+    assert said.out == call(capsys, "table", path, "--store", store).out
+
+
+def test_an_unknown_executor(capsys: pytest.CaptureFixture[str], done: tuple[Path, Path]) -> None:
+    line = call(capsys, "run", done[0], "--store", done[1], "--executor", "slurm").sentence
+    assert line == "--executor: 'slurm' is not one of ray, inline"
+
+
+def test_a_failed_cell_gives_exit_code_1_and_says_how_to_go_on(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path, store = tmp_path / "tiny.yaml", tmp_path / "store"
+    path.write_text(SWEEP.replace("{defense: fine-tuning, epochs: 1}", "tests.faulty:Raises"))
+    said = call(capsys, "run", path, "--store", store, "--executor", "inline")
+    assert said.code == 1
+    assert "cells run: 1 failed, 2 ok" in said.err
+    assert "ValueError: broken on purpose" in said.err and "Traceback" not in said.err
+    again = " ".join(said.err.split())
+    assert f"`sweeper run {path}` again" in again and f"`sweeper cell {path} KEY`" in again
+    key = next(key for key, s in Store(str(store)).statuses("tiny").items() if s == "failed")
+    said = call(capsys, "cell", path, key[:8], "--store", store)
+    assert said.code == 1
+    assert "Traceback" in said.err and "broken on purpose" in said.err, "here it is asked for"
+    assert json.loads(said.out)["status"] == "failed"
+
+
+@pytest.mark.parametrize("style", ["markdown", "csv", "latex", "html"])
+def test_table_formats(
+    capsys: pytest.CaptureFixture[str], done: tuple[Path, Path], tmp_path: Path, style: str
+) -> None:
+    words = ("table", done[0], "--store", done[1], "--format", style)
+    said = call(capsys, *words)
+    assert said.code == 0 and not said.err
+    assert {
+        "markdown": lambda text: "|" in text and "fine-tuning" in text,
+        "csv": lambda text: len({len(line) for line in csv.reader(text.splitlines())}) <= 2,
+        "latex": lambda text: r"\begin{tabular}" in text,
+        "html": lambda text: "<table" in text and "</table>" in text,
+    }[style](said.out)
+    out = tmp_path / "table"
+    assert call(capsys, *words, "--out", out).out == ""
+    assert out.read_text() == said.out
+
+
+def test_table_of_other_axes_and_metrics(
+    capsys: pytest.CaptureFixture[str], done: tuple[Path, Path]
+) -> None:
+    words = ("table", done[0], "--store", done[1])
+    said = call(capsys, *words, "--rows", "defense", "--cols", "attack, seed", "--values", "ra,der")
+    assert said.code == 0 and "fine-tuning" in said.out.splitlines()[-1] + said.out
+    line = call(capsys, *words, "--values", "accuracy").sentence
+    assert "no " in line and "'accuracy'" in line and "did you mean" in line
+    assert "'excel'" in call(capsys, *words, "--format", "excel").sentence
+    assert "'defence'" in call(capsys, *words, "--cols", "defence").sentence
+
+
+def test_table_before_any_run(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    line = call(capsys, "table", "quickstart", "--store", store).sentence
+    assert line == (
+        f"store {store} has no results of sweep 'quickstart' (it has: none): run `sweeper run` "
+        "first, or name the store with --store"
+    )
+    assert not store.exists()
+
+
+def test_table_of_a_file_without_a_name(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = tmp_path / "tiny.yaml"
+    path.write_text("# a study\nseeds: 1\nname: a/b\n")
+    line = call(capsys, "table", path).sentence
+    assert line.startswith(f"{path}:3: name: needs a name of letters")
+
+
+def test_a_store_is_the_same_place_for_every_command(
+    capsys: pytest.CaptureFixture[str], done: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, store = done
+    monkeypatch.setenv("HOME", str(store.parent))
+    monkeypatch.setenv("SWEEPER_STORE", "~/store")
+    assert json.loads(call(capsys, "plan", path, "--json").out)["done"] == 3
+    assert call(capsys, "table", path).code == 0
+    monkeypatch.chdir(store.parent)
+    assert call(capsys, "table", path, "--store", "store").code == 0
+    assert call(capsys, "table", path, "--store", f"file://{store}").code == 0
+
+
+def test_cell_runs_again_and_gives_the_same_bits(
+    capsys: pytest.CaptureFixture[str], done: tuple[Path, Path]
+) -> None:
+    path, store = done
+
+    def rows() -> pd.DataFrame:
+        return results.frame(ledger.load(str(store), "tiny")[0]).set_index("key").sort_index()
+
+    before = rows()
+    key = before.index[before["defense"] == "fine-tuning"][0]
+    said = call(capsys, "cell", path, key[:6], "--store", store)
+    assert said.code == 0, said.err
+    found = json.loads(said.out)
+    assert (found["key"], found["status"], found["kind"]) == (key, "ok", "defend")
+    assert found["defense"] == "fine-tuning" and found["acc"] == before.loc[key, "acc"]
+    after = rows()
+    assert after.loc[key, "started_at"] > before.loc[key, "started_at"], "its row is written anew"
+    same = ["acc", "asr", "ra", "der", "status", "acc_before"]
+    pd.testing.assert_frame_equal(before[same], after[same], check_exact=True)
+
+
+def test_cell_of_an_unknown_or_ambiguous_key(
+    capsys: pytest.CaptureFixture[str], done: tuple[Path, Path]
+) -> None:
+    path, store = done
+    line = call(capsys, "cell", path, "xyz", "--store", store).sentence
+    assert line.startswith("no cells of tiny have a key that starts with 'xyz': `sweeper run` ")
+    assert call(capsys, "cell", path, "", "--store", store).sentence.startswith("3 cells of tiny")
+
+
+def test_a_table_waits_for_neither_torch_nor_ray(done: tuple[Path, Path]) -> None:
+    path, store = done
+    code = (
+        "import sys\nfrom sweeper import cli\n"
+        f"sys.argv = ['sweeper', 'table', {str(path)!r}, '--store', {str(store)!r}]\n"
+        "try:\n    cli.main()\nexcept SystemExit as left:\n    assert not left.code\n"
+        "print(sorted({'torch', 'ray', 'torchvision'} & set(sys.modules)))"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
+    )
+    assert ran.stdout.splitlines()[-1] == "[]"
+    assert "badnets" in ran.stdout
