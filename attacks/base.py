@@ -62,6 +62,8 @@ class Attack(ABC):
     """down (the seeds) | nearest (BackdoorBench): how rate x base becomes a count."""
     target: int = field(default=0, metadata={"axis": True})
     """Target label; set by the sweep's `targets`."""
+    poison_rate: float = field(default=0.0, metadata={"axis": True})
+    """Poison rate for `hooks`, which stamp inside the batch; set by the sweep's `poison_rates`."""
 
     title: ClassVar[str]
     """Name in the literature."""

@@ -12,7 +12,7 @@ import typer
 from sweeper.errors import SweepError
 
 if TYPE_CHECKING:
-    from sweeper.cells import Context
+    from sweeper.material import Context
     from sweeper.spec import Sweep
 
 app = typer.Typer(
@@ -48,7 +48,7 @@ def _absolute(store: str) -> str:
 
 
 def _context(sweep: Sweep, store: str, data: str | None) -> Context:
-    from sweeper.cells import Context
+    from sweeper.material import Context
     from sweeper.run import new_run
 
     return Context(
@@ -94,7 +94,7 @@ def run(
     facts = job.summary()
     console.print(
         f"{sweep.name}: {facts['total']} cells, {facts['done']} done, {facts['to_run']} to run; "
-        f"sharing victims saves {facts['trainings_saved']} trainings"
+        f"trainings saved by sharing victims: {facts['trainings_saved']}"
     )
     walker, slots = runs.inline, 1
     if executor == "ray" and job.todo:

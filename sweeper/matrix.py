@@ -20,7 +20,7 @@ import torch
 
 from attacks.base import Attack
 from defenses.base import Defense, Needs
-from sweeper import catalog, data, models, options, recipes, seeds, training
+from sweeper import catalog, data, metrics, models, options, recipes, seeds, training
 from sweeper.data import splits
 from sweeper.errors import SweepError
 from sweeper.spec import Entry, Sweep
@@ -288,6 +288,7 @@ class _Expansion:
             },
             "n_clean": count,
             "stage": parents[1] if stage is not None else None,
+            "versions": {"metrics": metrics.VERSION},
         }
         local: dict[str, Any] = {"defense": {"defense": entry.name, **entry.options}}
         cell = Cell("defend", seeds.digest(params), params, tuple(parents), axes, local)

@@ -18,6 +18,8 @@ from sweeper.errors import DivergedError
 from sweeper.recipes import Recipe
 from sweeper.types import ImageSet, Outcome, Role, Triggered
 
+VERSION = 1
+"""Part of every defense cell's key: raised when a metric is computed otherwise."""
 EVALUATION_BATCH = 1000
 
 

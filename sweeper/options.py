@@ -59,6 +59,15 @@ def _convert(hint: Any, value: Any) -> Any:
     return _adapter(hint).validate_python(value)
 
 
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a value of a sweep file may stand, unconverted, for a field of type `hint`."""
+    try:
+        _adapter(hint).validate_python(value, strict=True)
+    except ValidationError:
+        return False
+    return True
+
+
 @functools.lru_cache(maxsize=256)
 def _adapter(hint: Any) -> TypeAdapter[Any]:
     return TypeAdapter(hint, config=ConfigDict(allow_inf_nan=False))

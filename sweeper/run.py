@@ -17,10 +17,11 @@ from typing import Any, Protocol
 import yaml
 
 from sweeper import cells, matrix, rows
-from sweeper.cells import Context, Result
+from sweeper.cells import Result
 from sweeper.errors import SweepError
+from sweeper.material import Context
 from sweeper.spec import Sweep
-from sweeper.store import Store
+from sweeper.store import DamagedError, Store
 from sweeper.types import Cell, Facts
 from sweeper.walk import Walk
 
@@ -133,10 +134,14 @@ def execute(
     sweep, store = job.plan.sweep, job.store
     store.save_sweep(sweep.name, yaml.safe_dump(sweep.model_dump(mode="json"), sort_keys=False))
     store.save_plan(sweep.name, _outline(job))
+    for key in list(job.adopted):
+        try:
+            row = store.meta("defend", key)["row"]
+        except DamagedError:
+            job.adopted.discard(key)
+        else:
+            cells.adopt(store, job.plan.cells[key], sweep.name, row)
     walk = Walk(job.plan.cells, job.todo)
-    for key in job.adopted:
-        cell = job.plan.cells[key]
-        cells.adopt(store, cell, sweep.name, store.meta("defend", key)["row"])
     have = store.statuses(sweep.name)
     for cell in job.plan.inapplicable:
         if have.get(cell.key) != "not_applicable":
@@ -162,7 +167,7 @@ class Ending:
         """Record how cell `key` ended."""
         cell = self.walk.cells[key]
         blocked = self.walk.complete(key, result["status"])
-        if result["status"] == "oom":
+        if key not in self.walk.status:  # out of memory: it runs once more, alone
             return
         self.counts[result["status"]] += 1
         self.watcher.finished(cell, result)

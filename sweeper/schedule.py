@@ -25,8 +25,9 @@ from ray import tune
 from ray.tune.search import Searcher
 
 from sweeper import cells
-from sweeper.cells import Context, Result
+from sweeper.cells import Result
 from sweeper.errors import SweepError
+from sweeper.material import Context
 from sweeper.run import Ending, Job, Watcher, payload, unpack
 from sweeper.walk import Walk
 

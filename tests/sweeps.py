@@ -10,7 +10,7 @@ import pandas as pd
 import yaml
 
 from sweeper import ledger, results, run, spec
-from sweeper.cells import Context
+from sweeper.material import Context
 from sweeper.run import Job
 
 SMALL: dict[str, Any] = {

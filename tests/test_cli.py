@@ -179,7 +179,7 @@ def test_run_again_runs_nothing_and_prints_the_table(
     path, store = done
     said = call(capsys, "run", path, "--store", store, "--executor", "inline")
     assert said.code == 0
-    assert "tiny: 3 cells, 3 done, 0 to run; sharing victims saves 1 trainings" in said.err
+    assert "tiny: 3 cells, 3 done, 0 to run; trainings saved by sharing victims: 1" in said.err
     assert "cells run: none" in said.err
     assert "fine-tuning" in said.out and "badnets" in said.out
     assert said.out == call(capsys, "table", path, "--store", store).out

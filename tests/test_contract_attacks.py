@@ -322,13 +322,15 @@ def test_hooks_and_recipe_train_a_finite_model(name: str, preset: str) -> None:
     data, attack = toys.image_set(80), build(name, preset)
     recipe = attack.recipe(toys.RECIPE)
     assert isinstance(recipe, Recipe), "recipe() returns a Recipe"
+    rate = rate_for(attack, data)
+    attack = dataclasses.replace(attack, poison_rate=rate)
     state = prepared(attack, data)
-    hooks = attack.hooks(state)
+    hooks = attack.hooks(data, state, rng("hooks"))
     assert hooks is None or isinstance(hooks, Hooks), "hooks() returns training.Hooks or None"
     assert (hooks is None) or attack.controls != "data", (
         "an attack on data alone cannot own a part of the training loop"
     )
-    found = attack.poison(data, rate_for(attack, data), state, rng())
+    found = attack.poison(data, rate, state, rng())
     model = toys.network(rng("model"))
     losses = training.fit(
         model,

@@ -10,8 +10,8 @@ import pytest
 from rich.console import Console
 
 from sweeper import matrix
-from sweeper.cells import Context
 from sweeper.display import Display
+from sweeper.material import Context
 from sweeper.run import Job
 from sweeper.spec import Sweep
 from sweeper.store import Store

@@ -25,8 +25,9 @@ from torch import Tensor
 from attacks.base import Attack
 from defenses.base import SEES, Case
 from sweeper import catalog, run
-from sweeper.cells import Context, _Work
+from sweeper.cells import _Work
 from sweeper.data import Dataset
+from sweeper.material import Context
 from sweeper.spec import Sweep
 from sweeper.store import Store
 from sweeper.types import Cell, ImageSet, Poisoned, Role, Triggered

@@ -24,7 +24,8 @@ attacks defenses
 catalog
 spec
 check matrix record
-cells walk
+material walk
+cells
 run
 schedule display listing
 cli

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import types
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, get_type_hints
 
 from sweeper.data.base import Source
 from sweeper.errors import SweepError, unknown
+from sweeper.options import fits, spelled
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 SUBSET: dict[str, Any] = {"train_size": int | None, "test_size": int | None}
@@ -75,32 +75,3 @@ def build(kind: type[Source], options: Mapping[str, Any]) -> Source:
                 f"datasets: {options['dataset']}: {key}: needs {spelled(own[key])}, not {value!r}"
             )
     return kind(name=options["dataset"], **{k: v for k, v in options.items() if k in own})
-
-
-def fits(value: Any, hint: Any) -> bool:
-    """Whether a value from a sweep file may stand for a field of type `hint`."""
-    origin = get_origin(hint)
-    if origin in (Union, types.UnionType):
-        return any(fits(value, part) for part in get_args(hint))
-    if origin is Literal:
-        return value in get_args(hint)
-    if hint is None or hint is types.NoneType:
-        return value is None
-    if hint is Any:
-        return True
-    kind = origin or hint
-    if isinstance(value, bool):
-        return kind is bool
-    if kind is float:
-        return isinstance(value, int | float)
-    return isinstance(value, list | tuple if kind is tuple else kind)
-
-
-def spelled(hint: Any) -> str:
-    """Return a type in the words of a message: `int or None`."""
-    if get_origin(hint) in (Union, types.UnionType):
-        return " or ".join(spelled(part) for part in get_args(hint))
-    if get_origin(hint) is Literal:
-        return " or ".join(repr(value) for value in get_args(hint))
-    words = {int: "a whole number", float: "a number", str: "text", types.NoneType: "null"}
-    return words.get(hint, getattr(hint, "__name__", str(hint)))

@@ -6,13 +6,12 @@ Importing this package does not import torch; the first question about a family 
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import inspect
 import pkgutil
 from collections.abc import Mapping, Sequence
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import TYPE_CHECKING, Any
 
 from sweeper.errors import SweepError, unknown
 
@@ -58,21 +57,9 @@ def family(name: str, options: Mapping[str, Any]) -> Family:
     known = families()
     if name not in known:
         raise SweepError(f"models: {unknown('model', name, known)}")
-    cls = known[name]
-    fields = {f.name: f.default for f in dataclasses.fields(cls) if f.name != "name"}
-    for option in options:
-        if option not in fields:
-            raise SweepError(f"models: {name}: {unknown('option', option, fields)}")
-    hints = get_type_hints(cls)
-    for option, value in options.items():
-        reason = _mismatch(value, hints[option])
-        if reason:
-            listed = ", ".join(f"{key}={default!r}" for key, default in fields.items())
-            raise SweepError(
-                f"models: {name}: option {option!r} cannot be {value!r}: {reason}. "
-                f"Options with their defaults: {listed}"
-            )
-    return cls(name=name, **options)
+    from sweeper import options as checked
+
+    return checked.construct(known[name], options, f"models: {name}", name=name)
 
 
 def build(
@@ -132,14 +119,3 @@ def _family_of(module: ModuleType) -> type[Family]:
             "Family; move the others to files of their own, or begin the file's name with '_'."
         )
     return found[0]
-
-
-def _mismatch(value: object, hint: Any) -> str:
-    """Return why `value` is not of the type `hint`; empty where it is."""
-    from pydantic import TypeAdapter, ValidationError
-
-    try:
-        TypeAdapter(hint).validate_python(value, strict=True)
-    except ValidationError as error:
-        return str(error.errors()[0]["msg"])
-    return ""

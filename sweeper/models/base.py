@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 class Family(ABC):
     """A family of architectures; its fields are its options. One file, one subclass."""
 
-    name: str
+    name: str = field(metadata={"axis": True})
     """Which member of the family, one of `names`."""
 
     names: ClassVar[tuple[str, ...]]

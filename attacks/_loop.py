@@ -1,0 +1,144 @@
+"""Attacks that stamp inside the training loop: shares of a batch, and the set they amount to.
+
+Of every batch the first `int(rate * batch)` samples that may be poisoned are stamped and
+relabelled, the next ones carry a cross trigger or noise and keep their labels, the rest is clean.
+Where `rate * batch` is below 1, one sample is poisoned with that probability (BackdoorBench). The
+training set on disk stays clean; a defense that sees it is given the set one epoch amounts to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Generator, Tensor
+
+from attacks._select import draw
+from attacks.base import Attack
+from sweeper.training import Batch, Hooks
+from sweeper.types import ImageSet, Poisoned, Role, State
+
+STAMPED = "stamped"
+"""What every loop attack's hooks leave: int64, images stamped over all of training."""
+STAMP_BATCH = 500
+"""Images stamped at once where a network or a warp needs memory."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopAttack(Attack):
+    """An attack whose batches are stamped in the loop; rates are of all images by default."""
+
+    controls: ClassVar[str] = "training"
+    extra_role: ClassVar[Role] = Role.COVER
+    """Role of the samples that carry a cross trigger or noise."""
+
+    @property
+    def base(self) -> str:
+        """What the poison rate is a share of: all, unless the option says otherwise."""
+        return self.rate_base or "all"
+
+    @property
+    def on_disk(self) -> bool:
+        """Whether the data are poisoned before training, and the loop is left alone."""
+        return False
+
+    @property
+    def extra(self) -> float:
+        """Samples with a cross trigger or noise for each poisoned one."""
+        return 0.0
+
+    def poison(self, train: ImageSet, rate: float, state: State, rng: Generator) -> Poisoned:
+        """The clean set before the loop has run; after it, the set an epoch of it amounts to."""
+        if not self.on_disk and STAMPED not in state:
+            return clean(train)
+        found = super().poison(train, rate, state, rng)
+        free = found.role == int(Role.CLEAN)
+        wanted = int(self.extra * int((found.role == int(Role.POISON)).sum()))
+        chosen = draw(free, min(wanted, int(free.sum())), rng)
+        images = train.images[chosen]
+        found.images[chosen] = self.stamp(images, split="cover", state=state, rng=rng)
+        found.role[chosen] = int(self.extra_role)
+        return found
+
+    def cross_set(self, test: ImageSet, state: State, rng: Generator) -> ImageSet | None:
+        """The test images as the samples that keep their labels are stamped."""
+        if not self.extra:
+            return None
+        images = self.stamp(test.images, split="cover", state=state, rng=rng)
+        return ImageSet(images, test.labels, test.classes)
+
+
+class LoopHooks(Hooks):
+    """Stamps the first samples of every batch before augmentation, by the attack's own `stamp`."""
+
+    def __init__(self, attack: LoopAttack, train: ImageSet, state: State, rng: Generator) -> None:
+        self.attack = attack
+        self.state = state
+        self.rng = rng
+        self.classes = len(train.classes)
+        self.share = attack.poison_rate * attack.count(train.labels, 1.0) / len(train)
+        self.stamped = 0
+
+    def parts(self, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Positions in the batch of the poisoned samples and of those that keep their labels.
+
+        Only at rates near 1 of the non-target images can a batch hold too few of them; the target's
+        images that then fill up are stamped and keep the target label.
+        """
+        wanted = self.share * len(labels)
+        count = min(int(wanted + 1e-9), len(labels))
+        if 0 < wanted < 1:
+            count = int(float(torch.rand((), generator=self.rng)) < wanted)
+        self.stamped += count
+        order = torch.arange(len(labels), device=labels.device)
+        if self.attack.base != "all":
+            allowed = self.attack.pool(labels)
+            order = torch.argsort((~allowed).to(torch.uint8), stable=True)
+        return order[:count], order[count : count + int(self.attack.extra * count)]
+
+    def batch(self, batch: Batch, rng: Generator) -> Batch:
+        """Stamp and relabel the first samples, stamp the next with noise or a cross trigger."""
+        poison, extra = self.parts(batch.labels)
+        images, labels = batch.images.clone(), batch.labels.clone()
+        for index, split in ((poison, "train"), (extra, "cover")):
+            if len(index):
+                found = batch.images[index].permute(0, 3, 1, 2)
+                found = self.attack.stamp(found, split=split, state=self.state, rng=self.rng)
+                images[index] = found.permute(0, 2, 3, 1)
+        labels[poison] = self.attack.relabel(labels[poison], self.classes)
+        return replace(batch, images=images, labels=labels)
+
+    def learned(self) -> dict[str, Tensor]:
+        """How many images were stamped: that the loop has run."""
+        return {STAMPED: torch.tensor(self.stamped)}
+
+
+def clean(train: ImageSet) -> Poisoned:
+    """The training set as it is, every role CLEAN."""
+    role = torch.full((len(train),), int(Role.CLEAN), dtype=torch.uint8)
+    labels = train.labels.clone()
+    return Poisoned(train.images, labels, labels.clone(), role, torch.arange(len(train)))
+
+
+def rounded(pixels: Tensor) -> Tensor:
+    """Map float [0, 1] -> the nearest uint8 level."""
+    return pixels.detach().mul(255).round_().clamp_(0, 255).to(torch.uint8)
+
+
+def in_batches(images: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
+    """Apply `change` (float [B, C, H, W] in [0, 1] to the same) to uint8 images; uint8, rounded."""
+    parts = []
+    with torch.inference_mode():
+        for part in images.split(STAMP_BATCH):
+            parts.append(rounded(change(part.float().div(255))))
+    return torch.cat(parts) if len(images) else images.clone()
+
+
+def others(count: int, rng: Generator) -> Tensor:
+    """A random partner for each of `count` samples, never itself where there are two or more."""
+    ring = torch.randperm(count, generator=rng)
+    partner = torch.empty_like(ring)
+    partner[ring] = ring.roll(1)
+    return partner

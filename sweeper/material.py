@@ -1,0 +1,290 @@
+"""What a cell is made from: its data, attack, poisoned set, victim, and a defense's case."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Generator, nn
+
+from attacks.base import Attack
+from defenses.base import Case, Defense
+from sweeper import catalog, data, metrics, models, options, seeds, training
+from sweeper.data import splits
+from sweeper.models.base import Net
+from sweeper.recipes import Recipe
+from sweeper.store import Store
+from sweeper.types import Cell, ImageSet, Poisoned, State, Triggered
+
+Log = Callable[..., None]
+"""Takes progress as keywords."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """Where and under what a cell runs; none of it changes a number."""
+
+    store: str
+    """Root of the store."""
+    sweep: str
+    """Name of the sweep rows belong to."""
+    run: str = ""
+    """Identifies this call of `sweeper run`: what failed in it is not tried again in it."""
+    data: str | None = None
+    """Folder of the data sets."""
+    cache: str | None = None
+    """Folder of decoded data sets."""
+    threads: int = 1
+    """CPU threads of the cell."""
+    device: str = "auto"
+    """auto | cpu | cuda."""
+    timeout: float | None = None
+    """Seconds after which the cell is given up."""
+
+
+class Material:
+    """The inputs of one cell, each made at its first use."""
+
+    def __init__(
+        self,
+        cell: Cell,
+        ancestors: Sequence[Cell],
+        context: Context,
+        store: Store,
+        log: Log | None = None,
+    ) -> None:
+        self.cell = cell
+        self.ancestors = {parent.key: parent for parent in ancestors}
+        self.context = context
+        self.store = store
+        self.log = log
+        self.learned: State = {}
+        """What the attack learned while this cell trained its victim."""
+        self.started = time.time()
+        wanted = context.device
+        if wanted == "auto":
+            wanted = "cuda" if torch.cuda.is_available() else "cpu"
+        self.device = torch.device(wanted)
+
+    @functools.cached_property
+    def victim(self) -> Cell:
+        """The victim's cell: this one, or the ancestor a defense or stage names."""
+        if self.cell.kind in ("train", "prepare"):
+            return self.cell
+        return self.ancestors[self.cell.params["victim"]]
+
+    @functools.cached_property
+    def dataset(self) -> data.Dataset:
+        """The data set, checked to be the one the key was made from."""
+        found = _dataset(
+            json.dumps(self.victim.local["dataset"]), self.context.data, self.context.cache
+        )
+        if found.digest != self.victim.params["data"]:
+            raise RuntimeError(
+                f"the data set {found.name} on this machine is not the one the sweep was planned "
+                "with: its content hash differs"
+            )
+        return found
+
+    @functools.cached_property
+    def attacker(self) -> ImageSet:
+        """The attacker's training split."""
+        index, _ = splits.split(self.dataset, self.victim.params["reserve"])
+        return self.dataset.train[index]
+
+    @functools.cached_property
+    def attack(self) -> Attack:
+        """The attack with its options and target."""
+        local = dict(self.victim.local["attack"])
+        name = local.pop("attack")
+        axes = {axis: self.victim.params.get(axis, 0) for axis in ("target", "poison_rate")}
+        found: Attack = catalog.make("attack", name, local, **axes)
+        return found
+
+    @functools.cached_property
+    def recipe(self) -> Recipe:
+        """The victim's recipe."""
+        return options.construct(Recipe, self.victim.params["recipe"], "recipe")
+
+    def new_model(self, rng: Generator) -> Net:
+        """A freshly initialised model of the victim's architecture."""
+        return _builder(self)(rng)
+
+    def state(self, victim: Cell) -> State:
+        """What the attack's `prepare` left for this victim."""
+        prepared: State = {}
+        if victim.params.get("state"):
+            prepared = self.store.get("prepare", victim.params["state"]).tensors["state"]
+        if self.cell.key == victim.key:
+            return {**prepared, **self.learned}
+        return {**prepared, **self.store.get("train", victim.key).tensors.get("attack", {})}
+
+    def poisoned(self) -> Poisoned:
+        """The poisoned training set; the same tensors at every call for one victim."""
+        victim = self.victim
+        rng = seeds.generator(victim.key, "poison")
+        rate = victim.params["poison_rate"]
+        return self.attack.poison(self.attacker, rate, self.state(victim), rng)
+
+    def triggered(self) -> Triggered:
+        """The triggered test set."""
+        rng = seeds.generator(self.victim.key, "trigger")
+        return self.attack.trigger_set(self.dataset.test, self.state(self.victim), rng)
+
+    def evaluate(self, model: nn.Module) -> dict[str, float | int | None]:
+        """ACC, ASR, RA and their variants on the test set."""
+        attack, test = self.attack, self.dataset.test
+        found = metrics.evaluate(
+            model,
+            attack.clean_test(test),
+            self.triggered(),
+            attack.target if attack.targeted else None,
+            self.recipe,
+            self.device,
+        )
+        rng = seeds.generator(self.victim.key, "cross")
+        crossed = attack.cross_set(test, self.state(self.victim), rng)
+        if crossed is not None:
+            predicted = metrics.predict(model, crossed.images, self.recipe, self.device)
+            found["cross_acc"] = float((predicted == crossed.labels).double().mean())
+        return found
+
+    @functools.cached_property
+    def defense(self) -> Defense:
+        """The defense with its options."""
+        local = dict(self.cell.local["defense"])
+        found: Defense = catalog.make("defense", local.pop("defense"), local)
+        return found
+
+    def model(self) -> Net:
+        """The victim's model with its trained weights."""
+        tensors = self.store.get("train", self.victim.key).tensors["model"]
+        model = self.new_model(seeds.generator(self.victim.key, "model"))
+        model.load_state_dict(dict(tensors))
+        return model.to(self.device).eval()
+
+    def case(self, sees: frozenset[str], state: State) -> Case:
+        """What a defense or stage is given: what it declares to see, and nothing else."""
+        given: dict[str, Any] = {}
+        if "model" in sees:
+            given["model"] = self.model()
+        if "clean" in sees:
+            _, held = splits.split(self.dataset, self.victim.params["reserve"])
+            seed, count = self.victim.params["seed"], self.cell.params["n_clean"]
+            given["clean"] = self.dataset.train[splits.clean_set(self.dataset, held, count, seed)]
+        if "train" in sees:
+            poisoned = self.poisoned()
+            given["train"] = ImageSet(poisoned.images, poisoned.labels, self.attacker.classes)
+        if "queries" in sees:
+            given["queries"] = _queries(self.model(), self.recipe, self.device)
+        if "oracle" in sees:
+            given["oracle"] = self.oracle
+        return Case(
+            sees=sees,
+            key=self.cell.key,
+            device=self.device,
+            recipe=self.recipe,
+            given=given,
+            build=_builder(self),
+            state=state,
+            log=self.log,
+        )
+
+    def oracle(self, model: nn.Module) -> tuple[float, float]:
+        """ACC and ASR on the test set, for what is named an oracle."""
+        found = self.evaluate(model)
+        return float(found["acc"] or 0), float(found["asr"] or 0)
+
+    def progress(self, epoch: int, epochs: int, loss: float) -> None:
+        """Pass an epoch on to the log."""
+        if self.log:
+            self.log(step=epoch, steps=epochs, loss=loss)
+
+
+class Lab:
+    """What an attack's `prepare` may use; see `attacks.base.Lab`."""
+
+    def __init__(self, work: Material) -> None:
+        self.device = work.device
+        self.classes = len(work.dataset.train.classes)
+        self._work = work
+
+    def rng(self, name: str) -> Generator:
+        """A generator of its own for each named draw."""
+        return seeds.generator(self._work.cell.key, name)
+
+    def clean_model(self) -> Net:
+        """The cleanly trained model this cell's parent left."""
+        work = self._work
+        tensors = work.store.get("train", work.cell.params["clean_model"]).tensors["model"]
+        model = self.new_model()
+        model.load_state_dict(dict(tensors))
+        return model.to(work.device).eval()
+
+    def new_model(self) -> Net:
+        """A freshly initialised model of the victim's architecture."""
+        return self._work.new_model(self.rng("model"))
+
+    def fit(
+        self,
+        model: nn.Module,
+        data: ImageSet,
+        hooks: training.Hooks | None = None,
+        **changes: Any,
+    ) -> None:
+        """Train by the sweep's recipe with `changes`.
+
+        Raises:
+            TypeError: The attack trains but does not declare that its state depends on the model.
+        """
+        work = self._work
+        if work.cell.params["recipe"] is None:
+            raise TypeError("prepare() calls lab.fit: `state_axes` must contain model")
+        recipe = dataclasses.replace(work.recipe, **changes)
+        training.fit(model, data, recipe, key=work.cell.key, device=work.device, hooks=hooks)
+
+
+def _builder(work: Material) -> Callable[[Generator], Net]:
+    """A function that builds models and holds no data."""
+    dataset, local = work.dataset, dict(work.victim.local["model"])
+    name, classes = local.pop("model"), len(dataset.train.classes)
+    channels, height, width = dataset.train.images.shape[1:]
+    mean, std = dataset.mean, dataset.std
+
+    def build(rng: Generator) -> Net:
+        shape = (channels, height, width)
+        return models.build(
+            name, local, classes=classes, shape=shape, mean=mean, std=std, generator=rng
+        )
+
+    return build
+
+
+def _queries(
+    model: Net, recipe: Recipe, device: torch.device
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The model as a black box: uint8 [B, C, H, W] -> probabilities [B, K] on the CPU."""
+
+    @torch.inference_mode()
+    def ask(images: torch.Tensor) -> torch.Tensor:
+        with training.autocast(recipe, device):
+            logits = model(images.to(device).float().div_(255))
+        probabilities: torch.Tensor = logits.float().softmax(1).cpu()
+        return probabilities
+
+    return ask
+
+
+@functools.lru_cache(maxsize=4)
+def _dataset(asked: str, root: str | None, cache: str | None) -> data.Dataset:
+    """An immutable input, kept by the process between cells."""
+    return data.open_dataset(
+        json.loads(asked), Path(root) if root else None, Path(cache) if cache else None
+    )
