@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict
-from typing import Any
 
 from rich import box
 from rich.console import Console, Group
@@ -13,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sweeper.cells import Result
+from sweeper.material import Progress
 from sweeper.run import Job
 from sweeper.types import Cell
 
@@ -29,7 +29,7 @@ class Display:
         self.console = console
         self.total = len(job.todo)
         self.ended: Counter[str] = Counter()
-        self.running: dict[str, tuple[Cell, float, str]] = {}
+        self.running: dict[str, tuple[Cell, float, Progress | None]] = {}
         self.slots = slots
         self.began = time.time()
         self.axes = ["attack", "defense", "stage"]
@@ -58,16 +58,9 @@ class Display:
     def __exit__(self, *_: object) -> None:
         self.live.stop()
 
-    def started(self, cell: Cell) -> None:
+    def started(self, cell: Cell, progress: Progress | None = None) -> None:
         """A cell starts."""
-        self.running[cell.key] = (cell, time.time(), "")
-
-    def progress(self, cell: Cell, **values: Any) -> None:
-        """A running cell says how far it is."""
-        if cell.key in self.running and "step" in values:
-            _, since, _ = self.running[cell.key]
-            of = f"/{values['steps']}" if "steps" in values else ""
-            self.running[cell.key] = (cell, since, f"step {values['step']}{of}")
+        self.running[cell.key] = (cell, time.time(), progress)
 
     def finished(self, cell: Cell, result: Result) -> None:
         """A cell ended or was blocked."""
@@ -110,8 +103,11 @@ class Display:
         """The matrix, what runs now, and when it will end."""
         now = time.time()
         lines = [
-            Text(f"  {cell.kind} {self._words(cell)}  {step}  {now - since:.0f} s", style="dim")
-            for cell, since, step in list(self.running.values())[: 2 * self.slots]
+            Text(
+                f"  {cell.kind} {self._words(cell)}  {_step(progress)}  {now - since:.0f} s",
+                style="dim",
+            )
+            for cell, since, progress in list(self.running.values())[: 2 * self.slots]
         ]
         for line in lines:
             line.truncate(self.console.width, overflow="ellipsis")
@@ -191,3 +187,11 @@ class Display:
 
 def _place(cell: Cell) -> tuple[str, str]:
     return str(cell.axes["attack"]), str(cell.axes["defense"])
+
+
+def _step(progress: Progress | None) -> str:
+    """How far a running cell is, where it says."""
+    values = progress.values if progress else {}
+    if "step" not in values:
+        return ""
+    return f"step {values['step']}" + (f"/{values['steps']}" if "steps" in values else "")

@@ -27,6 +27,20 @@ Log = Callable[..., None]
 """Takes progress as keywords."""
 
 
+class Progress:
+    """A log that keeps the latest values and leads nowhere: a defense can reach what it is given.
+
+    Who shows progress holds this and looks; it does not hold them, nor the cell.
+    """
+
+    def __init__(self) -> None:
+        self.values: dict[str, Any] = {}
+
+    def __call__(self, **values: Any) -> None:
+        """Note how far the cell is: step, steps, loss."""
+        self.values = values
+
+
 @dataclass(frozen=True)
 class Context:
     """Where and under what a cell runs; none of it changes a number."""

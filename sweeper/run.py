@@ -19,7 +19,7 @@ import yaml
 from sweeper import cells, matrix, rows
 from sweeper.cells import Result
 from sweeper.errors import SweepError
-from sweeper.material import Context
+from sweeper.material import Context, Progress
 from sweeper.spec import Sweep
 from sweeper.store import DamagedError, Store
 from sweeper.types import Cell, Facts
@@ -29,11 +29,8 @@ from sweeper.walk import Walk
 class Watcher(Protocol):
     """Who looks on while a sweep runs."""
 
-    def started(self, cell: Cell) -> None:
-        """A cell starts."""
-
-    def progress(self, cell: Cell, **values: Any) -> None:
-        """A running cell says how far it is."""
+    def started(self, cell: Cell, progress: Progress | None = None) -> None:
+        """A cell starts; `progress` fills as it goes, where it runs in this process."""
 
     def finished(self, cell: Cell, result: Result) -> None:
         """A cell ended, or was blocked."""
@@ -220,13 +217,10 @@ def inline(job: Job, walk: Walk, ending: Ending, watcher: Watcher) -> None:
     with _gentle_interrupt() as stopped:
         while not stopped() and (item := walk.next()):
             cell, last = item
-            watcher.started(cell)
-
-            def log(cell: Cell = cell, **values: Any) -> None:
-                watcher.progress(cell, **values)
-
+            progress = Progress()
+            watcher.started(cell, progress)
             above = walk.ancestors(cell.key)
-            result = cells.run(cell, above, job.context, log, last_try=last)
+            result = cells.run(cell, above, job.context, progress, last_try=last)
             ending(cell.key, result)
 
 

@@ -32,10 +32,7 @@ class Silent:
     def __init__(self) -> None:
         self.cells: list[tuple[str, str]] = []
 
-    def started(self, cell: Any) -> None:
-        pass
-
-    def progress(self, cell: Any, **values: Any) -> None:
+    def started(self, cell: Any, progress: Any = None) -> None:
         pass
 
     def finished(self, cell: Any, result: Any) -> None:

@@ -135,40 +135,55 @@ def test_a_pruned_model_is_the_masked_model_with_masks_of_zero_and_one(threshold
     assert torch.allclose(logits(model, pixels()), masked, atol=1e-5)
 
 
-def reference_masks(
-    own: Case, clean: ImageSet, *, steps: int, batch: int, lr: float, weight: float
-) -> list[Tensor]:
-    """Plain mask training by the formula gamma * m, without the swapped layers."""
+def reference_masks(own: Case, clean: ImageSet, anp: ANP) -> list[Tensor]:
+    """Stage A by its formulas, without the swapped layers: the masks after each step."""
     model = own.model.train()
     names = [name for name, _ in layers(model)]
     gammas = [model.get_parameter(f"{name}.weight").detach() for name in names]
-    masks = [torch.ones_like(gamma) for gamma in gammas]
-    speeds = [torch.zeros_like(gamma) for gamma in gammas]
-    recipe = replace(own.recipe, batch=batch)
-    found = []
-    for x, y in training.draws(clean, recipe, steps, own.rng("batches"), own.device):
-        leaves = [mask.clone().requires_grad_() for mask in masks]
-        changed = {
-            f"{name}.weight": gamma * leaf
-            for name, gamma, leaf in zip(names, gammas, leaves, strict=True)
-        }
-        out = torch.func.functional_call(model, changed, (x,))
-        gradients = torch.autograd.grad(weight * functional.cross_entropy(out, y), leaves)
-        for mask, speed, gradient in zip(masks, speeds, gradients, strict=True):
-            speed.mul_(0.9).add_(gradient)
-            mask.sub_(lr * speed).clamp_(0, 1)
-        found.append(torch.cat(masks))
+    betas = [model.get_parameter(f"{name}.bias").detach() for name in names]
+    sizes = [len(gamma) for gamma in gammas]
+    masks, speeds = torch.ones(sum(sizes)), torch.zeros(sum(sizes))
+    rng, found = own.rng("perturbation"), []
+
+    def loss(m: Tensor, d: Tensor, x: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+        parts = zip(
+            names, gammas, betas, m.split(sizes), d.split(sizes), x.split(sizes), strict=True
+        )
+        changed = {}
+        for name, gamma, beta, mask, weight, bias in parts:
+            changed[f"{name}.weight"] = gamma * (mask + weight)
+            changed[f"{name}.bias"] = beta * (1 + bias)
+        out = torch.func.functional_call(model, changed, (images,))
+        return functional.cross_entropy(out, labels)
+
+    recipe = replace(own.recipe, batch=anp.batch)
+    for batch in training.draws(clean, recipe, anp.steps, own.rng("batches"), own.device):
+        zero, leaf = torch.zeros_like(masks), masks.clone().requires_grad_()
+        total = anp.alpha * loss(leaf, zero, zero, *batch)
+        if anp.eps:
+            shifts = [
+                (anp.eps * (torch.rand(len(masks), generator=rng) * 2 - 1)).requires_grad_()
+                for _ in range(2)
+            ]
+            ascent = torch.autograd.grad(loss(masks, *shifts, *batch), shifts)
+            moved = [s.detach() + anp.eps * g.sign() for s, g in zip(shifts, ascent, strict=True)]
+            total = total + (1 - anp.alpha) * loss(leaf, *moved, *batch)
+        (gradient,) = torch.autograd.grad(total, [leaf])
+        speeds = 0.9 * speeds + gradient
+        masks = (masks - anp.lr * speeds).clamp(0, 1)
+        found.append(masks)
     return found
 
 
-def test_without_perturbation_it_is_plain_mask_training_step_by_step() -> None:
+@pytest.mark.parametrize("eps", [0.0, 0.4])
+def test_the_masks_follow_the_formulas_step_by_step(eps: float) -> None:
+    """At eps 0 this is plain mask training with the loss alpha * CE."""
     SEEN.clear()
-    own = case()
-    last = Watched(eps=0.0, alpha=0.2, steps=12, batch=32).learn(own, own.clean)
+    own, anp = case(), Watched(eps=eps, steps=8, batch=32)
+    last = anp.learn(own, own.clean)
     steps = [seen[0] for seen in SEEN[1:]] + [last]
-    expected = reference_masks(own, own.clean, steps=12, batch=32, lr=0.2, weight=0.2)
-    for found, wanted in zip(steps, expected, strict=True):
-        assert torch.allclose(found, wanted, atol=1e-5)
+    for found, wanted in zip(steps, reference_masks(own, own.clean, anp), strict=True):
+        assert torch.allclose(found, wanted, atol=1e-4)
     assert float((steps[-1] - 1).abs().max()) > 1e-3, "the masks moved"
 
 
@@ -356,15 +371,16 @@ def data_folder() -> Path | None:
     return found if (found / "cifar10" / "train.parquet").is_file() else None
 
 
-def trained(data: Dataset, recipe: recipes.Recipe, seed: int) -> Net:
+def trained(
+    data: Dataset, net: tuple[str, dict[str, Any]], recipe: recipes.Recipe, seed: int
+) -> Net:
     """A BadNets victim (grid, 10 %, target 0) of the attacker's split."""
     held, _ = splits.split(data, 0.1)
     train = data.train[held]
     poisoned = BadNets().poison(train, 0.1, {}, seeds.generator("acceptance", seed))
     shape = tuple(train.images.shape[1:])
     model = models.build(
-        "tiny",
-        {},
+        *net,
         classes=len(train.classes),
         shape=shape,
         mean=data.mean,
@@ -396,18 +412,20 @@ def random_pruning(model: Net, repaired: nn.Module, seed: int) -> Net:
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
 def test_acceptance_on_small_data() -> None:
-    """Section 9 of the method's specification: ASR falls, ACC stays, random pruning does neither.
+    """Section 9 of the method's specification, calibrated for a narrow ResNet-18 on CIFAR-10.
 
-    On 10,000 CIFAR-10 images where the data are at hand, else on digits; always with `tiny`, which
-    stands in for the specification's narrow ResNet-18 so that a processor is enough.
+    Without those data digits show the direction alone: the same number of neurons pruned at random
+    leaves more of the trigger and less of the accuracy.
     """
     root = data_folder()
     if root:
         data = open_dataset({"dataset": "cifar10", "train_size": 11_000, "test_size": 2000}, root)
-        recipe, clean = recipes.resolve({}, "cifar10", "tiny"), 500
+        net, anp, clean = ("resnet18", {"width": 16}), ANP(steps=1000), 500
+        recipe = recipes.resolve({"epochs": 20}, "cifar10", "resnet18")
     else:
         data = open_dataset({"dataset": "digits"})
-        recipe, clean = recipes.resolve({}, "digits", "tiny"), 140
+        net, anp, clean = ("tiny", {}), ANP(steps=600, threshold=0.4), 140
+        recipe = recipes.resolve({}, "digits", "tiny")
     test = data.test
     hit = BadNets().trigger_set(test, {}, seeds.generator("trigger"))
     measured: list[dict[str, tuple[float, float]]] = []
@@ -417,8 +435,9 @@ def test_acceptance_on_small_data() -> None:
         return float(found["acc"] or 0), float(found["asr"] or 0)
 
     for seed in range(3):
-        victim = trained(data, recipe, seed)
+        victim = trained(data, net, recipe, seed)
         before = measure(victim)
+        print(json.dumps({"seed": seed, "before": before}))  # noqa: T201
         if before[0] < 0.7 or before[1] < 0.95:
             continue  # the specification counts only victims that learned both
         _, held = splits.split(data, 0.1)
@@ -430,7 +449,7 @@ def test_acceptance_on_small_data() -> None:
             given={"model": victim, "clean": data.train[splits.clean_set(data, held, clean, seed)]},
             build=functools.partial(copy.deepcopy, victim),
         )
-        outcome: Outcome = ANP(steps=600).defend(own)
+        outcome: Outcome = anp.defend(own)
         assert outcome.model is not None
         control = random_pruning(own.model, outcome.model, seed)
         found = {"before": before, "after": measure(outcome.model), "random": measure(control)}
@@ -438,7 +457,10 @@ def test_acceptance_on_small_data() -> None:
         notes = {key: outcome.notes[key] for key in ("threshold", "pruned", "histogram")}
         print(json.dumps({"seed": seed, **found, **notes}))  # noqa: T201
     assert len(measured) >= 2, "most victims must have learned task and trigger"
-    falls = [m["before"][0] - m["after"][0] for m in measured]
-    assert median(m["after"][1] for m in measured) <= 0.20
-    assert median(falls) <= 0.06
-    assert median(m["random"][1] for m in measured) > 0.80
+    for one in measured:
+        (acc, asr), (random_acc, random_asr) = one["after"], one["random"]
+        assert acc > random_acc and asr < random_asr
+    if root:
+        assert median(m["after"][1] for m in measured) <= 0.20
+        assert median(m["before"][0] - m["after"][0] for m in measured) <= 0.06
+        assert median(m["random"][1] for m in measured) > 0.80

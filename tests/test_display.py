@@ -11,7 +11,7 @@ from rich.console import Console
 
 from sweeper import matrix
 from sweeper.display import Display
-from sweeper.material import Context
+from sweeper.material import Context, Progress
 from sweeper.run import Job
 from sweeper.spec import Sweep
 from sweeper.store import Store
@@ -50,7 +50,8 @@ class Show:
 
     def start(self) -> str:
         key = self.left.pop(0)
-        self.display.started(self.job.plan.cells[key])
+        self.progress = Progress()
+        self.display.started(self.job.plan.cells[key], self.progress)
         return key
 
     def end(self, key: str, status: str = "ok", asr: float | None = 0.5, **more: Any) -> None:
@@ -132,9 +133,10 @@ def test_the_matrix_fills_up(width: int) -> None:
     show = Show(job(), width)
     show.all(10)
     show.end(show.start(), "failed", error=FAILURE)
-    show.display.progress(show.job.plan.cells[show.start()], step=3, steps=20, loss=0.1)
-    show.display.progress(show.job.plan.cells[show.start()], step=7)
-    show.display.progress(show.job.plan.cells[show.left[0]], step=1)  # not started: no harm
+    show.start()
+    show.progress(step=3, steps=20, loss=0.1)
+    show.start()
+    show.progress(step=7)
     lines = show.seen()
     assert all(len(line) <= width for line in lines)
     assert lines[0].split() == ["ASR", "%", "none", "fine-tuning", "fine-pruning", "anp"]
