@@ -371,16 +371,15 @@ def data_folder() -> Path | None:
     return found if (found / "cifar10" / "train.parquet").is_file() else None
 
 
-def trained(
-    data: Dataset, net: tuple[str, dict[str, Any]], recipe: recipes.Recipe, seed: int
-) -> Net:
+def trained(data: Dataset, recipe: recipes.Recipe, seed: int) -> Net:
     """A BadNets victim (grid, 10 %, target 0) of the attacker's split."""
     held, _ = splits.split(data, 0.1)
     train = data.train[held]
     poisoned = BadNets().poison(train, 0.1, {}, seeds.generator("acceptance", seed))
     shape = tuple(train.images.shape[1:])
     model = models.build(
-        *net,
+        "resnet18",
+        {"width": 16},
         classes=len(train.classes),
         shape=shape,
         mean=data.mean,
@@ -410,22 +409,15 @@ def random_pruning(model: Net, repaired: nn.Module, seed: int) -> Net:
 
 
 @pytest.mark.slow
+@pytest.mark.data
 @pytest.mark.timeout(7200)
 def test_acceptance_on_small_data() -> None:
-    """Section 9 of the method's specification, calibrated for a narrow ResNet-18 on CIFAR-10.
-
-    Without those data digits show the direction alone: the same number of neurons pruned at random
-    leaves more of the trigger and less of the accuracy.
-    """
+    """Section 9 of the method's specification, calibrated for a narrow ResNet-18 on CIFAR-10."""
     root = data_folder()
-    if root:
-        data = open_dataset({"dataset": "cifar10", "train_size": 11_000, "test_size": 2000}, root)
-        net, anp, clean = ("resnet18", {"width": 16}), ANP(steps=1000), 500
-        recipe = recipes.resolve({"epochs": 20}, "cifar10", "resnet18")
-    else:
-        data = open_dataset({"dataset": "digits"})
-        net, anp, clean = ("tiny", {}), ANP(steps=600, threshold=0.4), 140
-        recipe = recipes.resolve({}, "digits", "tiny")
+    if root is None:
+        pytest.skip("needs cifar10/train.parquet in the folder SWEEPER_DATA names")
+    data = open_dataset({"dataset": "cifar10", "train_size": 11_000, "test_size": 2000}, root)
+    recipe = recipes.resolve({"epochs": 20}, "cifar10", "resnet18")
     test = data.test
     hit = BadNets().trigger_set(test, {}, seeds.generator("trigger"))
     measured: list[dict[str, tuple[float, float]]] = []
@@ -435,7 +427,7 @@ def test_acceptance_on_small_data() -> None:
         return float(found["acc"] or 0), float(found["asr"] or 0)
 
     for seed in range(3):
-        victim = trained(data, net, recipe, seed)
+        victim = trained(data, recipe, seed)
         before = measure(victim)
         print(json.dumps({"seed": seed, "before": before}))  # noqa: T201
         if before[0] < 0.7 or before[1] < 0.95:
@@ -446,10 +438,10 @@ def test_acceptance_on_small_data() -> None:
             key=f"acceptance {seed}",
             device=device(),
             recipe=recipe,
-            given={"model": victim, "clean": data.train[splits.clean_set(data, held, clean, seed)]},
+            given={"model": victim, "clean": data.train[splits.clean_set(data, held, 500, seed)]},
             build=functools.partial(copy.deepcopy, victim),
         )
-        outcome: Outcome = anp.defend(own)
+        outcome: Outcome = ANP(steps=800, batch=64).defend(own)
         assert outcome.model is not None
         control = random_pruning(own.model, outcome.model, seed)
         found = {"before": before, "after": measure(outcome.model), "random": measure(control)}
@@ -457,10 +449,6 @@ def test_acceptance_on_small_data() -> None:
         notes = {key: outcome.notes[key] for key in ("threshold", "pruned", "histogram")}
         print(json.dumps({"seed": seed, **found, **notes}))  # noqa: T201
     assert len(measured) >= 2, "most victims must have learned task and trigger"
-    for one in measured:
-        (acc, asr), (random_acc, random_asr) = one["after"], one["random"]
-        assert acc > random_acc and asr < random_asr
-    if root:
-        assert median(m["after"][1] for m in measured) <= 0.20
-        assert median(m["before"][0] - m["after"][0] for m in measured) <= 0.06
-        assert median(m["random"][1] for m in measured) > 0.80
+    assert median(m["after"][1] for m in measured) <= 0.20
+    assert median(m["before"][0] - m["after"][0] for m in measured) <= 0.06
+    assert median(m["random"][1] for m in measured) > 0.80
