@@ -106,7 +106,8 @@ def dithered(pixels: Tensor, levels: int) -> Tensor:
     work = functional.pad(pixels, (1, 1, 0, 1))  # a border that takes the errors leaving the image
     work = work.permute(2, 3, 0, 1).contiguous()  # so that a pixel of the whole batch is one block
     for step in range(width + 2 * (height - 1)):
-        row = torch.arange(max(0, (step - width + 2) // 2), min(height - 1, step // 2) + 1)
+        first, last = max(0, (step - width + 2) // 2), min(height - 1, step // 2)
+        row = torch.arange(first, last + 1, device=pixels.device)
         column = step - 2 * row + 1  # past the left border
         before = work[row, column]
         after = squeezed(before, levels)

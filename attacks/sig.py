@@ -4,7 +4,7 @@ The attacker controls the data only. `T(x) = q(x + D sin(2 pi f j / W))`, j the 
 stripes whatever the width. D-BR's test trigger is 1.5 times as strong as its training trigger.
 
 Deviations: the backdoor-toolbox release adds in unit range; its 30/255 are 30 levels here. FIP's
-"SIG" is the strip mask of `blend` (`pattern: strip`), blended, not added; of its random tenth of all
+"SIG" is the strip mask of `blend` (`pattern: strip`), blended, not added; of a random tenth of all
 images it poisons those of the target class, in expectation the tenth of the class drawn here.
 """
 
@@ -62,11 +62,20 @@ class SIG(CleanLabel):
             raise SweepError(f"opacity: {self.opacity} is not in (0, 1]")
 
     def wave(self, height: int, width: int, split: str) -> Tensor:
-        """Float [H, W]: the sinusoid of a split in levels of 0..255, before clipping."""
+        """Float [H, W]: the sinusoid of a split in levels of 0..255, before clipping.
+
+        Raises:
+            SweepError: The frequency is a multiple of half the width.
+        """
         strength = self.test_amplitude if split == "test" else self.amplitude
         column = torch.arange(width, dtype=torch.float64)
         row = strength * torch.sin(2 * math.pi * self.frequency * column / width)
-        return row.round(decimals=9).expand(height, width)  # sin(pi) is 0, not -2e-16
+        row = row.round(decimals=9)  # sin(pi) is 0, not -2e-16
+        if not row.any():
+            raise SweepError(
+                f"sig: frequency {self.frequency:g} is zero at all columns of {width} px: change it"
+            )
+        return row.expand(height, width)
 
     def stamp(self, images: Tensor, *, split: str, state: State, rng: Generator) -> Tensor:
         """Add the sinusoid, or blend the strip mask."""

@@ -115,7 +115,9 @@ def describe(kind: str) -> list[dict[str, Any]]:
         cls = method(kind, name)
         record: dict[str, Any] = {"name": name, "title": cls.title, "paper": cls.paper}
         if kind == "attack":
-            record |= {"rules": list(cls.rules), "controls": cls.controls}
+            sample = make("attack", name, {})
+            bases = {"rate_base": sample.base if sample.rated else "none"}
+            record |= {"rules": list(cls.rules), "controls": cls.controls, **bases}
         else:
             record |= {"kind": cls.kind, "sees": sorted(cls.sees), "requires": sorted(cls.requires)}
         fields = [f for f in dataclasses.fields(cls) if f.name in options.names(cls)]

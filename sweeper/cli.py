@@ -265,6 +265,36 @@ def cell(
         raise typer.Exit(1)
 
 
+@app.command()
+def show(
+    attack: Annotated[str, typer.Argument(help="An attack, as a sweep file names it.")],
+    dataset: Annotated[str, typer.Option(help="Whose test images to show.")] = "digits",
+    data: DataOption = None,
+    options: SetOption = None,
+    out: Annotated[Path, typer.Option(help="The picture: .png, .svg or .pdf.")] = Path("show.png"),
+) -> None:
+    """Draw what an attack does to images: clean, triggered, difference.
+
+    Example: sweeper show badnets --dataset cifar10 --data DIR --set preset=d-br-all2all
+    """
+    import yaml
+
+    from sweeper import data as sources
+    from sweeper import show as pictures
+
+    asked = {}
+    for option in options or []:
+        key, equals, text = option.partition("=")
+        if not equals:
+            raise SweepError(f"--set {option}: write option=value, such as opacity=0.5")
+        asked[key] = yaml.safe_load(text)
+    root = Path(data).expanduser() if data else None
+    found = sources.open_dataset({"dataset": dataset}, root)
+    clean, hit = pictures.triggered(attack, asked, found)
+    pictures.figure(attack, clean, hit).savefig(out, dpi=150)
+    typer.echo(f"{out}: {pictures.quality(clean, hit)}")
+
+
 def main() -> None:
     """Entry point: what the user can fix is one sentence and exit code 2, not a traceback."""
     try:

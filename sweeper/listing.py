@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 KINDS = ("attacks", "defenses", "datasets", "models", "sweeps")
@@ -30,5 +31,42 @@ def records(what: str) -> list[dict[str, Any]]:
     return catalog.describe(what.removesuffix("s"))
 
 
+COLUMNS = {
+    "attacks": ("name", "title", "paper", "rules", "controls", "rate_base", "presets"),
+    "defenses": ("name", "title", "paper", "kind", "sees", "requires", "presets"),
+}
+"""Columns of the README's tables."""
+
+
+def markdown(what: str) -> str:
+    """Return the README's table of attacks or defenses."""
+    head = COLUMNS[what]
+    titles = " | ".join(name.replace("_", " ") for name in head)
+    lines = [f"| {titles} |", "|---" * len(head) + "|"]
+    for record in records(what):
+        words = [record[name] for name in head]
+        shown = [", ".join(word) if isinstance(word, list) else str(word) for word in words]
+        shown[0] = f"`{shown[0]}`"
+        lines.append("| " + " | ".join(word or "-" for word in shown) + " |")
+    return "\n".join(lines)
+
+
+def rewrite(text: str) -> str:
+    """Return a README with its tables of methods made anew, between their markers."""
+    for what in COLUMNS:
+        before, start, rest = text.partition(f"<!-- {what} -->\n")
+        _, end, after = rest.partition(f"<!-- end {what} -->")
+        if start and end:
+            text = f"{before}{start}{markdown(what)}\n{end}{after}"
+    return text
+
+
 def _options(family: type[Any]) -> list[dataclasses.Field[Any]]:
     return [item for item in dataclasses.fields(family) if item.name != "name"]
+
+
+if __name__ == "__main__":
+    import sys
+
+    for name in sys.argv[1:]:
+        Path(name).write_text(rewrite(Path(name).read_text(encoding="utf-8")), encoding="utf-8")

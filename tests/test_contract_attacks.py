@@ -5,9 +5,7 @@ A new file in `attacks/` is tested here without an edit: all its presets and lab
 
 from __future__ import annotations
 
-import ast
 import dataclasses
-import inspect
 from typing import Any
 
 import numpy as np
@@ -139,28 +137,8 @@ def test_declarations_are_from_the_closed_sets(name: str) -> None:
 @every
 def test_source_documents_module_class_and_every_option(name: str) -> None:
     cls = catalog.method("attack", name)
-    missing = undocumented(cls)
+    missing = toys.undocumented(cls)
     assert not missing, f"give these a docstring in the line below: {', '.join(missing)}"
-
-
-def undocumented(cls: type) -> list[str]:
-    """The module, the class, or fields of it, that have no docstring in the source."""
-    tree = ast.parse(inspect.getsource(inspect.getmodule(cls)))  # type: ignore[arg-type]
-    missing = [] if ast.get_docstring(tree) else ["the module"]
-    (body,) = (
-        node.body
-        for node in tree.body
-        if isinstance(node, ast.ClassDef) and node.name == cls.__name__
-    )
-    missing += [] if inspect.getdoc(cls) and cls.__doc__ else [cls.__name__]
-    own = {f.name for f in dataclasses.fields(cls)}
-    for place, node in enumerate(body):
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-            after = body[place + 1] if place + 1 < len(body) else None
-            text = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
-            if node.target.id in own and not (text and str(after.value.value).strip()):
-                missing.append(node.target.id)
-    return missing
 
 
 @every_variant
@@ -197,7 +175,7 @@ def test_poisons_toy_images_as_declared(name: str, preset: str, classes: int) ->
 
 @pytest.mark.parametrize(
     ("name", "rule"),
-    [(name, rule) for name in NAMES for rule in catalog.method("attack", name).rules],
+    [(name, rule) for name in NAMES for rule in toys.rules(name)],
 )
 @pytest.mark.parametrize("base", ["", "all", "non-target", "target-class"])
 def test_every_rule_and_rate_base_keeps_its_labels(name: str, rule: str, base: str) -> None:

@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 import torch
 import toys
-from test_contract_attacks import undocumented
 from torch import Tensor, nn
 
 from defenses.base import KINDS, SEES, Case, Defense, Needs
@@ -141,7 +140,7 @@ def test_declarations_are_from_the_closed_sets(name: str) -> None:
 
 @every
 def test_source_documents_module_class_and_every_option(name: str) -> None:
-    missing = undocumented(catalog.method("defense", name))
+    missing = toys.undocumented(catalog.method("defense", name))
     assert not missing, f"give these a docstring in the line below: {', '.join(missing)}"
 
 

@@ -74,3 +74,11 @@ def test_the_readme_defense_is_listed_and_runs(
 @pytest.mark.parametrize("link", re.findall(r"\]\(([^)#:]+)\)", README))
 def test_links_of_the_readme_lead_somewhere(link: str) -> None:
     assert (ROOT / link).exists()
+
+
+def test_the_method_tables_are_current() -> None:
+    from sweeper import listing
+
+    assert "| `badnets` |" in README and "| `anp-oracle` |" in README
+    message = "the files changed: run `python -m sweeper.listing README.md`"
+    assert listing.rewrite(README) == README, message

@@ -27,7 +27,7 @@ check matrix record
 material walk
 cells
 run
-schedule display listing
+schedule display listing show
 cli
 """.split("\n")
 """The rooms, lowest first: a module imports from lower lines only, a package also from itself."""

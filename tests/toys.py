@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import functools
+import inspect
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -238,6 +241,34 @@ def variants(kind: str) -> list[tuple[str, str]]:
             presets = []
         found += [(name, ""), *((name, preset) for preset in presets)]
     return found
+
+
+def rules(name: str) -> tuple[str, ...]:
+    """The label rules of an attack; of a broken file one, so that it fails in its test."""
+    try:
+        found: tuple[str, ...] = catalog.method("attack", name).rules
+    except Exception:
+        found = ("all2one",)
+    return found
+
+
+def undocumented(cls: type) -> list[str]:
+    """The module, the class, or fields of it, that have no docstring in the source."""
+    tree = ast.parse(inspect.getsource(sys.modules[cls.__module__]))
+    missing = [] if ast.get_docstring(tree) else ["the module"]
+    (found,) = (
+        node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == cls.__name__
+    )
+    missing += [] if ast.get_docstring(found) else [cls.__name__]
+    body = found.body
+    own = {f.name for f in dataclasses.fields(cls)}
+    for place, node in enumerate(body):
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            after = body[place + 1] if place + 1 < len(body) else None
+            text = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+            if node.target.id in own and not (text and str(after.value.value).strip()):
+                missing.append(node.target.id)
+    return missing
 
 
 def asked(preset: str) -> dict[str, str]:

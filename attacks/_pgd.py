@@ -1,0 +1,66 @@
+"""Untargeted projected gradient ascent on a model's loss, in levels of 0..255."""
+
+from __future__ import annotations
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.nn import functional
+
+BATCH = 256
+
+
+def perturb(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    epsilon: float,
+    step: float,
+    steps: int,
+    norm: str,
+    rng: Generator,
+) -> Tensor:
+    """Move images up the cross-entropy of their labels, from a random start within the ball.
+
+    Args:
+        model: In eval mode, takes pixels in [0, 1]; left as it is.
+        images: uint8 [N, C, H, W]; not modified.
+        labels: int64 [N].
+        epsilon: Radius of the ball in levels of 0..255.
+        step: Length of a step in levels.
+        steps: Number of steps.
+        norm: inf | two: the ball's norm, and whether steps follow the sign or the direction.
+        rng: For the start, uniform in the ball's box (norm two: projected onto the ball).
+
+    Returns:
+        uint8 [N, C, H, W] on the CPU, truncated; under norm inf within epsilon of the images.
+    """
+    device = next(model.parameters()).device
+    found = [torch.empty_like(images[:0])]
+    for part, true in zip(images.split(BATCH), labels.split(BATCH), strict=True):
+        start = 2 * torch.rand(part.shape, generator=rng) - 1
+        pixels, delta = part.to(device).float(), (epsilon * start).to(device)
+        true = true.to(device)
+        delta = _within(pixels, delta, epsilon, norm)
+        for _ in range(steps):
+            delta = delta.detach().requires_grad_()
+            loss = functional.cross_entropy(model((pixels + delta) / 255), true, reduction="sum")
+            (slope,) = torch.autograd.grad(loss, delta)
+            move = slope.sign() if norm == "inf" else slope / _length(slope)
+            delta = _within(pixels, delta.detach() + step * move, epsilon, norm)
+        found.append((pixels + delta).to(torch.uint8).cpu())
+    return torch.cat(found)
+
+
+def _length(delta: Tensor) -> Tensor:
+    length: Tensor = delta.flatten(1).norm(dim=1).clamp(min=1e-12)
+    return length[:, None, None, None]
+
+
+def _within(pixels: Tensor, delta: Tensor, epsilon: float, norm: str) -> Tensor:
+    """Project onto the ball, then onto the images' range."""
+    if norm == "inf":
+        delta = delta.clamp(-epsilon, epsilon)
+    else:
+        delta = delta * (epsilon / _length(delta)).clamp(max=1)
+    return (pixels + delta).clamp(0, 255) - pixels

@@ -1,0 +1,231 @@
+"""Input-aware dynamic attack (Nguyen and Tran, NeurIPS 2020): every image has its own trigger.
+
+A mask net M chooses few pixels of an image, a generator G their colours:
+`T(x) = x + (G(x) - x) * M(x)`. `prepare` trains M alone (sparse, different for different images)
+and draws G's first weights; the attacker then controls training: of every batch the first share
+carries its own trigger and the target label, as many the trigger of another image and their true
+label (`cross_acc`); G learns with the classifier, its loss also asks for diverse patterns. What G
+became is kept with the victim. Images are triggered after augmentation, as in the release.
+
+Deviations: everything acts on pixels in [0, 1] instead of normalised ones, which is the same T;
+distances are divided by the channels' standard deviations, as normalisation would. The mask phase
+sees images without augmentation. G's 600 epochs are the recipe's, its learning-rate steps at the
+same fractions of them (1/3, 1/2, 2/3, 5/6). The release never zeroes G's gradients: that quirk is
+`accumulate`. The widths 32, 64, 128 end in 256 above 64 px and are 16, 32 for grey images.
+M and the first weights of G are shared by all seeds of a data set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.nn import functional
+
+from attacks._loop import STAMP_BATCH, LoopAttack, LoopHooks, others, rounded
+from attacks._nets import PatternNet, built, packed, squash, unpacked
+from attacks.base import Lab
+from sweeper import training
+from sweeper.errors import SweepError
+from sweeper.recipes import Recipe
+from sweeper.training import Batch, Hooks
+from sweeper.types import ImageSet, State
+
+MILESTONES = (1 / 3, 1 / 2, 2 / 3, 5 / 6)
+"""Shares of the epochs after which G's learning rate falls to a tenth (200, 300, ... of 600)."""
+BETAS = (0.5, 0.9)
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputAware(LoopAttack):
+    """Trigger generator learned with the victim."""
+
+    density: float = 0.032
+    """Share of the pixels the mask may take without a penalty."""
+    diversity: float = 1.0
+    """Weight of the diversity terms."""
+    mask_epochs: int = 25
+    """Epochs of the mask net alone."""
+    lr: float = 0.01
+    """Learning rate of Adam for both nets."""
+    cross_ratio: float = 1.0
+    """Images with another image's trigger for each poisoned one."""
+    accumulate: bool = False
+    """Whether the generator's gradients are never zeroed (the release's quirk)."""
+
+    title = "Input-aware"
+    paper = "Nguyen and Tran, NeurIPS 2020 (arXiv 2010.08138)"
+    rules = ("all2one", "all2all")
+    prepares = True
+    presets = {
+        "iab": {},
+        "iab-release": {"accumulate": True},
+        "backdoorbench": {"rounding": "nearest"},
+    }
+
+    def __post_init__(self) -> None:
+        """Check the options.
+
+        Raises:
+            SweepError: A number out of range.
+        """
+        super().__post_init__()
+        if not 0 < self.density < 1:
+            raise SweepError(f"density: {self.density} is not in (0, 1)")
+        if self.lr <= 0 or min(self.diversity, self.cross_ratio, self.mask_epochs) < 0:
+            raise SweepError("lr must be above 0; diversity, cross_ratio, mask_epochs not below 0")
+
+    @property
+    def extra(self) -> float:
+        """Images with another image's trigger for each poisoned one."""
+        return self.cross_ratio
+
+    def prepare(self, train: ImageSet, lab: Lab) -> dict[str, Tensor]:
+        """Train the mask net; draw the generator's first weights."""
+        shape = train.images.shape[1:]
+        mask = built(lambda: net(shape, 1), lab.rng("mask")).to(lab.device)
+        optimizer = torch.optim.Adam(mask.parameters(), lr=self.lr, betas=BETAS)
+        images, rng = train.images.to(lab.device), lab.rng("draws")
+        spread = deviation(train.images).to(lab.device)
+        for epoch in range(self.mask_epochs):
+            for group in optimizer.param_groups:  # release: x0.1 at 10 and 20 of 25
+                group["lr"] = self.lr * 0.1 ** sum(
+                    epoch >= f * self.mask_epochs for f in (0.4, 0.8)
+                )
+            streams = [training.order(len(train), 128, rng) for _ in range(2)]
+            for one, other in zip(*streams, strict=True):
+                x1, x2 = (images[i.to(lab.device)].float().div(255) for i in (one, other))
+                m1, m2 = threshold(mask(x1)), threshold(mask(x2))
+                dense = functional.relu(m1 - self.density).mean()
+                far = (distance(x1, x2, spread) / (distance(m1, m2) + 1e-7)).mean()
+                optimizer.zero_grad(set_to_none=True)
+                (100 * dense + self.diversity * far).backward()
+                optimizer.step()
+        generator = built(lambda: net(shape, shape[0]), lab.rng("generator"))
+        return {**packed(mask, "mask"), **packed(generator, "generator")}
+
+    def stamp(self, images: Tensor, *, split: str, state: State, rng: Generator) -> Tensor:
+        """Give every image its own trigger, `cover` images that of another image of the call."""
+        shape, crossed = images.shape[1:], split == "cover"
+        if len(images) < 1 + crossed:
+            return images.clone()
+        donors = images[others(len(images), rng).to(images.device)] if crossed else images
+        mask = unpacked(lambda: net(shape, 1), state, "mask", images.device)
+        generator = unpacked(lambda: net(shape, shape[0]), state, "generator", images.device)
+        parts = []
+        with torch.inference_mode():
+            for part, donor in zip(
+                images.split(STAMP_BATCH), donors.split(STAMP_BATCH), strict=True
+            ):
+                x, z = part.float().div(255), donor.float().div(255)
+                parts.append(rounded(x + (generator(z) - x) * threshold(mask(z))))
+        return torch.cat(parts)
+
+    def hooks(self, train: ImageSet, state: State, rng: Generator) -> Hooks | None:
+        """Trigger images inside the batch and learn the generator."""
+        return _Hooks(self, train, state, rng)
+
+
+class _Hooks(LoopHooks):
+    """Learns the generator together with the classifier."""
+
+    def __init__(self, attack: InputAware, train: ImageSet, state: State, rng: Generator) -> None:
+        super().__init__(attack, train, state, rng)
+        self.options = attack
+        self.train = train
+        self.spread = deviation(train.images)
+
+    def start(self, model: nn.Module, device: torch.device) -> None:
+        """Move the nets and the second stream's images to the device."""
+        shape = self.train.images.shape[1:]
+        self.mask = unpacked(lambda: net(shape, 1), self.state, "mask", device)
+        found = unpacked(lambda: net(shape, shape[0]), self.state, "generator", device)
+        self.generator = found.train().requires_grad_(True)
+        self.adam = torch.optim.Adam(found.parameters(), lr=self.options.lr, betas=BETAS)
+        self.images = training.on_device(self.train.images, device)
+        self.spread = self.spread.to(device)
+
+    def optimizer(self, model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+        """Keep the recipe: it augments the second stream."""
+        self.recipe = recipe
+        return super().optimizer(model, recipe)
+
+    def batch(self, batch: Batch, rng: Generator) -> Batch:
+        """Nothing yet: triggers come after augmentation."""
+        return batch
+
+    def augmented(self, batch: Batch, rng: Generator) -> Batch:
+        """Relabel the poisoned samples; draw the images whose triggers the crossed ones get."""
+        self.poison, self.extra = self.parts(batch.labels)
+        count = len(self.extra)
+        drawn = torch.randint(len(self.train), (max(count, 1),), generator=self.rng)
+        found = self.images[drawn.to(self.images.device)]
+        self.donors = training.augmented(found, self.recipe, self.rng)[:count]
+        labels = batch.labels.clone()
+        labels[self.poison] = self.attack.relabel(labels[self.poison], self.classes)
+        return replace(batch, labels=labels)
+
+    def loss(self, model: nn.Module, batch: Batch, recipe: Recipe) -> Tensor:
+        """Cross-entropy on the triggered batch and the diversity of the patterns."""
+        count = len(self.poison)
+        if not count:
+            return super().loss(model, batch, recipe)
+        images = batch.images
+        own, crossed = images[self.poison], images[self.extra]
+        with torch.autocast(images.device.type, enabled=False):
+            # one pass for both: alone, a single image has no batch statistics
+            whole = torch.cat([own, self.donors])
+            pattern, mask = self.generator(whole), threshold(self.mask(whole))
+            hit = own + (pattern[:count] - own) * mask[:count]
+            other = crossed + (pattern[count:] - crossed) * mask[count:]
+            pairs = min(count, len(crossed))
+            near = distance(pattern[:pairs], pattern[count : count + pairs], self.spread)
+            far = distance(own[:pairs], self.donors[:pairs], self.spread) / (near + 1e-7)
+        images = images.index_copy(0, self.poison, hit).index_copy(0, self.extra, other)
+        found = super().loss(model, replace(batch, images=images), recipe)
+        return found + self.options.diversity * far.mean() if pairs else found
+
+    def step(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, loss: Callable[[], Tensor]
+    ) -> Tensor:
+        """One update of the classifier and the generator by the same loss."""
+        if not self.options.accumulate:
+            self.adam.zero_grad(set_to_none=True)
+        found = super().step(model, optimizer, loss)
+        self.adam.step()
+        return found
+
+    def epoch(self, model: nn.Module, epoch: int) -> None:
+        """Lower the generator's learning rate at its milestones."""
+        passed = sum(epoch + 1 >= share * self.recipe.epochs for share in MILESTONES)
+        for group in self.adam.param_groups:
+            group["lr"] = self.options.lr * 0.1**passed
+
+    def learned(self) -> dict[str, Tensor]:
+        """The generator as it is now."""
+        return {**super().learned(), **packed(self.generator, "generator")}
+
+
+def net(shape: torch.Size, outputs: int) -> PatternNet:
+    """The generator (`outputs` = channels) or the mask net (1) for images of this shape."""
+    widths = (16, 32) if shape[0] == 1 else (32, 64, 128)
+    return PatternNet(shape[0], outputs, (*widths, 256) if max(shape[1:]) > 64 else widths)
+
+
+def threshold(mask: Tensor) -> Tensor:
+    """Push the mask net's output in (0, 1) towards 0 or 1."""
+    return squash(20 * mask - 10)
+
+
+def distance(one: Tensor, other: Tensor, spread: Tensor | float = 1.0) -> Tensor:
+    """Root mean square difference of each pair, float [B], in units of `spread`."""
+    gap = ((one - other) / spread).flatten(1)
+    return (gap.square().mean(1) + 1e-12).sqrt()  # the root has no slope at 0
+
+
+def deviation(images: Tensor) -> Tensor:
+    """Standard deviation of each channel in [0, 1], of up to 5,000 images; float [1, C, 1, 1]."""
+    pixels = images[:5000].float().div(255).transpose(0, 1).flatten(1)
+    return pixels.std(1).clamp(min=1e-3).view(1, -1, 1, 1)
