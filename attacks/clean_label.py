@@ -43,7 +43,7 @@ class CL(CleanLabel):
     norm: str = "inf"
     """inf | two: the norm `epsilon` is measured in."""
     corners: str = "d-br"
-    """BadNets' grid flush in all corners: flush | mirrored (at the left) | flipped (and at the top) |
+    """The grid of BadNets in all corners: flush | mirrored (at the left) | flipped (also on top) |
     d-br (flipped, 1 px off the top and left border); squares (white, 6 px); grid (one corner)."""
     amplitude: float = 1.0
     """Strength: 255 x amplitude is added where white and taken where black; 1 overwrites."""

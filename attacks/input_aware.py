@@ -60,7 +60,6 @@ class InputAware(LoopAttack):
     rules = ("all2one", "all2all")
     prepares = True
     presets = {
-        "iab": {},
         "iab-release": {"accumulate": True},
         "backdoorbench": {"rounding": "nearest"},
     }

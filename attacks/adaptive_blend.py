@@ -1,0 +1,77 @@
+"""Adaptive-Blend (Qi et al., 2023): random halves of a faint picture train, the whole one triggers.
+
+The attacker controls the data only. The canvas is cut into 4x4 pieces; every poisoned and every
+cover image gets the picture in a random half of them. Covers keep their label. At test time the
+picture is whole and stronger. The picture is that of `blend`; a picture of one's own is an option.
+
+Deviation: the release's default picture is copyrighted; the generated one of `blend` stands in.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Generator, Tensor
+
+from attacks._covers import CoverAttack
+from attacks._stamp import mix, quantise
+from attacks.blend import Blend
+from sweeper.errors import SweepError
+
+GRID = 4
+"""Pieces along a side."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaptiveBlend(CoverAttack):
+    """Blend with partial training triggers and covers."""
+
+    picture: str = "generated"
+    """noise | strip | generated | file, as in `blend`."""
+    trigger_image: str = field(default="", metadata={"path": True})
+    """The picture of `picture: file`; its content, not its path, is part of the key."""
+    opacity: float = 0.15
+    """Share of the picture at training time, in the pieces that are on."""
+    test_opacity: float = 0.2
+    """Share of the picture at test time, everywhere."""
+    pieces: int = 8
+    """Pieces of the 16 that are on in a training image."""
+
+    title = "Adaptive-Blend"
+    paper = "Qi et al., ICLR 2023"
+    presets = {"backdoor-toolbox": {}}
+
+    def __post_init__(self) -> None:
+        """Check the options.
+
+        Raises:
+            SweepError: A bad picture, opacity or number of pieces.
+        """
+        super().__post_init__()
+        self._blend()
+        if not (0 < self.opacity <= 1 and 0 < self.test_opacity <= 1):
+            raise SweepError("opacity and test_opacity: shares in (0, 1]")
+        if not 1 <= self.pieces <= GRID**2:
+            raise SweepError(f"pieces: {self.pieces} is not in 1..{GRID**2}")
+
+    def _blend(self) -> Blend:
+        return Blend(picture=self.picture, trigger_image=self.trigger_image)
+
+    def content(self) -> dict[str, str]:
+        """The hash of the user's picture."""
+        return self._blend().content()
+
+    def mark(self, images: Tensor, pattern: Tensor, rng: Generator) -> Tensor:
+        """Blend the picture into a random half of each image's pieces."""
+        count, channels, height, width = images.shape
+        rank = torch.rand(count, GRID**2, generator=rng).argsort(1).argsort(1)
+        on = (rank < self.pieces).view(count, GRID, GRID).float() * self.opacity
+        rows, columns = (torch.arange(side) * GRID // side for side in (height, width))
+        share = on[:, rows][:, :, columns][:, None]
+        picture = self._blend().pattern(channels, height, width)
+        return quantise(torch.lerp(images.float(), picture.expand_as(images), share))
+
+    def reveal(self, images: Tensor) -> Tensor:
+        """Blend the whole picture."""
+        return mix(images, self._blend().pattern(*images.shape[1:]), self.test_opacity)

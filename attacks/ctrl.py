@@ -1,0 +1,52 @@
+"""CTRL (Li et al., 2023): two DCT coefficients of the chroma of target-class images; labels stay.
+
+The attacker controls the data only. BackdoorBench's supervised form of a trigger made for
+self-supervised learning: RGB -> YUV, DCT over the whole image, `magnitude` added to two
+coefficients of U and V, and back, truncated. Train and test trigger are the same.
+
+Deviations: the sum is computed as one additive pattern, exact but for the release's rounding within
+its conversions. Below 32 px coefficients and magnitude are scaled (`_frequency.py`); grey images,
+which have no chroma, take the pattern itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Generator, Tensor
+
+from attacks._clean_label import CleanLabel
+from attacks._frequency import YUV, checked, coloured, waves
+from attacks._stamp import add
+from sweeper.types import State
+
+
+@dataclass(frozen=True, kw_only=True)
+class CTRL(CleanLabel):
+    """Adds two chroma waves to target-class images."""
+
+    magnitude: float = 100.0
+    """Added to each coefficient, in levels of 0..255 of the orthonormal DCT."""
+    coefficients: tuple[tuple[int, int], ...] = ((15, 15), (31, 31))
+    """(row, column) of the coefficients in a window of 32 px."""
+
+    title = "CTRL"
+    paper = "Li et al., ICCV 2023"
+    presets = {"backdoorbench": {"rate_base": "all", "rounding": "nearest"}}
+
+    def __post_init__(self) -> None:
+        """Check the options.
+
+        Raises:
+            SweepError: A coefficient outside the window, or no magnitude.
+        """
+        super().__post_init__()
+        checked(self.coefficients, self.magnitude)
+
+    def pattern(self, channels: int, height: int, width: int) -> Tensor:
+        """Float [C, H, W]: what is added, before clipping."""
+        return coloured(waves(self.coefficients, self.magnitude, height, width), YUV, channels)
+
+    def stamp(self, images: Tensor, *, split: str, state: State, rng: Generator) -> Tensor:
+        """Add the waves."""
+        return add(images, self.pattern(*images.shape[1:]))

@@ -1,0 +1,57 @@
+"""FTrojan (Wang et al., 2022): two DCT coefficients of the chroma; the label becomes the target.
+
+The attacker controls the data only. RGB -> YCrCb, DCT in windows of 32x32 pixels, `magnitude` added
+to two coefficients of both chroma channels, and back, truncated. Train and test trigger are the
+same.
+
+Deviations: the sum is computed as one additive pattern, exact but for the release's rounding within
+its conversions. Below 32 px the window is the image, with coefficients and magnitude scaled
+(`_frequency.py`); grey images, which have no chroma, take the pattern itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Generator, Tensor
+
+from attacks._frequency import YCRCB, checked, coloured, waves
+from attacks._stamp import add
+from attacks.base import Attack
+from sweeper.types import State
+
+WINDOW = 32
+"""Side of the blocks that are transformed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FTrojan(Attack):
+    """Adds two chroma waves to every block of the image."""
+
+    magnitude: float = 30.0
+    """Added to each coefficient, in levels of 0..255 of the orthonormal DCT."""
+    coefficients: tuple[tuple[int, int], ...] = ((15, 15), (31, 31))
+    """(row, column) of the coefficients in a window of 32 px."""
+
+    title = "FTrojan"
+    paper = "Wang et al., ECCV 2022"
+    presets = {"backdoorbench": {"rate_base": "all", "rounding": "nearest"}}
+
+    def __post_init__(self) -> None:
+        """Check the options.
+
+        Raises:
+            SweepError: A coefficient outside the window, or no magnitude.
+        """
+        super().__post_init__()
+        checked(self.coefficients, self.magnitude)
+
+    def pattern(self, channels: int, height: int, width: int) -> Tensor:
+        """Float [C, H, W]: what is added, before clipping; windows from the top left, cut off."""
+        block = waves(self.coefficients, self.magnitude, min(height, WINDOW), min(width, WINDOW))
+        tiled = block.repeat(-(-height // WINDOW), -(-width // WINDOW))[:height, :width]
+        return coloured(tiled, YCRCB, channels)
+
+    def stamp(self, images: Tensor, *, split: str, state: State, rng: Generator) -> Tensor:
+        """Add the waves."""
+        return add(images, self.pattern(*images.shape[1:]))

@@ -1,0 +1,122 @@
+"""LF (Zeng et al., 2021): one smooth picture, made on a clean model, is added to every image.
+
+The attacker controls the data and a cleanly trained model. Steps of targeted DeepFool on a few
+training images, low-passed, are summed up until the picture turns predictions; the same picture
+triggers at training and test time.
+
+Deviations: how many predictions change is measured on other training images, not on the test set.
+The model normalises its input; the release's sees raw pixels. The low-pass filter's 30 taps are for
+32 px and scaled with the side of other canvases.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor
+
+from attacks._deepfool import low_pass, toward
+from attacks._stamp import add
+from attacks.base import Attack, Lab
+from sweeper.errors import SweepError
+from sweeper.models.base import Net
+from sweeper.types import ImageSet, State
+
+CHECKED = 1000
+"""Training images on which changed predictions are counted."""
+ENOUGH, STEADY = 0.2, 0.01
+"""Stop at this share of changed predictions, or when the last 5 differ by less than this."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LowFrequency(Attack):
+    """Adds a universal low-frequency perturbation."""
+
+    strength: float = 51.0
+    """Largest value of the picture in levels of 0..255; its smallest is 0."""
+    samples: int = 100
+    """Training images DeepFool starts from."""
+    iterations: int = 50
+    """Most passes over them."""
+    deepfool_limit: int = 200
+    """Most DeepFool steps on an image; it is left out of the pass where they do not suffice."""
+    overshoot: float = 0.02
+    """Share by which a DeepFool step is lengthened."""
+
+    title = "LF"
+    paper = "Zeng et al., ICCV 2021"
+    prepares = True
+    needs_clean_model = True
+    state_axes = frozenset({"target"})
+    presets = {"backdoorbench": {"rate_base": "all", "rounding": "nearest"}}
+
+    def __post_init__(self) -> None:
+        """Check the options.
+
+        Raises:
+            SweepError: A number is out of range.
+        """
+        super().__post_init__()
+        if not 0 < self.strength <= 255:
+            raise SweepError(f"strength: {self.strength} is not in (0, 255]")
+        for name in ("samples", "iterations", "deepfool_limit"):
+            if getattr(self, name) < 1:
+                raise SweepError(f"{name}: {getattr(self, name)} is not a whole number >= 1")
+
+    def prepare(self, train: ImageSet, lab: Lab) -> dict[str, Tensor]:
+        """Build the picture: float `pattern` [C, H, W] in 0..strength.
+
+        Raises:
+            SweepError: DeepFool reached the target from no image.
+        """
+        order = torch.randperm(len(train), generator=lab.rng("images"))
+        model = lab.clean_model()
+        starts = self._pixels(train, order[: self.samples], lab)
+        others = order[self.samples :][:CHECKED] if len(order) > self.samples else order
+        watched = self._pixels(train, others, lab)
+        before, rates = _predicted(model, watched), [0.0]
+        pattern = torch.zeros_like(starts[0])
+        for _ in range(self.iterations):
+            pattern = self._pass(model, starts, pattern)
+            after = _predicted(model, (watched + pattern).clamp(0, 1))
+            rates.append(float((after != before).float().mean()))
+            steady = len(rates) > 5 and max(rates[-5:]) - min(rates[-5:]) < STEADY
+            if rates[-1] >= ENOUGH or steady:
+                break
+        if not pattern.any():
+            raise SweepError(
+                f"low-frequency: DeepFool reached class {self.target} from no image: raise "
+                "deepfool_limit or samples"
+            )
+        return {"pattern": (255 * pattern).clamp(0, self.strength).cpu()}
+
+    def _pixels(self, train: ImageSet, index: Tensor, lab: Lab) -> Tensor:
+        return train.images[index].to(lab.device).float() / 255
+
+    def _pass(self, model: Net, starts: Tensor, pattern: Tensor) -> Tensor:
+        """One pass over the images; the pattern in unit range."""
+        initial = _predicted(model, starts)
+        for image, was in zip(starts.split(1), initial.tolist(), strict=True):
+            shifted = (image + pattern).clamp(0, 1)
+            now = int(_predicted(model, shifted))
+            if now != was or now == self.target:
+                continue
+            move = toward(model, shifted, self.target, self.deepfool_limit, self.overshoot)
+            if move is None:
+                continue
+            summed = low_pass(pattern + low_pass(move[0]))
+            low, high = summed.min(), summed.max()
+            pattern = (summed - low) / (high - low).clamp(min=1e-12) * (self.strength / 255)
+        return pattern
+
+    def stamp(self, images: Tensor, *, split: str, state: State, rng: Generator) -> Tensor:
+        """Add the picture."""
+        return add(images, state["pattern"])
+
+
+@torch.no_grad()
+def _predicted(model: Net, pixels: Tensor) -> Tensor:
+    """int64 [B]: the model's classes."""
+    found: Tensor = model(pixels).argmax(1)
+    return found
