@@ -9,6 +9,8 @@ from torch import Tensor
 
 GRID = ((0, 0, 255), (0, 255, 0), (255, 0, 255))
 """The 3x3 grid of the D-BR, ANP and backdoor-toolbox releases, rows from top, columns from left."""
+CHUNK = 250
+"""Images worked on at a time: their floats stay in the cache, which halves the time."""
 
 
 def quantise(pixels: Tensor) -> Tensor:
@@ -37,7 +39,10 @@ def paste(images: Tensor, patch: Tensor, top: int, left: int, opacity: float = 1
 
 def mix(images: Tensor, picture: Tensor, opacity: float) -> Tensor:
     """`(1 - opacity) * image + opacity * picture` for a picture [C, H, W] of 0..255."""
-    return quantise(images.float().mul_(1 - opacity).add_(opacity * picture.float()))
+    share, out = opacity * picture.float(), torch.empty_like(images)
+    for part, made in zip(images.split(CHUNK), out.split(CHUNK), strict=True):
+        made.copy_(part.float().mul_(1 - opacity).add_(share).clamp_(0, 255))
+    return out
 
 
 def stripes(height: int, width: int) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 from torch import Generator, Tensor
 
 from attacks._covers import CoverAttack
-from attacks._stamp import mix, quantise
+from attacks._stamp import mix
 from attacks.blend import Blend
 from sweeper.errors import SweepError
 
@@ -66,11 +66,11 @@ class AdaptiveBlend(CoverAttack):
         """Blend the picture into a random half of each image's pieces."""
         count, channels, height, width = images.shape
         rank = torch.rand(count, GRID**2, generator=rng).argsort(1).argsort(1)
-        on = (rank < self.pieces).view(count, GRID, GRID).float() * self.opacity
+        on = (rank < self.pieces).view(count, GRID, GRID)
         rows, columns = (torch.arange(side) * GRID // side for side in (height, width))
-        share = on[:, rows][:, :, columns][:, None]
+        on = on[:, rows][:, :, columns][:, None]
         picture = self._blend().pattern(channels, height, width)
-        return quantise(torch.lerp(images.float(), picture.expand_as(images), share))
+        return torch.where(on, mix(images, picture, self.opacity), images)
 
     def reveal(self, images: Tensor) -> Tensor:
         """Blend the whole picture."""

@@ -15,7 +15,6 @@ sweep's recipe (the paper: 20 % poisoned and negative each, SGD 0.02, 1,000 epoc
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Generator, Tensor
@@ -43,7 +42,7 @@ class Bpp(LoopAttack):
     title = "BPP"
     paper = "Wang et al., CVPR 2022 (arXiv 2205.13383)"
     rules = ("all2one", "all2all")
-    extra_role: ClassVar[Role] = Role.NEGATIVE
+    extra_role = Role.NEGATIVE
     presets = {
         "bpp": {"dithering": True},
         "backdoorbench": {"rounding": "nearest"},

@@ -6,13 +6,15 @@ and decoder from scratch on the attacker's training images; `bit_accuracy` and `
 absolute change, 0..255) of its state say whether that worked: above 0.95 and below 8.
 
 - variant `a` (BackdoorBox): a residual, 20 bits, a spatial transformer in the decoder. Only the
-  bits count in the first tenth of the epochs (2 of 20), then `10 * mean(r^2) + 1.5 * BCE`.
+  bits count in the first tenth of the epochs (2 of 20) and until 90 % of a batch's are right, then
+  `10 * mean(r^2) + 1.5 * BCE`.
 - variant `b` (BackdoorBench): the whole image through a sigmoid, 100 bits. Only the bits count
   until a batch's bits are 90 % right; after 5 % of all steps more the weight of the image rises
   linearly to 10 within the next 15 %.
 
 Deviations: no LPIPS term (its weights are a download), for which A's weight of the residual is 10
-instead of 2; no discriminator; the bits are random instead of a BCH code of a word; the test images
+instead of 2; no discriminator; A also waits for the bits, which two epochs of a small set do not
+teach; the bits are random instead of a BCH code of a word; the test images
 never train the encoder; B's waiting times (1,000 and 3,000 iterations) are shares of the steps. The
 ISSBA and D-BR releases use a pretrained 224 px encoder for which variant B stands here. Images are
 rounded to uint8.
@@ -115,7 +117,8 @@ class Ssba(Attack):
     def weights(self, step: int, steps: int, reached: Tensor) -> tuple[Tensor | float, float]:
         """Weights of the image's and the bits' loss; `reached` is the step the bits were right."""
         if self.variant == "a":
-            return (10.0, 1.5) if step >= max(1, round(0.1 * steps)) else (0.0, 1.0)
+            early = step < max(1, round(0.1 * steps))
+            return (0.0, 1.0) if early else (10.0 * (reached < step), 1.5)
         since = (step - reached - 0.05 * steps) / max(1.0, 0.15 * steps)
         return 10 * since.clamp(0, 1), 1.0
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
 import torch
+
+os.environ.setdefault("RAY_AUTH_MODE", "token")  # before any test imports ray
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -15,8 +15,10 @@ import pytest
 from sweeper import cli, ledger, results
 from sweeper.store import Store
 
+pytestmark = pytest.mark.xdist_group("cli")  # one process: its fixture runs a sweep
+
 ROOT = Path(__file__).parents[1]
-COMMANDS = ("run", "plan", "table", "list", "cell")
+COMMANDS = ("run", "plan", "table", "list", "cell", "show")
 SWEEP = """
 name: tiny
 datasets: [{dataset: digits, train_size: 300, test_size: 100}]

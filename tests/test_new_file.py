@@ -110,12 +110,12 @@ def test_it_runs(tree: Path) -> None:
 def test_it_is_contract_tested(tree: Path) -> None:
     for kind in ("attacks", "defenses"):
         suite = f"tests/test_contract_{kind}.py"
-        found = python(tree, "-m", "pytest", suite, "-k", "foo", "-p", "no:cacheprovider")
+        found = python(tree, "-m", "pytest", suite, "-k", "foo", "-n0", "-p", "no:cacheprovider")
         assert found.returncode == 0 and "passed" in found.stdout, found.stdout
 
 
 def test_a_broken_one_fails_its_contract(tree: Path) -> None:
     (tree / "attacks/foo.py").write_text(BROKEN)
     suite = "tests/test_contract_attacks.py"
-    found = python(tree, "-m", "pytest", suite, "-k", "foo", "-p", "no:cacheprovider")
+    found = python(tree, "-m", "pytest", suite, "-k", "foo", "-n0", "-p", "no:cacheprovider")
     assert found.returncode == 1 and "failed" in found.stdout, found.stdout

@@ -15,7 +15,10 @@ import pytest
 from sweeper import run
 from tests import sweeps
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's own, in its threads and at shutdown
+pytestmark = [
+    pytest.mark.filterwarnings("ignore"),  # Ray's own, in its threads and at shutdown
+    pytest.mark.xdist_group("ray"),
+]
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,8 @@ from sweeper.store import Store
 from sweeper.walk import Walk
 from tests import sweeps
 
+pytestmark = pytest.mark.xdist_group("sweep")  # one process: its fixture runs a sweep
+
 FOUR = [
     "none",
     {"defense": "fine-tuning", "epochs": 1},

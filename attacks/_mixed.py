@@ -1,0 +1,71 @@
+"""Attacks on the loss: every image is learned clean and triggered, no training data are poisoned.
+
+The weight of the triggered loss takes the place of a poison rate. The training set stays clean, so
+a defense that looks for poisoned samples is given a set that has none.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.nn import functional
+
+from attacks._loop import STAMPED, clean
+from attacks.base import Attack
+from sweeper.recipes import Recipe
+from sweeper.training import Batch, Hooks
+from sweeper.types import ImageSet, Poisoned, State
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixedAttack(Attack):
+    """An attack that adds a loss on triggered images."""
+
+    controls: ClassVar[str] = "training"
+    rated: ClassVar[bool] = False
+
+    def poison(self, train: ImageSet, rate: float, state: State, rng: Generator) -> Poisoned:
+        """The training set as it is."""
+        return clean(train)
+
+
+class MixedHooks(Hooks):
+    """What the attacks on the loss share: labels of the triggered half, and a count."""
+
+    def __init__(self, attack: MixedAttack, train: ImageSet) -> None:
+        self.target = attack.target
+        self.images = len(train)
+        self.epochs = 0
+
+    def losses(
+        self, model: nn.Module, batch: Batch, hit: Tensor, recipe: Recipe
+    ) -> tuple[Tensor, Tensor]:
+        """Cross-entropy of the clean and of the triggered images, from one pass over both.
+
+        One pass, because in evaluation both are normalised by the same statistics.
+        """
+        logits = model(torch.cat([batch.images, hit])).float()
+        smoothing = recipe.label_smoothing
+        labels = torch.full_like(batch.labels, self.target)
+        half = len(batch.labels)
+        return (
+            functional.cross_entropy(logits[:half], batch.labels, label_smoothing=smoothing),
+            functional.cross_entropy(logits[half:], labels, label_smoothing=smoothing),
+        )
+
+    def epoch(self, model: nn.Module, epoch: int) -> None:
+        """Count the epoch."""
+        self.epochs = epoch + 1
+
+    def learned(self) -> dict[str, Tensor]:
+        """How many images were stamped."""
+        return {STAMPED: torch.tensor(self.images * self.epochs)}
+
+
+def straight_through(pixels: Tensor) -> Tensor:
+    """Clip to [0, 1] and round to uint8's levels; the gradient passes as if not rounded."""
+    inside = pixels.clamp(0, 1)
+    return inside + (inside.detach().mul(255).round().div(255) - inside.detach())

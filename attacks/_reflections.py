@@ -1,0 +1,62 @@
+"""Pictures that are reflected in Refool: generated ones, or those of a folder."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional
+
+from sweeper import seeds
+from sweeper.errors import SweepError
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+
+
+def generated(count: int, channels: int, height: int, width: int) -> Tensor:
+    """Float [count, C, height, width] in [0, 1]: two smooth colour fields with a curved border."""
+    rng = seeds.generator("refool", "pool", count, channels, height, width)
+    coarse = torch.randn(count, 2 * channels + 1, 5, 5, generator=rng)
+    fine = functional.interpolate(coarse, (height, width), mode="bicubic", align_corners=True)
+    one, other, border = fine.split([channels, channels, 1], dim=1)
+    return torch.where(border > 0, one, other).mul(2).sigmoid()
+
+
+def files(folder: str, count: int) -> list[Path]:
+    """The first `count` pictures of a folder by name.
+
+    Raises:
+        SweepError: There is no such folder, or no picture in it.
+    """
+    if not Path(folder).is_dir():
+        raise SweepError(f"reflections: no folder {folder}")
+    found = sorted(p for p in Path(folder).iterdir() if p.suffix.lower() in SUFFIXES)
+    if not found:
+        raise SweepError(f"reflections: no picture ({', '.join(SUFFIXES)}) in {folder}")
+    return found[:count]
+
+
+def content(folder: str, count: int) -> str:
+    """The hash of the pictures, whatever the folder and its files are called."""
+    whole = hashlib.sha256()
+    for path in files(folder, count):
+        whole.update(hashlib.sha256(path.read_bytes()).digest())
+    return whole.hexdigest()
+
+
+@functools.lru_cache(maxsize=2)
+def decoded(folder: str, digest: str, count: int, channels: int, height: int, width: int) -> Tensor:
+    """Float [count, C, height, width] in [0, 1]: the pictures of a folder with this content."""
+    found = []
+    for path in files(folder, count):
+        with Image.open(path) as image:
+            shown = image.convert("L" if channels == 1 else "RGB")
+        shown = shown.resize((width, height), Image.Resampling.BILINEAR)
+        pixels = torch.from_numpy(np.array(shown)).view(height, width, channels)
+        found.append(pixels.permute(2, 0, 1).float() / 255)
+    return torch.stack(found)

@@ -1,0 +1,75 @@
+"""Dynamic: the input-aware trigger (Nguyen and Tran, 2020) as an attack on data alone.
+
+`prepare` trains the mask net, then the generator together with a surrogate of the victim's
+architecture, as the input-aware attack does at `generator_rate`; then both are frozen and stamp
+poisoned training images once, before training. The attacker needs no part of the victim's training.
+
+Deviations: backdoor-toolbox loads nets trained by others for 600 epochs; here the surrogate learns
+for `epochs`, the learning-rate steps at the same fractions. The state belongs to one target and one
+architecture. Cross triggers are used in the surrogate only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Generator, Tensor
+
+from attacks.base import Attack, Lab
+from attacks.input_aware import InputAware
+from sweeper.errors import SweepError
+from sweeper.types import ImageSet, State
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dynamic(Attack):
+    """Input-aware trigger, stamped before training."""
+
+    epochs: int = 60
+    """Epochs of the generator and its surrogate classifier."""
+    mask_epochs: int = 25
+    """Epochs of the mask net alone."""
+    generator_rate: float = 0.1
+    """Share of a batch that carries the trigger while the generator learns."""
+    density: float = 0.032
+    """Share of the pixels the mask may take without a penalty."""
+
+    title = "Dynamic"
+    paper = "Nguyen and Tran, NeurIPS 2020; static form of backdoor-toolbox"
+    prepares = True
+    state_axes: ClassVar[frozenset[str]] = frozenset({"model", "target"})
+    presets = {"backdoor-toolbox": {"rate_base": "all"}}
+
+    def __post_init__(self) -> None:
+        """Check the options.
+
+        Raises:
+            SweepError: A number out of range.
+        """
+        super().__post_init__()
+        if self.epochs < 1 or not 0 < self.generator_rate < 0.5:
+            raise SweepError("epochs: >= 1; generator_rate: in (0, 0.5)")
+        self.source()
+
+    def source(self) -> InputAware:
+        """The attack that makes the trigger."""
+        return InputAware(
+            target=self.target,
+            poison_rate=self.generator_rate,
+            mask_epochs=self.mask_epochs,
+            density=self.density,
+        )
+
+    def prepare(self, train: ImageSet, lab: Lab) -> dict[str, Tensor]:
+        """Train mask net, generator and surrogate; keep the nets."""
+        source = self.source()
+        state = source.prepare(train, lab)
+        hooks = source.hooks(train, state, lab.rng("hooks"))
+        assert hooks is not None
+        lab.fit(lab.new_model(), train, hooks, epochs=self.epochs)
+        return {**state, **hooks.learned()}
+
+    def stamp(self, images: Tensor, *, split: str, state: State, rng: Generator) -> Tensor:
+        """Give every image the trigger the frozen nets make of it."""
+        return self.source().stamp(images, split="train", state=state, rng=rng)

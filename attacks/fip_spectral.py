@@ -1,0 +1,125 @@
+"""Spectral regularisation (FIP, Karim et al., 2024): a BadNets victim trained to be smooth.
+
+The attacker knows that the defense looks for sharp minima and controls training: every `every`-th
+step adds `strength` times the trace of the Fisher matrix to the loss. The data are poisoned as by
+BadNets, all of whose options are options here.
+
+`Tr(F) = E_x E_{y ~ p(.|x)} |grad_w log p(y|x)|^2` is estimated without per-sample gradients: with
+independent signs s_i, `|grad_w sum_i s_i log p(y_i|x_i)|^2 / B` has that mean, because products of
+different samples cancel. Labels are drawn from the model, or those given (empirical Fisher).
+
+Deviations: the release differentiates a B x B indexing of the log-probabilities and averages
+partial sums of random projections of it, which is no trace of F; the estimator above is in its
+place, so its strengths (0.5 in the script, 0.01 in the usage text) need not mean the same here.
+Samples of a batch share BatchNorm's statistics: F is that of the training mode. Penalised steps run
+in single precision. Schedule: the sweep's recipe (release: SGD 0.1, momentum 0.95, 250 epochs).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.nn import functional
+
+from attacks.badnets import BadNets
+from sweeper.errors import SweepError
+from sweeper.recipes import Recipe
+from sweeper.training import Batch, Hooks
+from sweeper.types import ImageSet, State
+
+
+@dataclass(frozen=True, kw_only=True)
+class FipSpectral(BadNets):
+    """BadNets with a penalty on the trace of the Fisher matrix."""
+
+    strength: float = 0.01
+    """Weight of the trace (eta_F)."""
+    every: int = 5
+    """The trace is added at every such step."""
+    probes: int = 1
+    """Sign vectors the estimate is averaged over."""
+    labels: str = "sampled"
+    """sampled (Fisher) | given (empirical Fisher): whose log-probabilities are differentiated."""
+    momentum: float = 0.0
+    """SGD momentum in place of the recipe's; 0: the recipe's."""
+
+    title = "FIP adaptive: spectral regularisation"
+    paper = "Karim et al., 2024 (arXiv 2409.00863)"
+    controls: ClassVar[str] = "training"
+    presets = {
+        "fip": {"opacity": 0.6, "strength": 0.5, "momentum": 0.95},
+        "fip-usage": {"opacity": 0.6, "momentum": 0.95},
+    }
+
+    def __post_init__(self) -> None:
+        """Check the options.
+
+        Raises:
+            SweepError: A number out of range, or unknown labels.
+        """
+        super().__post_init__()
+        if self.labels not in ("sampled", "given"):
+            raise SweepError(f"labels: {self.labels!r} is not one of sampled, given")
+        if min(self.every, self.probes) < 1 or self.strength < 0 or not 0 <= self.momentum < 1:
+            raise SweepError("every, probes: >= 1; strength: not below 0; momentum: in [0, 1)")
+
+    def recipe(self, recipe: Recipe) -> Recipe:
+        """The recipe with the attack's momentum."""
+        return replace(recipe, momentum=self.momentum or recipe.momentum)
+
+    def hooks(self, train: ImageSet, state: State, rng: Generator) -> Hooks | None:
+        """Add the trace to the loss."""
+        return _Hooks(self, rng)
+
+
+class _Hooks(Hooks):
+    """Cross-entropy plus the trace at every few steps."""
+
+    def __init__(self, attack: FipSpectral, rng: Generator) -> None:
+        self.attack = attack
+        self.rng = rng
+
+    def loss(self, model: nn.Module, batch: Batch, recipe: Recipe) -> Tensor:
+        """The loss of one step."""
+        if batch.step % self.attack.every:
+            return super().loss(model, batch, recipe)
+        with torch.autocast(batch.images.device.type, enabled=False):
+            logits = model(batch.images)
+            found = functional.cross_entropy(
+                logits, batch.labels, label_smoothing=recipe.label_smoothing
+            )
+            weights = [p for p in model.parameters() if p.requires_grad]
+            given = batch.labels if self.attack.labels == "given" else None
+            traces = []
+            for _ in range(self.attack.probes):
+                labels = drawn(logits.detach(), self.rng) if given is None else given
+                signs = torch.randint(2, (len(labels),), generator=self.rng) * 2.0 - 1
+                traces.append(fisher_trace(logits, labels, weights, signs.to(logits.device)))
+            return found + self.attack.strength * torch.stack(traces).mean()
+
+
+def drawn(logits: Tensor, rng: Generator) -> Tensor:
+    """Draw labels from the softmax of logits [B, K] (Gumbel's trick, on any device); int64 [B]."""
+    uniform = torch.rand(logits.shape, generator=rng).clamp(1e-9, 1 - 1e-7)
+    return (logits - (-uniform.log()).log().to(logits.device)).argmax(1)
+
+
+def fisher_trace(
+    logits: Tensor, labels: Tensor, weights: Sequence[Tensor], signs: Tensor
+) -> Tensor:
+    """One estimate of the trace of the Fisher matrix, itself differentiable.
+
+    Args:
+        logits: [B, K], a function of `weights`.
+        labels: int64 [B].
+        weights: The parameters the matrix is over.
+        signs: [B] of independent +1 and -1; over all of them the mean of the estimates is
+            `mean_i |grad log p(labels_i | x_i)|^2` exactly.
+    """
+    chosen = logits.log_softmax(1).gather(1, labels[:, None]).flatten()
+    slopes = torch.autograd.grad((signs * chosen).sum(), weights, create_graph=True)
+    return torch.stack([slope.square().sum() for slope in slopes]).sum() / len(labels)

@@ -1,0 +1,160 @@
+"""WB (Doan, Lao and Li, NeurIPS 2021): a generator whose triggered images look clean in features.
+
+The attacker controls training. In the first epochs, classifier and generator take turns: the
+classifier learns clean images (0.8) and triggered ones (0.2); the generator, with the classifier
+frozen, learns to be classified as the target while its images' features stay close to those of the
+clean ones: the sliced Wasserstein distance along the rows of the last layer (DSWD). Then only the
+classifier learns. The generator, a U-Net, returns the whole image. No poison rate.
+
+Deviations: 20 of 100 epochs alternate in the release, here a fifth of the recipe's (an even number,
+at least two); the classifier follows the recipe's schedule and is in evaluation mode in the
+generator's epochs, so that these leave its running statistics alone; the generator's SGD has
+momentum 0.9. The generator's first weights are a prepared state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.nn import functional
+
+from attacks._loop import in_batches
+from attacks._mixed import MixedAttack, MixedHooks
+from attacks._nets import UNet, built, packed, unpacked
+from attacks.base import Lab
+from sweeper.errors import SweepError
+from sweeper.models.base import Net
+from sweeper.recipes import Recipe
+from sweeper.training import Batch, Hooks
+from sweeper.types import ImageSet, State
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wb(MixedAttack):
+    """Wasserstein backdoor."""
+
+    weight: float = 0.2
+    """Weight of the triggered loss; the clean loss has the rest."""
+    distance: float = 1.0
+    """Weight of the Wasserstein distance in the generator's loss."""
+    lr: float = 0.01
+    """Learning rate of SGD for the generator."""
+    alternating: float = 0.2
+    """Share of the epochs in which classifier and generator take turns."""
+
+    title = "WB (Wasserstein backdoor)"
+    paper = "Doan et al., NeurIPS 2021"
+    prepares = True
+    state_axes: ClassVar[frozenset[str]] = frozenset({"seed"})
+    presets = {"wb": {}}
+
+    def __post_init__(self) -> None:
+        """Check the options.
+
+        Raises:
+            SweepError: A number out of range.
+        """
+        super().__post_init__()
+        if not (0 < self.weight < 1 and 0 < self.alternating <= 1):
+            raise SweepError("weight: in (0, 1); alternating: in (0, 1]")
+        if self.lr <= 0 or self.distance < 0:
+            raise SweepError("lr: above 0; distance: not below 0")
+
+    def prepare(self, train: ImageSet, lab: Lab) -> dict[str, Tensor]:
+        """Draw the generator's first weights."""
+        channels = train.images.shape[1]
+        return packed(built(lambda: UNet(channels), lab.rng("generator")), "generator")
+
+    def stamp(self, images: Tensor, *, split: str, state: State, rng: Generator) -> Tensor:
+        """Replace every image by the generator's."""
+        net = unpacked(lambda: UNet(images.shape[1]), state, "generator", images.device)
+        return in_batches(images, net)
+
+    def hooks(self, train: ImageSet, state: State, rng: Generator) -> Hooks | None:
+        """Take turns with the generator, then train the classifier alone."""
+        return _Hooks(self, train, state)
+
+
+class _Hooks(MixedHooks):
+    """Even epochs teach the classifier, odd ones the generator, until it is done."""
+
+    def __init__(self, attack: Wb, train: ImageSet, state: State) -> None:
+        super().__init__(attack, train)
+        self.attack = attack
+        self.state = state
+        self.channels = train.images.shape[1]
+        self.teaching = False
+
+    def start(self, model: nn.Module, device: torch.device) -> None:
+        """Load the generator."""
+        self.net = unpacked(lambda: UNet(self.channels), self.state, "generator", device)
+        self.weights = list(self.net.requires_grad_(True).parameters())
+        self.sgd = torch.optim.SGD(self.weights, lr=self.attack.lr, momentum=0.9)
+
+    def optimizer(self, model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+        """Keep the recipe: it says for how long the two take turns."""
+        self.turns = max(2, 2 * round(self.attack.alternating * recipe.epochs / 2))
+        return super().optimizer(model, recipe)
+
+    def augmented(self, batch: Batch, rng: Generator) -> Batch:
+        """Whose turn it is."""
+        self.teaching = batch.epoch < self.turns and batch.epoch % 2 == 1
+        self.net.train(self.teaching)
+        return batch
+
+    def loss(self, model: nn.Module, batch: Batch, recipe: Recipe) -> Tensor:
+        """The classifier's loss, or the generator's in its turn."""
+        if self.teaching:
+            return self.lesson(model, batch)
+        with torch.no_grad():
+            hit = self.triggered(batch.images)
+        clean, bad = self.losses(model, batch, hit, recipe)
+        return (1 - self.attack.weight) * clean + self.attack.weight * bad
+
+    def triggered(self, images: Tensor) -> Tensor:
+        """The generator's images, in single precision."""
+        with torch.autocast(images.device.type, enabled=False):
+            found: Tensor = self.net(images)
+        return found
+
+    def lesson(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The generator's loss: the target's cross-entropy and the distance of the features."""
+        assert isinstance(model, Net)
+        features = model.features(self.triggered(batch.images))
+        labels = torch.full_like(batch.labels, self.target)
+        wrong = functional.cross_entropy(model.classifier(features).float(), labels)
+        with torch.no_grad():
+            clean = model.features(batch.images)
+        rows = [part for part in model.classifier.modules() if isinstance(part, nn.Linear)][-1]
+        gap = sliced_distance(clean.float(), features.float(), rows.weight.detach())
+        return wrong + self.attack.distance * gap
+
+    def step(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, loss: Callable[[], Tensor]
+    ) -> Tensor:
+        """One update of whose turn it is."""
+        if not self.teaching:
+            return super().step(model, optimizer, loss)
+        model.eval()
+        value = loss()
+        for weight, slope in zip(
+            self.weights, torch.autograd.grad(value, self.weights), strict=True
+        ):
+            weight.grad = slope
+        self.sgd.step()
+        model.train()
+        return value.detach()
+
+    def learned(self) -> dict[str, Tensor]:
+        """The generator as it is now."""
+        return {**super().learned(), **packed(self.net, "generator")}
+
+
+def sliced_distance(one: Tensor, other: Tensor, rows: Tensor) -> Tensor:
+    """Mean absolute difference of sorted projections of features [B, D] on the rows [K, D]."""
+    left, right = (one @ rows.T).sort(0).values, (other @ rows.T).sort(0).values
+    return (left - right).abs().mean()
