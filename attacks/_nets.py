@@ -126,7 +126,7 @@ class UNet(nn.Module):
     The paper's tanh output stands for normalised pixels in [-1, 1]; here it is scaled to [0, 1].
     """
 
-    def __init__(self, channels: int, widths: Sequence[int] = (64, 128, 256, 512)) -> None:
+    def __init__(self, channels: int, widths: Sequence[int]) -> None:
         super().__init__()
         ins = itertools.pairwise((channels, *widths))
         self.down = nn.ModuleList(nn.Sequential(_block(i, o), _block(o, o)) for i, o in ins)

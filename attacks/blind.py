@@ -6,8 +6,10 @@ smallest convex combination of the two gradients (normalised by loss times norm,
 second loss is switched on once the model has learned something. Nothing is poisoned on disk.
 
 Deviations: the switch looks at the mean loss of a whole epoch (below `threshold`), the release at
-the last 1,000 batches, 2.6 epochs of CIFAR-10; a model whose loss stays above it is never attacked. Both losses come from one pass. The pattern's column, 23 at 32 px, scales with the
-width; it is stamped after augmentation and, at test time, on the images as they are.
+the last 1,000 batches, 2.6 epochs of CIFAR-10; a model whose loss stays above is never attacked.
+Both losses come from one pass; a loss whose gradient has vanished gets no weight in MGDA. The
+pattern's column, 23 at 32 px, scales with the width; it is stamped after augmentation and, at test
+time, on the images as they are.
 """
 
 from __future__ import annotations
@@ -44,7 +46,7 @@ class Blind(MixedAttack):
 
     title = "Blind"
     paper = "Bagdasaryan and Shmatikov, USENIX Security 2021 (arXiv 2005.03823)"
-    presets = {"blind": {}, "blind-mgda": {"balance": "mgda"}}
+    presets = {"blind-mgda": {"balance": "mgda"}}
 
     def __post_init__(self) -> None:
         """Check the options.
@@ -120,12 +122,15 @@ def balanced(one: Tensor, other: Tensor, weights: list[nn.Parameter]) -> Tensor:
 
     Gradients are divided by loss times norm first, as in the release's "loss+" mode.
     """
-    flat = []
+    flat, done = [], []
     for loss in (one, other):
         slopes = torch.autograd.grad(loss, weights, retain_graph=True)
         slope = torch.cat([part.flatten().float() for part in slopes])
-        flat.append(slope / (slope.norm() * loss.detach()).clamp(min=1e-12))
+        size = slope.norm() * loss.detach()
+        flat.append(slope / size.clamp(min=1e-12))
+        done.append(size <= 1e-12)
     gap = flat[1] - flat[0]
-    share = (gap @ flat[1]) / gap.square().sum().clamp(min=1e-12)
-    found: Tensor = share.clamp(0, 1)
-    return found
+    share = ((gap @ flat[1]) / gap.square().sum().clamp(min=1e-12)).clamp(0, 1)
+    # a vanished gradient would be the shortest combination, and training would stop
+    share = torch.where(done[0], torch.zeros_like(share), share)
+    return torch.where(done[1], torch.ones_like(share), share)

@@ -48,7 +48,7 @@ class Lira(MixedAttack):
     paper = "Doan et al., ICCV 2021"
     prepares = True
     state_axes: ClassVar[frozenset[str]] = frozenset({"seed"})
-    presets = {"lira": {}, "visible": {"eps": 0.1, "lr": 1e-3}}
+    presets = {"visible": {"eps": 0.1, "lr": 1e-3}}
 
     def __post_init__(self) -> None:
         """Check the options.

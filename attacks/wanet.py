@@ -50,7 +50,6 @@ class WaNet(LoopAttack):
     paper = "Nguyen and Tran, ICLR 2021 (arXiv 2102.10369)"
     rules = ("all2one", "all2all")
     presets = {
-        "wanet": {},
         "backdoorbench": {"rounding": "nearest"},
         "backdoor-toolbox": {"static": True, "shared_noise": True},
         "backdoorbox": {"static": True, "cross_ratio": 0.0},

@@ -45,12 +45,13 @@ class Wb(MixedAttack):
     """Learning rate of SGD for the generator."""
     alternating: float = 0.2
     """Share of the epochs in which classifier and generator take turns."""
+    width: int = 64
+    """Channels of the U-Net's first level; each of the three below has twice as many."""
 
     title = "WB (Wasserstein backdoor)"
     paper = "Doan et al., NeurIPS 2021"
     prepares = True
     state_axes: ClassVar[frozenset[str]] = frozenset({"seed"})
-    presets = {"wb": {}}
 
     def __post_init__(self) -> None:
         """Check the options.
@@ -61,17 +62,21 @@ class Wb(MixedAttack):
         super().__post_init__()
         if not (0 < self.weight < 1 and 0 < self.alternating <= 1):
             raise SweepError("weight: in (0, 1); alternating: in (0, 1]")
-        if self.lr <= 0 or self.distance < 0:
-            raise SweepError("lr: above 0; distance: not below 0")
+        if self.lr <= 0 or self.distance < 0 or self.width < 1:
+            raise SweepError("lr: above 0; distance: not below 0; width: >= 1")
+
+    def net(self, channels: int) -> UNet:
+        """The generator's network."""
+        return UNet(channels, [self.width * factor for factor in (1, 2, 4, 8)])
 
     def prepare(self, train: ImageSet, lab: Lab) -> dict[str, Tensor]:
         """Draw the generator's first weights."""
         channels = train.images.shape[1]
-        return packed(built(lambda: UNet(channels), lab.rng("generator")), "generator")
+        return packed(built(lambda: self.net(channels), lab.rng("generator")), "generator")
 
     def stamp(self, images: Tensor, *, split: str, state: State, rng: Generator) -> Tensor:
         """Replace every image by the generator's."""
-        net = unpacked(lambda: UNet(images.shape[1]), state, "generator", images.device)
+        net = unpacked(lambda: self.net(images.shape[1]), state, "generator", images.device)
         return in_batches(images, net)
 
     def hooks(self, train: ImageSet, state: State, rng: Generator) -> Hooks | None:
@@ -91,8 +96,10 @@ class _Hooks(MixedHooks):
 
     def start(self, model: nn.Module, device: torch.device) -> None:
         """Load the generator."""
-        self.net = unpacked(lambda: UNet(self.channels), self.state, "generator", device)
-        self.weights = list(self.net.requires_grad_(True).parameters())
+        self.generator = unpacked(
+            lambda: self.attack.net(self.channels), self.state, "generator", device
+        )
+        self.weights = list(self.generator.requires_grad_(True).parameters())
         self.sgd = torch.optim.SGD(self.weights, lr=self.attack.lr, momentum=0.9)
 
     def optimizer(self, model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
@@ -103,7 +110,7 @@ class _Hooks(MixedHooks):
     def augmented(self, batch: Batch, rng: Generator) -> Batch:
         """Whose turn it is."""
         self.teaching = batch.epoch < self.turns and batch.epoch % 2 == 1
-        self.net.train(self.teaching)
+        self.generator.train(self.teaching)
         return batch
 
     def loss(self, model: nn.Module, batch: Batch, recipe: Recipe) -> Tensor:
@@ -118,7 +125,7 @@ class _Hooks(MixedHooks):
     def triggered(self, images: Tensor) -> Tensor:
         """The generator's images, in single precision."""
         with torch.autocast(images.device.type, enabled=False):
-            found: Tensor = self.net(images)
+            found: Tensor = self.generator(images)
         return found
 
     def lesson(self, model: nn.Module, batch: Batch) -> Tensor:
@@ -151,7 +158,7 @@ class _Hooks(MixedHooks):
 
     def learned(self) -> dict[str, Tensor]:
         """The generator as it is now."""
-        return {**super().learned(), **packed(self.net, "generator")}
+        return {**super().learned(), **packed(self.generator, "generator")}
 
 
 def sliced_distance(one: Tensor, other: Tensor, rows: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ FACTS: dict[str, tuple[dict[str, Any], float, float]] = {
     "sig": ({}, 1.0, 0.3),
     "clean-label": ({"epsilon": 16.0}, 1.0, 0.3),
     "tact": ({}, 0.05, 0.5),
-    "adaptive-blend": ({}, 0.05, 0.3),
+    "adaptive-blend": ({"cover_ratio": 0.5}, 0.1, 0.3),
     "adaptive-patch": ({}, 0.05, 0.2),
     "adaptive-k-way": ({}, 0.1, 0.0),
     "low-frequency": ({}, 0.1, 0.5),
