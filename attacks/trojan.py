@@ -10,7 +10,7 @@ the largest weights of the last layer driven to 100 by Adam). The releases' uint
 larger canvases. The translucent watermark used at 224 px is not reproduced.
 
 Measured on digits with tiny (20 epochs, rate 0.1, target 0, seed 0, one CPU thread): ACC 0.984, ASR
-0.994; optimised 0.981, 0.970.
+0.994; optimised in 200 steps 0.981, 0.970.
 """
 
 from __future__ import annotations

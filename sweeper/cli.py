@@ -113,7 +113,8 @@ def run(
     if set(counts) - {"ok"}:
         console.print(
             f"Not all cells ended well; run `sweeper run {spec}` again to retry them, or "
-            f"`sweeper cell {spec} KEY`, with the same --set, to see one fail here."
+            f"`sweeper cell {spec} KEY`, with the same --set, to see one fail here.",
+            soft_wrap=True,
         )
         raise typer.Exit(1)
 

@@ -25,6 +25,22 @@ NAMES = catalog.names("attack")
 VARIANTS = toys.variants("attack")
 every = pytest.mark.parametrize("name", NAMES)
 every_variant = pytest.mark.parametrize(("name", "preset"), VARIANTS)
+
+
+def learns(name: str, preset: str) -> bool:
+    """Whether a variant prepares a state, which costs seconds."""
+    try:
+        return bool(catalog.make("attack", name, toys.asked(preset)).prepares)
+    except Exception:
+        return False
+
+
+QUICK = [
+    pytest.param(*variant, marks=[pytest.mark.slow] if variant[1] and learns(*variant) else [])
+    for variant in VARIANTS
+]
+"""Presets of attacks that learn run in the slow suite; their defaults run in the fast one."""
+quick_variant = pytest.mark.parametrize(("name", "preset"), QUICK)
 RATES = (0.1, 0.3, 1.0)
 
 
@@ -167,7 +183,10 @@ def test_options_are_json_and_build_the_same_attack_again(name: str, preset: str
 
 @pytest.mark.parametrize(
     ("name", "preset", "classes"),
-    [*((*variant, 10) for variant in VARIANTS), *((name, "", 2) for name in NAMES)],
+    [
+        *(pytest.param(*item.values, 10, marks=item.marks) for item in QUICK),
+        *((name, "", 2) for name in NAMES),
+    ],
 )
 def test_poisons_toy_images_as_declared(name: str, preset: str, classes: int) -> None:
     data, attack = toys.image_set(120, classes=classes), build(name, preset)
@@ -203,7 +222,7 @@ def test_every_rule_and_rate_base_keeps_its_labels(name: str, rule: str, base: s
     check_poisoned(attack, data, attack.poison(data, rate, state, rng()), rate)
 
 
-@every_variant
+@quick_variant
 def test_the_generator_decides_every_draw(name: str, preset: str) -> None:
     data, attack = toys.image_set(120), build(name, preset)
     rate = rate_for(attack, data)
@@ -229,7 +248,7 @@ def test_the_generator_decides_every_draw(name: str, preset: str) -> None:
     )
 
 
-@every_variant
+@quick_variant
 @pytest.mark.parametrize("shape", [toys.COLOUR, toys.GREY], ids=["colour", "grey"])
 @pytest.mark.parametrize("split", ["train", "cover", "test"])
 def test_stamp_takes_and_gives_uint8(
@@ -254,7 +273,7 @@ def test_stamp_takes_and_gives_uint8(
     assert empty.shape == data.images[:0].shape, "stamp() must bear a batch of no image"
 
 
-@every_variant
+@quick_variant
 def test_trigger_set_counts_what_the_rule_counts(name: str, preset: str) -> None:
     data = toys.image_set(100, seed=2)
     attack = dataclasses.replace(build(name, preset), target=0)
@@ -310,7 +329,7 @@ def test_applies_gives_a_reason_exactly_where_the_count_does_not_fit(name: str) 
     )
 
 
-@every_variant
+@quick_variant
 def test_hooks_and_recipe_train_a_finite_model(name: str, preset: str) -> None:
     data, attack = toys.image_set(120), build(name, preset)
     recipe = attack.recipe(toys.RECIPE)
