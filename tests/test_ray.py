@@ -64,7 +64,7 @@ def test_faults_become_rows_and_a_lost_process_is_retried(cluster: None, tmp_pat
         poison_rates=[0.1],
         seeds=1,
         defenses=["none", *entries],
-        timeout=10,
+        timeout=30,
     )
     counts, _ = with_ray(path, tmp_path / "store")
     found = sweeps.frame(tmp_path / "store").set_index(["attack", "defense"])
