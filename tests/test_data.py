@@ -577,6 +577,10 @@ def test_eight_processes_at_once_decode_once(fruit, tmp_path):
 @given(n=st.integers(2, 200), share=st.floats(0, 0.9), digest=st.text("ab", min_size=1, max_size=4))
 @settings(max_examples=60, deadline=None)
 def test_the_split_covers_and_is_disjoint(n, share, digest):
+    if round(share * n) == n:
+        with pytest.raises(SweepError, match="leaves the attacker none"):
+            split(toy(n, digest=digest), share)
+        return
     attacker, reserve = split(toy(n, digest=digest), share)
     assert sorted([*attacker.tolist(), *reserve.tolist()]) == list(range(n))
     assert attacker.tolist() == sorted(attacker.tolist())
