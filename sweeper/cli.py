@@ -62,6 +62,11 @@ def _context(sweep: Sweep, store: str, data: str | None) -> Context:
     )
 
 
+def _say(**values: Any) -> None:
+    """One line of a cell's progress."""
+    typer.echo(" ".join(f"{key} {value}" for key, value in values.items()), err=True)
+
+
 @app.command()
 def run(
     spec: Spec,
@@ -255,10 +260,7 @@ def cell(
     chosen = job.plan.cells[found[0]]
     above = Walk(job.plan.cells, []).ancestors(chosen.key)
 
-    def log(**values: Any) -> None:
-        typer.echo(" ".join(f"{k} {v}" for k, v in values.items()), err=True)
-
-    result = cells.run(chosen, above, context, log, force=True, last_try=True)
+    result = cells.run(chosen, above, context, _say, force=True, last_try=True)
     error = result.pop("error", "")
     typer.echo(json.dumps({"key": chosen.key, "kind": chosen.kind, **chosen.axes, **result}))
     if error:
@@ -270,28 +272,41 @@ def cell(
 def show(
     attack: Annotated[str, typer.Argument(help="An attack, as a sweep file names it.")],
     dataset: Annotated[str, typer.Option(help="Whose test images to show.")] = "digits",
+    model: Annotated[
+        str, typer.Option(help="What a trigger that is learned is learned on.")
+    ] = "tiny",
+    rate: Annotated[float, typer.Option(help="The poison rate it is learned at.")] = 0.1,
+    epochs: Annotated[int | None, typer.Option(help="Epochs of that victim.")] = None,
+    store: StoreOption = DEFAULT_STORE,
     data: DataOption = None,
-    options: SetOption = None,
+    options: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="The attack's options.")
+    ] = None,
     out: Annotated[Path, typer.Option(help="The picture: .png, .svg or .pdf.")] = Path("show.png"),
 ) -> None:
     """Draw what an attack does to images: clean, triggered, difference.
+
+    A trigger that must be learned is learned first, and kept in the store.
 
     Example: sweeper show badnets --dataset cifar10 --data DIR --set preset=d-br-all2all
     """
     import yaml
 
-    from sweeper import data as sources
     from sweeper import show as pictures
+    from sweeper import spec as specs
 
-    asked = {}
+    asked: dict[str, Any] = {"attack": attack}
     for option in options or []:
         key, equals, text = option.partition("=")
         if not equals:
             raise SweepError(f"--set {option}: write option=value, such as opacity=0.5")
         asked[key] = yaml.safe_load(text)
-    root = Path(data).expanduser() if data else None
-    found = sources.open_dataset({"dataset": dataset}, root)
-    clean, hit = pictures.triggered(attack, asked, found)
+    values: dict[str, Any] = {"name": "show", "seeds": 1, "defenses": ["none"]}
+    values |= {"datasets": [dataset], "models": [model], "attacks": [asked]}
+    values |= {"poison_rates": [rate]} | ({"recipe": {"epochs": epochs}} if epochs else {})
+    sweep = specs.parse(values)
+    context = _context(sweep, store, data)
+    clean, hit = pictures.triggered(sweep, context, _say)
     pictures.figure(attack, clean, hit).savefig(out, dpi=150)
     typer.echo(f"{out}: {pictures.quality(clean, hit)}")
 

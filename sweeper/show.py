@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from sweeper import catalog, data, seeds
+from sweeper import cells, run
 from sweeper.errors import SweepError
+from sweeper.material import Context, Log, Material
+from sweeper.spec import Sweep
+from sweeper.walk import Walk
 
 
 @dataclass(frozen=True)
@@ -61,21 +63,42 @@ def ssim(one: Tensor, other: Tensor, sigma: float = 1.5) -> Tensor:
 
 
 def triggered(
-    attack: str, asked: Mapping[str, Any], dataset: data.Dataset, count: int = 8
+    sweep: Sweep, context: Context, log: Log | None = None, count: int = 8
 ) -> tuple[Tensor, Tensor]:
     """Return test images and the same with the trigger, both uint8 [B, C, H, W].
 
+    What the trigger needs is made first, and kept in the store: the attack's prepared state, and
+    for an attack that controls training the victim itself.
+
+    Args:
+        sweep: One attack, one data set, one model.
+        context: Where its cells run.
+        log: Takes their progress.
+        count: Most images.
+
     Raises:
-        SweepError: The attack learns its trigger, so there is none before a sweep has run.
+        SweepError: The attack does not apply to the data set, or its cells failed.
     """
-    method = catalog.make("attack", attack, asked)
-    if method.prepares or method.controls != "data":
-        raise SweepError(
-            f"{attack}: its trigger is learned or trained; `show` draws triggers that need neither"
-        )
-    images = dataset.test.images[:count]
-    rng = seeds.generator("show", attack)
-    return images, method.stamp(images, split="test", state={}, rng=rng)
+    job = run.prepare(sweep, context)
+    for cell in job.plan.inapplicable:
+        raise SweepError(f"{cell.axes['attack']} on {cell.axes['dataset']}: {cell.reason}")
+    (defend,) = (cell for cell in job.plan.cells.values() if cell.kind == "defend")
+    walk = Walk(job.plan.cells, [])
+    victim = walk.cells[defend.params["victim"]]
+    work = Material(victim, walk.ancestors(victim.key), context, job.store)
+    trains = work.attack.controls != "data"
+    needed = victim.key if trains else victim.params.get("state")
+    if needed:
+        cell = walk.cells[needed]
+        result = cells.run(cell, walk.ancestors(needed), context, log)
+        if result["status"] != "ok":
+            raise SweepError(f"{cell.kind} cell {needed}: {result['status']}: {result['error']}")
+    if trains:
+        work = Material(defend, walk.ancestors(defend.key), context, job.store)
+    found, test = work.triggered(), work.dataset.test
+    hit = found.images[found.counts]
+    clean = test.images[found.counts] if len(found.counts) == len(test) else hit
+    return clean[:count], hit[:count]
 
 
 def figure(attack: str, clean: Tensor, hit: Tensor) -> Any:

@@ -223,6 +223,18 @@ def load(spec: str, overrides: Sequence[str] = ()) -> Sweep:
     raise SweepError("\n".join(text for _, text in sorted(sentences)))
 
 
+def parse(values: Mapping[str, Any]) -> Sweep:
+    """Validate a sweep given as values, without a file.
+
+    Raises:
+        SweepError: Every mistake, one line each.
+    """
+    sweep, problems = _validate(values)
+    if sweep is None or problems:
+        raise SweepError("\n".join(sorted({text for _, text in problems})))
+    return sweep
+
+
 def _check_scales(scales: Any) -> list[Problem]:
     if not isinstance(scales, dict) or not all(isinstance(k, str) for k in scales):
         return [(("scales",), f"scales: needs {{NAME: {{seeds: 1, ...}}}}, not {scales!r}")]

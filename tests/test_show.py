@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from sweeper import show
+from sweeper import show, spec
 from sweeper.errors import SweepError
+from sweeper.material import Context
 from tests import toys
 
 
@@ -31,27 +32,39 @@ def test_ssim_falls_with_noise_and_knows_its_order() -> None:
     assert show.ssim(clean + 5 * noise, clean) == pytest.approx(float(little))
 
 
-def test_the_command_writes_a_picture(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def call(folder: Path, monkeypatch: pytest.MonkeyPatch, *words: str) -> Path:
     from sweeper import cli
 
-    out = tmp_path / "blend.png"
-    monkeypatch.setattr("sys.argv", ["sweeper", "show", "blend", "--out", str(out)])
+    out, store = folder / "show.png", folder / "store"
+    line = ["sweeper", "show", *words, "--out", str(out), "--store", str(store)]
+    monkeypatch.setattr("sys.argv", line)
     with pytest.raises(SystemExit) as stop:
         cli.main()
-    assert stop.value.code == 0 and out.stat().st_size > 5000
-    assert "psnr=" in capsys.readouterr().out
+    assert stop.value.code == 0
+    return out
 
 
-def test_learned_triggers_are_refused() -> None:
-    from attacks.badnets import BadNets
-    from sweeper import catalog, data
+def test_a_stamped_trigger_is_drawn_without_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = call(tmp_path, monkeypatch, "blend")
+    assert out.stat().st_size > 5000 and "psnr=" in capsys.readouterr().out
+    assert not (tmp_path / "store" / "artifacts").exists()
 
-    class Learned(BadNets):
-        prepares = True
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(catalog, "make", lambda *_: Learned())
-        with pytest.raises(SweepError, match="learned"):
-            show.triggered("learned", {}, data.open_dataset({"dataset": "digits"}))
+def test_a_trained_trigger_is_learned_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("lira", "--epochs", "1")
+    first = call(tmp_path, monkeypatch, *words).read_bytes()
+    told = capsys.readouterr()
+    assert "psnr=" in told.out and "step 1" in told.err
+    assert call(tmp_path, monkeypatch, *words).read_bytes() == first
+    assert "step" not in capsys.readouterr().err, "the second call finds the victim in the store"
+
+
+def test_what_does_not_apply_is_said(tmp_path: Path) -> None:
+    values = {"name": "show", "datasets": ["digits"], "models": ["tiny"], "attacks": ["sig"]}
+    values |= {"poison_rates": [0.0001], "defenses": ["none"], "seeds": 1}
+    with pytest.raises(SweepError, match="poisons no image"):
+        show.triggered(spec.parse(values), Context(store=str(tmp_path), sweep="show"))
