@@ -31,7 +31,7 @@ SHIFT = (3, 8)
 """Least and largest shift of a ghost in pixels at 32 px."""
 BLUR = (1.0, 5.0)
 """Standard deviation of the blur in pixels at 32 px."""
-BATCH = 1000
+BATCH = 250
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,11 +102,12 @@ class Refool(Attack):
         dy, dx = ((a + u * (b - a + 1)).long() for u, a, b in zip(place, least, lags, strict=True))
         sigma = (BLUR[0] + (BLUR[1] - BLUR[0]) * place[0]) * min(height, width) / 32
         out = torch.empty_like(images)
-        for part in torch.arange(count).split(BATCH):
-            near, far = part[kind[part] < self.ghost], part[kind[part] >= self.ghost]
+        order = (dy * (lags[1] + 1) + dx).argsort(stable=True)  # equal shifts side by side
+        for near in order[kind[order] < self.ghost].split(BATCH):
             light = _light(images[near])
             ghosts = _ghosts(light.shape, pool, pick[near], weight[near], dy[near], dx[near])
             out[near] = _pixels(ghosts.lerp_(light, own[near, None, None, None]))
+        for far in order[kind[order] >= self.ghost].split(BATCH):
             light, alpha = _light(images[far]), own[far, None, None, None]
             soft = _unfocused(light, pool, pick[far], sigma[far])
             out[far] = _pixels((1 - alpha / 2) * soft + alpha * light)
@@ -136,14 +137,15 @@ def _pixels(light: Tensor) -> Tensor:
 def _ghosts(
     shape: torch.Size, pool: Tensor, pick: Tensor, weight: Tensor, dy: Tensor, dx: Tensor
 ) -> Tensor:
-    """Float [B, C, H, W]: each picture and its shifted copy, weighted."""
+    """Float [B, C, H, W]: each picture and its shifted copy, weighted; equal shifts adjoin."""
     found, (height, width) = torch.empty(shape), shape[2:]
-    first = pool[:, :, :height, :width]
-    for y, x in torch.unique(torch.stack([dy, dx], 1), dim=0).tolist():
-        rows = torch.nonzero((dy == y) & (dx == x)).flatten()
+    first, done = pool[:, :, :height, :width].contiguous(), 0
+    shifts, counts = torch.unique_consecutive(torch.stack([dy, dx], 1), dim=0, return_counts=True)
+    for (y, x), size in zip(shifts.tolist(), counts.tolist(), strict=True):
+        rows = slice(done, done := done + size)
         moved = pool[:, :, y : y + height, x : x + width]
         at, share = pick[rows], weight[rows, None, None, None]
-        found[rows] = torch.lerp(first[at], moved[at], share)
+        torch.lerp(first.index_select(0, at), moved.index_select(0, at), share, out=found[rows])
     return found
 
 

@@ -56,6 +56,23 @@ def test_another_sweep_with_one_more_defense_trains_nothing(
     assert set(found["defense"]) == {"none", "fine-tuning", "ft2", "fine-pruning", "head"}
 
 
+def test_a_prepared_state_is_made_once_and_reloads_bit_for_bit(tmp_path: Path) -> None:
+    optimised = {"attack": "trojan", "trigger": "optimised", "steps": 20}
+    path = sweeps.write(tmp_path, attacks=[optimised], seeds=2)
+    store = Store(str(tmp_path / "store"))
+    _, ran = sweeps.inline(path, tmp_path / "store")
+    assert ran.count(("prepare", "ok")) == 1, "2 rates x 2 seeds x 2 defenses share it"
+    assert ran.count(("train", "ok")) == 5, "4 victims and the clean model"
+    assert ran.count(("defend", "ok")) == 8
+    (key,) = store.keys("prepare")
+    before = store.get("prepare", key).tensors["state"]["patch"].clone()
+    assert before.unique().numel() > 1, "a patch, not a constant"
+    job = sweeps.prepared(path, tmp_path / "store")
+    walk = Walk(job.plan.cells, [])
+    cells.run(job.plan.cells[key], walk.ancestors(key), job.context, force=True)
+    assert (store.get("prepare", key).tensors["state"]["patch"] == before).all()
+
+
 def test_rows_say_what_they_are(done: tuple[Path, Path]) -> None:
     _, store = done
     found = sweeps.frame(store)
