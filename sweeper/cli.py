@@ -1,4 +1,4 @@
-"""The command line: run, plan, table, list, cell. Thin: every command calls one room."""
+"""The command line. Thin: every command calls one room."""
 
 from __future__ import annotations
 
@@ -65,6 +65,19 @@ def _context(sweep: Sweep, store: str, data: str | None) -> Context:
 def _say(**values: Any) -> None:
     """One line of a cell's progress."""
     typer.echo(" ".join(f"{key} {value}" for key, value in values.items()), err=True)
+
+
+def _pairs(flag: str, given: list[str] | None) -> dict[str, Any]:
+    """Options written as KEY=VALUE; a value is YAML."""
+    import yaml
+
+    found = {}
+    for option in given or []:
+        key, equals, text = option.partition("=")
+        if not equals:
+            raise SweepError(f"{flag} {option}: write option=value, such as opacity=0.5")
+        found[key] = yaml.safe_load(text)
+    return found
 
 
 @app.command()
@@ -290,17 +303,10 @@ def show(
 
     Example: sweeper show badnets --dataset cifar10 --data DIR --set preset=d-br-all2all
     """
-    import yaml
-
     from sweeper import show as pictures
     from sweeper import spec as specs
 
-    asked: dict[str, Any] = {"attack": attack}
-    for option in options or []:
-        key, equals, text = option.partition("=")
-        if not equals:
-            raise SweepError(f"--set {option}: write option=value, such as opacity=0.5")
-        asked[key] = yaml.safe_load(text)
+    asked = {"attack": attack, **_pairs("--set", options)}
     values: dict[str, Any] = {"name": "show", "seeds": 1, "defenses": ["none"]}
     values |= {"datasets": [dataset], "models": [model], "attacks": [asked]}
     values |= {"poison_rates": [rate]} | ({"recipe": {"epochs": epochs}} if epochs else {})
@@ -309,6 +315,35 @@ def show(
     clean, hit = pictures.triggered(sweep, context, _say)
     pictures.figure(attack, clean, hit).savefig(out, dpi=150)
     typer.echo(f"{out}: {pictures.quality(clean, hit)}")
+
+
+@app.command()
+def analyze(
+    what: Annotated[str, typer.Argument(help="An analysis; `sweeper list analyses` has them.")],
+    spec: Spec,
+    victim: Annotated[str, typer.Option(help="Only victims whose key begins so.")] = "",
+    after: Annotated[str, typer.Option(help="Look at the models this defense leaves.")] = "",
+    store: StoreOption = DEFAULT_STORE,
+    data: DataOption = None,
+    overrides: SetOption = None,
+    options: Annotated[
+        list[str] | None,
+        typer.Option("--option", metavar="KEY=VALUE", help="An option of the analysis."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder of the pictures.")] = Path("analyses"),
+) -> None:
+    """Look into the victims of a sweep that has run: a picture and its numbers for each.
+
+    Example: sweeper analyze tsne quickstart --after fine-tuning
+    """
+    from sweeper import analyze as looks
+    from sweeper import spec as specs
+
+    sweep = specs.load(spec, overrides or [])
+    analysis = looks.make(what, _pairs("--option", options))
+    context = _context(sweep, store, data)
+    for picture in looks.pictures(what, analysis, sweep, context, out, victim, after):
+        typer.echo(picture)
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-KINDS = ("attacks", "defenses", "datasets", "models", "sweeps")
+KINDS = ("attacks", "defenses", "datasets", "models", "sweeps", "analyses")
 
 
 def records(what: str) -> list[dict[str, Any]]:
@@ -15,6 +15,19 @@ def records(what: str) -> list[dict[str, Any]]:
         from sweeper import source
 
         return [{"name": name, "purpose": source.purpose(name)} for name in source.shipped()]
+    if what == "analyses":
+        from sweeper import analyses
+
+        kinds = {name: analyses.analysis(name) for name in analyses.names()}
+        return [
+            {
+                "name": name,
+                "title": kind.title,
+                "source": kind.source,
+                "options": {f.name: f.default for f in dataclasses.fields(kind)},
+            }
+            for name, kind in kinds.items()
+        ]
     if what == "datasets":
         from sweeper import data
 

@@ -25,9 +25,10 @@ catalog
 spec
 check matrix record
 material walk
+analyses
 cells
 run
-schedule display listing show
+schedule display listing show analyze
 cli
 """.split("\n")
 """The rooms, lowest first: a module imports from lower lines only, a package also from itself."""

@@ -1,0 +1,50 @@
+"""Looks into a model a table cannot give: one file an analysis, found by its file name.
+
+An analysis knows what no defense may - roles, triggers, the test set - and changes nothing: it
+leaves a picture and its numbers.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Mapping
+from typing import Any
+
+from sweeper import options
+from sweeper.analyses.base import Analysis
+from sweeper.errors import SweepError, unknown
+
+
+def names() -> list[str]:
+    """Return the names of all analyses, without importing them."""
+    found = (module.name for module in pkgutil.iter_modules(__path__))
+    return sorted(n.replace("_", "-") for n in found if not n.startswith("_") and n != "base")
+
+
+def analysis(name: str) -> type[Analysis]:
+    """Return the class of an analysis.
+
+    Raises:
+        SweepError: There is none of that name.
+    """
+    if name not in names():
+        raise SweepError(unknown("analysis", name, names()))
+    module = importlib.import_module(f"{__name__}.{name.replace('-', '_')}")
+    (found,) = (
+        value
+        for value in vars(module).values()
+        if inspect.isclass(value) and issubclass(value, Analysis)
+        if value.__module__ == module.__name__
+    )
+    return found
+
+
+def make(name: str, asked: Mapping[str, Any]) -> Analysis:
+    """Build an analysis from its options.
+
+    Raises:
+        SweepError: Unknown analysis or option, or an impossible value.
+    """
+    return options.construct(analysis(name), asked, name)

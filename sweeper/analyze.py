@@ -1,0 +1,107 @@
+"""Runs an analysis over the victims of a sweep: for each a picture and its numbers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from sweeper import run
+from sweeper.analyses import make
+from sweeper.analyses.base import Analysis, Subject
+from sweeper.errors import SweepError, unknown
+from sweeper.isolation import isolated
+from sweeper.material import Context, Material
+from sweeper.models.base import Net
+from sweeper.run import Job
+from sweeper.spec import Sweep
+from sweeper.types import Cell
+from sweeper.walk import Walk
+
+__all__ = ["make", "pictures"]
+
+
+def pictures(
+    name: str,
+    analysis: Analysis,
+    sweep: Sweep,
+    context: Context,
+    out: Path,
+    victim: str = "",
+    after: str = "",
+) -> Iterator[Path]:
+    """Write `<out>/<name>-<victim>.png` and `.parquet` for every victim the store has.
+
+    Args:
+        name: The analysis, for the file names.
+        analysis: What to look at.
+        sweep: Whose victims.
+        context: Store and data.
+        out: Folder, made if missing.
+        victim: Only victims whose key begins so.
+        after: The label of a defense: its models are looked at, made again from its cells.
+
+    Yields:
+        The pictures' paths.
+
+    Raises:
+        SweepError: No such defense, or no victim has been trained.
+    """
+    from matplotlib.figure import Figure
+
+    labels = [entry.label for entry in sweep.defenses]
+    if after and after not in labels:
+        raise SweepError(f"--after: {unknown('defense', after, labels)}")
+    job = run.prepare(sweep, context)
+    chosen = [c for c in _cells(job, after) if c.params["victim"].startswith(victim)]
+    if not chosen:
+        raise SweepError(
+            f"no victim of {sweep.name} to look at in this store; `sweeper run` trains them"
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    walk = Walk(job.plan.cells, [])
+    for cell in chosen:
+        with isolated(cell.key, context.threads):
+            subject = _subject(Material(cell, walk.ancestors(cell.key), context, job.store), after)
+            found = analysis.compute(subject)
+        path = out / f"{name}-{_slug(subject.label)}.png"
+        found.to_parquet(path.with_suffix(".parquet"), index=False)
+        figure = Figure(figsize=(8, 4.5), layout="constrained")
+        figure.suptitle(f"{analysis.title}\n{subject.label}", fontsize=10)
+        analysis.draw(found, figure)
+        figure.savefig(path, dpi=150)
+        yield path
+
+
+def _cells(job: Job, after: str) -> list[Cell]:
+    """One defense cell of each trained victim: the named defense's, or the best supplied."""
+    found: dict[str, Cell] = {}
+    for cell in job.plan.cells.values():
+        if cell.kind != "defend" or not job.store.has("train", cell.params["victim"]):
+            continue
+        if after and cell.axes["defense"] != after:
+            continue
+        known = found.get(cell.params["victim"])
+        if known is None or (cell.params["n_clean"] or 0) > (known.params["n_clean"] or 0):
+            found[cell.params["victim"]] = cell
+    return list(found.values())
+
+
+def _subject(work: Material, after: str) -> Subject:
+    axes: dict[str, Any] = dict(work.victim.axes)
+    words = [f"{axes['attack']} {axes['poison_rate']:g}", axes["dataset"], axes["model"]]
+    words += [f"seed {axes['seed']}", *([f"after {after}"] if after else [])]
+    label = ", ".join(words)
+    if not after:
+        return Subject(work, work.model(), f"{label}, {work.victim.key[:8]}")
+    parent = work.cell.params["stage"]
+    state = work.store.get("stage", parent).tensors["state"] if parent else {}
+    model = work.defense.defend(work.case(work.defense.sees, state)).model
+    if not isinstance(model, Net):
+        raise SweepError(f"--after {after}: it leaves no model whose features could be read")
+    return Subject(work, model, f"{label}, {work.cell.key[:8]}")
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9.]+", "-", text).strip("-")

@@ -1,0 +1,53 @@
+"""Every analysis found by its file name leaves a picture and its numbers for each victim."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import sweeps
+import toys
+
+from sweeper import analyses, analyze, spec
+from sweeper.errors import SweepError
+from sweeper.material import Context
+
+pytestmark = pytest.mark.xdist_group("analyses")  # one process: its fixture runs a sweep
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A finished sweep of one victim: (its file, its store)."""
+    folder = tmp_path_factory.mktemp("analyses")
+    defenses = ["none", {"defense": "fine-tuning", "epochs": 1}]
+    path = sweeps.write(folder, attacks=["badnets"], poison_rates=[0.2], seeds=1, defenses=defenses)
+    sweeps.inline(path, folder / "store")
+    return path, folder / "store"
+
+
+def look(swept: tuple[Path, Path], out: Path, name: str, **changes: str) -> list[Path]:
+    sweep = spec.load(str(swept[0]))
+    context = Context(store=str(swept[1]), sweep=sweep.name, device="cpu")
+    small = toys.small(analyses.analysis(name))
+    return list(analyze.pictures(name, analyses.make(name, small), sweep, context, out, **changes))
+
+
+@pytest.mark.parametrize("name", analyses.names())
+def test_picture_and_numbers(name: str, swept: tuple[Path, Path], tmp_path: Path) -> None:
+    (path,) = look(swept, tmp_path, name)
+    assert path.name.startswith(f"{name}-badnets-0.2-digits-tiny-seed-0-")
+    assert path.read_bytes()[:4] == b"\x89PNG" and path.stat().st_size > 5000
+    found = pd.read_parquet(path.with_suffix(".parquet"))
+    assert len(found) > 1 and not found.isna().all().any()
+    (again,) = look(swept, tmp_path / "again", name)
+    pd.testing.assert_frame_equal(found, pd.read_parquet(again.with_suffix(".parquet")))
+
+
+def test_after_a_defense_and_what_is_not_there(swept: tuple[Path, Path], tmp_path: Path) -> None:
+    (path,) = look(swept, tmp_path, "tsne", after="fine-tuning")
+    assert "after-fine-tuning" in path.name
+    with pytest.raises(SweepError, match="did you mean 'fine-tuning'"):
+        look(swept, tmp_path, "tsne", after="fine-tunning")
+    with pytest.raises(SweepError, match="no victim"):
+        look(swept, tmp_path, "tsne", victim="zzz")
