@@ -1,8 +1,10 @@
-"""Masks and perturbations on BatchNorm neurons, swapped in place and taken out again.
+"""Masks and perturbations on a network's neurons, swapped in place and taken out again.
 
-A neuron is a BatchNorm channel: weight gamma and bias beta. While swapped in, the layer computes
-with `gamma * (mask + weight_shift)` and `beta * (1 + bias_shift)`; parameters and buffers are the
-model's own, so nothing needs to be copied back and nothing is left behind.
+A neuron is a channel of a BatchNorm layer; where there is none, a channel of another norm with
+weights (GroupNorm, LayerNorm); without any, an output of a convolution or hidden linear layer. Its
+scale is the norm's gamma or the layer's weight slice, its shift beta or the bias. While swapped in,
+a layer computes with `scale * (mask + weight_shift)` and `shift * (1 + bias_shift)`; parameters and
+buffers are the model's own, so nothing needs to be copied back and nothing is left behind.
 """
 
 from __future__ import annotations
@@ -16,16 +18,27 @@ from torch.nn import functional
 
 from sweeper.errors import SweepError
 
-Norm = nn.BatchNorm1d | nn.BatchNorm2d
+Layer = nn.BatchNorm1d | nn.BatchNorm2d | nn.GroupNorm | nn.LayerNorm | nn.Conv2d | nn.Linear
 
 
-def layers(model: nn.Module) -> list[tuple[str, Norm]]:
-    """Return the model's affine BatchNorm layers with their names, in registration order."""
-    return [
-        (name, module)
-        for name, module in model.named_modules()
-        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) and module.affine
-    ]
+def layers(model: nn.Module) -> list[tuple[str, Layer]]:
+    """Return the layers whose channels are neurons, with their names, in registration order."""
+    head = getattr(model, "classifier", None)
+    hidden = [(n, m) for n, m in model.named_modules() if m is not head]
+    for kinds in (
+        (nn.BatchNorm1d, nn.BatchNorm2d),
+        (nn.GroupNorm, nn.LayerNorm),
+        (nn.Conv2d, nn.Linear),
+    ):
+        found = [(name, m) for name, m in hidden if isinstance(m, kinds) and m.weight is not None]
+        if found:
+            return found
+    return []
+
+
+def width(layer: Layer) -> int:
+    """How many neurons a layer has."""
+    return int(layer.weight.shape[-1 if isinstance(layer, nn.LayerNorm) else 0])
 
 
 class Neurons:
@@ -35,12 +48,12 @@ class Neurons:
         """Lay out the neurons of `model`.
 
         Raises:
-            SweepError: The model has no BatchNorm layer.
+            SweepError: The model has no layer to mask.
         """
         self.layers = layers(model)
         if not self.layers:
-            raise SweepError("the model has no BatchNorm layer to mask")
-        self.sizes = [layer.num_features for _, layer in self.layers]
+            raise SweepError("the model has no norm, convolution or hidden linear layer to mask")
+        self.sizes = [width(layer) for _, layer in self.layers]
         device = self.layers[0][1].weight.device
         self.count = sum(self.sizes)
         self.mask = torch.ones(self.count, device=device, requires_grad=True)
@@ -50,56 +63,68 @@ class Neurons:
         """Whether the shifts take part in the next forward pass."""
 
 
-class _MaskedNorm(nn.Module):
-    """A BatchNorm layer that reads its part of `Neurons`."""
+class _Masked(nn.Module):
+    """A layer that reads its part of `Neurons`."""
 
-    def __init__(self, norm: Norm, neurons: Neurons, start: int) -> None:
+    def __init__(self, layer: Layer, neurons: Neurons, start: int) -> None:
         super().__init__()
-        self.norm = norm
+        self.layer = layer
         self.neurons = neurons
-        self.part = slice(start, start + norm.num_features)
+        self.part = slice(start, start + width(layer))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise with masked, and where asked perturbed, weight and bias."""
-        norm, neurons = self.norm, self.neurons
+        """Compute with masked, and where asked perturbed, scale and shift."""
+        layer, neurons = self.layer, self.neurons
         scale: Tensor = neurons.mask[self.part]
-        bias: Tensor = norm.bias
+        bias: Tensor | None = layer.bias
         if neurons.perturbed:
             scale = scale + neurons.weight_shift[self.part]
-            bias = bias * (1 + neurons.bias_shift[self.part])
+            bias = None if bias is None else bias * (1 + neurons.bias_shift[self.part])
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            weight = layer.weight * scale.view(-1, *[1] * (layer.weight.dim() - 1))
+            if isinstance(layer, nn.Linear):
+                return functional.linear(x, weight, bias)
+            out: Tensor = layer._conv_forward(x, weight, bias)
+            return out
+        weight = layer.weight * scale
+        if isinstance(layer, nn.LayerNorm):
+            return functional.layer_norm(x, layer.normalized_shape, weight, bias, layer.eps)
+        if isinstance(layer, nn.GroupNorm):
+            return functional.group_norm(x, layer.num_groups, weight, bias, layer.eps)
         return functional.batch_norm(
             x,
-            norm.running_mean,
-            norm.running_var,
-            norm.weight * scale,
+            layer.running_mean,
+            layer.running_var,
+            weight,
             bias,
-            norm.training or norm.running_mean is None,
-            norm.momentum if norm.momentum is not None else 0.1,
-            norm.eps,
+            layer.training or layer.running_mean is None,
+            layer.momentum if layer.momentum is not None else 0.1,
+            layer.eps,
         )
 
 
 @contextlib.contextmanager
 def swapped(model: nn.Module, neurons: Neurons) -> Iterator[None]:
-    """Let the model's BatchNorm layers read `neurons` within the context."""
+    """Let the model's layers read `neurons` within the context."""
     start = 0
-    for name, norm in neurons.layers:
+    for name, layer in neurons.layers:
         parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, _MaskedNorm(norm, neurons, start))
-        start += norm.num_features
+        setattr(model.get_submodule(parent), child, _Masked(layer, neurons, start))
+        start += width(layer)
     try:
         yield
     finally:
-        for name, norm in neurons.layers:
+        for name, layer in neurons.layers:
             parent, _, child = name.rpartition(".")
-            setattr(model.get_submodule(parent), child, norm)
+            setattr(model.get_submodule(parent), child, layer)
 
 
 @torch.no_grad()
 def prune(model: nn.Module, dead: Tensor) -> None:
-    """Set the weight of the neurons `dead` (bool [n]) to zero; biases and statistics stay."""
+    """Set the scale of the neurons `dead` (bool [n]) to zero; shifts and statistics stay."""
     start = 0
-    for _, norm in layers(model):
-        part = dead[start : start + norm.num_features].to(norm.weight.device)
-        norm.weight.masked_fill_(part, 0.0)
-        start += norm.num_features
+    for _, layer in layers(model):
+        part = dead[start : start + width(layer)].to(layer.weight.device)
+        shape = (-1, *[1] * (layer.weight.dim() - 1))
+        layer.weight.masked_fill_(part.view(shape), 0.0)
+        start += width(layer)

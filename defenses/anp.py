@@ -2,7 +2,8 @@
 
 The defender sees the model and a few clean images. One mask per BatchNorm channel is learned while
 weights and biases of all channels are perturbed to hurt most; then every channel whose mask is
-small gets weight zero (its bias stays) in the original model with its original statistics.
+small gets weight zero (its bias stays) in the original model with its original statistics. Networks
+without BatchNorm are masked at their other norms, or at their convolutions (`_norm.py`).
 
 Deviations, each with its reason:
 
@@ -62,7 +63,6 @@ class ANP(Defense):
     paper = "Wu and Wang, NeurIPS 2021"
     kind = "repair"
     sees = frozenset({"model", "clean"})
-    requires = frozenset({"batchnorm"})
     presets = {"fixed": {"threshold": 0.2}, "backdoorbench": {"lr": 0.01, "batch": 256}}
 
     def __post_init__(self) -> None:

@@ -66,7 +66,7 @@ def test_the_swap_is_undone_when_the_body_raises() -> None:
     model = toys.victim()
     with pytest.raises(KeyError), swapped(model, Neurons(model)):
         raise KeyError
-    assert all(type(module).__name__ != "_MaskedNorm" for module in model.modules())
+    assert all(type(module).__name__ != "_Masked" for module in model.modules())
 
 
 class Watched(ANP):
@@ -259,7 +259,7 @@ def test_masks_swap_in_and_out_of_other_families(model: str) -> None:
         assert torch.equal(logits(net, x), before)
 
 
-def test_one_dimensional_norms_are_masked_and_other_networks_refused() -> None:
+def test_one_dimensional_norms_are_masked() -> None:
     flat = nn.Sequential(nn.Flatten(), nn.Linear(12, 5), nn.BatchNorm1d(5), nn.Linear(5, 2)).eval()
     x, neurons = torch.rand(6, 3, 2, 2), Neurons(flat)
     assert neurons.count == 5
@@ -267,9 +267,60 @@ def test_one_dimensional_norms_are_masked_and_other_networks_refused() -> None:
     with swapped(flat, neurons):
         found = logits(flat, x)
     assert torch.allclose(found, found[:1].expand_as(found))
-    with pytest.raises(SweepError, match="no BatchNorm"):
-        Neurons(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, affine=False)))
-    assert "batchnorm" in ANP.requires
+
+
+class Plain(nn.Module):
+    """A network with a norm of one kind, or none."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.trunk = nn.Sequential(
+            nn.Conv2d(3, 8, 3, padding=1), norm, nn.ReLU(), nn.Flatten(), nn.Linear(128, 6)
+        )
+        self.classifier = nn.Linear(6, 4)
+        for parameter in self.parameters():
+            nn.init.normal_(parameter, generator=seeds.generator("plain", parameter.numel()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.classifier(functional.relu(self.trunk(x)))
+        return found
+
+
+@pytest.mark.parametrize(
+    ("norm", "neurons"),
+    [(nn.GroupNorm(2, 8), 8), (nn.LayerNorm([8, 4, 4][2:]), 4), (nn.Identity(), 14)],
+    ids=["group", "layer", "none"],
+)
+def test_other_norms_and_none_are_masked_too(norm: nn.Module, neurons: int) -> None:
+    model, x = Plain(norm).eval(), pixels(6)[:, :, :4, :4]
+    before, found = logits(model, x), Neurons(model)
+    assert found.count == neurons
+    found.perturbed = True
+    with swapped(model, found):
+        assert torch.allclose(logits(model, x), before, atol=1e-6)
+    dead = torch.arange(neurons) % 3 == 0
+    found.perturbed = False
+    found.mask.data.copy_((~dead).float())
+    with swapped(model, found):
+        masked = logits(model, x)
+    prune(model, dead)
+    assert torch.allclose(logits(model, x), masked, atol=1e-6)
+    assert not torch.allclose(masked, before)
+
+
+def test_a_network_without_neurons_is_refused() -> None:
+    with pytest.raises(SweepError, match="no norm, convolution or hidden linear"):
+        Neurons(nn.Sequential(nn.Flatten(), nn.ReLU()))
+
+
+def test_a_transformer_is_pruned() -> None:
+    net = toys.network(seeds.generator("vit"), model="vit-tiny")
+    mine = case(model=net)
+    outcome = ANP(steps=2, batch=16, threshold=0.99).defend(mine)
+    assert outcome.notes["neurons"] == sum(
+        m.weight.numel() for m in net.modules() if isinstance(m, nn.LayerNorm)
+    )
+    assert 0 < outcome.notes["pruned"] < outcome.notes["neurons"]
 
 
 def test_a_norm_used_twice_has_one_mask() -> None:

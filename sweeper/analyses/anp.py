@@ -75,4 +75,4 @@ class AnpCurves(Analysis):
                 line(axes, part["x"], part["value"], colour, metric.upper())
             axes.set_xlabel(text)
             axes.set_ylim(-0.02, 1.02)
-            axes.legend(frameon=False)
+        panels[1].legend(frameon=False)
