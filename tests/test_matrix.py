@@ -286,7 +286,8 @@ def test_a_target_the_data_do_not_have() -> None:
     assert plan.inapplicable[0].reason == "target label 10 does not exist: 10 classes"
 
 
-def test_a_defense_the_model_has_nothing_for() -> None:
+def test_a_defense_the_model_has_nothing_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ANP, "requires", frozenset({"batchnorm"}))
     plan = expand(COLOUR, **{**ONE, "models": ["vit-tiny", "tiny"], "defenses": ["none", "anp"]})
     (cell,) = plan.inapplicable
     assert cell.reason == "needs BatchNorm layers, vit-tiny has none"
