@@ -226,6 +226,8 @@ class Defense(ABC):
     """Subset of `SEES`: the threat model, printed in every table."""
     requires: ClassVar[frozenset[str]] = frozenset()
     """What a model must have: batchnorm."""
+    rules: ClassVar[tuple[str, ...]] = ("any",)
+    """Label rules the method was made for; it is run on all of them."""
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """A source's variant by name -> the options it sets."""
     version: ClassVar[int] = 1

@@ -120,6 +120,7 @@ def describe(kind: str) -> list[dict[str, Any]]:
             record |= {"rules": list(cls.rules), "controls": cls.controls, **bases}
         else:
             record |= {"kind": cls.kind, "sees": sorted(cls.sees), "requires": sorted(cls.requires)}
+            record["rules"] = list(cls.rules)
         fields = [f for f in dataclasses.fields(cls) if f.name in options.names(cls)]
         record["options"] = {f.name: f.default for f in fields}
         records.append({**record, "presets": sorted(cls.presets)})

@@ -46,7 +46,8 @@ def records(what: str) -> list[dict[str, Any]]:
 
 COLUMNS = {
     "attacks": ("name", "title", "paper", "rules", "controls", "rate_base", "presets"),
-    "defenses": ("name", "title", "paper", "kind", "sees", "requires", "presets"),
+    "defenses": ("name", "title", "paper", "kind", "sees", "presets"),
+    "support": ("name", "sees", "rules", "models"),
 }
 """Columns of the README's tables."""
 
@@ -56,12 +57,34 @@ def markdown(what: str) -> str:
     head = COLUMNS[what]
     titles = " | ".join(name.replace("_", " ") for name in head)
     lines = [f"| {titles} |", "|---" * len(head) + "|"]
-    for record in records(what):
+    for record in support() if what == "support" else records(what):
         words = [record[name] for name in head]
         shown = [", ".join(word) if isinstance(word, list) else str(word) for word in words]
         shown[0] = f"`{shown[0]}`"
         lines.append("| " + " | ".join(word or "-" for word in shown) + " |")
     return "\n".join(lines)
+
+
+def support() -> list[dict[str, Any]]:
+    """Return what every defense sees, what it is made for and which architectures it runs on.
+
+    Asked of the methods themselves: `requires` and `applies`, with CIFAR-10 and 500 clean images.
+    """
+    from defenses.base import Needs
+    from sweeper import catalog, matrix, models
+
+    shape = (3, 32, 32)
+    victims = [
+        Needs(10, shape, name, matrix.has_batchnorm(name, (), 10, shape), 500)
+        for name in models.families()
+    ]
+    found = []
+    for record in catalog.describe("defense"):
+        defense = catalog.make("defense", record["name"], {})
+        out = [v.model for v in victims if matrix.misfit(defense, v, v.model)]
+        words = f"all but {', '.join(out)}" if out else "all"
+        found.append({**record, "models": words})
+    return found
 
 
 def rewrite(text: str) -> str:

@@ -129,7 +129,7 @@ class _Expansion:
         family = models.family(model.name, model.options)
         classes = facts.classes or 10
         try:
-            batchnorm = _has_batchnorm(model.name, _frozen(model.options), classes, facts.shape)
+            batchnorm = has_batchnorm(model.name, _frozen(model.options), classes, facts.shape)
         except SweepError as error:
             raise SweepError(f"model {model.label} on data set {dataset.label}: {error}") from None
         recipe = recipes.resolve(self.sweep.recipe, dataset.name, model.name)
@@ -313,11 +313,9 @@ class _Expansion:
 
     def unfit(self, place: _Place, defense: Defense, count: int) -> str:
         """Why this defense cannot be run on this model and data; empty where it can."""
-        if "batchnorm" in defense.requires and not place.batchnorm:
-            return f"needs BatchNorm layers, {place.axes['model']} has none"
         facts, model = place.facts, place.common["model"]["name"]
         needs = Needs(facts.classes or 10, facts.shape, model, place.batchnorm, count)
-        return defense.applies(needs) or ""
+        return misfit(defense, needs, place.axes["model"])
 
     def add(self, cell: Cell, keep: bool = True) -> Cell:
         """Enter a cell of the graph; the first of a key stands for all."""
@@ -355,8 +353,15 @@ def _frozen(asked: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
     return tuple(sorted(asked.items()))
 
 
+def misfit(defense: Defense, needs: Needs, label: str) -> str:
+    """Why a defense cannot be run on a victim whose model is called `label`; empty where it can."""
+    if "batchnorm" in defense.requires and not needs.batchnorm:
+        return f"needs BatchNorm layers, {label} has none"
+    return defense.applies(needs) or ""
+
+
 @functools.lru_cache(maxsize=256)
-def _has_batchnorm(
+def has_batchnorm(
     model: str, asked: tuple[tuple[str, Any], ...], classes: int, shape: tuple[int, int, int]
 ) -> bool:
     """Build the model without memory and look; raises SweepError where it does not fit."""
