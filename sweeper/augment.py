@@ -220,7 +220,8 @@ def luma(images: Tensor) -> Tensor:
     if images.shape[1] != 3:
         return images.mean(1, keepdim=True)
     red, green, blue = images.split(1, 1)
-    return 0.2989 * red + 0.587 * green + 0.114 * blue
+    found: Tensor = 0.2989 * red + 0.587 * green + 0.114 * blue
+    return found
 
 
 def brightened(images: Tensor, factor: Tensor) -> Tensor:
@@ -257,5 +258,5 @@ def _mixed(images: Tensor, other: Tensor, factor: Tensor) -> Tensor:
 
 
 def _around(centre: float, reach: float, count: int, rng: Generator) -> Tensor:
-    """float [count], uniform in centre -+ reach."""
+    """Draw float [count], uniform in centre -+ reach."""
     return centre + (torch.rand(count, generator=rng) * 2 - 1) * reach
