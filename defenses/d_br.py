@@ -7,7 +7,13 @@ learning rate; train mode and the data set's augmentation in both.
 
 Deviations: the released code keeps the epoch with the largest difference of test ACC and ASR; here
 the last epoch is taken, and that choice is `d-br-oracle`. Those of SD are in `_sd.py`; the preset
-`released` undoes them.
+`released` undoes them. `bound` is not in the paper: ascent has no end of its own.
+
+Measured as in `_sd.py`; the victim is trained for 15 epochs without augmentation. BadNets: ACC 0.473,
+ASR 1.000 before. The default learning rate is made for 1,980 steps and here, where 20 epochs are
+200, does nothing (ASR 1.000, ACC 0.434); 1e-3 neither (1.000, 0.418); 3e-3 ruins the model (ACC
+0.097, loss on D_p above 1e6), and with `bound: 4` removes the backdoor (ASR 0.000, ACC 0.414).
+Blend, where the separation fails: ASR 0.391 before, 0.456 after (3e-3, ACC 0.451 to 0.329).
 """
 
 from __future__ import annotations
@@ -18,6 +24,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from defenses._sd import CLEAN, POISONED, Separated
 from defenses.base import Case
@@ -31,8 +38,9 @@ from sweeper.types import Outcome
 class _Signed(Hooks):
     """Descends (sign 1) or ascends (sign -1) cross-entropy, with one optimiser for all phases."""
 
-    def __init__(self) -> None:
+    def __init__(self, bound: float | None = None) -> None:
         self.sign = 1.0
+        self.bound = bound
         self.kept: torch.optim.Optimizer | None = None
 
     def optimizer(self, model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
@@ -41,8 +49,13 @@ class _Signed(Hooks):
         return self.kept
 
     def loss(self, model: nn.Module, batch: Batch, recipe: Recipe) -> Tensor:
-        """Signed cross-entropy."""
-        return self.sign * super().loss(model, batch, recipe)
+        """Signed cross-entropy; ascent leaves alone what is above the bound."""
+        if self.sign > 0 or self.bound is None:
+            return self.sign * super().loss(model, batch, recipe)
+        losses = functional.cross_entropy(
+            model(batch.images).float(), batch.labels, reduction="none"
+        )
+        return -losses.clamp(max=self.bound).mean()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +68,8 @@ class DBR(Separated):
     """Learning rate, constant in both phases."""
     batch: int = 128
     """Images of a step."""
+    bound: float | None = None
+    """Ascent leaves samples alone whose loss exceeds this; default: none is, as published."""
 
     title = "D-BR"
     paper = "Chen, Wu and Wang, NeurIPS 2022"
@@ -71,6 +86,8 @@ class DBR(Separated):
         super().__post_init__()
         if self.epochs < 0 or self.batch < 1 or self.lr < 0:
             raise SweepError("epochs and lr >= 0; batch >= 1")
+        if self.bound is not None and self.bound <= 0:
+            raise SweepError(f"bound: {self.bound:g} is not above 0; leave it out for none")
 
     def defend(self, case: Case) -> Outcome:
         """Unlearn and relearn on a copy of the victim."""
@@ -82,7 +99,7 @@ class DBR(Separated):
 
     def rounds(self, case: Case, clean: Tensor, poisoned: Tensor) -> Iterator[tuple[Net, float]]:
         """Yield the one model being repaired with its loss on D_p, before and after each epoch."""
-        model, hooks = case.model, _Signed()
+        model, hooks = case.model, _Signed(self.bound)
         keep, drop = case.train[clean], case.train[poisoned]
         yield model, 0.0
         for epoch in range(self.epochs):
