@@ -1,8 +1,8 @@
-"""Whole-batch augmentation on the device: crop, flip, rotate, erase, each drawn per sample.
+"""Whole-batch augmentation on the device: geometry and colour, each drawn per sample.
 
-Batches are uint8 [B, H, W, C] in and float [B, C, H, W] in [0, 1] out, channels last in memory. One
-gather does crop and flip together; its index is drawn on the CPU so that the same generator gives
-the same crops on every device.
+`crop_flip` takes uint8 [B, H, W, C], everything else float [B, C, H, W] in [0, 1]. What is drawn is
+drawn on the CPU, so that the same generator gives the same images on every device; functions named
+by a participle (`turned`, `shifted`) apply given numbers instead, one for each image.
 """
 
 from __future__ import annotations
@@ -46,9 +46,12 @@ def crop_flip(images: Tensor, pad: int, flip: bool, rng: Generator) -> Tensor:
 
 def rotate(images: Tensor, degrees: float, rng: Generator) -> Tensor:
     """Rotate each image [B, C, H, W] by U(-degrees, degrees), nearest pixel, black outside."""
-    count = len(images)
-    angle = (torch.rand(count, generator=rng) * 2 - 1) * math.radians(degrees)
-    cosine, sine, zero = angle.cos(), angle.sin(), torch.zeros(count)
+    return turned(images, _around(0, math.radians(degrees), len(images), rng))
+
+
+def turned(images: Tensor, angle: Tensor) -> Tensor:
+    """Rotate each image [B, C, H, W] counter-clockwise by its angle in radians, float [B]."""
+    cosine, sine, zero = angle.cos(), angle.sin(), torch.zeros(len(images))
     ratio = images.shape[2] / images.shape[3]
     theta = torch.stack(
         [
@@ -59,6 +62,96 @@ def rotate(images: Tensor, degrees: float, rng: Generator) -> Tensor:
     ).to(images.device)
     grid = functional.affine_grid(theta, list(images.shape), align_corners=False)
     return functional.grid_sample(images, grid, mode="nearest", align_corners=False)
+
+
+def translate(images: Tensor, share: float, rng: Generator) -> Tensor:
+    """Shift each image [B, C, H, W] by up to `share` of its sides, whole pixels, black outside."""
+    down, right = (
+        _around(0, share * side, len(images), rng).round().long() for side in images.shape[2:]
+    )
+    return shifted(images, down, right)
+
+
+def shifted(images: Tensor, down: Tensor, right: Tensor) -> Tensor:
+    """Shift each image [B, C, H, W] by its own whole pixels, int64 [B] each, black outside."""
+    height, width = images.shape[2:]
+    rows, columns = torch.arange(height) - down[:, None], torch.arange(width) - right[:, None]
+    rows_in, columns_in = (rows >= 0) & (rows < height), (columns >= 0) & (columns < width)
+    outside = ~(rows_in[:, :, None] & columns_in[:, None, :])
+    rows, columns = rows.clamp(0, height - 1), columns.clamp(0, width - 1)
+    place = (torch.arange(len(images))[:, None, None], rows[:, :, None], columns[:, None, :])
+    found = images.permute(0, 2, 3, 1)[tuple(part.to(images.device) for part in place)]
+    return found.permute(0, 3, 1, 2).masked_fill_(outside.to(images.device)[:, None], 0)
+
+
+def resize_crop(
+    images: Tensor,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+    flip: bool,
+    rng: Generator,
+) -> Tensor:
+    """Stretch a random box of each image [B, C, H, W] to the image's size, bilinear.
+
+    Args:
+        images: Float.
+        scale: Least and largest area of the box, as a share of the image.
+        ratio: Least and largest width over height; its logarithm is uniform.
+        flip: Whether to mirror with probability one half.
+        rng: A CPU generator.
+    """
+    height, width = images.shape[2:]
+    box = _boxes(len(images), height, width, scale, ratio, rng)
+    mirrored = torch.rand(len(images), generator=rng) < (0.5 if flip else 0.0)
+    return resized(images, *box, mirrored)
+
+
+def _boxes(
+    count: int,
+    height: int,
+    width: int,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+    rng: Generator,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Random boxes: top, left, height, width, int64 [count] each.
+
+    The first of ten draws that fits is taken; where none does, the largest allowed box.
+    """
+    area = torch.empty(count, 10).uniform_(*scale, generator=rng) * height * width
+    aspect = torch.empty(count, 10).uniform_(*map(math.log, ratio), generator=rng).exp()
+    tall, wide = (area / aspect).sqrt().round(), (area * aspect).sqrt().round()
+    fits = (tall > 0) & (tall <= height) & (wide > 0) & (wide <= width)
+    first = fits.int().argmax(1, keepdim=True)
+    whole = width / height
+    least, most = round(width / max(whole, ratio[0])), round(height * min(whole, ratio[1]))
+    tall = torch.where(fits.any(1), tall.gather(1, first)[:, 0], float(least))
+    wide = torch.where(fits.any(1), wide.gather(1, first)[:, 0], float(most))
+    top = (torch.rand(count, generator=rng) * (height - tall + 1)).floor()
+    left = (torch.rand(count, generator=rng) * (width - wide + 1)).floor()
+    return top.long(), left.long(), tall.long(), wide.long()
+
+
+def resized(
+    images: Tensor, top: Tensor, left: Tensor, tall: Tensor, wide: Tensor, mirrored: Tensor
+) -> Tensor:
+    """Stretch the given box of each image [B, C, H, W] to the image's size, bilinear.
+
+    Pixels outside the box are never read: at its border the border's own pixels repeat.
+    """
+
+    def lines(start: Tensor, length: Tensor, side: int) -> Tensor:
+        start, length = start[:, None].float(), length[:, None].float()
+        at = (torch.arange(side) + 0.5) * length / side - 0.5
+        at = start + at.clamp(min=0).minimum(length - 1)
+        return at * (2 / max(side - 1, 1)) - 1
+
+    height, width = images.shape[2:]
+    rows, columns = lines(top, tall, height), lines(left, wide, width)
+    columns = torch.where(mirrored[:, None], columns.flip(1), columns)
+    shape = (len(images), height, width)
+    grid = torch.stack([columns[:, None].expand(shape), rows[:, :, None].expand(shape)], 3)
+    return functional.grid_sample(images, grid.to(images.device), align_corners=True)
 
 
 def erase(images: Tensor, probability: float, rng: Generator) -> Tensor:
@@ -81,3 +174,89 @@ def erase(images: Tensor, probability: float, rng: Generator) -> Tensor:
 def to_float(images: Tensor) -> Tensor:
     """uint8 [B, H, W, C] -> float [B, C, H, W] in [0, 1], channels last."""
     return images.permute(0, 3, 1, 2).float().div_(255)
+
+
+def jitter(
+    images: Tensor,
+    brightness: float,
+    contrast: float,
+    saturation: float,
+    hue: float,
+    probability: float,
+    rng: Generator,
+) -> Tensor:
+    """Change the colours of each image [B, C, H, W], with this probability, in an order of its own.
+
+    Args:
+        images: Float in [0, 1].
+        brightness: The factor is U(1 - brightness, 1 + brightness).
+        contrast: Likewise.
+        saturation: Likewise.
+        hue: The turn is U(-hue, hue) of the colour circle.
+        probability: That an image is changed at all.
+        rng: A CPU generator.
+    """
+    count, out = len(images), images.clone()
+    amounts = [_around(1, reach, count, rng) for reach in (brightness, contrast, saturation)]
+    amounts.append(_around(0, hue, count, rng))
+    hit = torch.rand(count, 1, generator=rng) < probability
+    order = torch.rand(count, 4, generator=rng).argsort(1).masked_fill(~hit, -1)
+    for turn in order.unbind(1):
+        for number, change in enumerate((brightened, contrasted, saturated, hue_turned)):
+            index = (turn == number).nonzero().flatten()
+            amount, chosen = amounts[number][index], index.to(images.device)
+            out[chosen] = change(out[chosen], amount.to(images.device))
+    return out
+
+
+def decolour(images: Tensor, probability: float, rng: Generator) -> Tensor:
+    """Make each image [B, C, H, W] grey with this probability."""
+    hit = (torch.rand(len(images), generator=rng) < probability).to(images.device)
+    return torch.where(hit[:, None, None, None], luma(images), images)
+
+
+def luma(images: Tensor) -> Tensor:
+    """[B, C, H, W] -> [B, 1, H, W], brightness as the eye sees it (ITU-R 601); else the mean."""
+    if images.shape[1] != 3:
+        return images.mean(1, keepdim=True)
+    red, green, blue = images.split(1, 1)
+    found: Tensor = 0.2989 * red + 0.587 * green + 0.114 * blue
+    return found
+
+
+def brightened(images: Tensor, factor: Tensor) -> Tensor:
+    """Multiply each image by its factor, float [B]; 0 is black."""
+    return _mixed(images, torch.zeros_like(images), factor)
+
+
+def contrasted(images: Tensor, factor: Tensor) -> Tensor:
+    """Scale each image's distance to its mean brightness, float [B]; 0 is plain grey."""
+    return _mixed(images, luma(images).mean((2, 3), keepdim=True), factor)
+
+
+def saturated(images: Tensor, factor: Tensor) -> Tensor:
+    """Scale each image's distance to its grey self, float [B]; images without colours stay."""
+    return _mixed(images, luma(images), factor) if images.shape[1] == 3 else images
+
+
+def hue_turned(images: Tensor, turn: Tensor) -> Tensor:
+    """Turn each image's hue by a share of the colour circle, float [B], via HSV."""
+    if images.shape[1] != 3:
+        return images
+    red, green, blue = images.unbind(1)
+    high, spread = images.amax(1), images.amax(1) - images.amin(1)
+    safe = torch.where(spread == 0, 1.0, spread)
+    other = torch.where(high == green, 2 + (blue - red) / safe, 4 + (red - green) / safe)
+    hue = torch.where(high == red, (green - blue) / safe, other) + 6 * turn[:, None, None]
+    offset = torch.tensor([5.0, 3.0, 1.0], device=images.device).view(1, 3, 1, 1)
+    sector = (offset + hue[:, None]).remainder(6)
+    return high[:, None] - spread[:, None] * sector.minimum(4 - sector).clamp(0, 1)
+
+
+def _mixed(images: Tensor, other: Tensor, factor: Tensor) -> Tensor:
+    return (other + factor[:, None, None, None] * (images - other)).clamp(0, 1)
+
+
+def _around(centre: float, reach: float, count: int, rng: Generator) -> Tensor:
+    """Draw float [count], uniform in centre -+ reach."""
+    return centre + (torch.rand(count, generator=rng) * 2 - 1) * reach
