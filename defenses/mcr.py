@@ -2,8 +2,8 @@
 
 The defender sees the model and a few clean images. Two networks are joined by a curve in weight
 space along which the loss on the clean images is small; inside, accuracy is to stay and the
-backdoor to fade. The method needs two tampered networks; here the second is made from the first by fine-tuning
-it on the clean images (mode a). `mcr-pair` trains a second one (mode b).
+backdoor to fade. The method needs two tampered networks; here the second is made from the first by
+fine-tuning it on the clean images (mode a). `mcr-pair` trains a second one (mode b).
 
 Deviations, each with its reason:
 

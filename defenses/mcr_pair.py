@@ -26,6 +26,8 @@ from sweeper.types import Outcome
 class MCRPair(CurveDefense):
     """A point of the curve between two models of the same poisoned data."""
 
+    epochs: int = 1000
+    """Passes that train the second end, at most; the recipe's where those are fewer."""
     lr_factor: float = 1.0
     """Learning rate of the second end, relative to the recipe's."""
     momentum_factor: float = 1.0
@@ -65,6 +67,7 @@ class MCRPair(CurveDefense):
             model,
             case.train,
             name="second end",
+            epochs=min(self.epochs, recipe.epochs),
             lr=recipe.lr * self.lr_factor,
             momentum=recipe.momentum * self.momentum_factor,
             weight_decay=recipe.weight_decay * self.weight_decay_factor,

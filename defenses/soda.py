@@ -94,8 +94,8 @@ def reconstruct(
     """
     mean, std = model.normalise.get_buffer("mean"), model.normalise.get_buffer("std")
     out: Tensor = model.normalise(pixels).detach().clone()
-    place, moving = torch.arange(len(out), device=out.device), torch.ones(len(out)).bool()
-    moving, image, speed = moving.to(out.device), out, torch.zeros_like(out)
+    place = torch.arange(len(out), device=out.device)
+    moving, image, speed = place >= 0, out.clone(), torch.zeros_like(out)
     for step in range(steps):
         if step % CHECK == 0:
             out[place] = image
