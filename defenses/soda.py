@@ -228,10 +228,10 @@ class SODA(Defense):
     def remove(self, case: Case, start: int, target: int) -> tuple[Net, dict[str, Any]]:
         """Stages 3 and 4 for one pair of source and target."""
         fitted, holdout = case.split()
-        images = fitted.images[fitted.labels == start][: self.count].to(case.device)
-        if not len(images):  # the class's one image is in the hold-out
+        own = fitted.images[fitted.labels == start].to(case.device)
+        if not len(own):  # the class's one image is in the hold-out
             return case.model, {"started": 0, "accepted": False}
-        model = case.model
+        model, images = case.model, own[: self.count]
         made, arrived = reconstruct(
             model,
             images.float().div_(255),
@@ -245,7 +245,7 @@ class SODA(Defense):
         made = made[arrived]
         before = case.accuracy(case.model, holdout)
         allowed = max(self.drop, 2 / len(holdout)) + 1e-9
-        order = attribution(model.classifier, features_of(model, images))[:, target]
+        order = attribution(model.classifier, features_of(model, own[: self.samples]))[:, target]
         order = order.argsort(descending=True, stable=True)
         notes: dict[str, Any] = {
             "started": len(images),

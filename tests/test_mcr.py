@@ -469,7 +469,7 @@ def acceptance(root: Path, seed: int, train_size: int, epochs: int, **given: Any
         return [measure(curve.at(t, images)) for t in times]
 
     fitted, _ = own.split()
-    pair, one = MCRPair(**given), MCR(**given)
+    pair, one = MCRPair(**given), MCR(tune_steps=500, **given)
     second = pair.second(own)
     line = Curve(own.model, second)
     found: dict[str, Any] = {"seed": seed, "line": along(line, fitted.images, (0.0, 0.5, 1.0))}
@@ -509,7 +509,7 @@ def test_acceptance_on_small_data() -> None:
     root = data_folder()
     if root is None:
         pytest.skip("needs cifar10/train.parquet in the folder SWEEPER_DATA names")
-    measured = [acceptance(root, seed, 11_000, 12, steps=1500, tune_steps=500) for seed in range(3)]
+    measured = [acceptance(root, seed, 11_000, 12, steps=1500) for seed in range(3)]
     for found in measured:
         print(json.dumps(found))  # noqa: T201
         assert found["loss of the curve"] < found["loss of the line"]

@@ -398,6 +398,18 @@ def test_a_repair_that_costs_too_much_is_tried_again_gentler_then_given_up(
         assert (gentler["lr"], gentler["q"]) == (0.0025, 0.5)
 
 
+def test_without_reconstructed_images_it_still_fine_tunes() -> None:
+    model, notes = SODA(count=0, epochs=1).remove(case(clean=200), 3, 0)
+    assert notes["started"] == notes["reconstructed"] == 0
+    assert notes["attempts"][0]["reverse_asr"] == [None] and toys.differing(model, toys.victim())
+
+
+def test_a_source_without_an_image_to_start_from_leaves_the_model() -> None:
+    clean = toys.image_set(80, seed=1)
+    model, notes = SODA().remove(case(clean=clean[clean.labels != 3]), 3, 0)
+    assert notes == {"started": 0, "accepted": False} and not toys.differing(model, toys.victim())
+
+
 @pytest.mark.parametrize(("preset", "label"), [("", 3), ("released", 0)])
 def test_reconstructed_images_carry_the_source_and_in_the_release_class_0(
     monkeypatch: pytest.MonkeyPatch, preset: str, label: int
