@@ -1,0 +1,301 @@
+"""Curves between two networks in weight space, learned on a few images: what MCR is made of.
+
+All parameters of a network are one vector [P]; a curve is a stack of such vectors [bends, P] whose
+first and last row are given and fixed, and a point of it one weighted sum. BatchNorm's running
+statistics are never interpolated: a point inside has its own, estimated on clean images.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional
+
+from defenses._norm import reestimate
+from defenses.base import Case, Defense
+from sweeper import training
+from sweeper.errors import DivergedError, SweepError
+from sweeper.models.base import Net
+from sweeper.types import ImageSet, Outcome
+
+
+def bezier(t: float, bends: int) -> list[float]:
+    """Coefficients of a Bezier curve's control points: Bernstein polynomials."""
+    last = bends - 1
+    return [math.comb(last, i) * t**i * (1 - t) ** (last - i) for i in range(bends)]
+
+
+def polychain(t: float, bends: int) -> list[float]:
+    """Coefficients of a chain of straight lines through the bends."""
+    return [max(0.0, 1 - abs(t * (bends - 1) - i)) for i in range(bends)]
+
+
+SHAPES: dict[str, Callable[[float, int], list[float]]] = {"bezier": bezier, "polychain": polychain}
+
+
+def annealed(share: float) -> float:
+    """Factor of the learning rate: 1 up to the half, down to 0.01 at 0.9, then 0.01."""
+    return 1 - 0.99 * min(1.0, max(0.0, (share - 0.5) / 0.4))
+
+
+def cosine(share: float) -> float:
+    """Factor of the learning rate: half a wave from 1 to 0."""
+    return (1 + math.cos(math.pi * share)) / 2
+
+
+SCHEDULES: dict[str, Callable[[float], float]] = {"annealed": annealed, "cosine": cosine}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Descent:
+    """Steps of SGD with momentum 0.9 on batches drawn with replacement."""
+
+    steps: int
+    """How many, whatever the number of images."""
+    batch: int
+    """Images of a step."""
+    lr: float
+    """Peak learning rate."""
+    decay: float
+    """L2 penalty of the optimiser."""
+    schedule: str
+    """annealed | cosine."""
+    augment: bool
+    """Whether images are augmented as the recipe says."""
+
+    def run(
+        self,
+        case: Case,
+        name: str,
+        parameters: Sequence[Tensor],
+        data: ImageSet,
+        loss: Callable[[Tensor, Tensor], Tensor],
+    ) -> None:
+        """Minimise `loss(images, labels)`.
+
+        Args:
+            case: For the device, the recipe's augmentation and precision, and draws.
+            name: Names the draws.
+            parameters: What is trained.
+            data: On which images.
+            loss: Loss of one batch, run under the recipe's precision.
+
+        Raises:
+            DivergedError: Parameters became NaN or infinite.
+        """
+        recipe = replace(case.recipe, batch=self.batch)
+        if not self.augment:
+            recipe = replace(recipe, crop=0, flip=False, rotation=0.0, erase=0.0)
+        optimizer = torch.optim.SGD(parameters, lr=self.lr, momentum=0.9, weight_decay=self.decay)
+        batches = training.draws(data, recipe, self.steps, case.rng(name), case.device)
+        for step, (images, labels) in enumerate(batches):
+            for group in optimizer.param_groups:
+                group["lr"] = self.lr * SCHEDULES[self.schedule](step / self.steps)
+            optimizer.zero_grad(set_to_none=True)
+            with case.autocast():
+                value = loss(images, labels)
+            value.backward()
+            optimizer.step()
+            if step % 100 == 99:
+                case.log(step=step + 1, steps=self.steps, loss=value.item())
+        if not all(bool(parameter.isfinite().all()) for parameter in parameters):
+            raise DivergedError(f"{name}: weights became NaN or infinite")
+
+
+def flat(model: nn.Module) -> Tensor:
+    """All parameters as one vector, a copy; float [P]."""
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+class Curve:
+    """A curve from one network to another of the same architecture."""
+
+    def __init__(self, first: Net, last: Net, *, bends: int = 3, shape: str = "bezier") -> None:
+        """Start from the straight line.
+
+        Args:
+            first: The network at t = 0; kept, not changed.
+            last: The network at t = 1; kept, not changed.
+            bends: Points the curve is made of, both ends included.
+            shape: bezier | polychain.
+        """
+        self.first = first
+        self.last = last
+        self.bends = bends
+        self.shape = shape
+        self._ends = flat(first), flat(last)
+        self._net = copy.deepcopy(first).requires_grad_(False)
+        shares = torch.linspace(0, 1, bends, device=self._ends[0].device)[1:-1, None]
+        self.inner = ((1 - shares) * self._ends[0] + shares * self._ends[1]).requires_grad_()
+        """The bends between the ends, all there is to train; float [bends - 2, P]."""
+
+    def weights(self, t: float) -> Tensor:
+        """The point at t in [0, 1]; float [P], differentiable in `inner`."""
+        start, *middle, end = SHAPES[self.shape](t, self.bends)
+        inner = self.inner.new_tensor(middle) @ self.inner
+        return start * self._ends[0] + inner + end * self._ends[1]
+
+    def named(self, weights: Tensor) -> dict[str, Tensor]:
+        """A vector [P] as the network's parameters by name; views."""
+        parameters = dict(self._net.named_parameters())
+        parts = weights.split([p.numel() for p in parameters.values()])
+        return {
+            name: part.view(p.shape)
+            for (name, p), part in zip(parameters.items(), parts, strict=True)
+        }
+
+    def loss(self, t: float, images: Tensor, labels: Tensor, l2: float = 0.0) -> Tensor:
+        """Cross-entropy of the point at t with the batch's statistics, plus the L2 term."""
+        weights = self.weights(t)
+        self._net.train()
+        logits = functional_call(self._net, self.named(weights), (images,))
+        loss = functional.cross_entropy(logits.float(), labels)
+        return loss + l2 / 2 * weights.square().sum() if l2 else loss
+
+    @torch.no_grad()
+    def at(self, t: float, images: Tensor) -> Net:
+        """The network at t, a plain model of its own in eval mode.
+
+        Args:
+            t: In [0, 1]; at 0 and 1 the given networks with their own running statistics.
+            images: uint8 [N, C, H, W], which running statistics inside are estimated on.
+        """
+        if t in (0, 1):
+            return copy.deepcopy(self.last if t else self.first).eval()
+        model = copy.deepcopy(self.first).eval()
+        for name, value in self.named(self.weights(t)).items():
+            model.get_parameter(name).copy_(value)
+        reestimate(model, images)
+        return model
+
+
+def path(
+    curve: Curve, times: Sequence[float], images: Tensor, measure: Callable[[Net], float]
+) -> list[float]:
+    """Measure the networks at these t, such as their accuracy.
+
+    Args:
+        curve: Trained or not.
+        times: Values of t.
+        images: uint8 [N, C, H, W], for running statistics.
+        measure: Takes a model in eval mode.
+    """
+    return [measure(curve.at(t, images)) for t in times]
+
+
+def most_central(times: Sequence[float], accuracies: Sequence[float], tau: float) -> float:
+    """The t nearest the middle whose accuracy is within tau of the best; of two the better."""
+    best = max(accuracies)
+    good = [
+        (round(abs(t - 0.5), 9), -found, t)
+        for t, found in zip(times, accuracies, strict=True)
+        if found >= best - tau - 1e-9
+    ]
+    return min(good)[2]
+
+
+def farthest(times: Sequence[float], accuracies: Sequence[float], tau: float) -> float:
+    """The largest t whose accuracy is within tau of the best."""
+    best = max(accuracies)
+    return max(t for t, found in zip(times, accuracies, strict=True) if found >= best - tau - 1e-9)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurveDefense(Defense):
+    """What both forms of MCR share: the curve, its training and the choice of a point."""
+
+    shape: str = "bezier"
+    """bezier | polychain."""
+    bends: int = 3
+    """Points of the curve, both ends included."""
+    steps: int = 7900
+    """Steps that train the curve, whatever the number of images."""
+    lr: float = 0.01
+    """Their peak learning rate."""
+    l2: float = 1e-4
+    """Weight of half the squared norm of the point's weights, in the loss."""
+    decay: float = 0.0
+    """L2 penalty of the optimiser, on the bends."""
+    schedule: str = "annealed"
+    """annealed (constant to the half, linear to 1 % at 0.9, constant) | cosine."""
+    batch: int = 128
+    """Images of a step, drawn with replacement."""
+    augment: bool = False
+    """Whether images are augmented as the recipe says."""
+    t: float | None = None
+    """The point delivered; default: chosen on a hold-out of the clean budget."""
+    tau: float = 0.02
+    """Hold-out accuracy the chosen point may lie below the best, absolute."""
+
+    def __post_init__(self) -> None:
+        """Check the options.
+
+        Raises:
+            SweepError: A word is unknown or a number out of range.
+        """
+        for name, known in (("shape", SHAPES), ("schedule", SCHEDULES)):
+            if getattr(self, name) not in known:
+                raise SweepError(
+                    f"{name}: {getattr(self, name)!r} is not one of {', '.join(known)}"
+                )
+        if self.bends < 3 or self.steps < 0 or self.batch < 2 or self.tau < 0:
+            raise SweepError("bends >= 3; steps and tau >= 0; batch >= 2")
+        if self.t is not None and not 0 <= self.t <= 1:
+            raise SweepError(f"t: {self.t} does not lie in [0, 1]")
+
+    @property
+    @abstractmethod
+    def times(self) -> Sequence[float]:
+        """The points a choice is made among."""
+
+    @abstractmethod
+    def choose(self, accuracies: Sequence[float]) -> float:
+        """The point to deliver, from the hold-out accuracies at `times`."""
+
+    def descent(self, **changes: Any) -> Descent:
+        """The training of the curve, with changes."""
+        given: Mapping[str, Any] = {
+            name: getattr(self, name)
+            for name in ("steps", "batch", "lr", "decay", "schedule", "augment")
+        }
+        return Descent(**{**given, **changes})
+
+    def data(self, case: Case) -> tuple[ImageSet, ImageSet]:
+        """The clean images to train on and to choose with; with a given t all are both."""
+        return case.split() if self.t is None else (case.clean, case.clean)
+
+    def connect(self, case: Case, first: Net, last: Net) -> Curve:
+        """Learn the curve between two networks."""
+        fitted, _ = self.data(case)
+        curve = Curve(first, last, bends=self.bends, shape=self.shape)
+        rng: Generator = case.rng("times")
+        times = iter(torch.rand(self.steps, generator=rng).tolist())
+        self.descent().run(
+            case,
+            "curve",
+            [curve.inner],
+            fitted,
+            lambda images, labels: curve.loss(next(times), images, labels, self.l2),
+        )
+        return curve
+
+    def deliver(self, case: Case, curve: Curve) -> Outcome:
+        """Choose a point of the curve."""
+        fitted, holdout = self.data(case)
+        chosen, notes = self.t, {}
+        if chosen is None:
+            found = path(
+                curve, self.times, fitted.images, lambda model: case.accuracy(model, holdout)
+            )
+            chosen = self.choose(found)
+            notes = {"curve": list(zip(self.times, found, strict=True))}
+        model = curve.at(chosen, fitted.images)
+        return Outcome(model=model, notes={**notes, "t": chosen})
