@@ -13,8 +13,9 @@ layers but nothing that trains them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +32,7 @@ class FFIP(FIP):
     """FIP on singular values."""
 
     title = "Fast FIP (f-FIP)"
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
     def enter(self, model: Net) -> Callable[[], None]:
         """Swap in layers whose singular values are trained; returns what folds them back."""

@@ -100,12 +100,13 @@ class RandomPruning(Defense):
 
     def defend(self, case: Case) -> Outcome:
         """Let the other defense prune, then prune at random."""
-        pruned: nn.Module | None = case.model
+        pruned: nn.Module | None
         if self.like == "anp":
             pruned = self.anp.defend(case).model
+            assert pruned is not None
         else:
+            pruned = case.model
             self.sibp.prune(pruned, self.u)
-        assert pruned is not None
         model = case.model
         dead = zero_as_many(model, pruned, case.rng("channels"))
         notes: dict[str, Any] = {"like": self.like, "pruned": _sibp.counts(dead)}

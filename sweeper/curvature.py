@@ -121,11 +121,13 @@ class Hessian:
 
 
 def largest_eigenvalue(
-    product: Product, size: int, rng: Generator, *, most: int = 100, tolerance: float = 1e-3
+    product: Product, size: int, rng: Generator, *, most: int = 100, tolerance: float = 1e-4
 ) -> float:
     """The algebraically largest eigenvalue, by power iteration from a Gaussian vector.
 
     Stops at a relative change of the Rayleigh quotient below `tolerance`, or after `most` products.
+    The released scripts of FIP stop at 1e-3: 1.5 % short of the exact value on a tanh network of
+    208 weights, where 1e-4 is within 1 % (`tests/test_curvature.py`).
     The iteration goes to the eigenvalue of largest magnitude; where that is negative it is repeated
     on the matrix shifted by it.
     """
