@@ -2,18 +2,23 @@
 
 The learning rate is the whole method: report it. Defaults follow BackdoorBench: SGD 0.01, momentum
 0.9, weight decay 5e-4, batch 256, 100 epochs, with the cosine's period equal to the epochs. A fixed
-budget and the last epoch; nothing is selected.
+budget and the last epoch; nothing is selected. With `steps` it is the control of methods that count
+updates (FIP): as many, on batches drawn with replacement.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import Tensor, nn
+from torch.nn import functional
 
+from defenses._steps import descend
 from defenses.base import Case, Defense
 from sweeper.errors import SweepError
+from sweeper.models.base import Net
 from sweeper.recipes import Recipe
 from sweeper.training import Batch, Hooks
 from sweeper.types import Outcome
@@ -40,10 +45,14 @@ class FineTuning(Defense):
     """Peak learning rate."""
     epochs: int = 100
     """Passes over the clean budget."""
+    steps: int | None = None
+    """Updates in place of the epochs, on batches drawn with replacement."""
     batch: int = 256
     """Images of a step."""
     schedule: str = "cosine"
     """cosine | constant | linear."""
+    momentum: float | None = None
+    """SGD momentum; default: the recipe's."""
     weight_decay: float = 5e-4
     """L2 penalty."""
     layers: str = "all"
@@ -58,10 +67,12 @@ class FineTuning(Defense):
         """Check the options.
 
         Raises:
-            SweepError: `layers` is unknown.
+            SweepError: `layers` is unknown, or `steps` no number of updates.
         """
         if self.layers not in ("all", "head"):
             raise SweepError(f"layers: {self.layers!r} is not one of all, head")
+        if self.steps is not None and self.steps < 1:
+            raise SweepError(f"steps: {self.steps} is not a whole number >= 1; null: the epochs")
 
     def defend(self, case: Case) -> Outcome:
         """Train a copy of the victim."""
@@ -69,17 +80,36 @@ class FineTuning(Defense):
         frozen = [] if self.layers == "all" else [model.trunk]
         for module in frozen:
             module.requires_grad_(False)
-        losses = case.fit(
-            model,
-            case.clean,
-            hooks=FrozenInEval(frozen),
-            epochs=self.epochs,
-            lr=self.lr,
-            batch=min(self.batch, len(case.clean)),
-            schedule=self.schedule,
-            period=0,
-            warmup=0.0,
-            weight_decay=self.weight_decay,
-        )
+        changes: dict[str, Any] = {
+            "lr": self.lr,
+            "batch": min(self.batch, len(case.clean)),
+            "schedule": self.schedule,
+            "weight_decay": self.weight_decay,
+            "momentum": case.recipe.momentum if self.momentum is None else self.momentum,
+        }
+        if self.steps is None:
+            changes |= {"epochs": self.epochs, "period": 0, "warmup": 0.0}
+            losses = case.fit(model, case.clean, hooks=FrozenInEval(frozen), **changes)
+        else:
+            losses = self.stepped(case, model, frozen, replace(case.recipe, **changes), self.steps)
         model.requires_grad_(True)
         return Outcome(model=model, notes={"loss_first": losses[0], "loss_last": losses[-1]})
+
+    def stepped(
+        self, case: Case, model: Net, frozen: Sequence[nn.Module], recipe: Recipe, steps: int
+    ) -> list[float]:
+        """A number of updates; the losses of the first and the last tenth of them."""
+
+        def loss(images: Tensor, labels: Tensor, step: int) -> Tensor:
+            with case.autocast():
+                logits = model(images)
+            return functional.cross_entropy(
+                logits.float(), labels, label_smoothing=recipe.label_smoothing
+            )
+
+        model.train()
+        for module in frozen:
+            module.eval()
+        losses = descend(case, model, case.clean, recipe, steps, loss=loss)
+        model.eval()
+        return losses

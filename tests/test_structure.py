@@ -19,7 +19,7 @@ options ledger
 data models tasks store isolation
 recipes augment
 training
-metrics
+curvature metrics
 attacks defenses
 catalog
 spec

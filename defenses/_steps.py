@@ -1,0 +1,81 @@
+"""A fixed number of updates on batches drawn with replacement, for methods that count steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from defenses.base import Case
+from sweeper import training
+from sweeper.errors import DivergedError
+from sweeper.recipes import Recipe
+from sweeper.types import ImageSet
+
+Loss = Callable[[Tensor, Tensor, int], Tensor]
+"""(float [B, C, H, W] in [0, 1], int64 [B], step from 0) -> the loss to descend."""
+
+
+def descend(
+    case: Case,
+    model: nn.Module,
+    data: ImageSet,
+    recipe: Recipe,
+    steps: int,
+    *,
+    loss: Loss,
+    name: str = "steps",
+    clip: float = 0.0,
+) -> list[float]:
+    """Update the model's trainable weights in place by the recipe's SGD and schedule.
+
+    The schedule goes from step to step; modes of modules are the caller's, before and after.
+
+    Args:
+        case: Whose draws and progress.
+        model: Its parameters that require a gradient are updated.
+        data: Batches of `recipe.batch`, augmented by the recipe, are drawn from it.
+        recipe: Its epochs, period and warm-up are not looked at.
+        steps: Updates.
+        loss: The loss of one batch.
+        name: Names the random draws.
+        clip: Largest norm of the gradient; 0: no bound.
+
+    Returns:
+        The mean losses of the first and of the last tenth of the steps.
+
+    Raises:
+        DivergedError: A loss became NaN or infinite.
+    """
+    recipe = replace(recipe, epochs=steps, period=0, warmup=0.0, milestones=())
+    optimizer = training.sgd(model, recipe)
+    weights = [value for value in model.parameters() if value.requires_grad]
+    losses: list[Tensor] = []
+    batches = training.draws(data, recipe, steps, case.rng(name), case.device)
+    for step, (images, labels) in enumerate(batches):
+        for group in optimizer.param_groups:
+            group["lr"] = training.learning_rate(recipe, step, 1)
+        optimizer.zero_grad(set_to_none=True)
+        value = loss(images, labels, step)
+        value.backward()
+        if clip:
+            nn.utils.clip_grad_norm_(weights, clip)
+        optimizer.step()
+        losses.append(value.detach())
+        if step % 100 == 99:
+            case.log(step=step + 1, steps=steps, loss=value.item())
+    optimizer.zero_grad(set_to_none=True)
+    return _ends(losses)
+
+
+def _ends(losses: Sequence[Tensor]) -> list[float]:
+    """Means over the first and the last tenth."""
+    if not losses:
+        return []
+    values, part = torch.stack(list(losses)), max(1, len(losses) // 10)
+    if not values.isfinite().all():
+        step = int((~values.isfinite()).nonzero()[0])
+        raise DivergedError(f"the loss of step {step + 1} is {values[step].item()}")
+    return [values[:part].mean().item(), values[-part:].mean().item()]

@@ -1,0 +1,101 @@
+"""f-FIP, the fast form of FIP: only the singular values of each layer are trained.
+
+Karim et al., ACM CCS 2024 (arXiv 2409.00863); objective and options are FIP's (`fip.py`). Every
+convolution and linear layer computes with `U diag(relu(s + delta)) V^T`, the thin singular value
+decomposition of its given weight (per group, the weight as a matrix of outputs x the rest). Trained
+are the deltas alone: 4,325 numbers of a CIFAR ResNet-18's 11.2 M. Biases and BatchNorm's weights
+are frozen; its running statistics follow. At the end the layers are folded back.
+
+The layer is evaluated as two convolutions, by V^T and by U, with the scaling between: no gradient
+of a full weight is ever needed, which is where the time is saved. The released code has such
+layers but nothing that trains them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from defenses.fip import FIP
+from sweeper.models.base import Net
+
+Layer = nn.Conv2d | nn.Linear
+
+
+@dataclass(frozen=True, kw_only=True)
+class FFIP(FIP):
+    """FIP on singular values."""
+
+    title = "Fast FIP (f-FIP)"
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+
+    def enter(self, model: Net) -> Callable[[], None]:
+        """Swap in layers whose singular values are trained; returns what folds them back."""
+        model.requires_grad_(False)
+        found = [
+            (name, module)
+            for name, module in model.named_modules()
+            if isinstance(module, nn.Conv2d | nn.Linear)
+        ]
+        swapped = {name: Spectral(layer) for name, layer in found}
+        for name, module in swapped.items():
+            _place(model, name, module)
+
+        def leave() -> None:
+            for name, layer in found:
+                with torch.no_grad():
+                    layer.weight.copy_(swapped[name].weight())
+                _place(model, name, layer)
+
+        return leave
+
+
+class Spectral(nn.Module):
+    """A layer with the weight `U diag(relu(s + delta)) V^T`; only delta is trained."""
+
+    def __init__(self, layer: Layer) -> None:
+        """Decompose the weight of `layer`, which is kept for its bias and geometry."""
+        super().__init__()
+        groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
+        weight = layer.weight.detach()
+        matrices = weight.reshape(groups, weight.shape[0] // groups, -1).double()
+        left, values, right = torch.linalg.svd(matrices, full_matrices=False)
+        self.layer = layer
+        self.left: Tensor
+        self.values: Tensor
+        self.right: Tensor
+        self.register_buffer("left", left.to(weight.dtype))
+        self.register_buffer("values", values.to(weight.dtype))
+        self.register_buffer("right", right.to(weight.dtype))
+        self.delta = nn.Parameter(torch.zeros_like(self.values))
+
+    def scale(self) -> Tensor:
+        """The singular values in use, [groups, rank], never negative."""
+        return functional.relu(self.values + self.delta)
+
+    def weight(self) -> Tensor:
+        """The weight of the ordinary layer this one equals."""
+        product = (self.left * self.scale()[:, None]) @ self.right
+        return product.reshape(self.layer.weight.shape)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What the layer computes."""
+        layer, scale = self.layer, self.scale().flatten()
+        if isinstance(layer, nn.Linear):
+            inner = functional.linear(x, self.right[0]) * scale
+            return functional.linear(inner, self.left[0], layer.bias)
+        inward = self.right.reshape(-1, *layer.weight.shape[1:])
+        inner = layer._conv_forward(x, inward, None) * scale[:, None, None]
+        outward = self.left.flatten(0, 1)[:, :, None, None]
+        return functional.conv2d(inner, outward, layer.bias, groups=layer.groups)
+
+
+def _place(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Put a module where `name` says."""
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)

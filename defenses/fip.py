@@ -1,0 +1,287 @@
+"""FIP, Fisher Information guided Purification (Karim et al., ACM CCS 2024, arXiv 2409.00863).
+
+The defender sees the model and a few clean images. Backdoored models sit in sharper minima of the
+clean loss than benign ones; fine-tuning therefore penalises the trace of the Fisher matrix (the
+sharpness) and, weighted by each weight's Fisher information, the distance from the given weights:
+
+    CE + eta_f Tr F + eta_r / 2 sum_i F_i (w_i - w0_i)^2.
+
+The released code does something else under this name; `preset: released` repeats it:
+
+- Its trace is an inner product with random vectors that is not squared: its mean is zero and its
+  gradient a random vector shaped by the curvature. It scores every sample with every label of the
+  batch and weighs tensors by their order. Here: squared norms of micro-batch gradients (E1).
+- Its F is the square of the mean gradient, about zero at a minimum, in train mode (`fisher:
+  batches`), and the retention term is commented out. Here: mean of squared per-sample gradients, in
+  eval mode. An earlier release has the term on: `preset: sft`.
+- Its eta_f means nothing for another estimator. Here: by loss balance, `eta_f = balance CE_0 /
+  T_0`, measured on the clean images before the first step (no published value).
+- Gradients are clipped: double back-propagation spikes at first.
+
+The pass that measures the trace is one of its own, in single precision, and moves no running
+statistic. Stop: a fixed number of steps and the last model. Guard: where accuracy on a hold-out of
+the clean budget fell by more than `guard`, once more from the start with half of eta_f and lr.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.nn import functional
+
+from defenses._steps import descend
+from defenses.base import Case, Defense
+from sweeper import curvature
+from sweeper.errors import SweepError
+from sweeper.models.base import Net
+from sweeper.types import ImageSet, Outcome
+
+ESTIMATORS = ("micro-batch", "signs", "projection", "batch", "released")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FIP(Defense):
+    """Fine-tuning with a penalty on sharpness and on leaving what the model knows."""
+
+    eta_f: float | None = None
+    """Weight of the trace; default: by loss balance."""
+    balance: float = 0.5
+    """Share of the clean loss the trace weighs at the start, where eta_f is not given."""
+    eta_r: float = 5.0
+    """Weight of the distance from the given weights; 0: none."""
+    steps: int = 1000
+    """Updates, on batches drawn with replacement."""
+    lr: float = 0.005
+    """Learning rate (SGD without weight decay, constant)."""
+    momentum: float = 0.95
+    """SGD momentum."""
+    batch: int = 128
+    """Images of a step."""
+    every: int = 5
+    """The trace is added at every such step, unscaled."""
+    estimator: str = "micro-batch"
+    """micro-batch (E1) | signs (unbiased) | projection (E2) | batch (E3) | released (mean 0)."""
+    micro: int = 8
+    """Samples of a micro-batch; 1: exact."""
+    images: int = 32
+    """Images of a batch the trace is measured on; 0: all of them."""
+    draws: int = 20
+    """Random vectors of the projections."""
+    fisher: str = "samples"
+    """samples (squared gradient of each) | batches (released: of the mean of 100, train mode)."""
+    mixup: bool = False
+    """Whether the cross-entropy is that of pairs mixed in uniform shares; never in the trace."""
+    clip: float = 5.0
+    """Largest norm of the gradient; 0: no bound."""
+    guard: float | None = 0.05
+    """Hold-out accuracy the purification may cost before its repetition; null: no hold-out."""
+
+    title = "Fisher Information guided Purification (FIP)"
+    paper = "Karim et al., CCS 2024"
+    kind = "repair"
+    sees = frozenset({"model", "clean"})
+    presets = {
+        "released": {
+            "eta_f": 0.5,
+            "eta_r": 0.0,
+            "steps": 2000,
+            "estimator": "released",
+            "images": 0,
+            "clip": 0.0,
+            "guard": None,
+        },
+        "sft": {
+            "eta_f": 0.001,
+            "eta_r": 2.0,
+            "fisher": "batches",
+            "estimator": "released",
+            "images": 0,
+            "clip": 0.0,
+            "guard": None,
+        },
+    }
+
+    def __post_init__(self) -> None:
+        """Check the options.
+
+        Raises:
+            SweepError: Unknown words, or a number out of range.
+        """
+        if self.estimator not in ESTIMATORS:
+            raise SweepError(f"estimator: {self.estimator!r} is not one of {', '.join(ESTIMATORS)}")
+        if self.fisher not in ("samples", "batches"):
+            raise SweepError(f"fisher: {self.fisher!r} is not one of samples, batches")
+        if min(self.steps, self.batch, self.every, self.micro, self.draws) < 1:
+            raise SweepError("steps, batch, every, micro, draws: whole numbers >= 1")
+        numbers = (self.eta_f or 0, self.balance, self.eta_r, self.images, self.clip)
+        if min(*numbers, self.guard or 0) < 0 or not 0 <= self.momentum < 1:
+            raise SweepError(
+                "eta_f, balance, eta_r, images, clip, guard: not negative; momentum: in [0, 1)"
+            )
+
+    def enter(self, model: Net) -> Callable[[], None]:
+        """Choose what is trained: here all weights. Returns what undoes it."""
+        return lambda: None
+
+    def defend(self, case: Case) -> Outcome:
+        """Purify, look at the hold-out, and where it lost too much purify once more, gentler."""
+        fitted, holdout = (case.clean, None) if self.guard is None else case.split()
+        model, notes = self.purified(case, fitted, 1.0)
+        if holdout is not None:
+            before = case.accuracy(case.model, holdout)
+            found = [case.accuracy(model, holdout)]
+            if found[0] < before - (self.guard or 0):
+                model, again = self.purified(case, fitted, 0.5)
+                notes = {**again, "first": notes}
+                found.append(case.accuracy(model, holdout))
+            notes |= {"holdout_before": before, "holdout_after": found}
+        return Outcome(model=model, notes=notes)
+
+    def purified(self, case: Case, data: ImageSet, scale: float) -> tuple[Net, dict[str, Any]]:
+        """One run; `scale` multiplies eta_f and lr."""
+        model = case.model
+        leave = self.enter(model)
+        penalty = _Penalty(self, case, model, data)
+        penalty.eta_f *= scale
+        recipe = replace(
+            case.recipe,
+            batch=min(self.batch, len(data)),
+            lr=self.lr * scale,
+            momentum=self.momentum,
+            nesterov=False,
+            weight_decay=0.0,
+            schedule="constant",
+        )
+        model.train()
+        losses = descend(case, model, data, recipe, self.steps, loss=penalty.loss, clip=self.clip)
+        model.eval()
+        notes = {
+            "eta_f": penalty.eta_f,
+            "lr": recipe.lr,
+            "trained": sum(weight.numel() for weight in penalty.weights.values()),
+            "distance": penalty.distance().item(),
+            "loss_first": losses[0],
+            "loss_last": losses[-1],
+        }
+        leave()
+        model.requires_grad_(True)
+        return model, notes
+
+
+class _Penalty:
+    """The loss of FIP on one model, with what it remembers of the start."""
+
+    def __init__(self, fip: FIP, case: Case, model: Net, data: ImageSet) -> None:
+        self.fip = fip
+        self.case = case
+        self.model = model
+        self.weights = curvature.trainable(model)
+        self.start = {name: weight.detach().clone() for name, weight in self.weights.items()}
+        self.rng = case.rng("mixup")
+        self.vectors = torch.Generator(case.device).manual_seed(case.rng("v").initial_seed())
+        measure = curvature.fisher_diagonal if fip.fisher == "samples" else squared_batch_means
+        self.fisher = measure(model, data, case.device)
+        self.eta_f = self.balanced(data) if fip.eta_f is None else fip.eta_f
+
+    def loss(self, images: Tensor, labels: Tensor, step: int) -> Tensor:
+        """The loss of one step."""
+        total = self.cross_entropy(images, labels)
+        if self.eta_f and step % self.fip.every == 0:
+            total = total + self.eta_f * self.trace(images, labels)[0]
+        if self.fip.eta_r:
+            total = total + self.fip.eta_r / 2 * self.distance()
+        return total
+
+    def cross_entropy(self, images: Tensor, labels: Tensor) -> Tensor:
+        """That of the batch, or of pairs of it mixed in one share."""
+        share, others = 1.0, labels
+        if self.fip.mixup:
+            share = torch.rand((), generator=self.rng).item()
+            order = torch.randperm(len(images), generator=self.rng).to(images.device)
+            images, others = share * images + (1 - share) * images[order], labels[order]
+        with self.case.autocast():
+            logits = self.model(images).float()
+        found = functional.cross_entropy(logits, labels)
+        if share == 1:
+            return found
+        return share * found + (1 - share) * functional.cross_entropy(logits, others)
+
+    def trace(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The estimate of Tr F on the first images of a batch, and their mean loss."""
+        fip, weights = self.fip, [*self.weights.values()]
+        count = fip.images or len(images)
+        images, labels = images[:count], labels[:count]
+        with curvature.second_order(images.device), curvature.side_pass(self.model):
+            logits = self.model(images)
+            chosen = curvature.own(logits, labels)
+            if fip.estimator == "micro-batch":
+                found = curvature.by_micro_batches(chosen, weights, fip.micro)
+            elif fip.estimator == "signs":
+                signs = torch.randint(2, (len(labels),), generator=self.rng) * 2.0 - 1
+                found = curvature.by_signs(chosen, weights, signs.to(images.device))
+            elif fip.estimator == "projection":
+                found = curvature.by_projection(chosen, weights, self.vectors, fip.draws)
+            elif fip.estimator == "batch":
+                found = curvature.by_batch(chosen, weights)
+            else:
+                found = as_released(logits, labels, weights, self.vectors, fip.draws)
+        return found, -chosen.mean().detach()
+
+    def distance(self) -> Tensor:
+        """`sum_i F_i (w_i - w0_i)^2`."""
+        parts = [
+            (self.fisher[name] * (weight - self.start[name]).square()).sum()
+            for name, weight in self.weights.items()
+        ]
+        return torch.stack(parts).sum()
+
+    def balanced(self, data: ImageSet) -> float:
+        """`balance CE_0 / T_0` over the clean images, in train mode as the steps will be."""
+        self.model.train()
+        traces, losses = [], []
+        size = min(self.fip.images or self.fip.batch, len(data))
+        for part in torch.arange(len(data) // size * size).view(-1, size):
+            images = curvature.pixels(data.images[part], self.case.device)
+            found, loss = self.trace(images, data.labels[part].to(self.case.device))
+            traces.append(found.detach())
+            losses.append(loss)
+        self.model.eval()
+        level = torch.stack(traces).mean().item()
+        return self.fip.balance * torch.stack(losses).mean().item() / level if level > 0 else 0.0
+
+
+def as_released(
+    logits: Tensor, labels: Tensor, weights: list[Tensor], rng: Generator, draws: int
+) -> Tensor:
+    """What the released code computes in place of the trace: a number of mean zero.
+
+    Every sample is scored with every label of the batch; inner products are not squared; partial
+    sums over the parameter tensors are averaged, so that the first of P counts P times the last.
+    """
+    slopes = curvature.slopes_of(logits.log_softmax(1)[:, labels].mean(), weights)
+    found = [curvature.along(slopes, rng).cumsum(0).mean() for _ in range(draws)]
+    return torch.stack(found).mean()
+
+
+def squared_batch_means(
+    model: nn.Module, data: ImageSet, device: torch.device
+) -> dict[str, Tensor]:
+    """The released code's F: mean over batches of 100 of all their scores, differentiated, squared.
+
+    In train mode, without touching running statistics. Not the Fisher information: see above.
+    """
+    weights, modes = curvature.trainable(model), model.training
+    parts = list(zip(data.images.split(100), data.labels.split(100), strict=True))
+    total = [torch.zeros_like(weight) for weight in weights.values()]
+    model.train()
+    with curvature.second_order(device), curvature.side_pass(model):
+        for images, labels in parts:
+            scores = model(curvature.pixels(images, device)).log_softmax(1)[:, labels.to(device)]
+            slopes = torch.autograd.grad(scores.mean() / len(parts), [*weights.values()])
+            torch._foreach_add_(total, list(slopes))
+    model.train(modes)
+    return dict(zip(weights, [slope.square() for slope in total], strict=True))

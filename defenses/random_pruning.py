@@ -1,0 +1,146 @@
+"""Random pruning, a control: as many channels of each layer as ANP or SIBP zeroes, drawn at random.
+
+Runs the other defense's pruning, counts what it zeroed in each layer by comparing the two models,
+and zeroes the same parameters of as many random channels of the victim instead. What the defense
+achieves beyond this is owed to its choice of channels. With `epochs` the model is then fine-tuned
+as SIBP does (held-out part, early stop, pruned channels kept at zero).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, nn
+
+from defenses import _sibp
+from defenses.anp import ANP
+from defenses.base import Case, Defense, Needs
+from defenses.sibp import SIBP
+from sweeper.errors import SweepError
+from sweeper.types import Outcome
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandomPruning(Defense):
+    """Another defense's number of pruned channels, layer by layer, at random."""
+
+    like: str = "anp"
+    """anp | sibp: whose pruning is counted."""
+    steps: int = 2000
+    """ANP's batches."""
+    threshold: float | None = None
+    """ANP's threshold; default: its fair choice."""
+    mode: str = "released"
+    """SIBP's mode."""
+    u: float = 1.9
+    """SIBP's coefficient of norms."""
+    conv: float = 0.5
+    """SIBP's coefficient of convolutions."""
+    literal: bool = False
+    """Whether SIBP scores as released."""
+    epochs: int = 0
+    """Most passes of a fine-tuning as SIBP's; 0: pruning alone."""
+    patience: int = 5
+    """Its epochs without a better hold-out accuracy; 0: no hold-out."""
+    freeze: bool = True
+    """Whether the pruned channels stay zero in it."""
+    clip: float = 5.0
+    """Its largest norm of the gradient; 0: no bound."""
+
+    title = "Random pruning, as many channels as ANP or SIBP"
+    paper = "control"
+    kind = "repair"
+    sees = frozenset({"model", "clean"})
+    presets = {
+        "sibp": {"like": "sibp", "epochs": 20},
+        "sibp-released": {
+            "like": "sibp",
+            "epochs": 7,
+            "patience": 0,
+            "freeze": False,
+            "clip": 0.0,
+            "literal": True,
+        },
+    }
+
+    def __post_init__(self) -> None:
+        """Check the options.
+
+        Raises:
+            SweepError: `like` is unknown, or an option the defense refuses.
+        """
+        if self.like not in ("anp", "sibp"):
+            raise SweepError(f"like: {self.like!r} is not one of anp, sibp")
+        _ = self.sibp, self.anp
+
+    @property
+    def sibp(self) -> SIBP:
+        """SIBP with these options."""
+        return SIBP(
+            mode=self.mode,
+            u=self.u,
+            conv=self.conv,
+            literal=self.literal,
+            patience=self.patience,
+            freeze=self.freeze,
+            clip=self.clip,
+        )
+
+    @property
+    def anp(self) -> ANP:
+        """ANP with these options."""
+        return ANP(steps=self.steps, threshold=self.threshold)
+
+    def applies(self, needs: Needs) -> str | None:
+        """ANP masks BatchNorm channels."""
+        missing = self.like == "anp" and not needs.batchnorm
+        return "like: anp needs BatchNorm layers, and the model has none" if missing else None
+
+    def defend(self, case: Case) -> Outcome:
+        """Let the other defense prune, then prune at random."""
+        pruned: nn.Module | None
+        if self.like == "anp":
+            pruned = self.anp.defend(case).model
+            assert pruned is not None
+        else:
+            pruned = case.model
+            self.sibp.prune(pruned, self.u)
+        model = case.model
+        dead = zero_as_many(model, pruned, case.rng("channels"))
+        notes: dict[str, Any] = {"like": self.like, "pruned": _sibp.counts(dead)}
+        if self.epochs:
+            fitted, holdout = case.split() if self.patience else (case.clean, None)
+            notes["epochs"] = self.sibp.tune(case, model, dead, fitted, holdout, self.epochs)
+        return Outcome(model=model, notes=notes)
+
+
+@torch.no_grad()
+def zero_as_many(victim: nn.Module, pruned: nn.Module, rng: Generator) -> _sibp.Dead:
+    """Zero in `victim`, in place, as many random channels of each layer as `pruned` has lost.
+
+    A bias goes with its weight where the pruning changed biases too. Channels that are zero in the
+    victim are neither counted nor drawn.
+
+    Returns:
+        What was zeroed.
+    """
+    mine, other = dict(victim.named_parameters()), dict(pruned.named_parameters())
+    dead: dict[str, Tensor] = {}
+    for name, value in mine.items():
+        alive = (value.flatten(1) != 0).any(1) if value.ndim > 1 else value != 0
+        after = other[name].to(value.device)
+        left = (after.flatten(1) != 0).any(1) if after.ndim > 1 else after != 0
+        lost = alive & ~left
+        if not name.endswith("weight") or not bool(lost.any()):
+            continue
+        places = alive.nonzero().flatten().cpu()
+        chosen = torch.zeros(len(value), dtype=torch.bool)
+        chosen[places[torch.randperm(len(places), generator=rng)[: int(lost.sum())]]] = True
+        dead[name] = chosen
+        bias = name.removesuffix("weight") + "bias"
+        if bias in mine and bool((mine[bias] != other[bias].to(value.device))[lost].any()):
+            dead[bias] = chosen
+    _sibp.zero(victim, dead)
+    return dead

@@ -1,0 +1,250 @@
+"""SIBP, Self-Inspecting Backdoor Purification (released code; no text of the paper was found).
+
+The defender sees the model and a few clean images. Channels are scored from the weights alone - of
+a convolution by its largest weight over the deviation of its kernel, of a norm by the factor it
+scales with - and those far above their layer's mean are set to zero; then the model is fine-tuned.
+Threshold: `mean + conv T deviation` for convolutions, `mean + u T deviation` for norms.
+
+Deviations, each with its reason; `preset: released` has none of them:
+
+- As released, T comes from a list of VGG-16's layers and is 1 for every other architecture. Mode
+  `adaptive` is our generalisation: layers with many outliers, relative to all layers.
+- 1x1 convolutions have no deviation within a kernel: released scores are infinite and nothing is
+  pruned there. Here the deviation is taken over the inputs. Channels that are zero already have no
+  score and take no part in their layer's mean (`literal` turns both off).
+- Pruned channels stay zero (`freeze`). Released, the first update regrows a zeroed kernel along a
+  gradient that its norm amplifies by up to 1/sqrt(eps). Gradients are clipped.
+- Released u and epochs are chosen for each attack. Here one u for all, and fine-tuning stops when
+  accuracy on a hold-out of the clean budget has not improved for `patience` epochs, last model
+  kept; `u: null` takes the strongest pruning of a list whose hold-out accuracy stays within `tau`.
+
+The controls: `fine-tuning`, or this with `u` and `conv` of 1e9, which prunes nothing;
+`{defense: random-pruning, like: sibp}`, which zeroes as many channels of each layer at random.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from defenses import _sibp
+from defenses.base import Case, Defense
+from sweeper.errors import SweepError
+from sweeper.models.base import Net
+from sweeper.training import Hooks
+from sweeper.types import ImageSet, Outcome
+
+CANDIDATES = (0.5, 1.0, 1.5, 1.9, 2.5)
+MODES = ("released", "vgg-list", "adaptive")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SIBP(Defense):
+    """Pruning by statistics of the weights, then fine-tuning; in rounds."""
+
+    mode: str = "released"
+    """released (T = 1 off VGG) | vgg-list (refuses other models) | adaptive."""
+    u: float | tuple[float, ...] | None = 1.9
+    """Coefficient of the norms' threshold; one a round; null: chosen on the hold-out."""
+    conv: float = 0.5
+    """Coefficient of the convolutions' threshold."""
+    rounds: int = 1
+    """Rounds of pruning and fine-tuning; where u is a list, its length."""
+    epochs: int | tuple[int, ...] = 20
+    """Most passes of each fine-tuning; one a round; 0: pruning alone."""
+    patience: int = 5
+    """Epochs without a better hold-out accuracy after which it stops; 0: no hold-out."""
+    tau: float = 0.05
+    """Hold-out accuracy that the choice of u, or a further round, may cost, absolute."""
+    lr: float = 0.01
+    """Learning rate (SGD, momentum 0.9, constant)."""
+    weight_decay: float = 1e-4
+    """L2 penalty."""
+    batch: int = 256
+    """Images of a step."""
+    freeze: bool = True
+    """Whether pruned channels stay zero while fine-tuning."""
+    clip: float = 5.0
+    """Largest norm of the gradient; 0: no bound."""
+    literal: bool = False
+    """Whether 1x1 kernels and dead channels are scored as released (their layer: not pruned)."""
+
+    title = "Self-Inspecting Backdoor Purification (SIBP)"
+    paper = "released code; no paper found"
+    kind = "repair"
+    sees = frozenset({"model", "clean"})
+    presets = {
+        "released": {"epochs": 7, "patience": 0, "freeze": False, "clip": 0.0, "literal": True},
+        "adaptive": {"mode": "adaptive"},
+        "automatic": {"u": None},
+    }
+
+    def __post_init__(self) -> None:
+        """Check the options.
+
+        Raises:
+            SweepError: Unknown mode, lists that do not fit, or a number out of range.
+        """
+        if self.mode not in MODES:
+            raise SweepError(f"mode: {self.mode!r} is not one of {', '.join(MODES)}")
+        if self.u is None and not self.patience:
+            raise SweepError("u: null is chosen on the hold-out: give patience, or a number")
+        if isinstance(self.epochs, tuple) and len(self.epochs) != self.count:
+            raise SweepError(f"epochs: give one number, or {self.count}: one a round")
+        numbers = (self.conv, self.patience, self.tau, self.lr, self.weight_decay, self.clip)
+        if min(numbers) < 0 or min(self.count, self.batch) < 1:
+            raise SweepError("rounds and batch: at least 1; all other numbers: not negative")
+
+    @property
+    def count(self) -> int:
+        """Rounds."""
+        return len(self.u) if isinstance(self.u, tuple) else self.rounds
+
+    def defend(self, case: Case) -> Outcome:
+        """Run the rounds with the options' u, or with each candidate until one is good enough."""
+        fitted, holdout = case.split() if self.patience else (case.clean, None)
+        if self.u is not None:
+            return Outcome(**self.purified(case, self.u, fitted, holdout))
+        assert holdout is not None
+        least, tried = case.accuracy(case.model, holdout) - self.tau, {}
+        for u in CANDIDATES:
+            found = self.purified(case, u, fitted, holdout)
+            tried[str(u)] = found["notes"]["rounds"][-1]["holdout"]
+            if tried[str(u)] >= least:
+                break
+        found["notes"] |= {"tried": tried, "within_tau": tried[str(u)] >= least}
+        return Outcome(**found)
+
+    def purified(
+        self, case: Case, u: float | tuple[float, ...], fitted: ImageSet, holdout: ImageSet | None
+    ) -> dict[str, Any]:
+        """All rounds with given u: fields of an outcome."""
+        model, rounds = case.model, []
+        frozen: _sibp.Dead = {}
+        accuracy = _measured(case, holdout)
+        before = accuracy(model)
+        notes: dict[str, Any] = {"holdout_before": before}
+        for number in range(self.count):
+            last = {name: value.clone() for name, value in model.state_dict().items()}
+            of_round = u[number] if isinstance(u, tuple) else u
+            epochs = self.epochs[number] if isinstance(self.epochs, tuple) else self.epochs
+            dead = self.prune(model, of_round)
+            frozen = {name: part | frozen.get(name, part) for name, part in dead.items()}
+            found: dict[str, Any] = {
+                "u": of_round,
+                "pruned": _sibp.counts(dead),
+                "holdout_pruned": accuracy(model),
+            }
+            name = "fit" if number == 0 else f"fit {number}"
+            found["epochs"] = self.tune(case, model, frozen, fitted, holdout, epochs, name)
+            found["holdout"] = accuracy(model)
+            rounds.append(found)
+            if number and self.violated(before, found["holdout"]) and not isinstance(u, tuple):
+                model.load_state_dict(last)
+                notes["undone"] = rounds.pop()
+                break
+        return {"model": model, "notes": {**notes, "rounds": rounds}}
+
+    def violated(self, before: float | None, after: float | None) -> bool:
+        """Whether a round cost more hold-out accuracy than it may."""
+        return before is not None and after is not None and after < before - self.tau
+
+    def prune(self, model: nn.Module, u: float) -> _sibp.Dead:
+        """Zero the suspicious channels in place; returns which."""
+        dead = _sibp.suspicious(
+            _sibp.scores(model, self.literal),
+            conv=self.conv,
+            u=u,
+            mode=self.mode,
+            literal=self.literal,
+        )
+        _sibp.zero(model, dead)
+        return dead
+
+    def tune(
+        self,
+        case: Case,
+        model: Net,
+        dead: _sibp.Dead,
+        fitted: ImageSet,
+        holdout: ImageSet | None,
+        epochs: int,
+        name: str = "fit",
+    ) -> int:
+        """Fine-tune in place, as the options say; returns the epochs it took."""
+        hooks = _Tuning(self, dead, None if holdout is None else _measured(case, holdout))
+        if epochs:
+            try:
+                case.fit(
+                    model,
+                    fitted,
+                    name=name,
+                    hooks=hooks,
+                    epochs=epochs,
+                    lr=self.lr,
+                    momentum=0.9,
+                    weight_decay=self.weight_decay,
+                    batch=min(self.batch, len(fitted)),
+                    schedule="constant",
+                    period=0,
+                    warmup=0.0,
+                )
+            except _Enough:
+                model.eval()
+        return hooks.epochs
+
+
+class _Enough(Exception):
+    """Raised within the loop to end it."""
+
+
+class _Tuning(Hooks):
+    """Keeps pruned channels at zero, clips gradients, ends the loop when nothing improves."""
+
+    def __init__(
+        self, sibp: SIBP, dead: _sibp.Dead, accuracy: Callable[[nn.Module], float | None] | None
+    ) -> None:
+        self.sibp = sibp
+        self.dead = dead
+        self.accuracy = accuracy
+        self.epochs = 0
+        self.best, self.best_epoch = -1.0, 0
+
+    def step(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, loss: Callable[[], Tensor]
+    ) -> Tensor:
+        """One update with the gradient's norm bounded."""
+        if not self.sibp.clip:
+            return super().step(model, optimizer, loss)
+        optimizer.zero_grad(set_to_none=True)
+        value = loss()
+        value.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), self.sibp.clip)
+        optimizer.step()
+        return value.detach()
+
+    def stepped(self, model: nn.Module, step: int) -> None:
+        """After an update."""
+        if self.sibp.freeze:
+            _sibp.zero(model, self.dead)
+
+    def epoch(self, model: nn.Module, epoch: int) -> None:
+        """After an epoch."""
+        self.epochs = epoch + 1
+        if self.accuracy is None:
+            return
+        found = self.accuracy(model) or 0.0
+        model.train()
+        if found > self.best:
+            self.best, self.best_epoch = found, epoch
+        if epoch - self.best_epoch >= self.sibp.patience:
+            raise _Enough
+
+
+def _measured(case: Case, holdout: ImageSet | None) -> Callable[[nn.Module], float | None]:
+    """Accuracy on the hold-out; None where there is none."""
+    return lambda model: None if holdout is None else case.accuracy(model, holdout)

@@ -1,0 +1,327 @@
+"""FIP and f-FIP: what the penalty is, what it leaves, and the formulas step by step."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import json
+import os
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import pytest
+import torch
+import toys
+from torch import Tensor, nn
+from torch.nn import functional
+
+from attacks.badnets import BadNets
+from defenses.base import Case
+from defenses.f_fip import FFIP, Spectral
+from defenses.fine_tuning import FineTuning
+from defenses.fip import FIP, _Penalty, as_released, squared_batch_means
+from sweeper import catalog, curvature, metrics, models, recipes, seeds, training
+from sweeper.data import open_dataset, splits
+from sweeper.errors import DivergedError, SweepError
+from sweeper.models.base import Net
+from sweeper.types import ImageSet
+
+SEES = frozenset({"model", "clean"})
+SHORT: dict[str, Any] = {"steps": 6, "batch": 16, "images": 8, "micro": 4, "every": 2}
+
+
+def case(**given: Any) -> Case:
+    return toys.case(SEES, **given)
+
+
+def pixels(count: int = 16) -> Tensor:
+    return toys.image_set(count, seed=9).images.float().div(255)
+
+
+@torch.no_grad()
+def logits(model: nn.Module, x: Tensor) -> Tensor:
+    found: Tensor = model(x)
+    return found
+
+
+def penalty(fip: FIP, own: Case) -> _Penalty:
+    return _Penalty(fip, own, own.model, own.clean)
+
+
+def test_the_retention_term_and_its_gradient_are_zero_at_the_start() -> None:
+    found = penalty(FIP(eta_f=0.0), case())
+    distance = found.distance()
+    slopes = torch.autograd.grad(distance, [*found.weights.values()])
+    assert distance.item() == 0 and all(not bool(s.any()) for s in slopes)
+    with torch.no_grad():
+        found.weights["classifier.weight"][0] += 0.5
+    wanted = 0.25 * found.fisher["classifier.weight"][0].sum().item()
+    assert found.distance().item() == pytest.approx(wanted, rel=1e-5) and wanted > 0
+
+
+def test_without_penalties_it_is_fine_tuning_bit_for_bit() -> None:
+    plain = FineTuning(
+        steps=8, lr=0.005, momentum=0.95, schedule="constant", weight_decay=0.0, batch=16
+    ).defend(case())
+    found = FIP(eta_f=0.0, eta_r=0.0, clip=0.0, guard=None, steps=8, batch=16).defend(case())
+    assert plain.model is not None and found.model is not None
+    assert not toys.differing(plain.model, found.model)
+    assert toys.differing(found.model, toys.victim())
+    other = FIP(eta_r=0.0, clip=0.0, guard=None, **{**SHORT, "steps": 8}).defend(case())
+    assert toys.differing(other.model, found.model), "the penalty does something"
+
+
+def reference(own: Case, fip: FIP) -> Net:
+    """The purification by its formulas: momentum written out, E1 by loops."""
+    model = own.model
+    start = {n: p.detach().clone() for n, p in model.named_parameters()}
+    fisher = curvature.fisher_diagonal(model, own.clean, own.device)
+    speed = {n: torch.zeros_like(p) for n, p in start.items()}
+    model.train()
+    recipe = own.recipe.__class__(**{**vars(own.recipe), "batch": fip.batch})
+    batches = training.draws(own.clean, recipe, fip.steps, own.rng("steps"), own.device)
+    for step, (x, y) in enumerate(batches):
+        named = dict(model.named_parameters())
+        if step % fip.every == 0:
+            with curvature.side_pass(model):
+                scores = functional.log_softmax(model(x[: fip.images]), 1)
+            trace = torch.zeros(())
+            for first in range(0, fip.images, fip.micro):
+                mean = sum(scores[i, y[i]] for i in range(first, first + fip.micro)) / fip.micro
+                slopes = torch.autograd.grad(mean, [*named.values()], create_graph=True)
+                trace = trace + sum((s**2).sum() for s in slopes)
+            trace = trace * fip.micro / (fip.images // fip.micro)
+        loss = functional.cross_entropy(model(x), y)
+        if step % fip.every == 0:
+            loss = loss + (fip.eta_f or 0) * trace
+        for name, value in named.items():
+            loss = loss + fip.eta_r / 2 * (fisher[name] * (value - start[name]) ** 2).sum()
+        slopes = torch.autograd.grad(loss, [*named.values()])
+        norm = torch.cat([s.flatten() for s in slopes]).norm()
+        factor = min(1.0, fip.clip / (float(norm) + 1e-6))
+        for (name, value), slope in zip(named.items(), slopes, strict=True):
+            speed[name] = fip.momentum * speed[name] + factor * slope
+            value.data -= fip.lr * speed[name]
+    return model.eval()
+
+
+def test_it_follows_the_formulas_step_by_step() -> None:
+    fip = FIP(eta_f=0.01, guard=None, **SHORT)
+    found, wanted = fip.defend(case()).model, reference(case(), fip)
+    assert found is not None
+    changed = 0.0
+    for name, value in found.state_dict().items():
+        if value.is_floating_point():
+            assert torch.allclose(value, wanted.state_dict()[name], atol=2e-4), name
+            changed += float((value - toys.victim().state_dict()[name]).abs().sum())
+    assert changed > 1
+
+
+def test_the_given_statistics_are_updated_once_a_step() -> None:
+    found = FIP(guard=None, **SHORT).defend(case()).model
+    assert found is not None
+    counts = [n for n in found.state_dict() if n.endswith("num_batches_tracked")]
+    assert counts
+    for name in counts:
+        moved = found.state_dict()[name] - toys.victim().state_dict()[name]
+        assert int(moved) == SHORT["steps"], "the pass for the trace moves none"
+
+
+def test_the_balance_is_measured_on_the_clean_images_before_the_first_step() -> None:
+    own = case()
+    one, other = penalty(FIP(balance=0.5), own), penalty(FIP(balance=2.0), own)
+    assert other.eta_f == pytest.approx(4 * one.eta_f) and one.eta_f > 0
+    model = own.model.train()
+    losses, traces = [], []
+    for part in torch.arange(64).view(2, 32):
+        x, y = own.clean.images[part].float() / 255, own.clean.labels[part]
+        chosen = curvature.own(model(x), y)
+        losses.append(-chosen.mean().item())
+        traces.append(curvature.by_micro_batches(chosen, [*model.parameters()], 8).item())
+    assert one.eta_f == pytest.approx(0.5 * sum(losses) / sum(traces), rel=1e-3)
+    assert not toys.differing(one.model, toys.victim()), "nothing moves while measuring"
+    assert penalty(FIP(eta_f=0.25), own).eta_f == 0.25
+
+
+def test_the_released_trace_has_mean_zero_and_the_correct_one_has_not() -> None:
+    own = case()
+    model, weights = own.model, [*own.model.parameters()]
+    model = own.model
+    weights = [*model.parameters()]
+    out, labels = model(pixels()), toys.image_set(16, seed=9).labels
+    rng = torch.Generator().manual_seed(0)
+    values = torch.stack([as_released(out, labels, weights, rng, 1).detach() for _ in range(300)])
+    error = float(values.std()) / 300**0.5
+    assert abs(float(values.mean())) < 4 * error and bool((values < 0).any())
+    slopes = curvature.slopes_of(out.log_softmax(1)[:, labels].mean(), weights)
+    count = len(slopes)
+    shares = torch.tensor([(count - k) / count for k in range(count)])
+    wanted = (shares.square() * torch.stack([s.square().sum() for s in slopes])).sum().sqrt()
+    assert float(values.std()) == pytest.approx(wanted.item(), rel=0.2), "the first weighs most"
+
+
+def test_the_released_fisher_is_the_square_of_a_mean_and_moves_nothing() -> None:
+    own = case(clean=40)
+    model = own.model
+    found = squared_batch_means(model, own.clean, own.device)
+    assert not toys.differing(model, toys.victim()) and not model.training
+    with curvature.side_pass(model.train()):
+        scores = model(own.clean.images.float() / 255).log_softmax(1)
+    matrix = torch.stack([scores[:, label].mean() for label in own.clean.labels]).mean()
+    slopes = torch.autograd.grad(matrix, [*model.parameters()])
+    for (name, value), slope in zip(found.items(), slopes, strict=True):
+        assert torch.allclose(value, slope.square(), rtol=1e-2, atol=1e-9), name
+
+
+@pytest.mark.parametrize("estimator", ["signs", "projection", "batch"])
+def test_every_estimator_runs(estimator: str) -> None:
+    outcome = FIP(estimator=estimator, draws=2, mixup=True, guard=None, **SHORT).defend(case())
+    assert outcome.notes["eta_f"] > 0 and toys.differing(outcome.model, toys.victim())
+
+
+def test_the_purified_model_has_the_victim_s_keys_and_is_free() -> None:
+    for fip in (FIP(**SHORT), FFIP(**SHORT)):
+        found = fip.defend(case()).model
+        assert found is not None
+        assert list(found.state_dict()) == list(toys.victim().state_dict())
+        assert all(p.requires_grad and p.grad is None for p in found.parameters())
+        kinds = [type(module) for module in found.modules()]
+        assert kinds == [type(module) for module in toys.victim().modules()]
+    assert FIP.sees == SEES, "no trigger and no test image can enter the loop"
+
+
+@pytest.mark.parametrize(("after", "runs"), [(0.86, 1), (0.84, 2)])
+def test_the_guard_repeats_once_with_half_of_eta_f_and_lr(
+    monkeypatch: pytest.MonkeyPatch, after: float, runs: int
+) -> None:
+    own = case()
+    numbers = iter([0.9, after, 0.5])
+    data: list[ImageSet] = []
+    monkeypatch.setattr(Case, "accuracy", lambda _, m, d: (data.append(d), next(numbers))[1])
+    found = FIP(eta_f=0.02, **SHORT).defend(own).notes
+    assert len(found["holdout_after"]) == runs
+    assert found["eta_f"] == 0.02 / runs and found["lr"] == 0.005 / runs
+    assert ("first" in found) == (runs == 2)
+    fitted, held = own.split()
+    assert all(torch.equal(d.images, held.images) for d in data)
+    assert found["trained"] == sum(p.numel() for p in toys.victim().parameters())
+    assert len(fitted) + len(held) == len(own.clean)
+
+
+def test_retention_keeps_nearer_to_the_given_weights() -> None:
+    found = [
+        FIP(eta_f=0.0, eta_r=eta, guard=None, steps=25, batch=16, lr=0.02).defend(case()).notes
+        for eta in (0.0, 500.0)
+    ]
+    assert found[1]["distance"] < 0.7 * found[0]["distance"]
+
+
+def test_the_penalty_lowers_the_trace() -> None:
+    """On images neither saw; against the same steps without it."""
+    held = toys.image_set(60, seed=7)
+    traces = {}
+    for balance in (0.0, 20.0):
+        fip = FIP(balance=balance, eta_r=0.0, every=1, guard=None, steps=25, batch=32, micro=4)
+        model = fip.defend(case()).model
+        assert model is not None
+        traces[balance] = curvature.fisher_trace(model, held, toys.CPU)
+    assert traces[20.0] < 0.7 * traces[0.0]
+
+
+def test_a_loss_that_is_not_finite_is_said() -> None:
+    with pytest.raises(DivergedError, match="step"):
+        FIP(lr=1e18, clip=0.0, guard=None, eta_f=0.0, steps=6, batch=16).defend(case())
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"estimator": "exact"},
+        {"fisher": "true"},
+        {"eta_f": -1.0},
+        {"every": 0},
+        {"momentum": 1.0},
+        {"guard": -0.1},
+    ],
+)
+def test_impossible_options_are_refused(given: dict[str, Any]) -> None:
+    with pytest.raises(SweepError, match="fip"):
+        catalog.make("defense", "fip", given)
+
+
+# f-FIP
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Linear(6, 4),
+        nn.Linear(4, 6, bias=False),
+        nn.Conv2d(4, 6, 3, stride=2, padding=1),
+        nn.Conv2d(4, 6, 1, bias=False),
+        nn.Conv2d(6, 6, 3, groups=6, padding=1),
+        nn.Conv2d(6, 4, 3, groups=2, dilation=2),
+        nn.Conv2d(4, 6, 3, padding=1, padding_mode="reflect"),
+    ],
+    ids=str,
+)
+def test_a_layer_on_its_singular_values_is_the_layer(layer: nn.Linear | nn.Conv2d) -> None:
+    found = Spectral(layer)
+    shape = (5, 6, 4, 4) if layer.weight.shape[0] == 4 and layer.weight.ndim == 4 else (5, 4, 7, 7)
+    if isinstance(layer, nn.Conv2d):
+        shape = (5, layer.in_channels, 7, 7)
+    else:
+        shape = (5, layer.in_features, 1, 1)
+    x = torch.rand(shape, generator=seeds.generator("x"))
+    x = x if isinstance(layer, nn.Conv2d) else x.flatten(1)
+    assert torch.allclose(logits(found, x), logits(layer, x), atol=1e-5)
+    assert torch.allclose(found.weight(), layer.weight, atol=1e-6)
+    with torch.no_grad():
+        found.delta.copy_(torch.randn(found.delta.shape, generator=seeds.generator("delta")))
+        assert float(found.scale().min()) >= 0 and bool((found.values + found.delta < 0).any())
+        away = logits(found, x)
+        layer.weight.copy_(found.weight())
+    assert torch.allclose(away, logits(layer, x), atol=1e-5), "what is folded is what was trained"
+    groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
+    matrix = layer.weight.reshape(groups, layer.weight.shape[0] // groups, -1)
+    assert found.delta.numel() == groups * min(matrix.shape[1:])
+
+
+def test_entering_and_leaving_returns_the_logits() -> None:
+    model = toys.victim()
+    x = pixels()
+    before = logits(model, x)
+    leave = FFIP().enter(model)
+    assert torch.allclose(logits(model, x), before, atol=1e-4)
+    assert all(name.endswith(".delta") for name in curvature.trainable(model))
+    with torch.no_grad():
+        for value in curvature.trainable(model).values():
+            value -= 0.05
+    away = logits(model, x)
+    leave()
+    assert torch.allclose(logits(model, x), away, atol=1e-4)
+    assert not torch.allclose(away, before, atol=1e-2)
+
+
+def test_only_singular_values_and_statistics_change() -> None:
+    outcome = FFIP(guard=None, **SHORT).defend(case())
+    found, victim = outcome.model, toys.victim()
+    assert found is not None
+    changed = toys.differing(found, victim)
+    norms = {n for n, m in victim.named_modules() if isinstance(m, nn.BatchNorm2d)}
+    still = {f"{n}.{part}" for n in norms for part in ("weight", "bias")} | {"classifier.bias"}
+    assert not changed & still
+    for name in ("classifier.weight", "trunk.1.0.weight"):
+        left, _, right = torch.linalg.svd(victim.get_parameter(name).flatten(1), False)
+        inner = left.T @ found.get_parameter(name).detach().flatten(1) @ right.T
+        assert torch.allclose(inner, inner.diag().diag(), atol=1e-4), "the same singular vectors"
+        assert name in changed and bool((inner.diag() >= -1e-5).all())
+
+
+def test_a_cifar_resnet18_has_4325_singular_values() -> None:
+    with torch.device("meta"):
+        trunk, head = models.family("resnet18", {}).build(10, toys.COLOUR)
+    layers = [m for m in (*trunk.modules(), head) if isinstance(m, nn.Conv2d | nn.Linear)]
+    assert sum(min(m.weight.flatten(1).shape) for m in layers) == 4325
+    assert 4325 < 0.001 * sum(p.numel() for part in (trunk, head) for p in part.parameters())
