@@ -192,7 +192,8 @@ class Material:
         if "clean" in sees:
             _, held = splits.split(self.dataset, self.victim.params["reserve"])
             seed, count = self.victim.params["seed"], self.cell.params["n_clean"]
-            given["clean"] = self.dataset.train[splits.clean_set(self.dataset, held, count, seed)]
+            found = self.dataset.train[splits.clean_set(self.dataset, held, count, seed)]
+            given["clean"] = dataclasses.replace(found, positions=None)
         if "train" in sees:
             poisoned = self.poisoned()
             given["train"] = ImageSet(poisoned.images, poisoned.labels, self.attacker.classes)
