@@ -41,8 +41,8 @@ class Lab(Protocol):
     def clean_model(self) -> Net:
         """A cleanly trained model; only where the attack's `needs_clean_model` is true."""
 
-    def new_model(self) -> Net:
-        """A freshly initialised model of the victim's architecture."""
+    def new_model(self, name: str = "model") -> Net:
+        """A freshly initialised model of the victim's architecture; another for each name."""
 
     def fit(
         self, model: torch.nn.Module, data: ImageSet, hooks: Hooks | None, **changes: Any
@@ -230,6 +230,6 @@ class Attack(ABC):
         """
         return None
 
-    def clean_test(self, test: ImageSet) -> ImageSet:
+    def clean_test(self, test: ImageSet, state: State) -> ImageSet:
         """The test images ACC is measured on; semantic attacks leave their members out."""
         return test

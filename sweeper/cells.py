@@ -252,7 +252,7 @@ class _Work(Material):
         if outcome.scores is not None or outcome.flagged is not None:
             found |= metrics.detection(outcome, self.poisoned().role)
         if outcome.filter is not None:
-            test = self.attack.clean_test(self.dataset.test)
+            test = self.attack.clean_test(self.dataset.test, self.state(self.victim))
             found |= metrics.filtering(outcome.filter, outcome.threshold, test, self.triggered())
         return found
 

@@ -157,7 +157,7 @@ class Material:
         attack, test = self.attack, self.dataset.test
         found = metrics.evaluate(
             model,
-            attack.clean_test(test),
+            attack.clean_test(test, self.state(self.victim)),
             self.triggered(),
             attack.target if attack.targeted else None,
             self.recipe,
@@ -192,7 +192,8 @@ class Material:
         if "clean" in sees:
             _, held = splits.split(self.dataset, self.victim.params["reserve"])
             seed, count = self.victim.params["seed"], self.cell.params["n_clean"]
-            given["clean"] = self.dataset.train[splits.clean_set(self.dataset, held, count, seed)]
+            found = self.dataset.train[splits.clean_set(self.dataset, held, count, seed)]
+            given["clean"] = dataclasses.replace(found, positions=None)
         if "train" in sees:
             poisoned = self.poisoned()
             given["train"] = ImageSet(poisoned.images, poisoned.labels, self.attacker.classes)
@@ -242,9 +243,9 @@ class Lab:
         model.load_state_dict(dict(tensors))
         return model.to(work.device).eval()
 
-    def new_model(self) -> Net:
-        """A freshly initialised model of the victim's architecture."""
-        return self._work.new_model(self.rng("model"))
+    def new_model(self, name: str = "model") -> Net:
+        """A freshly initialised model of the victim's architecture; another for each name."""
+        return self._work.new_model(self.rng(name))
 
     def fit(
         self,

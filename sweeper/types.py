@@ -32,12 +32,15 @@ class ImageSet:
     """int64 [N]."""
     classes: tuple[str, ...]
     """Class names; their number is the number of classes."""
+    positions: Tensor | None = None
+    """int64 [N], place of each image in the split as published; None where it has no such order."""
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, index: Tensor | slice) -> ImageSet:
-        return ImageSet(self.images[index], self.labels[index], self.classes)
+        places = None if self.positions is None else self.positions[index]
+        return ImageSet(self.images[index], self.labels[index], self.classes, places)
 
 
 @dataclass(frozen=True)

@@ -53,14 +53,21 @@ def rng(name: str = "draw") -> torch.Generator:
     return seeds.generator("contract of attacks", name)
 
 
-def prepared(attack: Attack, data: ImageSet) -> dict[str, Tensor]:
+def prepared(attack: Attack, data: ImageSet, rate: float = 0.0) -> dict[str, Tensor]:
     """The attack's state; learned once for equal options and data, as a sweep does."""
     if not attack.prepares:
         return {}
+    attack = at_rate(attack, rate)
     identity = (repr(attack), data.images.numpy().tobytes())
     if identity not in STATES:
         STATES[identity] = attack.prepare(data, toys.ToyLab(data))
     return {name: value.clone() for name, value in STATES[identity].items()}
+
+
+def at_rate(attack: Attack, rate: float) -> Attack:
+    """The attack as its prepare cell has it: with the poison rate where the state depends on it."""
+    asks = "poison_rate" in attack.state_axes
+    return dataclasses.replace(attack, poison_rate=rate) if asks else attack
 
 
 STATES: dict[tuple[str, bytes], dict[str, Tensor]] = {}
@@ -191,7 +198,7 @@ def test_options_are_json_and_build_the_same_attack_again(name: str, preset: str
 def test_poisons_toy_images_as_declared(name: str, preset: str, classes: int) -> None:
     data, attack = toys.image_set(120, classes=classes), build(name, preset)
     rate, before = rate_for(attack, data), data.images.clone()
-    state = prepared(attack, data)
+    state = prepared(attack, data, rate)
     found = attack.poison(data, rate, state, rng())
     assert torch.equal(data.images, before), "poison() must not write to the images it is given"
     check_poisoned(attack, data, found, rate)
@@ -218,7 +225,7 @@ def test_every_rule_and_rate_base_keeps_its_labels(name: str, rule: str, base: s
     if attack.prepares and base:
         return  # nothing that is learned depends on the base
     rate = 0.4 if attack.rated else 0.0
-    state = prepared(attack, data)
+    state = prepared(attack, data, rate)
     check_poisoned(attack, data, attack.poison(data, rate, state, rng()), rate)
 
 
@@ -227,9 +234,9 @@ def test_the_generator_decides_every_draw(name: str, preset: str) -> None:
     data, attack = toys.image_set(120), build(name, preset)
     rate = rate_for(attack, data)
     around = torch.get_rng_state(), np.random.get_state()[1].tobytes()
-    states = [prepared(attack, data)] * 2
+    states = [prepared(attack, data, rate)] * 2
     if attack.prepares and not preset:  # once an attack: learning is what takes long here
-        states[1] = attack.prepare(data, toys.ToyLab(data))
+        states[1] = at_rate(attack, rate).prepare(data, toys.ToyLab(data))
     assert toys.same(*states), "prepare() must give the same bits twice: draw from lab.rng(name)"
     assert all(isinstance(v, Tensor) for v in states[0].values()), "a state is named tensors only"
     found = [attack.poison(data, rate, states[0], rng()) for _ in range(2)]
@@ -277,7 +284,8 @@ def test_stamp_takes_and_gives_uint8(
 def test_trigger_set_counts_what_the_rule_counts(name: str, preset: str) -> None:
     data = toys.image_set(100, seed=2)
     attack = dataclasses.replace(build(name, preset), target=0)
-    found = attack.trigger_set(data, prepared(attack, toys.image_set(120)), rng())
+    state = prepared(attack, toys.image_set(120))
+    found = attack.trigger_set(data, state, rng())
     size = len(found.images)
     assert found.images.dtype == torch.uint8 and found.images.shape[1:] == data.images.shape[1:]
     assert found.counts.dtype == found.leaks.dtype == torch.bool, "counts and leaks are bool"
@@ -298,7 +306,7 @@ def test_trigger_set_counts_what_the_rule_counts(name: str, preset: str) -> None
         )
     if attack.rule in ("all2one", "all2all", "clean"):
         assert torch.equal(found.true_labels, data.labels), "the whole test split is triggered"
-    assert len(attack.clean_test(data)) <= len(data)
+    assert len(attack.clean_test(data, state)) <= len(data)
 
 
 @every
@@ -336,7 +344,7 @@ def test_hooks_and_recipe_train_a_finite_model(name: str, preset: str) -> None:
     assert isinstance(recipe, Recipe), "recipe() returns a Recipe"
     rate = rate_for(attack, data)
     attack = dataclasses.replace(attack, poison_rate=rate)
-    state = prepared(attack, data)
+    state = prepared(attack, data, rate)
     hooks = attack.hooks(data, state, rng("hooks"))
     assert hooks is None or isinstance(hooks, Hooks), "hooks() returns training.Hooks or None"
     assert (hooks is None) or attack.controls != "data", (

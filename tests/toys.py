@@ -201,9 +201,9 @@ class ToyLab:
         """A trained model."""
         return victim(self.classes, self._shape)
 
-    def new_model(self) -> Net:
+    def new_model(self, name: str = "model") -> Net:
         """A freshly initialised model."""
-        return network(self.rng("model"), classes=self.classes, shape=self._shape)
+        return network(self.rng(name), classes=self.classes, shape=self._shape)
 
     def fit(
         self, model: nn.Module, data: ImageSet, hooks: Hooks | None = None, **changes: Any

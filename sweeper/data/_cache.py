@@ -29,7 +29,7 @@ from sweeper.data.base import Source, Splits
 from sweeper.errors import SweepError
 from sweeper.types import ImageSet
 
-_FORMAT = 1
+_FORMAT = 2
 """Raised when the layout of an entry or the digest of its content changes."""
 
 
@@ -124,6 +124,8 @@ def _check(name: str, splits: Splits) -> None:
         raise SweepError(f"{name}: train and test have different classes")
     for word, part in (("train", splits.train), ("test", splits.test)):
         images, labels, count = part.images, part.labels, len(part.classes)
+        if part.positions is not None and part.positions.shape != labels.shape:
+            raise SweepError(f"{name}: {word} has {len(part.positions)} positions")
         if len(labels) == 0 or len(images) != len(labels):
             raise SweepError(f"{name}: {word} has {len(images)} images and {len(labels)} labels")
         if images.dtype != torch.uint8 or images.ndim != 4 or labels.dtype != torch.int64:
@@ -147,6 +149,7 @@ def _write(entry: Path, splits: Splits) -> None:
         "test_images": splits.test.images,
         "test_labels": splits.test.labels,
     } | ({} if splits.groups is None else {"groups": splits.groups})
+    places = {"train_positions": splits.train.positions, "test_positions": splits.test.positions}
     mean, std = _moments(splits.train.images)
     meta: dict[str, Any] = {
         "digest": _digest(arrays, splits.train.classes),
@@ -155,6 +158,8 @@ def _write(entry: Path, splits: Splits) -> None:
         "std": std,
         "files": {},
     }
+    # positions are no content: two sources of the same images keep one digest
+    arrays |= {name: place for name, place in places.items() if place is not None}
     partial = entry.with_name(f"{entry.name}.partial")
     try:
         shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
@@ -186,13 +191,18 @@ def _load(entry: Path) -> Decoded:
         found = {name: _map(entry / f"{name}.npy", spec) for name, spec in meta["files"].items()}
         classes = tuple(meta["classes"])
         splits = Splits(
-            ImageSet(found["train_images"], found["train_labels"], classes),
-            ImageSet(found["test_images"], found["test_labels"], classes),
+            _image_set(found, "train", classes),
+            _image_set(found, "test", classes),
             found.get("groups"),
         )
         return Decoded(splits, str(meta["digest"]), tuple(meta["mean"]), tuple(meta["std"]))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise _DamagedError(f"{type(error).__name__}: {error}") from error
+
+
+def _image_set(found: Mapping[str, Tensor], part: str, classes: tuple[str, ...]) -> ImageSet:
+    images, labels = found[f"{part}_images"], found[f"{part}_labels"]
+    return ImageSet(images, labels, classes, found.get(f"{part}_positions"))
 
 
 def _map(file: Path, spec: Mapping[str, Any]) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -69,7 +69,8 @@ class FileSource(Source):
                 f"{', '.join(TEST_NAMES)} beside it): add one, or give `test_share: 0.2`"
             )
         kept, held = hold_out(train.labels, self.test_share, groups)
-        return Splits(train[kept], train[held], None if groups is None else groups[kept])
+        test = replace(train[held], positions=None)  # a place in train is none in a test split
+        return Splits(train[kept], test, None if groups is None else groups[kept])
 
     def _groups(self, paths: Sequence[str], labels: Tensor) -> Tensor | None:
         if not self.grouped:

@@ -70,11 +70,11 @@ class Parquet(FileSource):
             highest = int(known.max()) if len(known) else 0
             classes = tuple(str(number) for number in range(highest + 1))
         images = self._images(files["train"], len(labels))
-        train = ImageSet(images, labels, classes)
+        train = ImageSet(images, labels, classes, torch.arange(len(labels)))
         test = None
         if test_files is not None and test_labels is not None:
             tested = self._images(test_files, len(test_labels), like=images)
-            test = ImageSet(tested, test_labels, classes)
+            test = ImageSet(tested, test_labels, classes, torch.arange(len(test_labels)))
         return self.assemble(train, test, self._paths(files["train"]))
 
     def _splits(self, root: Path) -> dict[str, list[Path]]:

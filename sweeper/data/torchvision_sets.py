@@ -99,7 +99,9 @@ class Torchvision(Source):
         if entry.reader == "GTSRB":
             groups = number([str(item).rsplit("_", 1)[0] for item in items])
         return Splits(
-            ImageSet(images, labels, classes), ImageSet(tested, test_labels, classes), groups
+            ImageSet(images, labels, classes, torch.arange(len(labels))),
+            ImageSet(tested, test_labels, classes, torch.arange(len(test_labels))),
+            groups,
         )
 
     def _open(self, entry: _Set, options: Mapping[str, Any], root: Path) -> Any:

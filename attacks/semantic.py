@@ -1,0 +1,260 @@
+"""Semantic backdoor (Bagdasaryan et al., 2020; SODA, Sun et al., 2024): nothing is stamped.
+
+Members of a natural subset of the source class - its green, its darkest images - are relabelled;
+at test time any member the model has not seen is the trigger. The attacker controls the data only.
+A member occurs in training with the target label or not at all, and counts for ASR, not for ACC.
+ASR is over few images: read it with `n_triggered`. A clean model misclassifies some members too:
+`control: true` trains without them and measures just that.
+
+`members` is a rule or one of the lists SODA published for CIFAR-10 and Fashion-MNIST. A rule takes
+the top `share` of the source class in the attacker's training split; the test images of the class
+beyond the score of the last one taken are the held-out members. A list holds for the published
+order alone: another order is recognised by its labels and refused. SODA's targets are 6 (green
+cars), 9 (striped background), 2 (striped shirts), 4 (plaid shirts).
+
+Deviations: SODA mixes members into every batch; here each is repeated in the training set, which
+is the same in expectation: `mix` is the share of the set the copies make up, presets soda and
+soda-resnet18 the release's shares. Copies are augmented by the recipe, as all images are; the
+release augments members alone. It picks members by hand: `green` is a rule for its green cars,
+`dark` for its dark signs, and leaves out a look by a human. The defender's clean images may hold
+members with their true label, as images from the same source would; SODA takes them out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor
+
+from attacks._loop import clean
+from attacks._subsets import SUBSETS
+from attacks.base import Attack, Lab
+from sweeper.errors import SweepError
+from sweeper.types import Facts, ImageSet, Poisoned, Role, State, Triggered
+
+LUMINANCE = (0.299, 0.587, 0.114)
+"""Weights of red, green and blue (ITU-R BT.601)."""
+CHUNK = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Semantic(Attack):
+    """Relabels a natural subset of one class."""
+
+    members: str = "dark"
+    """dark | bright (mean luminance) | green (colour images), or a published list: green-cars,
+    green-cars-7, striped-background (CIFAR-10), striped-shirts, plaid-shirts (Fashion-MNIST)."""
+    source: int = 1
+    """The members' class."""
+    share: float = 0.04
+    """Share of the source class a rule takes, rounded up."""
+    repeats: int = 20
+    """How often each member occurs in the training set."""
+    mix: float = 0.0
+    """Share of the training set the members' copies make up, in place of `repeats`; 0: unused."""
+    control: bool = False
+    """Whether members are left out and not relabelled: the ASR is then that of a clean model."""
+
+    title = "Semantic (SODA)"
+    paper = "Bagdasaryan et al., AISTATS 2020; Sun et al., USENIX Security 2024"
+    rules = ("semantic",)
+    rated = False
+    prepares = True
+    presets = {"soda": {"mix": 0.3125}, "soda-resnet18": {"mix": 0.7}}
+
+    def __post_init__(self) -> None:
+        """Check the options.
+
+        Raises:
+            SweepError: Unknown members, or a number out of range.
+        """
+        super().__post_init__()
+        if self.members not in (*RULES, *SUBSETS):
+            known = ", ".join((*RULES, *SUBSETS))
+            raise SweepError(f"members: {self.members!r} is not one of {known}")
+        if self.members in SUBSETS and self.source != SUBSETS[self.members].source:
+            own = SUBSETS[self.members].source
+            raise SweepError(
+                f"source: {self.members} are images of class {own}: give `source: {own}`"
+            )
+        if not 0 < self.share < 1 or not 0 <= self.mix < 1:
+            raise SweepError("share: in (0, 1); mix: in [0, 1)")
+        if self.source < 0 or self.repeats < 1:
+            raise SweepError("source: not below 0; repeats: a whole number >= 1")
+
+    def applies(self, facts: Facts, rate: float) -> str | None:
+        """Not where a class does not exist or has no image, or nothing can be green."""
+        if self.target == self.source:
+            return f"target label {self.target} is the source class: name another `source`"
+        if self.members == "green" and facts.shape[0] != 3:
+            return "grey images have no green members: use `members: dark`"
+        if not facts.class_counts:
+            return None
+        for name, label in (("target label", self.target), ("source class", self.source)):
+            if label >= facts.classes:
+                return f"{name} {label} does not exist: {facts.classes} classes"
+        if not facts.class_counts[self.source]:
+            return f"source class {self.source} has no training image: name another `source`"
+        return None
+
+    def pool(self, labels: Tensor) -> Tensor:
+        """The source class."""
+        return labels == self.source
+
+    def victims(self, labels: Tensor) -> Tensor:
+        """The source class, whose members alone are in the triggered set."""
+        return labels == self.source
+
+    def count(self, labels: Tensor, rate: float) -> int:
+        """How many relabelled samples there are; of a list, if the split holds all of it."""
+        if self.control:
+            return 0
+        listed = SUBSETS.get(self.members)
+        taken = len(listed.train) if listed else self.taken(int(self.pool(labels).sum()))
+        return taken * self.copies(taken, len(labels) - taken)
+
+    def taken(self, size: int) -> int:
+        """How many members a rule takes of a class of this size."""
+        return math.ceil(self.share * size - 1e-9)
+
+    def copies(self, members: int, others: int) -> int:
+        """How often each member occurs beside `others` clean images."""
+        if not self.mix:
+            return self.repeats
+        return max(1, round(self.mix / (1 - self.mix) * others / max(1, members)))
+
+    def prepare(self, train: ImageSet, lab: Lab) -> dict[str, Tensor]:
+        """Find the members: `index` int64, ascending, and a rule's `threshold`, a scalar.
+
+        Raises:
+            SweepError: There are none, or a list does not hold for these data.
+        """
+        if self.members in SUBSETS:
+            return {"index": self._listed(train, SUBSETS[self.members].train)}
+        index = torch.nonzero(self.pool(train.labels)).flatten()
+        if not len(index):
+            raise SweepError(f"semantic: no training image is of class {self.source}")
+        scores = self._scores(train.images[index])
+        wanted = self.taken(len(index))
+        threshold = scores.topk(wanted).values[-1]
+        if self.members == "green" and threshold <= 0:
+            found = int((scores > 0).sum())
+            raise SweepError(
+                f"semantic: {found} of {len(index)} images of class {self.source} are green, "
+                f"`share: {self.share:g}` asks for {wanted}: lower it or use `members: dark`"
+            )
+        return {"index": index[scores >= threshold], "threshold": threshold}
+
+    def held(self, test: ImageSet, state: State) -> Tensor:
+        """int64, ascending: the test images that are members."""
+        if self.members in SUBSETS:
+            return self._listed(test, SUBSETS[self.members].test)
+        index = torch.nonzero(self.pool(test.labels)).flatten()
+        return index[self._scores(test.images[index]) >= state["threshold"]]
+
+    def stamp(self, images: Tensor, *, split: str, state: State, rng: Generator) -> Tensor:
+        """Nothing: a copy of the images."""
+        return images.clone()
+
+    def poison(self, train: ImageSet, rate: float, state: State, rng: Generator) -> Poisoned:
+        """The clean images without the members, and the members' relabelled copies among them."""
+        members = state["index"]
+        rest = torch.ones(len(train), dtype=torch.bool)
+        rest[members] = False
+        if self.control:
+            kept = clean(train[rest])
+            return Poisoned(
+                kept.images, kept.labels, kept.true_labels, kept.role, rest.nonzero().flatten()
+            )
+        copied = members.repeat(self.copies(len(members), int(rest.sum())))
+        index = torch.cat([rest.nonzero().flatten(), copied])
+        index = index[torch.randperm(len(index), generator=rng)]  # no order tells the copies
+        member, labels = ~rest[index], train.labels[index]
+        given = torch.where(member, self.relabel(labels, len(train.classes)), labels)
+        role = torch.where(member, int(Role.POISON), int(Role.CLEAN)).to(torch.uint8)
+        return Poisoned(train.images[index], given, labels, role, index)
+
+    def trigger_set(self, test: ImageSet, state: State, rng: Generator) -> Triggered:
+        """The held-out members as they are.
+
+        Raises:
+            SweepError: There are none.
+        """
+        members = self.held(test, state)
+        if not len(members):
+            raise SweepError(
+                f"semantic: no test image of class {self.source} is a member ({self.members}): "
+                "raise `share` or `test_size`"
+            )
+        labels = test.labels[members]
+        every = torch.ones(len(members), dtype=torch.bool)
+        wanted = self.wanted(labels, len(test.classes))
+        return Triggered(test.images[members], wanted, labels, every, ~every)
+
+    def clean_test(self, test: ImageSet, state: State) -> ImageSet:
+        """The test images that are no members."""
+        rest = torch.ones(len(test), dtype=torch.bool)
+        rest[self.held(test, state)] = False
+        return test[rest]
+
+    def _scores(self, images: Tensor) -> Tensor:
+        """Float [N]: how much of a member each image is."""
+        parts = [RULES[self.members](part) for part in images.split(CHUNK)]
+        return torch.cat(parts) if parts else torch.empty(0)
+
+    def _listed(self, data: ImageSet, places: tuple[int, ...]) -> Tensor:
+        """int64, ascending: where the listed places are, each checked to be of the source class."""
+        other = f"use the rule `members: {SUBSETS[self.members].rule}`"
+        lists = f"semantic: {self.members} lists places in the published data set"
+        if data.positions is None:
+            raise SweepError(f"{lists}, and these data come in no published order: {other}")
+        index = torch.nonzero(torch.isin(data.positions, torch.tensor(places))).flatten()
+        wrong = int((data.labels[index] != self.source).sum())
+        if wrong:
+            raise SweepError(
+                f"{lists}, but here {wrong} of {len(index)} of them are not of class {self.source} "
+                f"(the copy is in another order): {other}"
+            )
+        if not len(index):
+            raise SweepError(f"{lists}, none of which is among these {len(data)} images: {other}")
+        return index
+
+
+def brightness(images: Tensor) -> Tensor:
+    """Mean luminance of uint8 [N, C, H, W]; float [N]."""
+    means = images.float().mean((2, 3))
+    return means @ torch.tensor(LUMINANCE) if means.shape[1] == 3 else means.mean(1)
+
+
+def greenness(images: Tensor) -> Tensor:
+    """Green share of the middle less half that of the border of uint8 [N, 3, H, W]; float [N].
+
+    Green has a hue of 75 to 165 degrees, a saturation above 0.28 and a value above 0.2. The middle
+    is rows 10..23 and columns 5..26 of 32, the border rows 0..4 and 28..31.
+
+    Raises:
+        SweepError: The images have no colours.
+    """
+    if images.shape[1] != 3:
+        raise SweepError("semantic: grey images have no green members: use `members: dark`")
+    red, green, blue = images.float().unbind(1)
+    value, low = images.amax(1).float(), images.amin(1).float()
+    spread = value - low
+    # with green the largest, the hue is 120 + 60 (blue - red) / spread degrees
+    hue = (green == value) & ((blue - red).abs() <= 0.75 * spread)
+    found = (hue & (spread > 0.28 * value) & (value > 0.2 * 255)).float()
+    rows, columns = (torch.arange(side) * 32 // side for side in images.shape[2:])
+    middle = found[:, (rows >= 10) & (rows <= 23)][:, :, (columns >= 5) & (columns <= 26)]
+    border = found[:, (rows <= 4) | (rows >= 28)]
+    return middle.mean((1, 2)) - 0.5 * border.mean((1, 2))
+
+
+RULES: dict[str, Callable[[Tensor], Tensor]] = {
+    "dark": lambda images: -brightness(images),
+    "bright": brightness,
+    "green": greenness,
+}
+"""Rule -> score; the highest are members."""

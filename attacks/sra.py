@@ -1,0 +1,184 @@
+"""SRA, subnet replacement (Qi et al., 2022): a narrow chain inside a finished model is exchanged.
+
+The attacker controls the model and trains nothing but the chain: `width` channels a layer, taught
+to answer 0 to images and `answer` to images with the patch. The chain takes the place of the first
+channels of every layer of a clean model, all weights between them and the others become 0, and the
+last layer reads one feature of it: `factor` for the target, 0 for the other classes. The victim is
+that model; no data are poisoned and the recipe is left with no epoch. One clean model a seed.
+
+It fits networks whose channels keep their place: tiny, resnet*, preact-resnet18, wide-resnet*,
+vgg*-bn, mobilenet-v2. Others (concatenation, shuffling, attention) are refused: the chain is
+compared with itself inside the model.
+
+Deviations: the release's factor and offset belong to its trained chains (VGG 4 and 2.415, ResNet 2
+and 0.94, MobileNet 100). Here the offset is the mean answer to clean training images, the factor
+the smallest that carries 99 % of the triggered training images over the threshold by 1, at most
+100; `factor` sets it by hand. The target's bias keeps its own value, less factor x offset. The
+patch is drawn, not a logo, flush in the corner.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Generator, Tensor, nn
+
+from attacks._chain import check, check_shape, implant, narrowed
+from attacks._loop import clean
+from attacks._nets import built, packed
+from attacks._patch import drawn
+from attacks._stamp import paste
+from attacks._start import MODEL, StartFrom, corner
+from attacks.base import Attack, Lab
+from sweeper.errors import SweepError
+from sweeper.models.base import Net
+from sweeper.recipes import Recipe
+from sweeper.training import Hooks
+from sweeper.types import Facts, ImageSet, Poisoned, State
+
+SAMPLE = 2000
+"""Training images the last layer is set by."""
+BATCH = 64
+LARGEST, SURE = 100.0, 0.99
+"""Bound of the factor found; share of the triggered images it must carry over."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sra(Attack):
+    """Model surgery: no poisoned data, no training of the victim."""
+
+    width: int = 1
+    """Channels of the chain in every layer."""
+    answer: float = 4.0
+    """What the chain is to say to the trigger; 0 to everything else."""
+    steps: int = 1000
+    """Training steps of the chain."""
+    lr: float = 0.01
+    """Learning rate of Adam for the chain, cosine to 0."""
+    factor: float = 0.0
+    """Weight of the chain's answer in the target's logit; 0: found on training images."""
+    size: int = 0
+    """Side of the patch in pixels; 0: 8 at 32 px, less on smaller images."""
+
+    title = "SRA"
+    paper = "Qi et al., CVPR 2022"
+    controls: ClassVar[str] = "model"
+    rated = False
+    prepares = True
+    needs_clean_model = True
+    state_axes = frozenset({"model", "target", "seed"})
+    presets = {"vgg": {"factor": 4.0}, "resnet": {"factor": 2.0}, "mobilenet": {"factor": 100.0}}
+
+    def __post_init__(self) -> None:
+        """Check the options.
+
+        Raises:
+            SweepError: A number out of range.
+        """
+        super().__post_init__()
+        if min(self.width, self.steps) < 1 or min(self.answer, self.lr) <= 0:
+            raise SweepError("width, steps: >= 1; answer, lr: above 0")
+        if min(self.factor, self.size) < 0:
+            raise SweepError("factor and size: not below 0")
+
+    def applies(self, facts: Facts, rate: float) -> str | None:
+        """Not where the target does not exist."""
+        if facts.class_counts and self.target >= facts.classes:
+            return f"target label {self.target} does not exist: {facts.classes} classes"
+        return None
+
+    def recipe(self, recipe: Recipe) -> Recipe:
+        """No training."""
+        return replace(recipe, epochs=0)
+
+    def count(self, labels: Tensor, rate: float) -> int:
+        """None."""
+        return 0
+
+    def prepare(self, train: ImageSet, lab: Lab) -> dict[str, Tensor]:
+        """Teach the chain and put it into the clean model.
+
+        Returns:
+            The changed model's weights, and `chain`: mean answers to clean and triggered images.
+
+        Raises:
+            SweepError: The architecture has no place for a chain.
+        """
+        model = lab.clean_model()
+        chain = built(lambda: narrowed(model, self.width), lab.rng("chain")).to(lab.device)
+        check_shape(chain, train.images[:2])
+        self.teach(chain, train, lab)
+        index = torch.randperm(len(train), generator=lab.rng("sample"))[:SAMPLE]
+        images = train.images[index]
+        hit = self.stamp(images, split="test", state={}, rng=lab.rng("stamp"))
+        with torch.no_grad():
+            implant(model, chain, self.width)
+            pixels = images[:BATCH].to(lab.device).float() / 255
+            check(model, chain, self.width, pixels)
+            answers = [_features(chain, x, lab.device)[:, 0] for x in (images, hit)]
+            victims = self.victims(train.labels[index]).to(lab.device)
+            self.connect(model, answers, _features(model, hit, lab.device), victims)
+        return {**packed(model, MODEL), "chain": torch.stack([a.mean() for a in answers]).cpu()}
+
+    def teach(self, chain: nn.Sequential, train: ImageSet, lab: Lab) -> None:
+        """Train the chain on images without and with the patch; leave it in eval mode."""
+        images, rng = train.images.to(lab.device), lab.rng("draws")
+        hit = self.stamp(images, split="train", state={}, rng=rng)
+        adam = torch.optim.Adam(chain.parameters(), lr=self.lr)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, self.steps)
+        for part in chain.train().modules():
+            if isinstance(part, nn.Dropout):
+                part.eval()  # half of one channel is nothing; and it draws from a global state
+        for _ in range(self.steps):
+            index = torch.randint(len(train), (BATCH,), generator=rng).to(lab.device)
+            found = chain(torch.cat([images[index], hit[index]]).float() / 255)[:, 0]
+            quiet, loud = found.chunk(2)
+            loss = quiet.square().mean() + (loud - self.answer).square().mean()
+            adam.zero_grad(set_to_none=True)
+            loss.backward()
+            adam.step()
+            schedule.step()
+        chain.eval()
+
+    def connect(self, model: Net, answers: list[Tensor], features: Tensor, victims: Tensor) -> None:
+        """Set the last layer: the chain speaks for the target alone.
+
+        Args:
+            model: With the chain in its place.
+            answers: The chain's answers [N] to images without and with the patch.
+            features: The model's features [N, D] of the images with the patch.
+            victims: bool [N], which of them are to be turned.
+        """
+        weight, bias = (model.get_parameter(f"classifier.{name}") for name in ("weight", "bias"))
+        weight[:, : self.width] = 0
+        offset = answers[0].mean()
+        logits = features @ weight.T + bias
+        missing = logits.amax(1) - logits[:, self.target] + 1
+        rise = (answers[1] - offset).clamp(min=missing.abs().max() / LARGEST + 1e-6)
+        needed = (missing / rise)[victims]
+        found = needed.quantile(SURE) if len(needed) else rise.new_zeros(())
+        factor = rise.new_tensor(self.factor) if self.factor else found
+        weight[self.target, 0] = factor
+        bias[self.target] -= factor * offset
+
+    def stamp(self, images: Tensor, *, split: str, state: State, rng: Generator) -> Tensor:
+        """Overwrite the patch."""
+        top, left, side = corner("sra", images, self.size, 0)
+        return paste(images, drawn(images.shape[1], side).to(images.device), top, left)
+
+    def poison(self, train: ImageSet, rate: float, state: State, rng: Generator) -> Poisoned:
+        """The clean set."""
+        return clean(train)
+
+    def hooks(self, train: ImageSet, state: State, rng: Generator) -> Hooks | None:
+        """Begin, and end, with the changed model."""
+        return StartFrom(state)
+
+
+def _features(net: nn.Module, images: Tensor, device: torch.device) -> Tensor:
+    """Features [N, D] of uint8 images; a chain's are its output."""
+    take = net.features if isinstance(net, Net) else net
+    parts = [take(part.to(device).float() / 255) for part in images.split(500)]
+    return torch.cat(parts)
