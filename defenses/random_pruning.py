@@ -16,7 +16,7 @@ from torch import Generator, Tensor, nn
 
 from defenses import _sibp
 from defenses.anp import ANP
-from defenses.base import Case, Defense, Needs
+from defenses.base import Case, Defense
 from defenses.sibp import SIBP
 from sweeper.errors import SweepError
 from sweeper.types import Outcome
@@ -92,11 +92,6 @@ class RandomPruning(Defense):
     def anp(self) -> ANP:
         """ANP with these options."""
         return ANP(steps=self.steps, threshold=self.threshold)
-
-    def applies(self, needs: Needs) -> str | None:
-        """ANP masks BatchNorm channels."""
-        missing = self.like == "anp" and not needs.batchnorm
-        return "like: anp needs BatchNorm layers, and the model has none" if missing else None
 
     def defend(self, case: Case) -> Outcome:
         """Let the other defense prune, then prune at random."""

@@ -162,6 +162,7 @@ class SODA(Defense):
     paper = "Sun et al., USENIX Security 2024"
     kind = "repair"
     sees = frozenset({"model", "clean"})
+    rules = ("semantic",)
     presets = {"released": {"theta1": 3.0, "theta2": 0.5, "label": 0, "bar": 0.0, "drop": 1.0}}
 
     def __post_init__(self) -> None:

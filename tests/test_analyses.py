@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pandas as pd
@@ -29,7 +30,10 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def look(swept: tuple[Path, Path], out: Path, name: str, **changes: str) -> list[Path]:
     sweep = spec.load(str(swept[0]))
     context = Context(store=str(swept[1]), sweep=sweep.name, device="cpu")
-    small = toys.small(analyses.analysis(name))
+    kind = analyses.analysis(name)
+    few = {"images": 50, "vectors": 3, "points": 3}
+    known = {item.name for item in dataclasses.fields(kind)}
+    small = toys.small(kind) | {option: few[option] for option in few.keys() & known}
     return list(analyze.pictures(name, analyses.make(name, small), sweep, context, out, **changes))
 
 
