@@ -17,7 +17,7 @@ transformations for ablation, blur and erasing are not offered.
 Measured on 4,500 CIFAR-10 images with tiny, default options, one seed, one CPU thread (59 s).
 BadNets at 10 %: AUROC 1.000, precision of D_c 1.000 and of D_p 1.000. Blend (noise) at 10 %, of
 which the victim itself learns an ASR of 0.39 only in 15 epochs: AUROC 0.447, precision of D_c 0.902
-and of D_p 0.053. What is not learned within the separation's few steps (35 an epoch here, 390 in
+and of D_p 0.053. What is not learned within the separation's few steps (36 an epoch here, 391 in
 the paper) is not told apart, and D_p is then mostly clean.
 """
 
