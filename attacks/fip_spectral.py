@@ -26,6 +26,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional
 
 from attacks.badnets import BadNets
+from sweeper.curvature import by_signs, drawn, own
 from sweeper.errors import SweepError
 from sweeper.recipes import Recipe
 from sweeper.training import Batch, Hooks
@@ -102,12 +103,6 @@ class _Hooks(Hooks):
             return found + self.attack.strength * torch.stack(traces).mean()
 
 
-def drawn(logits: Tensor, rng: Generator) -> Tensor:
-    """Draw labels from the softmax of logits [B, K] (Gumbel's trick, on any device); int64 [B]."""
-    uniform = torch.rand(logits.shape, generator=rng).clamp(1e-9, 1 - 1e-7)
-    return (logits - (-uniform.log()).log().to(logits.device)).argmax(1)
-
-
 def fisher_trace(
     logits: Tensor, labels: Tensor, weights: Sequence[Tensor], signs: Tensor
 ) -> Tensor:
@@ -120,6 +115,4 @@ def fisher_trace(
         signs: [B] of independent +1 and -1; over all of them the mean of the estimates is
             `mean_i |grad log p(labels_i | x_i)|^2` exactly.
     """
-    chosen = logits.log_softmax(1).gather(1, labels[:, None]).flatten()
-    slopes = torch.autograd.grad((signs * chosen).sum(), weights, create_graph=True)
-    return torch.stack([slope.square().sum() for slope in slopes]).sum() / len(labels)
+    return by_signs(own(logits, labels), weights, signs)

@@ -117,7 +117,7 @@ def test_eigenvalue_trace_and_density_of_a_network_are_the_exact_ones() -> None:
     assert found == pytest.approx(float(wanted[-1]), rel=0.01)
     mean, error = curvature.trace(hessian, hessian.size, rng(), vectors=60)
     assert abs(mean - float(matrix.trace())) < 3 * error
-    assert error < 0.3 * abs(mean), "a bound so wide would let any number pass"
+    assert error < 0.1 * float(wanted.abs().sum()), "a bound so wide would let any number pass"
     nodes, weights = curvature.lanczos(hessian, hessian.size, rng(), steps=40)
     assert float(weights.sum()) == pytest.approx(1, abs=1e-9) and bool((weights >= 0).all())
     assert float(nodes.max()) == pytest.approx(float(wanted[-1]), rel=1e-3)
@@ -221,7 +221,7 @@ def test_squared_projections_go_to_the_squared_norm_and_plain_ones_to_zero() -> 
     assert min(single) >= 0
     slopes = curvature.slopes_of(chosen.mean(), weights)
     plain = torch.stack([curvature.along(slopes, generator).sum() for _ in range(draws)])
-    assert abs(float(plain.mean())) < 4 * norm**0.5 / draws**0.5
+    assert abs(plain.mean().item()) < 4 * norm**0.5 / draws**0.5
 
 
 @pytest.mark.parametrize("estimator", ["micro", "signs", "batch"])
