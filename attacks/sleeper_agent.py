@@ -19,6 +19,11 @@ random places. Adam's rate is in [0, 1] pixels, x0.1 after 3/8, 5/8 and 7/8 of t
 images take each step together, their gradients matched batch by batch. Retraining is the sweep's
 recipe with the published length and steps (x0.1 after .35, .6 and .875 of its epochs). The images
 stay in their places instead of at the end of the set. The patch shrinks with images below 32 px.
+
+Measured with tiny, source 1, target 0, seed 0, one CPU thread: too small a problem for it. CIFAR-10
+(a JPEG copy), 4,000 training images, 15 epochs without augmentation, rate 0.05, 100 steps, one
+retraining of 10 epochs: ACC 0.427, ASR 0.045, leak 0.032. Digits, 20 epochs, defaults without
+mirroring, a patch of 2 px: ACC 0.992, ASR 0.000 at rate 0.05; 0.986, 0.000 at 0.1.
 """
 
 from __future__ import annotations
@@ -31,8 +36,9 @@ from torch import Generator, Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn import functional
 
+from attacks._clean_label import CleanLabel
 from attacks._start import corner
-from attacks.base import Attack, Lab
+from attacks.base import Lab
 from sweeper.errors import SweepError
 from sweeper.types import Facts, ImageSet, Poisoned, Role, State, Triggered
 
@@ -45,7 +51,7 @@ RETRAIN_DECAY = (0.35, 0.6, 0.875)
 
 
 @dataclass(frozen=True, kw_only=True)
-class SleeperAgent(Attack):
+class SleeperAgent(CleanLabel):
     """Hidden-trigger, clean-label attack by gradient matching."""
 
     rate_base: str = "all"

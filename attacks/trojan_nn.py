@@ -13,6 +13,10 @@ Deviations: the attackers of the paper rebuild training images from the model; h
 releases, they have the training data. The square stands for the release's picture of a square, the
 silhouette, drawn by code, for its picture of an apple. BackdoorBench's uint8 sum wraps modulo 256:
 that is its preset's `wrap`, while the default clips. The patch shrinks with images below 32 px.
+
+Measured with tiny, rate 0.1, target 0, seed 0, one CPU thread. CIFAR-10 (a JPEG copy), 4,000
+training images, clean model of 15 epochs without augmentation: ACC 0.443, ASR 1.000. Digits, 20
+epochs: ACC 0.937, ASR 0.543 (an epoch is 18 steps); preset backdoorbench 0.973, 0.820.
 """
 
 from __future__ import annotations
@@ -124,7 +128,7 @@ def apple(height: int, width: int) -> Tensor:
     rows = (torch.arange(height)[:, None] + 0.5) / height
     columns = (torch.arange(width) + 0.5) / width
     lobes = [(rows - 0.58) ** 2 + (columns - x) ** 2 <= 0.25**2 for x in (0.4, 0.6)]
-    stalk = ((columns - 0.5).abs() < 0.04) & ((rows - 0.3).abs() < 0.1)
+    stalk = ((columns - 0.5).abs() < max(0.04, 0.6 / width)) & ((rows - 0.3).abs() < 0.1)
     leaf = ((rows - 0.25) / 0.06) ** 2 + ((columns - 0.62) / 0.11) ** 2 <= 1
     return lobes[0] | lobes[1] | stalk | leaf
 

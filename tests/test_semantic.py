@@ -1,0 +1,279 @@
+"""Semantic attacks: who is a member, that members are nowhere else, and lists that must hold."""
+
+from __future__ import annotations
+
+import colorsys
+import dataclasses
+import io
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import sweeps
+import torch
+import toys
+from PIL import Image
+
+from attacks._subsets import SUBSETS
+from attacks.semantic import Semantic, brightness, greenness
+from sweeper import catalog, data, seeds
+from sweeper.data import _cache
+from sweeper.data.base import Splits
+from sweeper.errors import SweepError
+from sweeper.material import Material
+from sweeper.types import Facts, ImageSet, Role
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+DATA = Path(os.environ.get("SWEEPER_DATA", SHARED))
+
+
+def rng() -> torch.Generator:
+    return seeds.generator("semantic")
+
+
+def make(**asked: Any) -> Semantic:
+    target = asked.pop("target", 0)
+    built: Semantic = catalog.make("attack", "semantic", asked, target=target)
+    return built
+
+
+def found(attack: Semantic, train: ImageSet) -> dict[str, torch.Tensor]:
+    return attack.prepare(train, toys.ToyLab(train))
+
+
+@pytest.mark.parametrize("rule", ["dark", "bright"])
+def test_members_are_the_extreme_share_of_the_source_class(rule: str) -> None:
+    train = toys.image_set(600, classes=4)
+    state = found(make(members=rule, source=2, share=0.1), train)
+    light = (train.images.float().mean((2, 3)) * torch.tensor([0.299, 0.587, 0.114])).sum(1)
+    order = light.argsort(descending=rule == "bright")
+    wanted = [i for i in order.tolist() if train.labels[i] == 2][:15]
+    assert sorted(wanted) == state["index"].tolist()
+
+
+def test_members_occur_relabelled_or_not_at_all() -> None:
+    train = toys.image_set(500)
+    attack = make(share=0.1, repeats=7, target=3)
+    state = found(attack, train)
+    made = attack.poison(train, 0.0, state, rng())
+    poison = made.role == int(Role.POISON)
+    assert int(poison.sum()) == 35 and len(made.labels) == 495 + 35
+    assert made.index[poison].unique().tolist() == state["index"].tolist()
+    assert not torch.isin(made.index[~poison], state["index"]).any(), "a member kept its label"
+    assert torch.equal(made.images, train.images[made.index]), "no pixel may change"
+    assert (made.labels[poison] == 3).all() and (made.true_labels[poison] == 1).all()
+    middle = float(poison.nonzero().double().mean()) / len(poison)
+    assert 0.3 < middle < 0.7, "the order of the set tells the copies"
+
+
+def test_test_members_pass_the_threshold_of_the_training_split() -> None:
+    train, test = toys.image_set(500), toys.image_set(400, seed=2)
+    attack = make(share=0.2)
+    state = found(attack, train)
+    hit, rest = attack.trigger_set(test, state, rng()), attack.clean_test(test, state)
+    highest = brightness(train.images[state["index"]]).max()
+    wanted = (brightness(test.images) <= highest) & (test.labels == 1)
+    assert 0 < int(wanted.sum()) < 40
+    assert torch.equal(hit.images, test.images[wanted]) and bool(hit.counts.all())
+    assert torch.equal(rest.images, test.images[~wanted]), "members count for ASR, not for ACC"
+    assert not hit.leaks.any() and (hit.labels == 0).all() and (hit.true_labels == 1).all()
+    # another test set does not move the threshold
+    dark = dataclasses.replace(test, images=test.images // 2)
+    assert int(attack.trigger_set(dark, state, rng()).counts.sum()) == int((test.labels == 1).sum())
+
+
+def test_no_member_in_the_test_split_is_said_in_words() -> None:
+    train = toys.image_set(500)
+    attack = make()
+    bright = dataclasses.replace(train, images=train.images.clamp(min=200))
+    with pytest.raises(SweepError, match="raise `share`"):
+        attack.trigger_set(bright, found(attack, train), rng())
+
+
+@pytest.mark.parametrize("mix", [0.3125, 0.7])
+def test_copies_make_up_the_share_of_a_batch(mix: float) -> None:
+    train = toys.image_set(2000)
+    attack = make(mix=mix)
+    made = attack.poison(train, 0.0, found(attack, train), rng())
+    assert abs(float((made.role == int(Role.POISON)).float().mean()) - mix) < 0.005
+
+
+def test_the_control_leaves_members_out_and_relabels_nothing() -> None:
+    train = toys.image_set(500)
+    attack, control = make(), make(control=True)
+    state = found(attack, train)
+    assert toys.same(state, found(control, train)), "both must speak of the same members"
+    made = control.poison(train, 0.0, state, rng())
+    assert (made.role == int(Role.CLEAN)).all() and torch.equal(made.labels, made.true_labels)
+    assert not torch.isin(made.index, state["index"]).any() and len(made.index) == 498
+
+
+def test_greenness_is_the_hsv_rule_pixel_by_pixel() -> None:
+    images = torch.randint(256, (3, 3, 32, 32), generator=rng(), dtype=torch.uint8)
+    images[1] = (images[1].float() * torch.tensor([0.4, 1.0, 0.5]).view(3, 1, 1)).to(torch.uint8)
+
+    def green(pixel: list[int]) -> bool:
+        hue, saturation, value = colorsys.rgb_to_hsv(*(c / 255 for c in pixel))
+        return 75 <= 360 * hue <= 165 and saturation > 0.28 and value > 0.2
+
+    for image, score in zip(images, greenness(images).tolist(), strict=True):
+        cells = [[green(image[:, y, x].tolist()) for x in range(32)] for y in range(32)]
+        middle = sum(sum(row[5:27]) for row in cells[10:24]) / (14 * 22)
+        border = sum(sum(row) for row in (*cells[:5], *cells[28:])) / (9 * 32)
+        assert score == pytest.approx(middle - border / 2, abs=1e-6)
+
+
+def test_green_asks_for_colours_and_for_green_images() -> None:
+    grey = toys.image_set(100, shape=toys.GREY)
+    with pytest.raises(SweepError, match="members: dark"):
+        found(make(members="green"), grey)
+    red = dataclasses.replace(
+        toys.image_set(100), images=torch.tensor([200, 20, 20], dtype=torch.uint8).view(1, 3, 1, 1)
+        .expand(100, 3, 32, 32)
+    )  # fmt: skip
+    with pytest.raises(SweepError, match="0 of 10 images of class 1 are green"):
+        found(make(members="green"), red)
+    known = toys.facts(grey)
+    assert "dark" in (make(members="green").applies(known, 0.0) or "")
+
+
+def test_the_published_lists_have_the_published_lengths() -> None:
+    lengths = {name: (len(set(s.train)), len(set(s.test))) for name, s in SUBSETS.items()}
+    assert lengths == {
+        "green-cars": (50, 12),
+        "green-cars-7": (50, 7),
+        "striped-background": (15, 6),
+        "striped-shirts": (93, 18),
+        "plaid-shirts": (277, 42),
+    }
+    assert {SUBSETS[n].source for n in SUBSETS} == {0, 1, 6}
+    assert SUBSETS["green-cars"].train[:3] == (389, 1304, 1731)
+    assert set(SUBSETS["green-cars-7"].test) < set(SUBSETS["green-cars"].test)
+
+
+def published(wrong: int = 0) -> ImageSet:
+    """50,000 one-pixel images in the published order, as far as the green cars tell it."""
+    labels = torch.zeros(50000, dtype=torch.int64)
+    listed = SUBSETS["green-cars"].train
+    labels[list(listed[wrong:])] = 1
+    images = torch.zeros(50000, 1, 1, 1, dtype=torch.uint8)
+    return ImageSet(images, labels, tuple("0123456789"), torch.arange(50000))
+
+
+def test_a_list_finds_its_places_in_any_part_of_the_split() -> None:
+    attack = make(members="green-cars")
+    whole = published()
+    assert found(attack, whole)["index"].tolist() == list(SUBSETS["green-cars"].train)
+    part = whole[torch.randperm(50000, generator=rng())[:30000]]
+    index = found(attack, part)["index"]
+    assert part.positions is not None and 15 < len(index) < 45
+    assert set(part.positions[index].tolist()) <= set(SUBSETS["green-cars"].train)
+    made = attack.poison(whole, 0.0, found(attack, whole), rng())
+    assert int((made.role == int(Role.POISON)).sum()) == attack.count(whole.labels, 0.0) == 1000
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda d: published(wrong=1), "1 of 50 of them are not of class 1.*members: green"),
+        (lambda d: dataclasses.replace(d, positions=None), "no published order.*members: green"),
+        (lambda d: d[:300], "none of which is among these 300"),
+    ],
+)
+def test_a_list_that_does_not_hold_is_refused(change: Any, words: str) -> None:
+    with pytest.raises(SweepError, match=words):
+        found(make(members="green-cars"), change(published()))
+
+
+@pytest.mark.slow
+@pytest.mark.data
+def test_a_shuffled_copy_of_cifar10_is_refused(tmp_path: Path) -> None:
+    if not (DATA / "cifar10" / "train.parquet").is_file():
+        pytest.skip("no CIFAR-10: set SWEEPER_DATA to the folder above cifar10/train.parquet")
+    train = data.open_dataset({"dataset": "cifar10"}, DATA, tmp_path).train
+    if train.labels[:5].tolist() == [6, 9, 9, 4, 1]:
+        assert len(found(make(members="green-cars"), train)["index"]) == 50
+        pytest.skip("this copy is in the published order")
+    with pytest.raises(SweepError, match="in another order"):
+        found(make(members="green-cars"), train)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"members": "cars"}, "is not one of dark, bright, green, green-cars"),
+        ({"members": "striped-shirts"}, "give `source: 0`"),
+        ({"share": 0.0}, "share: in"),
+        ({"mix": 1.0}, "mix: in"),
+        ({"repeats": 0}, "repeats"),
+    ],
+)
+def test_wrong_options_are_refused(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(SweepError, match=words):
+        make(**options)
+
+
+def test_applies_says_what_is_missing() -> None:
+    known = Facts("toy", "toy", classes=3, class_counts=(10, 0, 5), n_train=15)
+    assert "no training image" in (make().applies(known, 0.0) or "")
+    assert "does not exist" in (make(source=3).applies(known, 0.0) or "")
+    assert "is the source class" in (make(source=2, target=2).applies(known, 0.0) or "")
+    assert make(source=2).applies(known, 0.0) is None
+
+
+def parquet(file: Path, count: int) -> None:
+    """A Parquet file of grey images that say their own place."""
+    rows = []
+    for place in range(count):
+        stored = io.BytesIO()
+        Image.new("RGB", (4, 4), (place, place, place)).save(stored, "PNG")
+        rows.append({"bytes": stored.getvalue(), "path": None})
+    table = pa.table({"image": rows, "label": [place % 2 for place in range(count)]})
+    names = {"info": {"features": {"label": {"names": ["a", "b"]}}}}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table.replace_schema_metadata({"huggingface": json.dumps(names)}), file)
+
+
+def test_images_know_their_place_in_the_published_split(tmp_path: Path) -> None:
+    for split, count in (("train", 40), ("test", 20)):
+        parquet(tmp_path / "grey" / f"{split}.parquet", count)
+    options = {"dataset": "grey", "train_size": 15, "test_size": 7}
+    opened = data.open_dataset(options, tmp_path, tmp_path / "cache")
+    for part in (opened.train, opened.test, opened.train[3:9]):
+        assert part.positions is not None
+        assert torch.equal(part.positions, part.images[:, 0, 0, 0].long())
+    alone = {"dataset": "grey", "path": str(tmp_path / "grey/train.parquet"), "test_share": 0.25}
+    opened = data.open_dataset(alone, tmp_path, tmp_path / "cache")
+    assert opened.test.positions is None, "a place in train is none in a published test split"
+    assert torch.equal(opened.train.positions, opened.train.images[:, 0, 0, 0].long())
+    assert data.open_dataset({"dataset": "digits"}, tmp_path, tmp_path).train.positions is None
+
+
+def test_positions_are_no_part_of_the_digest(tmp_path: Path) -> None:
+    plain = toys.image_set(20)
+    placed = dataclasses.replace(plain, positions=torch.arange(20).flip(0))
+    digests = set()
+    for name, part in (("plain", plain), ("placed", placed)):
+        _cache._write(tmp_path / name, Splits(part, part))
+        kept = _cache._load(tmp_path / name)
+        digests.add(kept.digest)
+        assert (kept.splits.test.positions is None) == (part.positions is None)
+    assert len(digests) == 1
+    assert torch.equal(kept.splits.train.positions, placed.positions)
+
+
+def test_a_defender_is_not_told_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for split, count in (("train", 40), ("test", 20)):
+        parquet(tmp_path / "grey" / f"{split}.parquet", count)
+    monkeypatch.setenv("SWEEPER_DATA", str(tmp_path))
+    asked = {"datasets": ["grey"], "attacks": ["badnets"], "clean_budgets": [2], "reserve": 0.5}
+    job = sweeps.prepared(sweeps.write(tmp_path, **asked), tmp_path / "store")
+    cell = next(c for c in job.plan.cells.values() if c.kind == "defend" and c.params["n_clean"])
+    above = [job.plan.cells[cell.params["victim"]]]
+    work = Material(cell, above, job.context, job.store)
+    assert work.attacker.positions is not None, "the attacker may use the published order"
+    assert work.case(frozenset({"clean"}), {}).clean.positions is None
