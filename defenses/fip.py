@@ -25,9 +25,9 @@ the clean budget fell by more than `guard`, once more from the start with half o
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Generator, Tensor, nn
@@ -84,7 +84,7 @@ class FIP(Defense):
     paper = "Karim et al., CCS 2024"
     kind = "repair"
     sees = frozenset({"model", "clean"})
-    presets = {
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "released": {
             "eta_f": 0.5,
             "eta_r": 0.0,

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import functools
+import json
+import os
+from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pytest
@@ -10,11 +16,13 @@ import toys
 from torch import Tensor, nn
 from torch.nn import functional
 
+from attacks.badnets import BadNets
 from defenses.base import Case
 from defenses.f_fip import FFIP, Spectral
 from defenses.fine_tuning import FineTuning
 from defenses.fip import FIP, _Penalty, as_released, squared_batch_means
-from sweeper import catalog, curvature, models, seeds, training
+from sweeper import catalog, curvature, metrics, models, recipes, seeds, training
+from sweeper.data import open_dataset, splits
 from sweeper.errors import DivergedError, SweepError
 from sweeper.models.base import Net
 from sweeper.types import ImageSet
