@@ -273,7 +273,6 @@ class _Expansion:
                 "stage": {"name": stage.name, **options.canonical(stage), "version": stage.version},
                 "victim": victim.key,
                 "n_clean": count if "clean" in stage.sees else 0,
-                "versions": {"training": training.VERSION},
             }
             words = {**victim.axes, "stage": stage.name}
             made = {"defense": {"defense": entry.name, **entry.options}}
@@ -289,7 +288,7 @@ class _Expansion:
             },
             "n_clean": count,
             "stage": parents[1] if stage is not None else None,
-            "versions": {"metrics": metrics.VERSION, "training": training.VERSION},
+            "versions": {"metrics": metrics.VERSION},
         }
         local: dict[str, Any] = {"defense": {"defense": entry.name, **entry.options}}
         cell = Cell("defend", seeds.digest(params), params, tuple(parents), axes, local)
