@@ -17,10 +17,11 @@ the smallest that carries 99 % of the triggered training images over the thresho
 patch is drawn, not a logo, flush in the corner.
 
 Measured with tiny, target 0, seed 0, one CPU thread. CIFAR-10 (a JPEG copy), 4,000 training images,
-clean model of 15 epochs without augmentation: ACC 0.448, ASR 0.995. Digits, 20 epochs: ACC 0.986,
-ASR 1.000. On toy images with 300 steps the chain of one channel learned in resnet18 (width 8),
-preact-resnet18 (width 8) and vgg11-bn (ASR 0.99 or more), not in mobilenet-v2, where it said 1.8 to
-both: give such nets a larger `width`.
+clean model of 15 epochs without augmentation (ACC 0.479): ACC 0.448, ASR 0.995. Digits, 20 epochs:
+ACC 0.986, ASR 1.000. In untrained nets on toy images (300 steps) the chain of one channel learned
+in resnet18 and preact-resnet18 (width 8) and vgg11-bn (ASR 0.99 or more), but not in mobilenet-v2,
+where it said 1.8 to images with and without the patch; with `width: 4` and 400 steps it said 0.00
+and 3.90 (ASR 1.000).
 """
 
 from __future__ import annotations
