@@ -23,7 +23,7 @@ The controls: `fine-tuning`, or this with `u` and `conv` of 1e9, which prunes no
 
 Measured on the victim of `fip.py` (ACC 67.3, ASR 91.4; 500 clean images, one seed), ACC / ASR: 352
 channels pruned leave hold-out accuracy at chance; after 20 epochs 45.5 / 1.5, with `freeze` 30.6 /
-52.8; `released` 23.5 / 62.1 after 7; the control that prunes nothing 65.1 / 70.8 (it stops after 6);
+52.8; `released` 23.5 / 62.1 after 7; the control that prunes nothing 65.1 / 70.8 (stops after 6);
 random channels 10.6 / 0.5 (likewise). What it removes of the backdoor it pays for in accuracy.
 """
 
