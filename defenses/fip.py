@@ -21,6 +21,13 @@ The released code does something else under this name; `preset: released` repeat
 The pass that measures the trace is one of its own, in single precision, and moves no running
 statistic. Stop: a fixed number of steps and the last model. Guard: where accuracy on a hold-out of
 the clean budget fell by more than `guard`, once more from the start with half of eta_f and lr.
+
+Measured (2 CPU cores, 7,000 CIFAR-10 images, ResNet-18 of width 16, 20 epochs, BadNets with a white
+4x4 patch at 10 %: ACC 67.3, ASR 91.4; 500 clean images, batch 64, one seed): 60 steps at lr 0.002
+with all clean images and 16 of a batch in the trace leave ACC / ASR at 64.6 / 49.6, at `balance` 2
+64.6 / 53.7, and as many steps of plain fine-tuning 64.7 / 44.8. 100 steps at lr 0.005: 63.1 / 43.3,
+repeated by the guard; plain fine-tuning 61.4 / 8.3. No advantage over fine-tuning at this size.
+A penalised step costs 1.3 s, another 0.12 s (`signs` needs a quarter of its gradients).
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
 Runs the other defense's pruning, counts what it zeroed in each layer by comparing the two models,
 and zeroes the same parameters of as many random channels of the victim instead. What the defense
 achieves beyond this is owed to its choice of channels. With `epochs` the model is then fine-tuned
-as SIBP does (held-out part, early stop, pruned channels kept at zero).
+as SIBP does (held-out part, early stop). A network left at chance may be stopped early for want of
+progress: compare at `patience: 0` and SIBP's number of epochs too.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class RandomPruning(Defense):
     """Most passes of a fine-tuning as SIBP's; 0: pruning alone."""
     patience: int = 5
     """Its epochs without a better hold-out accuracy; 0: no hold-out."""
-    freeze: bool = True
+    freeze: bool = False
     """Whether the pruned channels stay zero in it."""
     clip: float = 5.0
     """Its largest norm of the gradient; 0: no bound."""
@@ -59,7 +60,6 @@ class RandomPruning(Defense):
             "like": "sibp",
             "epochs": 7,
             "patience": 0,
-            "freeze": False,
             "clip": 0.0,
             "literal": True,
         },

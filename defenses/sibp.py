@@ -12,14 +12,19 @@ Deviations, each with its reason; `preset: released` has none of them:
 - 1x1 convolutions have no deviation within a kernel: released scores are infinite and nothing is
   pruned there. Here the deviation is taken over the inputs. Channels that are zero already have no
   score and take no part in their layer's mean (`literal` turns both off).
-- Pruned channels stay zero (`freeze`). Released, the first update regrows a zeroed kernel along a
-  gradient that its norm amplifies by up to 1/sqrt(eps). Gradients are clipped.
+- Gradients are clipped: the first update regrows a zeroed kernel along a gradient that its norm
+  amplifies by up to 1/sqrt(eps). It is re-initialised rather than pruned; `freeze` keeps it zero.
 - Released u and epochs are chosen for each attack. Here one u for all, and fine-tuning stops when
   accuracy on a hold-out of the clean budget has not improved for `patience` epochs, last model
   kept; `u: null` takes the strongest pruning of a list whose hold-out accuracy stays within `tau`.
 
 The controls: `fine-tuning`, or this with `u` and `conv` of 1e9, which prunes nothing;
 `{defense: random-pruning, like: sibp}`, which zeroes as many channels of each layer at random.
+
+Measured on the victim of `fip.py` (ACC 67.3, ASR 91.4; 500 clean images, one seed), ACC / ASR: 352
+channels pruned leave hold-out accuracy at chance; after 20 epochs 45.5 / 1.5, with `freeze` 30.6 /
+52.8; `released` 23.5 / 62.1 after 7; the control that prunes nothing 65.1 / 70.8 (stops after 6);
+random channels 10.6 / 0.5 (likewise). What it removes of the backdoor it pays for in accuracy.
 """
 
 from __future__ import annotations
@@ -66,7 +71,7 @@ class SIBP(Defense):
     """L2 penalty."""
     batch: int = 256
     """Images of a step."""
-    freeze: bool = True
+    freeze: bool = False
     """Whether pruned channels stay zero while fine-tuning."""
     clip: float = 5.0
     """Largest norm of the gradient; 0: no bound."""
@@ -78,7 +83,7 @@ class SIBP(Defense):
     kind = "repair"
     sees = frozenset({"model", "clean"})
     presets = {
-        "released": {"epochs": 7, "patience": 0, "freeze": False, "clip": 0.0, "literal": True},
+        "released": {"epochs": 7, "patience": 0, "clip": 0.0, "literal": True},
         "adaptive": {"mode": "adaptive"},
         "automatic": {"u": None},
     }

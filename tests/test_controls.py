@@ -142,7 +142,7 @@ def test_every_channel_is_drawn_equally_often_and_dead_ones_never() -> None:
 
 
 def test_the_fine_tuning_is_sibp_s_with_the_channels_kept_at_zero() -> None:
-    control = RandomPruning(like="sibp", epochs=2, patience=0).defend(case()).model
+    control = RandomPruning(like="sibp", epochs=2, patience=0, freeze=True).defend(case()).model
     bare = RandomPruning(like="sibp").defend(case()).model
     assert isinstance(control, Net) and bare is not None
     assert toys.differing(control, bare)

@@ -220,7 +220,9 @@ def test_the_trace_falls_faster_with_the_penalty() -> None:
     start = toys.network(seeds.generator("unfitted")).eval()
     traces = {}
     for eta in (0.0, 1.0):
-        fip = FIP(eta_f=eta, eta_r=0.0, every=1, guard=None, steps=12, lr=0.001, momentum=0.0)
+        fip = FIP(
+            eta_f=eta, eta_r=0.0, every=1, guard=None, steps=12, lr=0.001, momentum=0.0, micro=16
+        )
         own = case(model=start)
         found = fip.defend(own)
         assert found.model is not None and isinstance(found.model, Net)
