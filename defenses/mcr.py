@@ -16,6 +16,10 @@ Deviations, each with its reason:
 - Clean images come from the training split; the release takes half the test set.
 
 Preset `released`: the second end is the release's own fine-tuning baseline.
+
+Measured (one run on a CPU: `tiny`, 7,200 CIFAR-10 images, 8 epochs, BadNets at 10 %, 500 clean
+images; 500 steps for the second end, 800 of 64 images for the curve): the victim's ACC and ASR of
+54.9 and 100 % become 49.6 and 99.8 %, at t = 1. On this network it does not remove the trigger.
 """
 
 from __future__ import annotations

@@ -27,6 +27,14 @@ Deviations from the released code, each with its reason (`released` restores wha
 - Of several flagged classes the most anomalous one is repaired; the notes name all.
 
 The statistic compares K numbers: it is weak at ten classes and can flag none of two.
+
+Measured (one run on a CPU: `tiny`, 8,000 CIFAR-10 images, 8 epochs; the reddest 4 % of the cars are
+frogs, 48 test members; 1,988 clean images): ACC 48.8 %, 79 % of the members taken for frogs. The
+target was found at an index of 3.1 (a clean model's largest: 0.96), the source was not. With the
+true pair all 100 images reached the target, but both repairs cost over 5 points on the hold-out and
+were refused; forced through all epochs the repair left ACC 34.1 % and 0 %, without the mask 47.9 %
+and 19 %. Plain fine-tuning at this rate moved the hold-out accuracy of so weak a model by up to 8
+points from one epoch to the next.
 """
 
 from __future__ import annotations

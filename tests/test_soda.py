@@ -398,6 +398,17 @@ def test_a_repair_that_costs_too_much_is_tried_again_gentler_then_given_up(
         assert (gentler["lr"], gentler["q"]) == (0.0025, 0.5)
 
 
+def test_only_images_that_reached_the_target_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Removal] = []
+    monkeypatch.setattr(
+        SODA, "tune", lambda self, own, data, hooks, lr: [seen.append(hooks), own.model][1]
+    )
+    _, notes = SODA(steps=12).remove(case(clean=300), 3, 0)
+    assert 0 < notes["reconstructed"] < notes["started"], "the test needs some that did not"
+    made = torch.cat([seen[0].made, seen[0].held])
+    assert len(made) == notes["reconstructed"] and called(toys.victim(), made, 0) == 1.0
+
+
 def test_without_reconstructed_images_it_still_fine_tunes() -> None:
     model, notes = SODA(count=0, epochs=1).remove(case(clean=200), 3, 0)
     assert notes["started"] == notes["reconstructed"] == 0
