@@ -60,6 +60,16 @@ def test_the_retention_term_and_its_gradient_are_zero_at_the_start() -> None:
     assert found.distance().item() == pytest.approx(wanted, rel=1e-5) and wanted > 0
 
 
+def test_the_loss_has_half_of_eta_r_times_the_distance() -> None:
+    found = penalty(FIP(eta_f=0.0, eta_r=1e4), case())
+    with torch.no_grad():
+        found.weights["classifier.weight"] += 0.3
+    x, labels = pixels(), toys.image_set(16, seed=9).labels
+    more = found.loss(x, labels, 0) - functional.cross_entropy(logits(found.model, x), labels)
+    assert more.item() == pytest.approx(5e3 * found.distance().item(), rel=1e-3)
+    assert more.item() > 0.1
+
+
 def test_without_penalties_it_is_fine_tuning_bit_for_bit() -> None:
     plain = FineTuning(
         steps=8, lr=0.005, momentum=0.95, schedule="constant", weight_decay=0.0, batch=16
