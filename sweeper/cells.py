@@ -216,8 +216,9 @@ class _Work(Material):
         row = self.row(status="ok", error="", seconds=seconds, **self.measure(outcome))
         if row["notes"] is None:
             row["notes"] = json.dumps(record.plain(outcome.notes))
-        tensors = {} if outcome.scores is None else {"scores": {"scores": outcome.scores}}
-        self.store.put("defend", self.cell.key, tensors, {"row": row})
+        if samples := self.samples(outcome):
+            self.store.write_samples(self.cell.key, samples)
+        self.store.put("defend", self.cell.key, {}, {"row": row})
         self.store.write_row(row)
         shown = {name: row.get(name) for name in ("acc", "asr")}
         return {"status": "ok", "error": "", "seconds": seconds, **shown}
@@ -255,6 +256,18 @@ class _Work(Material):
             test = self.attack.clean_test(self.dataset.test, self.state(self.victim))
             found |= metrics.filtering(outcome.filter, outcome.threshold, test, self.triggered())
         return found
+
+    def samples(self, outcome: Outcome) -> dict[str, Any]:
+        """What the outcome says of each training sample, beside the truth; empty where nothing."""
+        said = {"score": outcome.scores, "flagged": outcome.flagged}
+        found = {name: value.cpu().numpy() for name, value in said.items() if value is not None}
+        if not found:
+            return {}
+        poisoned = self.poisoned()
+        known = {
+            name: getattr(poisoned, name) for name in ("index", "labels", "true_labels", "role")
+        }
+        return {name: value.numpy() for name, value in known.items()} | found
 
     def row(self, **values: Any) -> dict[str, Any]:
         """The row of this defense cell."""

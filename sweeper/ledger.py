@@ -150,6 +150,17 @@ class Ledger:
         for path, _ in parts:
             self._delete(path)
 
+    def write_samples(self, key: str, columns: Mapping[str, Any]) -> None:
+        """Keep what a defense cell says of each training sample: `samples/<key>.parquet`."""
+        buffer = pa.BufferOutputStream()
+        pq.write_table(pa.table(dict(columns)), buffer, compression="zstd")
+        self._write(f"samples/{self._key(key)}.parquet", buffer.getvalue().to_pybytes())
+
+    def samples(self, key: str) -> pa.Table | None:
+        """What `write_samples` kept of a cell; None where its defense scores no samples."""
+        path = f"samples/{self._key(key)}.parquet"
+        return pq.read_table(pa.BufferReader(self._read(path))) if self._exists(path) else None
+
     def _read_rows(
         self, sweep: str, prefix: str = "", columns: list[str] | None = None
     ) -> list[tuple[str, pa.Table]]:

@@ -9,9 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from sklearn.metrics import roc_auc_score
 
 from sweeper import cells, run
 from sweeper.store import Store
+from sweeper.types import Role
 from sweeper.walk import Walk
 from tests import sweeps
 
@@ -219,6 +221,13 @@ def test_a_defense_may_share_a_stage(tmp_path: Path) -> None:
     notes = [json.loads(note)["mean"] for note in found["notes"]]
     assert notes[0] == notes[1] > 0
     assert found["auroc"].notna().all() and found["tpr"].notna().all()
+    samples = Store(str(tmp_path / "store")).samples(found.index[0])
+    assert samples is not None
+    kept = samples.to_pandas()
+    assert list(kept) == ["index", "labels", "true_labels", "role", "score", "flagged"]
+    assert len(kept) == 270 and (kept["role"] == Role.POISON).sum() == found["n_poisoned"].iloc[0]
+    auroc = roc_auc_score(kept["role"] == Role.POISON, kept["score"])
+    assert auroc == pytest.approx(found["auroc"].iloc[0])
 
 
 def test_new_run_names_differ() -> None:
