@@ -1,7 +1,7 @@
-"""Attacks on data end to end: on CIFAR-10 where it is on this machine, a few minutes a victim.
+"""Attacks end to end on CIFAR-10 where it is on this machine, a few minutes a victim.
 
-The rates are those at which an attack can be seen on few images and epochs with a tiny network, not
-the papers'. ACC and ASR are printed (`pytest -rP`).
+Few images, few epochs and a tiny network: the rates and options are those at which an attack can be
+seen at this size, not the papers'. ACC, ASR and what else the row has are printed (`pytest -rP`).
 """
 
 from __future__ import annotations
@@ -20,25 +20,29 @@ IMAGES = 4000
 RECIPE = {"epochs": 15, "crop": 0, "flip": False}
 """Without augmentation, which hides small triggers from so short a training."""
 FACTS: dict[str, tuple[dict[str, Any], float, float]] = {
-    "trojan": ({"mode": "replace"}, 0.1, 0.8),  # 1.000 measured
+    "trojan": ({"mode": "replace"}, 0.1, 0.8),  # 1.000
     "sig": ({}, 1.0, 0.6),  # 1.000
     "clean-label": ({"epsilon": 16.0}, 1.0, 0.6),  # 1.000
     "tact": ({}, 0.05, 0.5),  # 0.955
     "low-frequency": ({}, 0.1, 0.5),  # 0.912
     "refool": ({}, 0.1, 0.5),  # 0.930
-    "adaptive-blend": ({"cover_ratio": 0.5}, 0.1, 0.0),  # 0.239: covers hold so short a training
-    "adaptive-patch": ({}, 0.05, 0.0),
-    "adaptive-k-way": ({}, 0.1, 0.0),
-    "ctrl": ({}, 1.0, 0.0),
-    "ftrojan": ({}, 0.3, 0.0),
+    "bpp": ({"levels": 4}, 0.2, 0.7),  # 0.993
+    "input-aware": ({"mask_epochs": 5}, 0.2, 0.5),  # 0.823
+    "blind": ({"threshold": 2.2}, 0.1, 0.7),  # 1.000
+    "trojan-nn": ({}, 0.1, 0.7),  # 1.000
+    "sra": ({}, 0.1, 0.7),  # 0.995
+    "semantic": ({"members": "dark"}, 0.1, 0.2),  # 0.459 of 37 members
+    "sleeper-agent": ({"epsilon": 32, "steps": 100, "retrain_every": 0}, 0.1, 0.7),  # 1.000
+    "wanet": ({"strength": 2.0}, 0.2, 0.2),  # 0.402; 0.953 on 5,400 images
+    "ssba": ({"bits": 4, "lr": 1e-3}, 0.2, 0.2),  # 0.428
+    "adaptive-blend": ({"cover_ratio": 0.5}, 0.1, 0.1),  # 0.239: covers hold so short a training
 }
 """Attack -> options, poison rate, least ASR (beside it the one measured, seed 0, on a CPU).
 
-At 0 the test says that it runs and what it reaches, not that the backdoor works: nothing is
-measured at these settings, or too little is reached."""
+Blind's loss stays above its own threshold of 1 in so short a training."""
 
 
-def measured(folder: Path, attack: dict[str, Any], rate: float) -> dict[str, Any]:
+def victim(folder: Path, attack: dict[str, Any], rate: float) -> dict[str, Any]:
     """The row of the undefended victim."""
     path = sweeps.write(
         folder,
@@ -56,7 +60,7 @@ def measured(folder: Path, attack: dict[str, Any], rate: float) -> dict[str, Any
 
 @pytest.mark.slow
 @pytest.mark.data
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("name", FACTS)
 def test_the_backdoor_works_on_real_images(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -65,9 +69,9 @@ def test_the_backdoor_works_on_real_images(
         pytest.skip("no CIFAR-10: set SWEEPER_DATA to the folder above cifar10/train.parquet")
     monkeypatch.setenv("SWEEPER_DATA", str(DATA))
     options, rate, least = FACTS[name]
-    row = measured(tmp_path, {"attack": name, **options}, rate)
+    row = victim(tmp_path, {"attack": name, **options}, rate)
     assert row["status"] == "ok", row["error"]
-    found = " ".join(f"{metric} {row[metric]}" for metric in ("acc", "asr", "leak"))
+    found = " ".join(f"{metric} {row[metric]}" for metric in ("acc", "asr", "leak", "cross_acc"))
     sys.stdout.write(f"{name} at {rate:g}: {found}\n")
     assert row["acc"] > 0.25, "the clean task is learned"
     assert row["asr"] >= least, "the trigger is learned"
