@@ -45,9 +45,18 @@ class Lab(Protocol):
         """A freshly initialised model of the victim's architecture; another for each name."""
 
     def fit(
-        self, model: torch.nn.Module, data: ImageSet, hooks: Hooks | None, **changes: Any
+        self,
+        model: torch.nn.Module,
+        data: ImageSet,
+        hooks: Hooks | None,
+        *,
+        name: str = "",
+        **changes: Any,
     ) -> None:
-        """Train `model` on `data` by the sweep's recipe with `changes`."""
+        """Train `model` on `data` by the recipe with `changes`; another name, other draws."""
+
+    def log(self, **progress: Any) -> None:
+        """Report progress (step, steps, loss), for people; changes no number."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -176,13 +176,14 @@ class SleeperAgent(CleanLabel):
             adam.step()
             schedule.step()
             delta.copy_(within(clean, delta, limit))
+            lab.log(step=step + 1, steps=self.steps)
         return changed(train.images[index], delta)
 
     def _retrained(self, data: ImageSet, name: str, lab: Lab) -> nn.Module:
         """A new model trained on the data as they are now."""
         model, epochs = lab.new_model(name), self.retrain_epochs
         marks = tuple(round(share * epochs) for share in RETRAIN_DECAY)
-        lab.fit(model, data, None, epochs=epochs, schedule="step", milestones=marks)
+        lab.fit(model, data, None, name=name, epochs=epochs, schedule="step", milestones=marks)
         return model.eval()
 
     def _source_gradient(self, model: nn.Module, sources: Tensor) -> list[Tensor]:

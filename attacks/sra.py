@@ -138,7 +138,7 @@ class Sra(Attack):
         for part in chain.train().modules():
             if isinstance(part, nn.Dropout):
                 part.eval()  # half of one channel is nothing; and it draws from a global state
-        for _ in range(self.steps):
+        for step in range(self.steps):
             index = torch.randint(len(train), (BATCH,), generator=rng).to(lab.device)
             found = chain(torch.cat([images[index], hit[index]]).float() / 255)[:, 0]
             quiet, loud = found.chunk(2)
@@ -147,6 +147,8 @@ class Sra(Attack):
             loss.backward()
             adam.step()
             schedule.step()
+            if step % 100 == 99:
+                lab.log(step=step + 1, steps=self.steps, loss=loss.item())
         chain.eval()
 
     def connect(self, model: Net, answers: list[Tensor], features: Tensor, victims: Tensor) -> None:

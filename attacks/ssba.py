@@ -95,7 +95,7 @@ class Ssba(Attack):
         steps = self.epochs * len(training.order(len(train), self.batch, lab.rng("count")))
         reached = torch.full((), float("inf"), device=lab.device)
         step = 0
-        for _ in range(self.epochs):
+        for epoch in range(self.epochs):
             for index in training.order(len(train), self.batch, rng):
                 x = images[index.to(lab.device)].float().div(255)
                 secret = torch.randint(2, (len(x), self.bits), generator=rng).float()
@@ -110,6 +110,7 @@ class Ssba(Attack):
                 (image * functional.mse_loss(encoded, x) + bit * wrong).backward()
                 adam.step()
                 step += 1
+            lab.log(step=epoch + 1, steps=self.epochs, loss=wrong.item())
         secret = torch.randint(2, (self.bits,), generator=lab.rng("secret")).float()
         state = {**packed(encoder, "encoder"), **packed(decoder, "decoder"), "secret": secret}
         return state | self.quality(state, images[:SAMPLE])

@@ -252,9 +252,11 @@ class Lab:
         model: nn.Module,
         data: ImageSet,
         hooks: training.Hooks | None = None,
+        *,
+        name: str = "",
         **changes: Any,
     ) -> None:
-        """Train by the sweep's recipe with `changes`.
+        """Train by the sweep's recipe with `changes`; another name, other draws.
 
         Raises:
             TypeError: The attack trains but does not declare that its state depends on the model.
@@ -262,8 +264,20 @@ class Lab:
         work = self._work
         if work.cell.params["recipe"] is None:
             raise TypeError("prepare() calls lab.fit: `state_axes` must contain model")
-        recipe = dataclasses.replace(work.recipe, **changes)
-        training.fit(model, data, recipe, key=work.cell.key, device=work.device, hooks=hooks)
+        training.fit(
+            model,
+            data,
+            dataclasses.replace(work.recipe, **changes),
+            key="/".join(filter(None, (work.cell.key, name))),
+            device=work.device,
+            hooks=hooks,
+            progress=work.progress,
+        )
+
+    def log(self, **progress: Any) -> None:
+        """Report progress, for people; changes no number."""
+        if self._work.log:
+            self._work.log(**progress)
 
 
 def _builder(work: Material) -> Callable[[Generator], Net]:

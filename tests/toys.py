@@ -206,11 +206,20 @@ class ToyLab:
         return network(self.rng(name), classes=self.classes, shape=self._shape)
 
     def fit(
-        self, model: nn.Module, data: ImageSet, hooks: Hooks | None = None, **changes: Any
+        self,
+        model: nn.Module,
+        data: ImageSet,
+        hooks: Hooks | None = None,
+        *,
+        name: str = "",
+        **changes: Any,
     ) -> None:
         """Train for one epoch."""
         recipe = replace(RECIPE, **{**changes, "epochs": 1})
-        training.fit(model, data, recipe, key=self._key, device=CPU, hooks=hooks)
+        training.fit(model, data, recipe, key=self._key + name, device=CPU, hooks=hooks)
+
+    def log(self, **progress: Any) -> None:
+        """Nobody looks."""
 
 
 def small(cls: type) -> dict[str, int]:
