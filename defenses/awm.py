@@ -12,8 +12,8 @@ accuracy on the rest is within `tau` of the victim's is kept.
 
 Deviations, each with its reason:
 
-- A turn has `inner_epochs * ceil(N / batch)` batches. The release rounds down, which is no batch at all
-  where the images are fewer than a batch: it then returns the model as it was.
+- A turn has `inner_epochs * ceil(N / batch)` batches. The release rounds down: no batch at all
+  where the images are fewer than a batch, so that the model comes back as it was.
 - Augmentation is the data set's; the one-shot setting of the release adds nine augmented copies of
   each image to the set, which batches drawn with replacement and augmented anew stand for.
 - Its switches that are off are not here: a phase before that only shrinks, decay of the learning

@@ -9,7 +9,7 @@ Deviations, each with its reason; `preset: released` has none of them:
 
 - Which convolution a BatchNorm reads is traced through the network's graph. The release takes the
   one registered last before it, which is another layer wherever a BatchNorm comes first, as in
-  pre-activation ResNets (7 of 16 pairs are wrong there, all of fitting shape). A BatchNorm that
+  pre-activation ResNets (8 of 17 pairs are wrong in ours, all of fitting shape). A BatchNorm that
   reads a sum or a concatenation has no convolution of its own and is left alone.
 - sigma is BatchNorm's own `sqrt(var + eps)`; the release omits eps. (Of a variance of zero it takes
   the infinite score; here 1e-12 is added even then, and notes count such channels: `constant`.)
