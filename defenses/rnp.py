@@ -94,7 +94,9 @@ class RNP(Defense):
             notes |= {"threshold": threshold, **found}
         model, dead = case.model, masks < threshold
         prune(model, dead)
-        return Outcome(model=model, notes={**notes, "pruned": int(dead.sum()), "masks": len(dead)})
+        histogram = torch.histc(masks, bins=20, min=0, max=1).int().tolist()
+        notes |= {"pruned": int(dead.sum()), "masks": len(dead), "histogram": histogram}
+        return Outcome(model=model, notes=notes)
 
     def unlearn(self, case: Case, data: ImageSet) -> tuple[Net, dict[str, Any]]:
         """Stage 1: a copy that has unlearned `data`, as far as it went."""

@@ -383,7 +383,7 @@ def test_the_adaptive_climb_does_not_see_a_rescaling_between_layers() -> None:
     found = []
     for scale in (1.0, 5.0):
         one, two = normal(8, 6) * scale, normal(3, 8) / scale
-        one.requires_grad_(True), two.requires_grad_(True)
+        one, two = one.requires_grad_(True), two.requires_grad_(True)
 
         def loss(a: Tensor, b: Tensor) -> Tensor:
             return functional.cross_entropy((x @ a.T).relu() @ b.T, y)
@@ -393,7 +393,7 @@ def test_the_adaptive_climb_does_not_see_a_rescaling_between_layers() -> None:
             adaptive: ascent([one.detach(), two.detach()], slopes, 0.5, adaptive)
             for adaptive in (True, False)
         }
-        found.append({k: float(loss(one + e[0], two + e[1])) for k, e in up.items()})
+        found.append({k: loss(one + e[0], two + e[1]).item() for k, e in up.items()})
     assert found[0][True] == pytest.approx(found[1][True], rel=1e-4)
     assert abs(found[0][False] - found[1][False]) > 1e-2
 
