@@ -18,7 +18,7 @@ from defenses import clp, nad, rnp
 from defenses._accept import Rule
 from defenses._norm import Neurons
 from defenses.awm import AWM, folded, masked, whole
-from defenses.base import Case, Needs
+from defenses.base import Case, Defense, Needs
 from defenses.clp import CLP
 from defenses.clp_holdout import CLPHoldout
 from defenses.fine_tuning import FineTuning
@@ -137,6 +137,7 @@ def test_clp_prunes_the_planted_channel_and_nothing_else() -> None:
     chosen, norm = clp.by_graph(model)[3]
     with torch.no_grad():
         chosen.weight[7].mul_(50)
+        norm.bias.fill_(0.5)
     victim = toys.weights(model)
     outcome = CLP().defend(toys.case(CLP.sees, model=model))
     found = dead(outcome.model)  # type: ignore[arg-type]
@@ -635,3 +636,26 @@ def test_a_turn_that_costs_too_much_is_undone() -> None:
     assert not toys.differing(undone.model, toys.victim())  # type: ignore[arg-type]
     kept = replace(wild, tau=None).defend(case(clean=40))
     assert toys.differing(kept.model, toys.victim())  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "defense",
+    [
+        NAD(batch=32),
+        FTSAM(rho=1.0, epochs=20, lr=0.03, batch=16),
+        AWM(ascent_lr=1000.0, bound=300.0, alpha=0.5, batch=16),
+        CLP(u=1.0),
+    ],
+    ids=lambda defense: type(defense).__name__,
+)
+def test_the_backdoor_of_the_toy_victim_goes(defense: Defense) -> None:
+    """ASR falls from 1 to below 0.1; as many epochs of fine-tuning as of FT-SAM leave most of it."""
+    ask = toys.oracle()
+    assert ask(toys.victim())[1] == 1
+    given = toys.case(defense.sees, clean=160)
+    acc, asr = ask(defense.defend(given).model)  # type: ignore[arg-type]
+    assert asr < 0.1 and acc >= (0.65 if isinstance(defense, CLP) else 0.95)
+    if isinstance(defense, FTSAM):
+        plain = FineTuning(epochs=20, lr=0.03, batch=16).defend(given).model
+        assert ask(plain)[1] > 0.5  # type: ignore[arg-type]
