@@ -650,7 +650,7 @@ def test_a_turn_that_costs_too_much_is_undone() -> None:
     ids=lambda defense: type(defense).__name__,
 )
 def test_the_backdoor_of_the_toy_victim_goes(defense: Defense) -> None:
-    """ASR falls from 1 to below 0.1; as many epochs of fine-tuning as of FT-SAM leave most of it."""
+    """ASR falls from 1 to below 0.1; as many epochs of plain fine-tuning leave most of it."""
     ask = toys.oracle()
     assert ask(toys.victim())[1] == 1
     given = toys.case(defense.sees, clean=160)
