@@ -1,0 +1,48 @@
+"""CLP with its coefficient chosen on a hold-out of the clean budget (fair rule H).
+
+As `clp.py`, which sees no image at all; here u is the smallest of a list, in steps of 0.5 up to 5,
+whose pruning costs at most `tau` of accuracy on the clean budget. Nothing is fitted, so all of the
+budget is the hold-out. Where no u is accepted nothing is pruned.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from defenses._accept import Rule
+from defenses.base import Case
+from defenses.clp import CLP
+from sweeper.types import Outcome
+
+
+@dataclass(frozen=True, kw_only=True)
+class CLPHoldout(CLP):
+    """The strongest pruning the hold-out allows."""
+
+    u: float = 1.0
+    """Smallest coefficient tried."""
+    most: float = 5.0
+    """Largest coefficient tried."""
+    tau: float = 0.03
+    """Accuracy on the clean budget the choice may cost, absolute, at least two images."""
+
+    title = "CLP + hold-out"
+    sees = frozenset({"model", "clean"})
+    presets = {"released": CLP.presets["released"]}
+
+    def defend(self, case: Case) -> Outcome:
+        """Try the candidates from the smallest, which prunes most."""
+        rule = Rule(case, case.clean, self.tau)
+        repaired, notes = case.model, dict[str, Any](u=None, pruned=0)
+        curve = []
+        for step in range(int((self.most - self.u) / 0.5 + 1e-9) + 1):
+            model, u = case.model, self.u + 0.5 * step
+            pruned = self.prune(model, u)
+            accuracy = rule.accuracy(model)
+            curve.append((u, accuracy))
+            if accuracy >= rule.least:
+                repaired, notes = model, {**pruned, "u": u}
+                break
+        notes |= {"curve": curve, "holdout_before": rule.before}
+        return Outcome(model=repaired, notes=notes)

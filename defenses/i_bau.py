@@ -1,0 +1,218 @@
+"""I-BAU, implicit backdoor adversarial unlearning (Zeng et al., ICLR 2022).
+
+The defender sees the model and a few clean images. In each round one perturbation d of all images
+(a stand-in for the trigger) is sought that changes the model's predictions most, within a ball of
+radius eps; then the weights unlearn it. Their gradient looks through d, which depends on them: with
+the ascent's own step `Phi(d) = d - 0.1 grad_d inner(d)` it is `grad_w L + J_w(Phi)^T v`, where v
+solves `v = J_d(Phi)^T v + grad_d L` by a few fixed-point iterations. BatchNorm is in eval mode and
+images are not augmented, so that both problems see the same ones.
+
+Stop (fair rule H): a fixed number of rounds on a part of the clean budget; the last of them whose
+accuracy on the rest is within `tau` of the victim's is kept.
+
+Deviations, each with its reason; `preset: released` has none of the first three:
+
+- The outer loss puts d on 1 % of a batch, at least on one image. The release takes the whole part
+  of 1 %, which is no image below 100 a batch (or in a short last one): nothing is unlearned.
+- d is projected onto its ball after every step; the release does so in its notebooks only.
+- Images with d are clamped to [0, 1], as an image with a trigger is.
+- Fixed-point iterations are not ended early at a change below 1e-10 (the device would be waited
+  for in each); it changes no figure of five iterations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from defenses._accept import Rule
+from defenses.base import Case, Defense
+from sweeper import curvature
+from sweeper.errors import SweepError
+from sweeper.models.base import Net
+from sweeper.types import ImageSet, Outcome
+
+Batches = list[tuple[Tensor, Tensor]]
+"""(float [B, C, H, W] in [0, 1], int64 [B]) on the device."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class IBAU(Defense):
+    """Minimax unlearning of a universal perturbation, with the implicit gradient."""
+
+    outer_steps: int = 5
+    """Rounds of one ascent and one pass of unlearning."""
+    lr: float = 1e-3
+    """Learning rate of the weights (Adam)."""
+    batch: int = 100
+    """Images of a step."""
+    ascent_lr: float = 10.0
+    """Learning rate of the perturbation (SGD)."""
+    radius: float = 10.0
+    """Largest L2 norm of the perturbation; 0: no bound."""
+    penalty: float = 0.001
+    """Weight of the perturbation's squared norm in the inner loss."""
+    share: float = 0.01
+    """Share of a batch that carries the perturbation while unlearning."""
+    least: int = 1
+    """Images of a batch that carry it at least."""
+    iterations: int = 5
+    """Fixed-point iterations of the implicit gradient; 0: the direct gradient."""
+    fixed_step: float = 0.1
+    """Step of the map whose fixed point is looked for."""
+    clamp: bool = True
+    """Whether perturbed images stay in [0, 1]."""
+    tau: float | None = 0.03
+    """Hold-out accuracy a round may cost, absolute, at least two images; null: all rounds."""
+
+    title = "I-BAU"
+    paper = "Zeng et al., ICLR 2022"
+    kind = "repair"
+    sees = frozenset({"model", "clean"})
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "released": {"least": 0, "radius": 0.0, "clamp": False, "tau": None},
+        "backdoorbench": {"lr": 1e-4, "batch": 256},
+        "backdoor-toolbox": {"lr": 5e-4, "outer_steps": 3},
+    }
+
+    def __post_init__(self) -> None:
+        """Check the options.
+
+        Raises:
+            SweepError: A number out of range.
+        """
+        if min(self.outer_steps, self.iterations, self.least, self.radius, self.penalty) < 0:
+            raise SweepError("outer_steps, iterations, least, radius, penalty: not negative")
+        if self.batch < 1 or not 0 <= self.share <= 1:
+            raise SweepError("batch: at least 1; share: in [0, 1]")
+
+    def defend(self, case: Case) -> Outcome:
+        """Run the rounds on a copy of the victim, keep the last accepted."""
+        model = case.model
+        fitted, holdout = (case.clean, None) if self.tau is None else case.split()
+        changes: list[float] = []
+        with curvature.second_order(case.device):
+            rounds = self.run(case, model, fitted, changes)
+            if holdout is None:
+                notes: dict[str, Any] = {"rounds": sum(1 for _ in rounds)}
+            else:
+                rule = Rule(case, holdout, self.tau or 0.0)
+                notes = rule.last(rounds, [*model.parameters()], lambda: model)
+        model.zero_grad(set_to_none=True)
+        return Outcome(model=model, notes={**notes, "norms": changes})
+
+    def run(self, case: Case, model: Net, data: ImageSet, norms: list[float]) -> Iterator[None]:
+        """Change `model` round by round, and note the norm of each perturbation."""
+        rng = case.rng("order")
+        order = torch.randperm(len(data), generator=rng)
+        images = curvature.pixels(data.images[order], case.device)
+        labels = data.labels[order].to(case.device)
+        batches = list(zip(images.split(self.batch), labels.split(self.batch), strict=True))
+        weights = [*model.parameters()]
+        optimizer = torch.optim.Adam(weights, lr=self.lr)
+        for number in range(self.outer_steps):
+            found = self.climb(model, batches)
+            losses = []
+            for part, wanted in batches:
+                chosen = torch.randperm(len(part), generator=rng)
+                loss, slopes = self.slopes(
+                    model, weights, found, part, wanted, chosen.to(case.device), batches[0]
+                )
+                for weight, slope in zip(weights, slopes, strict=True):
+                    weight.grad = slope
+                optimizer.step()
+                losses.append(loss)
+            norms.append(found.norm().item())
+            mean = torch.stack(losses).mean().item()
+            case.log(step=number + 1, steps=self.outer_steps, loss=mean)
+            yield
+
+    def perturbed(self, images: Tensor, change: Tensor) -> Tensor:
+        """The images with the perturbation."""
+        return (images + change).clamp(0, 1) if self.clamp else images + change
+
+    def inner(self, model: Net, change: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+        """What the perturbation minimises."""
+        loss = functional.cross_entropy(model(self.perturbed(images, change)), labels)
+        return self.penalty * change.square().sum() - loss
+
+    def climb(self, model: Net, batches: Batches) -> Tensor:
+        """The perturbation of one pass from zero, away from the model's own predictions."""
+        change = torch.zeros_like(batches[0][0][:1], requires_grad=True)
+        for images, _ in batches:
+            with torch.no_grad():
+                labels = model(images).argmax(1)
+            (slope,) = torch.autograd.grad(self.inner(model, change, images, labels), change)
+            with torch.no_grad():
+                change -= self.ascent_lr * slope
+                if self.radius:
+                    change *= (self.radius / change.norm().clamp(min=1e-12)).clamp(max=1)
+        return change.detach()
+
+    def slopes(
+        self,
+        model: Net,
+        weights: Sequence[Tensor],
+        change: Tensor,
+        images: Tensor,
+        labels: Tensor,
+        order: Tensor,
+        first: tuple[Tensor, Tensor],
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The outer loss of a batch and its gradient for the weights.
+
+        Args:
+            model: In eval mode.
+            weights: Its parameters.
+            change: The perturbation.
+            images: float [B, C, H, W] in [0, 1].
+            labels: int64 [B].
+            order: int64 [B]; the images it names first carry the perturbation.
+            first: The batch on which the fixed-point map is taken.
+        """
+        change = change.detach().requires_grad_(True)
+        count = max(min(self.least, len(images)), int(self.share * len(images) + 1e-9))
+        carried = torch.zeros(len(images), 1, 1, 1, device=images.device)
+        carried[order[:count]] = 1
+        shown = torch.where(carried > 0, self.perturbed(images, change), images)
+        outer = functional.cross_entropy(model(shown), labels)
+
+        def step(d: Tensor) -> Tensor:
+            loss = self.inner(model, d, *first)
+            return d - self.fixed_step * torch.autograd.grad(loss, d, create_graph=True)[0]
+
+        return outer.detach(), hypergradient(outer, step, change, weights, self.iterations)
+
+
+def hypergradient(
+    outer: Tensor,
+    step: Callable[[Tensor], Tensor],
+    change: Tensor,
+    weights: Sequence[Tensor],
+    iterations: int,
+) -> list[Tensor]:
+    """Gradient of `outer` for the weights, through the fixed point `change` of `step`.
+
+    Args:
+        outer: A scalar computed from `change` and `weights`.
+        step: The contraction whose fixed point `change` is; it reads the weights too.
+        change: The fixed point; requires a gradient.
+        weights: Of these the gradient is wanted.
+        iterations: Of `v = J^T v + grad outer`, from zero; 0: the direct gradient alone.
+    """
+    direct = torch.autograd.grad(outer, [change, *weights], materialize_grads=True)
+    slope, slopes = direct[0], list(direct[1:])
+    if not iterations:
+        return slopes
+    moved = step(change)
+    vector = torch.zeros_like(slope)
+    for _ in range(iterations):
+        (image,) = torch.autograd.grad(moved, change, vector, retain_graph=True)
+        vector = image + slope
+    through = torch.autograd.grad(moved, weights, vector, materialize_grads=True)
+    return [one + other for one, other in zip(slopes, through, strict=True)]

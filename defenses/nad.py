@@ -1,0 +1,234 @@
+"""NAD, Neural Attention Distillation (Li et al., ICLR 2021).
+
+The defender sees the model and a few clean images. A teacher is the model fine-tuned on them; the
+student is the model itself, trained on the same images to classify them and to look where the
+teacher looks. Attention of a feature map F [C, h, w] is `A = sum_c |F_c|^p`, divided by its norm;
+the loss is `CE + sum_l beta_l mean (A_student - A_teacher)^2` over the levels l.
+
+Levels: of each spatial resolution above 1x1 the last feature map, and of those the last `levels`;
+in a ResNet the outputs of layers 2 to 4, in a VGG the maps its last poolings read. A map of 1x1 is
+no level: its normalised attention is 1 whatever the network does, so nothing can be learned from
+it (the third level of BackdoorBench is one). Transformers have no such maps and are refused.
+
+Deviations, each with its reason:
+
+- The release hooks block outputs of WRN-16-1; here any architecture, as above.
+- Augmentation is the data set's; the release adds Cutout of 3 pixels in code but not in its tables.
+- The last epoch is kept. The release keeps the epoch of the best test accuracy.
+- The teacher is in eval mode throughout, its statistics included (BackdoorBox: train mode), and
+  the student computes once a batch (BackdoorBench: four times, moving its statistics each time).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from defenses.base import Case, Defense, Needs
+from sweeper.errors import SweepError
+from sweeper.models.base import Net
+from sweeper.recipes import Recipe
+from sweeper.training import Batch, Hooks
+from sweeper.types import Outcome
+
+Maps = dict[str, Tensor]
+"""Name of a module -> its output of the last pass, [B, C, h, w]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NAD(Defense):
+    """Distillation of attention from a fine-tuned copy of the model."""
+
+    betas: tuple[float, ...] = (500.0, 1000.0, 1000.0)
+    """Weights of the levels, early to late; their number is that of the levels, at most."""
+    power: float = 2.0
+    """Exponent p of the attention."""
+    epochs: int = 20
+    """Passes of the student over the clean budget."""
+    lr: float = 0.1
+    """The student's learning rate until epoch `switch`."""
+    switch: int = 2
+    """Epoch from which the learning rate is `lr * gamma`."""
+    gamma: float = 0.1
+    """Factor of the student's learning rate from `switch` on (backdoor-toolbox on GTSRB: 0.2)."""
+    teacher_epochs: int = 10
+    """Passes of the teacher over the clean budget."""
+    teacher_lr: float = 0.1
+    """The teacher's learning rate at first."""
+    teacher_gamma: float = 1.0
+    """Factor of the teacher's learning rate every second epoch."""
+    weight_decay: float = 1e-4
+    """L2 penalty of both."""
+    batch: int = 64
+    """Images of a step."""
+
+    title = "Neural Attention Distillation (NAD)"
+    paper = "Li et al., ICLR 2021"
+    kind = "repair"
+    sees = frozenset({"model", "clean"})
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "backdoorbox": {
+            "betas": (500.0, 500.0, 500.0),
+            "lr": 0.01,
+            "gamma": 1.0,
+            "teacher_lr": 0.01,
+            "weight_decay": 5e-4,
+        },
+        "backdoor-toolbox": {"gamma": 0.5, "teacher_gamma": 0.2},
+        "backdoorbench": {"lr": 0.01, "gamma": 1.0, "epochs": 10, "teacher_lr": 0.01},
+    }
+
+    def __post_init__(self) -> None:
+        """Check the options.
+
+        Raises:
+            SweepError: No level, or a number out of range.
+        """
+        if not self.betas:
+            raise SweepError("betas: give at least one weight, as [500, 1000, 1000]")
+        if min(*self.betas, self.epochs, self.teacher_epochs, self.switch) < 0 or self.power <= 0:
+            raise SweepError("betas, epochs, teacher_epochs, switch: not negative; power: above 0")
+
+    def applies(self, needs: Needs) -> str | None:
+        """Refuse transformers."""
+        if needs.model.startswith("vit"):
+            return "distils attention over feature maps of convolutions: a transformer has none"
+        return None
+
+    def defend(self, case: Case) -> Outcome:
+        """Fine-tune the teacher, then train the student beside it."""
+        milestones = tuple(range(2, self.teacher_epochs, 2))
+        teacher, student = case.model, case.model
+        if self.teacher_epochs:
+            self.train(
+                case,
+                teacher,
+                "teacher",
+                Hooks(),
+                epochs=self.teacher_epochs,
+                lr=self.teacher_lr,
+                gamma=self.teacher_gamma,
+                milestones=milestones,
+            )
+        return Outcome(model=student, notes=self.distil(case, teacher, student))
+
+    def distil(self, case: Case, teacher: Net, student: Net) -> dict[str, Any]:
+        """Train the student in place; returns the notes."""
+        names = levels(teacher, case.clean.images[:2].to(case.device))[-len(self.betas) :]
+        notes: dict[str, Any] = {"levels": names}
+        weights = dict(zip(names, self.betas[-len(names) :], strict=True))
+        if not self.epochs:
+            return notes
+        teacher.requires_grad_(False).eval()
+        with recorded(teacher, names) as theirs, recorded(student, names) as ours:
+            hooks = _Distillation(weights, self.power, teacher, theirs, ours)
+            losses = self.train(
+                case,
+                student,
+                "fit",
+                hooks,
+                epochs=self.epochs,
+                lr=self.lr,
+                gamma=self.gamma,
+                milestones=(self.switch,),
+            )
+        return {**notes, "loss_first": losses[0], "loss_last": losses[-1]}
+
+    def train(self, case: Case, model: Net, name: str, hooks: Hooks, **changes: Any) -> list[float]:
+        """One training with what teacher and student share."""
+        return case.fit(
+            model,
+            case.clean,
+            name=name,
+            hooks=hooks,
+            momentum=0.9,
+            nesterov=True,
+            weight_decay=self.weight_decay,
+            batch=min(self.batch, len(case.clean)),
+            schedule="step",
+            warmup=0.0,
+            **changes,
+        )
+
+
+class _Distillation(Hooks):
+    """Adds the distance of attentions to the loop's loss."""
+
+    def __init__(
+        self, weights: Mapping[str, float], power: float, teacher: Net, theirs: Maps, ours: Maps
+    ) -> None:
+        self.weights = weights
+        self.power = power
+        self.teacher = teacher
+        self.theirs = theirs
+        self.ours = ours
+
+    def loss(self, model: nn.Module, batch: Batch, recipe: Recipe) -> Tensor:
+        """Cross-entropy and, of every level, the weighted mean squared difference."""
+        total = super().loss(model, batch, recipe)
+        with torch.no_grad():
+            self.teacher(batch.images)
+        for name, weight in self.weights.items():
+            ours = attention(self.ours[name], self.power)
+            theirs = attention(self.theirs[name], self.power)
+            total = total + weight * functional.mse_loss(ours, theirs)
+        return total
+
+
+def attention(maps: Tensor, power: float = 2.0) -> Tensor:
+    """Normalised attention of feature maps; float [B, C, h, w] -> [B, h, w].
+
+    Raises:
+        SweepError: The maps are 1x1, whose normalised attention is constant.
+    """
+    if maps.shape[2:].numel() == 1:
+        raise SweepError("attention of a 1x1 feature map is 1 for any network: take an earlier map")
+    found = maps.float().abs().pow(power).sum(1)
+    length: Tensor = torch.linalg.vector_norm(found, dim=(1, 2), keepdim=True)
+    return found / (length + 1e-6)
+
+
+@contextlib.contextmanager
+def recorded(model: Net, names: list[str]) -> Iterator[Maps]:
+    """Within the context, the outputs of these modules at each pass."""
+    found: Maps = {}
+
+    def keep(name: str) -> Any:
+        return lambda module, given, output: found.__setitem__(name, output)
+
+    handles = [model.get_submodule(n).register_forward_hook(keep(n)) for n in names]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@torch.no_grad()
+def levels(model: Net, images: Tensor) -> list[str]:
+    """The part of the trunk that computes the last map of each resolution above 1x1, in order.
+
+    Args:
+        model: Left as it is.
+        images: uint8 [B, C, H, W] on its device.
+
+    Raises:
+        SweepError: There is no such map.
+    """
+    names = [f"trunk.{name}" for name, _ in model.trunk.named_children()]
+    with recorded(model, names) as maps:
+        model.eval()(images.float().div(255))
+    last: dict[torch.Size, str] = {}
+    for name, output in maps.items():
+        if isinstance(output, Tensor) and output.dim() == 4 and output.shape[2:].numel() > 1:
+            last.pop(output.shape[2:], None)
+            last[output.shape[2:]] = name
+    if not last:
+        raise SweepError("NAD needs feature maps above 1x1 and the model has none: leave NAD out")
+    return [*last.values()]

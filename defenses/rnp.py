@@ -1,0 +1,197 @@
+"""RNP, Reconstructive Neuron Pruning (Li et al., ICML 2023).
+
+The defender sees the model and a few clean images. A copy unlearns them (gradient ascent on their
+loss); then masks on its norms, and nothing else, learn them again. A neuron this recovery does
+without serves the backdoor: in the ORIGINAL model every channel of small mask gets scale zero, its
+shift stays. Networks without BatchNorm are masked at their other norms (`_norm.py`).
+
+Deviations, each with its reason:
+
+- The threshold is chosen as ANP's, on a hold-out of the clean budget that neither stage has seen
+  (`ANP.choose`: below 0.05 to 0.95); toolboxes take the lowest test ASR. As there, a neuron is
+  pruned where its mask is below the threshold (release: or equal, after rounding to 4 decimals).
+- Unlearning ends at a training accuracy of 0.20, which is twice chance at 10 classes; generally
+  `max(0.20, min(2 / K, 0.5))`. Where it never ends the release loads a file that is not there, or
+  another model's. Here the last state goes on, and notes say `unlearned: false`.
+- Gradients of the ascent are clipped to a norm of 20. The release clips before the backward pass,
+  which does nothing; `clip: 0`, or `preset: released`, is that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from defenses._hooks import Clipped
+from defenses._norm import Neurons, prune, swapped
+from defenses.anp import ANP
+from defenses.base import Case, Defense
+from sweeper.errors import SweepError
+from sweeper.models.base import Net
+from sweeper.recipes import Recipe
+from sweeper.training import Batch, Hooks
+from sweeper.types import ImageSet, Outcome
+
+
+@dataclass(frozen=True, kw_only=True)
+class RNP(Defense):
+    """Unlearn, recover with masks, prune the neurons the recovery leaves out."""
+
+    unlearn_epochs: int = 21
+    """Most passes of the ascent (x0.1 from epoch 10 and from epoch 20)."""
+    unlearn_lr: float = 0.01
+    """Learning rate of the ascent (SGD, momentum 0.9)."""
+    weight_decay: float = 5e-4
+    """L2 penalty of the ascent."""
+    clip: float = 20.0
+    """Largest norm of the ascent's gradient; 0: no bound."""
+    limit: float | None = None
+    """Running accuracy at which the ascent ends; default: max(0.20, min(2 / classes, 0.5))."""
+    recover_epochs: int = 20
+    """Passes of the recovery."""
+    recover_lr: float = 0.2
+    """Learning rate of the masks (SGD, momentum 0.9)."""
+    alpha: float = 0.2
+    """Factor of the recovery's loss; it scales the masks' learning rate and nothing else."""
+    batch: int = 128
+    """Images of a step."""
+    threshold: float | None = None
+    """Prune masks below this; default: chosen on a hold-out of the clean budget."""
+    tau: float = 0.03
+    """Hold-out accuracy the choice may cost, absolute, at least two images."""
+
+    title = "Reconstructive Neuron Pruning (RNP)"
+    paper = "Li et al., ICML 2023"
+    kind = "repair"
+    sees = frozenset({"model", "clean"})
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"released": {"clip": 0.0, "limit": 0.2}}
+
+    def __post_init__(self) -> None:
+        """Check the options.
+
+        Raises:
+            SweepError: A number out of range.
+        """
+        if min(self.unlearn_epochs, self.recover_epochs, self.clip, self.tau) < 0:
+            raise SweepError("unlearn_epochs, recover_epochs, clip, tau: not negative")
+        if self.limit is not None and not 0 <= self.limit <= 1:
+            raise SweepError(f"limit: {self.limit} is no accuracy; give one in [0, 1], or null")
+
+    def defend(self, case: Case) -> Outcome:
+        """Learn the masks on a part of the clean budget, choose on the rest, prune the victim."""
+        fitted, holdout = (case.clean, None) if self.threshold is not None else case.split()
+        unlearned, notes = self.unlearn(case, fitted)
+        masks = self.recover(case, unlearned, fitted)
+        if holdout is None:
+            notes["threshold"] = threshold = self.threshold or 0.0
+        else:
+            threshold, found = ANP(tau=self.tau).choose(case, masks, holdout)
+            notes |= {"threshold": threshold, **found}
+        model, dead = case.model, masks < threshold
+        prune(model, dead)
+        histogram = torch.histc(masks, bins=20, min=0, max=1).int().tolist()
+        notes |= {"pruned": int(dead.sum()), "masks": len(dead), "histogram": histogram}
+        return Outcome(model=model, notes=notes)
+
+    def unlearn(self, case: Case, data: ImageSet) -> tuple[Net, dict[str, Any]]:
+        """Stage 1: a copy that has unlearned `data`, as far as it went."""
+        model, classes = case.model, len(data.classes)
+        limit = max(0.2, min(2 / classes, 0.5)) if self.limit is None else self.limit
+        hooks = _Ascent(limit, self.clip)
+        if self.unlearn_epochs:
+            try:
+                case.fit(
+                    model,
+                    data,
+                    name="unlearn",
+                    hooks=hooks,
+                    epochs=self.unlearn_epochs,
+                    lr=self.unlearn_lr,
+                    momentum=0.9,
+                    nesterov=False,
+                    weight_decay=self.weight_decay,
+                    label_smoothing=0.0,
+                    batch=min(self.batch, len(data)),
+                    schedule="step",
+                    milestones=(10, 20),
+                    gamma=0.1,
+                    warmup=0.0,
+                )
+            except _Unlearned:
+                model.eval()
+        reached = bool(hooks.curve) and hooks.curve[-1] <= limit
+        return model, {"unlearned": reached, "limit": limit, "unlearning": hooks.curve}
+
+    def recover(self, case: Case, model: Net, data: ImageSet) -> Tensor:
+        """Stage 2: masks that make `model` classify `data` again; float [n] on the CPU."""
+        model.requires_grad_(False)
+        neurons = Neurons(model)
+        if self.recover_epochs:
+            with swapped(model, neurons):
+                case.fit(
+                    model,
+                    data,
+                    name="recover",
+                    hooks=_Recovery(neurons, self.alpha),
+                    epochs=self.recover_epochs,
+                    lr=self.recover_lr,
+                    batch=min(self.batch, len(data)),
+                    schedule="constant",
+                    warmup=0.0,
+                )
+        return neurons.mask.detach().cpu()
+
+
+class _Unlearned(Exception):
+    """Raised within the loop to end it."""
+
+
+class _Ascent(Clipped):
+    """Turns the loss around, and ends the loop when little accuracy is left."""
+
+    def __init__(self, limit: float, clip: float) -> None:
+        super().__init__(clip)
+        self.limit = limit
+        self.hits: list[Tensor] = []
+        self.curve: list[float] = []
+        """Running accuracy of each epoch, of its batches in train mode."""
+
+    def loss(self, model: nn.Module, batch: Batch, recipe: Recipe) -> Tensor:
+        """The negative of the cross-entropy."""
+        logits = model(batch.images).float()
+        self.hits.append(logits.argmax(1) == batch.labels)
+        return -functional.cross_entropy(logits, batch.labels)
+
+    def epoch(self, model: nn.Module, epoch: int) -> None:
+        """After an epoch."""
+        self.curve.append(torch.cat(self.hits).float().mean().item())
+        self.hits.clear()
+        if self.curve[-1] <= self.limit:
+            raise _Unlearned
+
+
+class _Recovery(Hooks):
+    """Trains masks in place of weights."""
+
+    def __init__(self, neurons: Neurons, alpha: float) -> None:
+        self.neurons = neurons
+        self.alpha = alpha
+
+    def optimizer(self, model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+        """SGD over the masks."""
+        return torch.optim.SGD([self.neurons.mask], lr=recipe.lr, momentum=0.9)
+
+    def loss(self, model: nn.Module, batch: Batch, recipe: Recipe) -> Tensor:
+        """The scaled cross-entropy."""
+        logits = model(batch.images).float()
+        return self.alpha * functional.cross_entropy(logits, batch.labels)
+
+    def stepped(self, model: nn.Module, step: int) -> None:
+        """Keep the masks in [0, 1]."""
+        with torch.no_grad():
+            self.neurons.mask.clamp_(0, 1)
