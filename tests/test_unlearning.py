@@ -11,8 +11,13 @@ import torch
 import toys
 from torch import Tensor, nn
 
+from defenses._norm import layers
+from defenses._norm_inputs import above, observed
 from defenses._passes import Lasting, last_within, passes
 from defenses.base import Case, Needs
+from defenses.bnp import BNP, LEVELS, divergence, divergences
+from defenses.ep import EP, entropy
+from defenses.fst import FST, Shifted
 from defenses.neural_cleanse import (
     NeuralCleanse,
     Patched,
@@ -290,3 +295,157 @@ def test_without_passes_seam_changes_nothing() -> None:
 def test_seam_refuses_two_classes() -> None:
     assert SEAM().applies(Needs(2, toys.COLOUR, "tiny", True, 80))
     assert SEAM().applies(Needs(3, toys.COLOUR, "tiny", True, 80)) is None
+
+
+# BNP and EP
+
+
+def test_the_divergence_is_that_of_two_gaussians() -> None:
+    mean, other = draws(6, name="mean"), draws(6, name="other mean")
+    var, wide = draws(6, name="var").exp(), draws(6, name="other var").exp()
+    found = divergence(mean, var, other, wide)
+    wanted = torch.distributions.kl_divergence(
+        torch.distributions.Normal(mean.double(), var.double().sqrt()),
+        torch.distributions.Normal(other.double(), wide.double().sqrt()),
+    )
+    assert torch.allclose(found, wanted) and bool((found > 0).all())
+    assert torch.allclose(divergence(mean, var, mean, var), torch.zeros(6, dtype=torch.float64))
+    scale = draws(6, name="scale")
+    scaled = divergence(scale * mean, scale**2 * var, scale * other, scale**2 * wide)
+    assert torch.allclose(scaled, found, rtol=1e-5)
+    dead = divergence(torch.zeros(2), torch.zeros(2), torch.zeros(2), torch.tensor([0.0, 1.0]))
+    assert bool(dead.isfinite().all()) and float(dead[0]) == 0
+
+
+def test_inputs_of_norms_are_seen_as_they_are_and_no_hook_stays() -> None:
+    model, images = toys.victim(), toys.image_set(300).images
+    found = divergences(model, images, toys.CPU)
+    with torch.no_grad():
+        first = model.trunk[0][0](model.normalise(images.float() / 255))
+        norm = model.trunk[0][1]
+    wanted = divergence(
+        first.double().mean((0, 2, 3)),
+        first.double().var((0, 2, 3), correction=0),
+        norm.running_mean,
+        norm.running_var,
+    )
+    assert torch.allclose(found[0], wanted, rtol=1e-3, atol=1e-6), "in batches as all at once"
+    assert len(found) == len(layers(model)) == 7 and not norm._forward_pre_hooks
+    peaks = observed(model, images, toys.CPU, lambda z: z.amax(2))
+    assert torch.allclose(peaks[0], first.amax((2, 3)), atol=1e-4)
+
+
+def test_statistics_of_the_images_themselves_prune_next_to_nothing() -> None:
+    """A network whose running statistics are those of the clean images has divergence 0."""
+    model, data = toys.victim().train(), toys.image_set(200)
+    for _, norm in layers(model):
+        norm.momentum = 1.0
+    with torch.no_grad():
+        model(data.images.float() / 255)
+    clean = torch.cat(divergences(model.eval(), data.images, toys.CPU))
+    other = torch.cat(divergences(toys.victim(), data.images, toys.CPU))
+    assert float(clean.abs().max()) < 1e-2 < float(other.max())
+
+
+def marked(channel: int) -> Net:
+    """The toy victim with one channel's running statistics far from what it is given."""
+    model = toys.victim()
+    _, norm = layers(model)[-1]
+    with torch.no_grad():
+        norm.get_buffer("running_mean")[channel] += 50 * norm.get_buffer("running_var").max().sqrt()
+    return model
+
+
+@pytest.mark.parametrize("shift", [False, True])
+def test_bnp_zeroes_the_channel_that_does_not_fit(shift: bool) -> None:
+    model = marked(5)
+    outcome = BNP(shift=shift).defend(case(model=model))
+    name = layers(model)[-1][0]
+    before, after = model.state_dict(), repaired(outcome).state_dict()
+    dead = (after[f"{name}.weight"] == 0).nonzero().flatten().tolist()
+    assert dead == [5]
+    assert (float(after[f"{name}.bias"][5]) == 0) == shift
+    for key in before:
+        zeroed = after[key] != before[key]
+        assert key.endswith("weight") or (shift and key.endswith("bias")) or not bool(zeroed.any())
+        assert not bool(after[key][zeroed].any()), "what changed is zero, the rest is as it was"
+
+
+def test_bnp_without_an_outlier_is_the_identity_and_a_hold_out_chooses_u() -> None:
+    far = BNP(u=1e9).defend(case())
+    assert not toys.differing(repaired(far), toys.victim()) and far.notes["pruned"] == 0
+    own = case(clean=200)
+    outcome = BNP(u=None).defend(own)
+    curve, u = outcome.notes["curve"], outcome.notes["u"]
+    before, least = curve[0][1], curve[0][1] - 2 / len(own.split()[1]) - 0.03
+    assert [tried for tried, _ in curve[1:]] == list(LEVELS[: len(curve) - 1])
+    accepted = [tried for tried, accuracy in curve[1:] if accuracy >= least]
+    assert u == (accepted[-1] if accepted else None)
+    assert own.accuracy(repaired(outcome), own.split()[1]) >= before - 0.03 - 1e-9
+    hopeless = BNP(u=None, tau=0.0).defend(case(clean=200, model=marked(5)))
+    assert hopeless.notes["u"] is None or hopeless.notes["u"] in LEVELS
+
+
+def test_a_channel_of_two_modes_has_the_least_entropy() -> None:
+    values = draws(500, 9)
+    values[:, 4] = 0.01 * values[:, 4] + 8.0 * (torch.arange(500) % 10 == 0)
+    found = entropy(values, 0.01)
+    assert int(found.argmin()) == 4
+    assert above([-found], 2.0).tolist() == [k == 4 for k in range(9)]
+    assert torch.allclose(entropy(3 * values - 7, 0.01), found, atol=0.05), "standardised"
+    constant = entropy(torch.ones(50, 2), 0.01)
+    assert constant.tolist() == [0, 0]
+
+
+def test_entropy_by_hand() -> None:
+    values = torch.tensor([[0.0], [0.0], [1.0], [1.0]])
+    assert entropy(values, 0.5).tolist() == pytest.approx([0.6931472])
+    four = torch.tensor([[0.0], [1.0], [2.0], [3.0]])
+    assert entropy(four, 0.1).tolist() == pytest.approx([1.3862944])
+    assert entropy(four, 100.0).tolist() == [0.0]
+
+
+def test_ep_zeroes_what_stands_out_and_nothing_at_infinity() -> None:
+    given = toys.case(EP.sees)
+    found = EP(u=float("inf")).defend(given)
+    assert not toys.differing(repaired(found), toys.victim())
+    outcome = EP(u=1.0).defend(given)
+    changed = toys.differing(repaired(outcome), toys.victim())
+    assert outcome.notes["pruned"] > 0 and changed
+    names = {f"{name}.weight" for name, _ in layers(toys.victim())}
+    assert changed <= names
+
+
+# FST
+
+
+def test_the_head_keeps_its_norm_turns_away_and_features_move() -> None:
+    own, model = case(), toys.victim()
+    old = model.classifier.get_parameter("weight").detach().clone()
+    norms, cosines = [], []
+
+    class Watched(Shifted):
+        def stepped(self, model: nn.Module, step: int) -> None:
+            super().stepped(model, step)
+            assert isinstance(model, Net)
+            weight = model.classifier.get_parameter("weight").detach()
+            norms.append(float(weight.norm() / old.norm()))
+            cosines.append(float((weight * old).sum() / weight.norm() / old.norm()))
+
+    own.fit(model, own.clean, hooks=Watched(0.5, own.rng("head")), epochs=8, lr=0.05, batch=20)
+    assert norms == pytest.approx([1] * len(norms), abs=1e-5)
+    assert cosines[-1] < cosines[0] - 0.1
+    assert "trunk.0.0.weight" in toys.differing(model, toys.victim())
+
+
+def test_alpha_decides_how_far_the_head_turns() -> None:
+    far, none = (FST(alpha=a, epochs=12, lr=0.05, batch=16).defend(case()) for a in (0.5, 0.0))
+    assert far.notes["head_cosine"] < none.notes["head_cosine"] - 0.1
+    assert rates(repaired(none))[0] > 0.9, "the clean task is learned again"
+    start = Shifted(0.0, seeds.generator("head"))
+    model = toys.victim()
+    start.start(model, toys.CPU)
+    bound = model.classifier.get_parameter("weight").shape[1] ** -0.5
+    for value in model.classifier.parameters():
+        assert 0.5 * bound < float(value.detach().abs().max()) <= bound
+    assert toys.differing(model, toys.victim()) == {"classifier.weight", "classifier.bias"}
