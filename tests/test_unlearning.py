@@ -10,10 +10,12 @@ import pytest
 import torch
 import toys
 from torch import Tensor, nn
+from torch.nn import functional
 
 from defenses._norm import layers
 from defenses._norm_inputs import above, observed
 from defenses._passes import Lasting, last_within, passes
+from defenses.abl import ABL, Ascent, Trap, losses_of, lowest, trapped
 from defenses.base import Case, Needs
 from defenses.bnp import BNP, LEVELS, divergence, divergences
 from defenses.ep import EP, entropy
@@ -27,8 +29,10 @@ from defenses.neural_cleanse import (
     painted,
     squashed,
 )
+from defenses.sau import SAU, js, sharing, unshared_loss
 from defenses.seam import SEAM, wrong
 from sweeper import seeds, training
+from sweeper.errors import SweepError
 from sweeper.models.base import Net
 from sweeper.types import ImageSet, Outcome
 
@@ -449,3 +453,152 @@ def test_alpha_decides_how_far_the_head_turns() -> None:
     for value in model.classifier.parameters():
         assert 0.5 * bound < float(value.detach().abs().max()) <= bound
     assert toys.differing(model, toys.victim()) == {"classifier.weight", "classifier.bias"}
+
+
+# ABL
+
+
+def slope(values: list[float], **options: Any) -> list[float]:
+    losses = torch.tensor(values, requires_grad=True)
+    (found,) = torch.autograd.grad(trapped(losses, **options), [losses])
+    return [float(value) for value in found]
+
+
+@pytest.mark.parametrize("trap", ["flooding", "lga"])
+def test_the_trap_pushes_back_below_gamma(trap: str) -> None:
+    given: dict[str, Any] = {"trap": trap, "gamma": 0.5, "per_sample": False}
+    assert slope([0.2, 0.6], **given) == [-0.5, -0.5], "the mean is 0.4"
+    assert slope([0.2, 0.9], **given) == [0.5, 0.5]
+    assert slope([0.2, 0.9], **{**given, "per_sample": True}) == [-0.5, 0.5]
+    assert trapped(torch.tensor([0.4]), "flooding", 0.5, False) == pytest.approx(0.6)
+    assert trapped(torch.tensor([0.4]), "lga", 0.5, False) == pytest.approx(-0.4)
+
+
+def test_the_lowest_are_isolated_in_the_order_of_the_data() -> None:
+    losses = draws(1050).abs() + 1
+    group = torch.randperm(1050, generator=seeds.generator("group"))[:10]
+    losses[group] = 0.01
+    found = lowest(losses, 0.01)
+    assert int(found.sum()) == 10 and bool(found[group].all())
+    assert int(lowest(torch.zeros(299), 0.01).sum()) == 2, "rounded down"
+    with pytest.raises(SweepError, match="raise it"):
+        lowest(losses[:99], 0.01)
+
+
+def test_losses_are_those_of_each_image_in_order() -> None:
+    own, model, data = case(), toys.victim(), toys.image_set(40)
+    with torch.no_grad():
+        logits = model(data.images.float() / 255)
+    wanted = functional.cross_entropy(logits, data.labels, reduction="none")
+    assert torch.allclose(losses_of(own, model, data), wanted, atol=1e-5)
+
+
+def test_a_step_of_the_isolation_is_that_of_the_trap() -> None:
+    model, data = toys.victim(), toys.image_set(20)
+    batch = training.Batch(data.images.float() / 255, data.labels, torch.arange(20), 0, 0)
+    hooks = Trap(ABL(gamma=9.0))
+    mean = training.Hooks().loss(model, batch, toys.RECIPE)
+    assert float(hooks.loss(model, batch, toys.RECIPE).detach()) == pytest.approx(
+        18 - float(mean.detach()), rel=1e-5
+    )
+    ascent = Ascent().loss(model, batch, toys.RECIPE)
+    assert float(ascent.detach()) == pytest.approx(-float(mean.detach()), rel=1e-5)
+
+
+def test_abl_isolates_poison_and_unlearns_the_trigger() -> None:
+    own, roles = toys.case(ABL.sees), toys.poisoned_set().role
+    asked = ABL(
+        isolation_epochs=4, isolation_lr=0.02, isolate=0.1, epochs=5, lr=0.05, batch=32, cap=None
+    )
+    outcome = replace(asked, unlearning_epochs=0).defend(own)
+    assert outcome.flagged is not None and outcome.scores is not None
+    assert int(outcome.flagged.sum()) == 24
+    assert float((roles[outcome.flagged] == 1).float().mean()) > 0.9
+    assert float(outcome.scores[outcome.flagged].min()) >= float(
+        outcome.scores[~outcome.flagged].max()
+    )
+    before = rates(repaired(outcome))
+    fought = replace(asked, unlearning_lr=0.003).defend(own)
+    own_loss = fought.notes["isolated_loss"]
+    assert len(own_loss) == 6 and own_loss[-1] > own_loss[0] + 1, "ascent raises it"
+    after = rates(repaired(fought))
+    assert before[1] > 0.9 and after[1] < 0.3 and after[0] > 0.7, (before, after)
+    capped = replace(asked, unlearning_lr=0.003, cap=2.0, unlearning_epochs=9).defend(own)
+    others = capped.notes["other_loss"]
+    assert len(others) < 10 and others[-1] > 0.1 >= max(others[:-1])
+
+
+# SAU
+
+
+def test_the_divergence_of_equal_outputs_is_zero_and_at_most_log_two() -> None:
+    one, other = 5 * draws(20, 10), 5 * draws(20, 10, name="other")
+    p, q = one.softmax(1), other.softmax(1)
+    middle = (p + q) / 2
+    wanted = ((p * (p / middle).log()).sum(1) + (q * (q / middle).log()).sum(1)) / 2
+    assert torch.allclose(js(one, other), wanted, atol=1e-5)
+    assert torch.allclose(js(one, one), torch.zeros(20), atol=1e-6)
+    apart = 200 * torch.eye(2)
+    assert js(apart, apart.flip(0)).tolist() == pytest.approx([0.6931472] * 2)
+
+
+def test_shared_is_the_same_wrong_class() -> None:
+    calls = 9 * torch.eye(3)
+    labels = torch.tensor([0, 0, 0])
+    assert sharing(calls[[0, 1, 1]], calls[[0, 1, 2]], labels).tolist() == [False, True, False]
+
+
+def test_the_unlearning_pushes_down_the_victims_class_on_images_that_fool_it() -> None:
+    logits = draws(4, 3).requires_grad_()
+    calls = 9 * torch.eye(3)
+    labels = torch.tensor([0, 0, 0, 1])
+    # fooled into 1; right; wrong already when clean; fooled into 2
+    reference, clean = calls[[1, 0, 2, 2]], calls[[0, 0, 2, 1]]
+    loss = unshared_loss(logits, reference, clean, labels)
+    shares = logits.softmax(1)
+    wanted = -((1 - shares[0, 1]).log() + (1 - shares[3, 2]).log()) / 4
+    assert torch.allclose(loss, wanted)
+    (found,) = torch.autograd.grad(loss, [logits])
+    assert float(found[0, 1]) > 0 and float(found[3, 2]) > 0 and not bool(found[1:3].any())
+    assert float(unshared_loss(logits, clean, clean, labels).detach()) == 0, "none is fooled"
+    sure = torch.tensor([[0.0, 300.0, 0.0]])
+    assert float(unshared_loss(sure, calls[[1]], calls[[0]], labels[:1])) == pytest.approx(299.307)
+
+
+@pytest.mark.parametrize("clamp", [True, False])
+def test_perturbations_stay_within_their_bound_and_become_shared(clamp: bool) -> None:
+    model, other, data = toys.victim(), toys.victim(), toys.image_set(40, seed=3)
+    with torch.no_grad():
+        other.classifier.get_parameter("weight").mul_(0.9)
+    images = data.images.float() / 255
+    found = SAU(clamp=clamp).perturb(model, other, images, data.labels)
+    assert float((found - images).abs().max()) <= 0.2 + 1e-6
+    inside = float(found.min()) >= 0 and float(found.max()) <= 1
+    assert inside == clamp
+    start = (images + 0.2).clamp(0, 1) if clamp else images + 0.2
+    still = SAU(clamp=clamp, steps=0).perturb(model, other, images, data.labels)
+    assert torch.allclose(still, start)
+    shares = [
+        float(sharing(model(x).detach(), other(x).detach(), data.labels).float().mean())
+        for x in (images, found)
+    ]
+    assert shares[1] > shares[0] + 0.3, shares
+
+
+def test_sau_leaves_statistics_and_the_victim_alone() -> None:
+    outcome = SAU(epochs=3, batch=40, tau=None).defend(case())
+    changed = toys.differing(repaired(outcome), toys.victim())
+    assert changed and not any("running" in name or "tracked" in name for name in changed)
+    assert outcome.notes["kept"] == 3
+
+
+def test_sau_lowers_the_success_of_the_toy_trigger() -> None:
+    given: dict[str, Any] = {"classes": 6, "shape": toys.GREY}
+    own = toys.case(SEES, clean=200, **given)
+    ask = toys.oracle(**given)
+    asked = SAU(epochs=12, lr=3e-3, batch=64, bound=0.6)
+    outcome = asked.defend(own)
+    before, after = ask(toys.victim(**given)), ask(repaired(outcome))
+    plain = ask(repaired(replace(asked, unlearn=0.0, steps=0).defend(own)))
+    assert after[1] < before[1] - 0.3 and after[1] < plain[1] - 0.3, (before, after, plain)
+    assert after[0] > before[0] - 0.1
