@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from defenses._mad import outliers
+
 CHUNK = 1 << 24
 """Values of features an intervention holds at once."""
 
@@ -61,23 +63,6 @@ def dissimilarity(tables: Tensor, own: Tensor | None = None) -> Tensor:
     if own is not None:
         counts[torch.arange(len(own)), own] = 0
     return (1 - (rho * counts).sum(0) / counts.sum(0).clamp(min=1)).round(decimals=9)
-
-
-def anomaly(values: Tensor) -> Tensor:
-    """Distance from the median in median absolute deviations (normal scale); float64 [K].
-
-    Where that deviation is 0 a millionth of the range stands for it; of equal values all are 0.
-    """
-    values = values.double()
-    away = (values - values.quantile(0.5)).abs()
-    unit = 1.4826 * away.quantile(0.5)
-    floor = 1e-6 * (values.max() - values.min())
-    return (away / torch.maximum(unit, floor)).nan_to_num(0.0)
-
-
-def outliers(values: Tensor, theta: float) -> Tensor:
-    """Which values lie above the median by more than `theta` deviations; bool [K]."""
-    return (values.double() >= values.double().quantile(0.5)) & (anomaly(values) > theta)
 
 
 def class_means(logits: Tensor, labels: Tensor, classes: int) -> Tensor:

@@ -47,14 +47,8 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional
 
-from defenses._attribution import (
-    anomaly,
-    attribution,
-    class_means,
-    dissimilarity,
-    outliers,
-    source,
-)
+from defenses._attribution import attribution, class_means, dissimilarity, source
+from defenses._mad import anomaly, outliers
 from defenses.base import Case, Defense, Needs
 from sweeper.errors import SweepError
 from sweeper.models.base import Net

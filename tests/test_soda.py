@@ -18,14 +18,13 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional
 
 from defenses._attribution import (
-    anomaly,
     attribution,
     class_means,
     dissimilarity,
     intervened,
-    outliers,
     source,
 )
+from defenses._mad import anomaly, outliers
 from defenses.base import Case
 from defenses.soda import FARTHEST, SODA, Removal, called, features_of, outstanding, reconstruct
 from sweeper import catalog, metrics, models, recipes, record, seeds, training

@@ -1,0 +1,65 @@
+"""What the BatchNorm layers of a model are given, and channels that stand out in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from defenses._norm import layers, prune
+
+BATCH = 250
+"""Images of a forward pass; changes no more than rounding, as the model is in eval mode."""
+
+
+@torch.inference_mode()
+def observed(
+    model: nn.Module,
+    images: Tensor,
+    device: torch.device,
+    reduce: Callable[[Tensor], Tensor],
+) -> list[Tensor]:
+    """What `reduce` makes of the inputs of each norm layer, for all images.
+
+    Args:
+        model: In eval mode, on the device; no hook is left on it.
+        images: uint8 [N, C, H, W], used as they are.
+        device: Where to compute, in single precision.
+        reduce: Inputs of a layer, float [B, C, positions], to [B, ...].
+
+    Returns:
+        [N, ...] on the CPU for each layer of `_norm.layers`, in that order.
+    """
+    found: list[list[Tensor]] = [[] for _ in layers(model)]
+    handles: list[RemovableHandle] = []
+    for (_, layer), parts in zip(layers(model), found, strict=True):
+
+        def keep(module: nn.Module, given: tuple[Tensor], into: list[Tensor] = parts) -> None:
+            into.append(reduce(given[0].float().reshape(*given[0].shape[:2], -1)).cpu())
+
+        handles.append(layer.register_forward_pre_hook(keep))
+    try:
+        for part in images.split(BATCH):
+            model(part.to(device).float().div_(255))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [torch.cat(parts) for parts in found]
+
+
+def above(values: Iterable[Tensor], u: float) -> Tensor:
+    """Which channels exceed their layer's mean by more than `u` deviations; bool, all layers."""
+    return torch.cat([value > value.mean() + u * value.std(correction=0) for value in values])
+
+
+@torch.no_grad()
+def zero(model: nn.Module, dead: Tensor, shift: bool) -> None:
+    """Set the scale of these channels (bool, all layers) to zero, and the shift where asked."""
+    prune(model, dead)
+    if shift:
+        parts = dead.split([len(layer.weight) for _, layer in layers(model)])
+        for (_, layer), part in zip(layers(model), parts, strict=True):
+            if layer.bias is not None:
+                layer.bias.masked_fill_(part.to(layer.bias.device), 0.0)

@@ -1,0 +1,214 @@
+"""ABL, anti-backdoor learning (Li et al., NeurIPS 2021).
+
+The defender sees the poisoned training set with its labels, and nothing else. A model is trained
+from scratch with a loss that does not fall below `gamma`, under which poisoned samples, learned
+faster, end lowest: the lowest share is isolated. Training goes on without those, as usual; at last
+the loss of the isolated samples is ascended. On a clean training set that unlearns easy clean
+images, and at a poison rate below `isolate` most of what is isolated is clean.
+
+Deviations, each with its reason:
+
+- The loss that traps is of the batch's mean, as in the release; the paper defines local gradient
+  ascent per sample (`per_sample`).
+- The longer training augments as the victim's recipe does (release: crop, mirror and Cutout), for
+  mirroring moves a corner trigger; its learning rate falls after two thirds of the epochs.
+- Ascent has no end of its own: it stops after the pass that raised the mean loss of the samples
+  not isolated above `cap` times what it was, or above 0.1, as a fitted loss near 0 doubles at any
+  step. Of the release's five epochs the first only tests (`released`: 4, no cap).
+- Scores are the negative losses after isolation, for every training sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from defenses._passes import PLAIN, Lasting, passes
+from defenses.base import Case, Defense
+from sweeper.errors import SweepError
+from sweeper.recipes import Recipe
+from sweeper.training import Batch, Hooks
+from sweeper.types import ImageSet, Outcome
+
+TRAPS: dict[str, Callable[[Tensor, float], Tensor]] = {
+    "flooding": lambda value, gamma: (value - gamma).abs() + gamma,
+    "lga": lambda value, gamma: (value - gamma).sign() * value,
+}
+"""Losses that push back what falls below gamma, of a mean or of each sample."""
+FITTED = 0.1
+"""Mean loss up to which ascent goes on whatever it was before."""
+
+
+def trapped(losses: Tensor, trap: str, gamma: float, per_sample: bool) -> Tensor:
+    """The loss of a batch from those of its samples, float [B]."""
+    return TRAPS[trap](losses if per_sample else losses.mean(), gamma).mean()
+
+
+def lowest(losses: Tensor, share: float) -> Tensor:
+    """Which samples have the lowest losses, rounded down, ties by index; bool [N].
+
+    Raises:
+        SweepError: There are none.
+    """
+    count = int(share * len(losses) + 1e-9)
+    if not count:
+        raise SweepError(f"isolate {share:g} of {len(losses)} training samples is none: raise it")
+    isolated = torch.zeros(len(losses), dtype=torch.bool)
+    isolated[losses.argsort(stable=True)[:count]] = True
+    return isolated
+
+
+@dataclass(frozen=True, kw_only=True)
+class ABL(Defense):
+    """Isolation of what is learned first, training on the rest, unlearning of the isolated."""
+
+    isolation_epochs: int = 10
+    """Passes of the isolation, without augmentation."""
+    isolation_lr: float = 0.1
+    """Learning rate of the isolation (constant)."""
+    trap: str = "flooding"
+    """flooding | lga: the loss of the isolation."""
+    gamma: float = 0.5
+    """Loss below which it pushes back."""
+    per_sample: bool = False
+    """Whether that is of each sample, not of the batch's mean."""
+    isolate: float = 0.01
+    """Share of the training set that is isolated."""
+    epochs: int = 60
+    """Passes over the other samples."""
+    lr: float = 0.1
+    """Learning rate of these, a tenth of it in their last third."""
+    unlearning_epochs: int = 5
+    """Passes of ascent over the isolated samples, at most."""
+    unlearning_lr: float = 5e-4
+    """Learning rate of the ascent (constant)."""
+    cap: float | None = 2.0
+    """The ascent stops when it multiplies the loss of the other samples by this; null: never."""
+    batch: int = 128
+    """Images of a step."""
+    weight_decay: float = 1e-4
+    """L2 penalty."""
+
+    title = "Anti-Backdoor Learning (ABL)"
+    paper = "Li et al., NeurIPS 2021"
+    kind = "secure training"
+    sees = frozenset({"train"})
+    presets = {
+        "released": {"unlearning_epochs": 4, "cap": None},
+        "backdoorbench": {
+            "isolation_epochs": 20,
+            "isolation_lr": 0.01,
+            "lr": 0.01,
+            "unlearning_epochs": 20,
+            "unlearning_lr": 1e-4,
+            "batch": 256,
+            "cap": None,
+        },
+    }
+
+    def __post_init__(self) -> None:
+        """Check the options.
+
+        Raises:
+            SweepError: A number is out of range or a word unknown.
+        """
+        if self.trap not in TRAPS:
+            raise SweepError(f"trap: {self.trap!r} is not one of {', '.join(TRAPS)}")
+        if not 0 < self.isolate < 1 or (self.cap is not None and self.cap < 1):
+            raise SweepError("isolate lies between 0 and 1; cap >= 1, or null for none")
+        if min(self.isolation_epochs, self.epochs, self.unlearning_epochs) < 0 or self.batch < 2:
+            raise SweepError("the epochs >= 0; batch >= 2")
+
+    def defend(self, case: Case) -> Outcome:
+        """Train a fresh model in three stages."""
+        model, data = case.new_model(), case.train
+        common: dict[str, Any] = {
+            "momentum": 0.9,
+            "nesterov": True,
+            "weight_decay": self.weight_decay,
+            "warmup": 0.0,
+            "label_smoothing": 0.0,
+        }
+        common["batch"] = min(self.batch, len(data))
+        case.fit(
+            model,
+            data,
+            name="isolation",
+            hooks=Trap(self),
+            epochs=self.isolation_epochs,
+            lr=self.isolation_lr,
+            schedule="constant",
+            **common,
+            **PLAIN,
+        )
+        losses = losses_of(case, model, data)
+        isolated = lowest(losses, self.isolate)
+        case.fit(
+            model,
+            data[~isolated],
+            epochs=self.epochs,
+            lr=self.lr,
+            schedule="step",
+            milestones=(round(self.epochs * 2 / 3),),
+            gamma=0.1,
+            **common,
+        )
+        notes = self.unlearn(case, model, data, isolated, common)
+        notes |= {"isolated": int(isolated.sum()), "threshold": losses[isolated].max().item()}
+        return Outcome(model=model, scores=-losses, flagged=isolated, notes=notes)
+
+    def unlearn(
+        self, case: Case, model: nn.Module, data: ImageSet, isolated: Tensor, common: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Ascend the loss of the isolated samples in place; losses of both parts, for the notes."""
+        drop, keep = data[isolated], data[~isolated]
+        model.eval()
+        own, others = ([losses_of(case, model, part).mean().item()] for part in (drop, keep))
+        settings = {**common, **PLAIN, "lr": self.unlearning_lr}
+        for _ in passes(
+            case, model, drop, self.unlearning_epochs, Ascent(), name="unlearn", **settings
+        ):
+            own.append(losses_of(case, model, drop).mean().item())
+            others.append(losses_of(case, model, keep).mean().item())
+            if self.cap is not None and others[-1] > max(self.cap * others[0], FITTED):
+                break
+        return {"isolated_loss": own, "other_loss": others}
+
+
+class Trap(Hooks):
+    """Training with a loss that pushes back."""
+
+    def __init__(self, options: ABL) -> None:
+        self.options = options
+
+    def loss(self, model: nn.Module, batch: Batch, recipe: Recipe) -> Tensor:
+        """The trap of the batch's cross-entropies."""
+        logits = model(batch.images).float()
+        losses = functional.cross_entropy(logits, batch.labels, reduction="none")
+        asked = self.options
+        return trapped(losses, asked.trap, asked.gamma, asked.per_sample)
+
+
+class Ascent(Lasting):
+    """Gradient ascent on cross-entropy."""
+
+    def loss(self, model: nn.Module, batch: Batch, recipe: Recipe) -> Tensor:
+        """The loss, negated."""
+        return -super().loss(model, batch, recipe)
+
+
+@torch.inference_mode()
+def losses_of(case: Case, model: nn.Module, data: ImageSet) -> Tensor:
+    """Cross-entropy of each image under its label, in eval mode; float [N] on the CPU."""
+    found = []
+    with case.autocast():
+        for images, labels in zip(data.images.split(500), data.labels.split(500), strict=True):
+            logits = model(images.to(case.device).float().div_(255)).float()
+            labels = labels.to(case.device)
+            found.append(functional.cross_entropy(logits, labels, reduction="none"))
+    return torch.cat(found).cpu()

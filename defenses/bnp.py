@@ -1,0 +1,122 @@
+"""BNP, BatchNorm statistics-based pruning (Zheng et al., NeurIPS 2022).
+
+The defender sees the model and a few clean images. A victim's running statistics were gathered on
+data with triggers: channels whose inputs on clean images are distributed otherwise are set to zero.
+Per channel, the divergence is that of two Gaussians, batch from running; a channel goes where it
+exceeds the layer's mean by `u` deviations. Nothing is trained. Of n channels none can be more than
+sqrt(n - 1) deviations out: at the default of 3 a layer of ten or fewer loses none.
+
+Deviations, each with its reason:
+
+- `u: null` takes the smallest of a list whose hold-out accuracy stays within `tau` (fair rule H);
+  the default is the published constant.
+- A variance of zero counts as 1e-12, so that dead channels have a divergence.
+
+BackdoorBench zeroes shifts as well (its preset). Its port drops the square root of the variances'
+ratio, after which the divergence can be negative; that is not offered.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from defenses._norm import layers
+from defenses._norm_inputs import above, observed, zero
+from defenses.base import Case, Defense
+from sweeper.errors import SweepError
+from sweeper.types import ImageSet, Outcome
+
+LEVELS = (6.0, 5.0, 4.0, 3.5, 3.0, 2.5, 2.0, 1.5, 1.0, 0.5)
+"""Candidates of `u`, weakest pruning first."""
+LEAST = 1e-12
+"""Stands for a variance of zero."""
+
+
+def moments(inputs: Tensor) -> Tensor:
+    """Mean and mean square of each image's channels: [B, C, positions] -> float64 [B, 2, C]."""
+    values = inputs.double()
+    return torch.stack([values.mean(2), values.square().mean(2)], 1)
+
+
+def divergence(mean: Tensor, var: Tensor, other_mean: Tensor, other_var: Tensor) -> Tensor:
+    """Kullback-Leibler divergence of the Gaussian (mean, var) from the other; float64 [C]."""
+    var, other_var = var.double().clamp(min=LEAST), other_var.double().clamp(min=LEAST)
+    away = var + (mean.double() - other_mean.double()).square()
+    return (other_var / var).log() / 2 + away / (2 * other_var) - 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class BNP(Defense):
+    """Pruning of channels whose running statistics do not fit clean images."""
+
+    u: float | None = 3.0
+    """Deviations above the layer's mean at which a channel goes; null: chosen on a hold-out."""
+    images: int = 500
+    """Clean images the statistics are taken from, at most."""
+    shift: bool = False
+    """Whether the shift of a channel is set to zero with its scale."""
+    tau: float = 0.03
+    """Hold-out accuracy the choice of u may cost, absolute, at least two images."""
+
+    title = "BNP"
+    paper = "Zheng et al., NeurIPS 2022"
+    kind = "repair"
+    sees = frozenset({"model", "clean"})
+    requires = frozenset({"batchnorm"})
+    presets = {"automatic": {"u": None}, "backdoorbench": {"shift": True}}
+
+    def __post_init__(self) -> None:
+        """Check the options.
+
+        Raises:
+            SweepError: A number is out of range.
+        """
+        if self.images < 1 or self.tau < 0:
+            raise SweepError("images >= 1; tau >= 0")
+
+    def defend(self, case: Case) -> Outcome:
+        """Measure, choose where asked, prune a copy of the victim."""
+        fitted, holdout = (case.clean, None) if self.u is not None else case.split()
+        order = torch.randperm(len(fitted), generator=case.rng("images"))[: self.images]
+        found = divergences(case.model, fitted.images[order], case.device)
+        notes: dict[str, Any] = {}
+        u = self.u
+        if holdout is not None:
+            u, notes = self.choose(case, found, holdout)
+        dead, model = above(found, torch.inf if u is None else u), case.model
+        zero(model, dead, self.shift)
+        notes |= {"u": u, "pruned": int(dead.sum()), "channels": len(dead)}
+        return Outcome(model=model, notes=notes)
+
+    def choose(
+        self, case: Case, found: list[Tensor], holdout: ImageSet
+    ) -> tuple[float | None, dict[str, Any]]:
+        """The smallest candidate down to which hold-out accuracy never fell by over tau, if any."""
+        before = case.accuracy(case.model, holdout)
+        least = before - max(self.tau, 2 / len(holdout)) - 1e-9
+        chosen: float | None = None
+        curve: list[tuple[float | None, float]] = [(None, before)]
+        for u in LEVELS:
+            model = case.model
+            zero(model, above(found, u), self.shift)
+            curve.append((u, case.accuracy(model, holdout)))
+            if curve[-1][1] < least:
+                break
+            chosen = u
+        return chosen, {"curve": curve}
+
+
+def divergences(model: nn.Module, images: Tensor, device: torch.device) -> list[Tensor]:
+    """Of each BatchNorm layer's inputs on these images from its running statistics; float64 [C]."""
+    found = []
+    for (_, norm), seen in zip(
+        layers(model), observed(model, images, device, moments), strict=True
+    ):
+        mean, square = seen.mean(0)
+        running = [norm.get_buffer(name).cpu() for name in ("running_mean", "running_var")]
+        found.append(divergence(mean, square - mean.square(), *running))
+    return found

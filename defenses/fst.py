@@ -1,0 +1,111 @@
+"""FST, feature-shift tuning (Min et al., NeurIPS 2023).
+
+The defender sees the model and a few clean images. The head is drawn anew and all weights are
+fine-tuned, while the head is pushed away from where it was: the loss is cross-entropy plus `alpha`
+times the inner product of new and old head weights, and after every step the new ones are scaled to
+the norm of the old. Features must then shift to fit.
+
+A fixed budget; nothing is selected. The release names alpha 0.1 for CIFAR-10, its command line 0.2
+(`released`), and recommends less, or more images, for many classes. The head is found as the
+model's classifier, not by a layer's name, and the projection belongs to this method alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.nn import functional
+
+from defenses.base import Case, Defense
+from sweeper.errors import SweepError
+from sweeper.models.base import Net
+from sweeper.recipes import Recipe
+from sweeper.training import Batch, Hooks
+from sweeper.types import Outcome
+
+
+@dataclass(frozen=True, kw_only=True)
+class FST(Defense):
+    """Fine-tuning with a fresh head that is driven away from the old one."""
+
+    alpha: float = 0.1
+    """Weight of the inner product of new and old head."""
+    lr: float = 0.01
+    """Peak learning rate (SGD, momentum 0.9, cosine)."""
+    epochs: int = 10
+    """Passes over the clean budget, at least one."""
+    batch: int = 128
+    """Images of a step."""
+
+    title = "Feature-Shift Tuning (FST)"
+    paper = "Min et al., NeurIPS 2023"
+    kind = "repair"
+    sees = frozenset({"model", "clean"})
+    presets = {"released": {"alpha": 0.2}}
+
+    def __post_init__(self) -> None:
+        """Check the options.
+
+        Raises:
+            SweepError: A number is out of range.
+        """
+        if min(self.epochs, self.batch) < 1 or min(self.alpha, self.lr) < 0:
+            raise SweepError("epochs and batch >= 1; alpha and lr >= 0")
+
+    def defend(self, case: Case) -> Outcome:
+        """Tune a copy of the victim."""
+        model = case.model
+        hooks = Shifted(self.alpha, case.rng("head"))
+        losses = case.fit(
+            model,
+            case.clean,
+            hooks=hooks,
+            epochs=self.epochs,
+            lr=self.lr,
+            batch=min(self.batch, len(case.clean)),
+            momentum=0.9,
+            nesterov=False,
+            weight_decay=0.0,
+            schedule="cosine",
+            period=0,
+            warmup=0.0,
+            label_smoothing=0.0,
+        )
+        weight = model.classifier.get_parameter("weight").detach()
+        cosine = functional.cosine_similarity(weight.flatten(), hooks.old.flatten(), 0)
+        return Outcome(model=model, notes={"losses": losses, "head_cosine": cosine.item()})
+
+
+class Shifted(Hooks):
+    """Draws the head anew, pushes it from the old one and keeps its norm."""
+
+    def __init__(self, alpha: float, rng: Generator) -> None:
+        self.alpha = alpha
+        self.rng = rng
+        self.old = torch.zeros(0)
+        """The head's weights before."""
+
+    def start(self, model: nn.Module, device: torch.device) -> None:
+        """Keep the old head and draw the new one."""
+        assert isinstance(model, Net)
+        weight = model.classifier.get_parameter("weight")
+        self.old, bound = weight.detach().clone(), weight.shape[1] ** -0.5
+        with torch.no_grad():
+            for value in model.classifier.parameters():
+                drawn = torch.rand(value.shape, generator=self.rng) * 2 - 1
+                value.copy_(bound * drawn)
+
+    def loss(self, model: nn.Module, batch: Batch, recipe: Recipe) -> Tensor:
+        """Cross-entropy and the weighted inner product."""
+        assert isinstance(model, Net)
+        inner = (model.classifier.get_parameter("weight") * self.old).sum()
+        return super().loss(model, batch, recipe) + self.alpha * inner
+
+    @torch.no_grad()
+    def stepped(self, model: nn.Module, step: int) -> None:
+        """Scale the head back to the old norm."""
+        assert isinstance(model, Net)
+        weight = model.classifier.get_parameter("weight")
+        weight.mul_(self.old.norm() / weight.norm())

@@ -1,0 +1,304 @@
+"""Neural Cleanse (Wang et al., S&P 2019): a trigger for every class, and unlearning of the small.
+
+The defender sees the model and a few clean images. For each class a mask and a pattern are learned
+that move clean images to it; a class that needs an abnormally small mask is a target. The model is
+then fine-tuned with the triggers of such classes on a share of the images, labels true. Detection
+is in the notes (norms, anomaly index, flagged); where no class is flagged the model comes back as
+it was. It needs about six classes, and a small trigger for one target: blended or warped triggers
+and all-to-all evade it.
+
+Deviations, each with its reason:
+
+- A class whose trigger never reaches `success` has no norm: it is not flagged and no part of the
+  median. The released script takes the norm of whatever mask came last.
+- Only small masks are flagged; the two-sided index would flag a large one.
+- Norms are those of the real-valued masks; the release measures them after 8-bit rounding.
+- Inversion runs for 60 short epochs (release: 1,000 at most, `paper`), without augmentation.
+- All flagged classes are unlearned at once, each patched image with one of their triggers, for up
+  to 10 passes; the last one whose hold-out accuracy stays within `tau` is kept (paper: one pass;
+  BackdoorBench: 100, and its saved network is the one before the repair).
+- All classes are inverted side by side on the same batches, from starts of their own; a class that
+  has ended waits for the others of its group.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+from torch.nn import functional
+
+from defenses._mad import anomaly, outliers
+from defenses._passes import PLAIN, Lasting, last_within, passes
+from defenses.base import Case, Defense, Needs
+from sweeper import training
+from sweeper.errors import SweepError
+from sweeper.models.base import Net
+from sweeper.training import Batch
+from sweeper.types import ImageSet, Outcome
+
+INSIDE = 1 - 1e-6
+"""Starts are kept this far from 0 and 1, where the inverse of tanh is infinite."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NeuralCleanse(Defense):
+    """Trigger inversion, detection by the norms of the masks, unlearning."""
+
+    epochs: int = 60
+    """Epochs of the inversion, at most."""
+    steps: int = 31
+    """Batches of such an epoch, drawn with replacement."""
+    batch: int = 32
+    """Images of a batch."""
+    inversion_lr: float = 0.1
+    """Learning rate of the inversion (Adam, betas 0.5 and 0.9)."""
+    success: float = 0.99
+    """Share of an epoch's images that must be called the class."""
+    weight: float = 1e-3
+    """First weight of the mask's norm, after `patience` successes without it."""
+    patience: int = 5
+    """Successes, or failures, in a row after which that weight is changed."""
+    multiplier: float = 2.0
+    """Factor by which it rises; it falls by this to the power of 1.5."""
+    stale: int = 25
+    """Epochs without a smaller mask after which a class ends, once its weight rose and fell."""
+    classes: tuple[int, ...] | None = None
+    """Classes to invert; default: all."""
+    group: int = 10
+    """Classes inverted at a time; changes no more than rounding."""
+    theta: float = 2.0
+    """Anomaly index above which a small mask is flagged."""
+    share: float = 0.2
+    """Share of the images that carry a trigger while it is unlearned."""
+    tune_epochs: int = 10
+    """Passes of the unlearning, at most; 0: detection alone."""
+    lr: float = 0.01
+    """Learning rate of the unlearning."""
+    tune_batch: int = 128
+    """Images of a step of it."""
+    tau: float | None = 0.03
+    """Hold-out accuracy it may cost, absolute, at least two images; null: the last pass is kept."""
+
+    title = "Neural Cleanse (NC)"
+    paper = "Wang et al., S&P 2019"
+    kind = "repair"
+    sees = frozenset({"model", "clean"})
+    rules = ("all2one", "clean")
+    presets = {"paper": {"epochs": 1000, "tune_epochs": 1, "tau": None}}
+
+    def __post_init__(self) -> None:
+        """Check the options.
+
+        Raises:
+            SweepError: A number is out of range.
+        """
+        if min(self.epochs, self.tune_epochs, self.stale) < 0 or not 0 <= self.share <= 1:
+            raise SweepError("epochs, tune_epochs and stale >= 0; share lies in [0, 1]")
+        if min(self.steps, self.batch, self.patience, self.group, self.tune_batch) < 1:
+            raise SweepError("steps, batch, patience, group and tune_batch are at least 1")
+        if not 0 < self.success <= 1 or self.multiplier <= 1 or self.weight <= 0:
+            raise SweepError("success lies in (0, 1]; multiplier above 1; weight above 0")
+        if self.classes is not None and len({*self.classes}) < max(1, len(self.classes)):
+            raise SweepError("classes: name each class once, at least one; null: all")
+
+    def applies(self, needs: Needs) -> str | None:
+        """Refuse too few classes for the index, and classes that do not exist."""
+        if len(self.classes or range(needs.classes)) < 6:
+            return "among fewer than six masks none can stand out: Neural Cleanse needs six classes"
+        if self.classes and not all(0 <= label < needs.classes for label in self.classes):
+            return f"classes: the labels are 0 to {needs.classes - 1}"
+        return None
+
+    def defend(self, case: Case) -> Outcome:
+        """Invert and detect; unlearn what was flagged."""
+        fitted, holdout = case.split()
+        found = self.invert(case, case.model, fitted)
+        index, flagged = judged(found.norms, self.theta)
+        notes: dict[str, Any] = {
+            "labels": found.labels,
+            "norms": listed(found.norms),
+            "anomaly": listed(index),
+            "flagged": found.labels[flagged],
+        }
+        model = case.model
+        if bool(flagged.any()) and self.tune_epochs:
+            chosen = Triggers(*(value[flagged] for value in vars(found).values()))
+            rounds = passes(
+                case,
+                model,
+                fitted,
+                self.tune_epochs,
+                Patched(chosen, self.share),
+                lr=self.lr,
+                batch=min(self.tune_batch, len(fitted)),
+            )
+            notes |= last_within(case, model, rounds, holdout, self.tau)
+        return Outcome(model=model, notes=notes)
+
+    def invert(self, case: Case, model: Net, data: ImageSet) -> Triggers:
+        """The smallest successful mask of every class, with its pattern."""
+        model.requires_grad_(False)
+        labels = torch.tensor(self.classes or range(len(data.classes)))
+        channels, height, width = data.images.shape[1:]
+        shape = (len(labels), channels + 1, height, width)
+        start = torch.atanh((2 * torch.rand(shape, generator=case.rng("start")) - 1) * INSIDE)
+        parts = [
+            self.invert_group(case, model, data, part, raw)
+            for part, raw in zip(labels.split(self.group), start.split(self.group), strict=True)
+        ]
+        return Triggers(*(torch.cat(values) for values in zip(*map(_fields, parts), strict=True)))
+
+    def invert_group(
+        self, case: Case, model: Net, data: ImageSet, labels: Tensor, start: Tensor
+    ) -> Triggers:
+        """The same for some classes, side by side."""
+        raw = start.to(case.device, copy=True).requires_grad_()
+        optimizer = torch.optim.Adam([raw], lr=self.inversion_lr, betas=(0.5, 0.9))
+        recipe = replace(case.recipe, batch=min(self.batch, len(data)), **PLAIN)
+        count = self.epochs * self.steps
+        batches = training.draws(data, recipe, count, case.rng("batches"), case.device)
+        wanted = labels.to(case.device)[:, None].expand(-1, recipe.batch)
+        weights, best = Weights(self, len(labels)), Best(start)
+        for epoch in range(self.epochs):
+            hits = torch.zeros(len(labels), device=case.device)
+            weight = weights.value.to(case.device)
+            for images, _ in islice(batches, self.steps):
+                mask, pattern = squashed(raw)
+                stamped = painted(images, mask[:, None], pattern[:, None])
+                with case.autocast():
+                    logits = model(stamped.flatten(0, 1))
+                logits = logits.float().unflatten(0, wanted.shape)
+                losses = functional.cross_entropy(logits.movedim(2, 1), wanted, reduction="none")
+                loss = (losses.mean(1) + weight * mask.flatten(1).sum(1)).sum()
+                (raw.grad,) = torch.autograd.grad(loss, [raw])
+                optimizer.step()
+                hits += (logits.argmax(2) == wanted).float().mean(1)
+            success = (hits / self.steps).cpu() >= self.success - 1e-6
+            best.update(raw.detach().cpu(), success)
+            weights.update(success)
+            best.active &= ~((best.since >= self.stale) & weights.raised & weights.lowered)
+            case.log(step=epoch + 1, steps=self.epochs)
+            if not bool(best.active.any()):
+                break
+        mask, pattern = squashed(best.raw)
+        return Triggers(labels, mask, pattern, best.norms)
+
+
+@dataclass(frozen=True)
+class Triggers:
+    """What inversion found, a row a class, on the CPU."""
+
+    labels: Tensor
+    """int64 [K]."""
+    masks: Tensor
+    """float [K, 1, H, W] in [0, 1]."""
+    patterns: Tensor
+    """float [K, C, H, W] in [0, 1]."""
+    norms: Tensor
+    """float [K], sums of the masks; infinite where no trigger succeeded."""
+
+
+def _fields(found: Triggers) -> list[Tensor]:
+    return [*vars(found).values()]
+
+
+def squashed(raw: Tensor) -> tuple[Tensor, Tensor]:
+    """Free variables [K, 1 + C, H, W] -> masks [K, 1, H, W] and patterns [K, C, H, W] in [0, 1]."""
+    values = raw.tanh() / 2 + 0.5
+    return values[:, :1], values[:, 1:]
+
+
+def painted(images: Tensor, mask: Tensor, pattern: Tensor) -> Tensor:
+    """Images in [0, 1] with the pattern where the mask is 1; all broadcast."""
+    return images + mask * (pattern - images)
+
+
+class Weights:
+    """The weight of the norm in each class's loss, which follows how its trigger fares."""
+
+    def __init__(self, options: NeuralCleanse, count: int) -> None:
+        self.options = options
+        self.value = torch.zeros(count)
+        self.good = torch.zeros(count, dtype=torch.int64)
+        """Successes in a row."""
+        self.bad = torch.zeros(count, dtype=torch.int64)
+        """Failures in a row."""
+        self.raised = torch.zeros(count, dtype=torch.bool)
+        """Whether it was multiplied since it is above 0."""
+        self.lowered = torch.zeros(count, dtype=torch.bool)
+        """Whether it was ever lowered."""
+
+    def update(self, success: Tensor) -> None:
+        """Take in whether each class succeeded in an epoch; bool [K]."""
+        factor = self.options.multiplier
+        self.good = torch.where(success, self.good + 1, 0)
+        self.bad = torch.where(success, 0, self.bad + 1)
+        none = self.value == 0
+        up, down = self.good >= self.options.patience, self.bad >= self.options.patience
+        raised = torch.where(none, self.options.weight, self.value * factor)
+        self.value = torch.where(
+            up, raised, torch.where(down, self.value / factor**1.5, self.value)
+        )
+        self.raised |= up & ~none
+        self.lowered |= down & ~none
+        self.good[up], self.bad[down] = 0, 0
+
+
+class Best:
+    """The smallest successful mask of each class so far."""
+
+    def __init__(self, raw: Tensor) -> None:
+        self.raw = raw.clone()
+        self.norms = torch.full((len(raw),), torch.inf)
+        self.since = torch.zeros(len(raw), dtype=torch.int64)
+        """Epochs since it was found."""
+        self.active = torch.ones(len(raw), dtype=torch.bool)
+        """Whether the class is still looking."""
+
+    def update(self, raw: Tensor, success: Tensor) -> None:
+        """Take in the variables after an epoch, and whether each class succeeded in it."""
+        norms = squashed(raw)[0].flatten(1).sum(1)
+        better = self.active & success & (norms < self.norms)
+        self.norms = torch.where(better, norms, self.norms)
+        self.raw[better] = raw[better]
+        self.since = torch.where(better | self.norms.isinf(), 0, self.since + 1)
+
+
+def judged(norms: Tensor, theta: float) -> tuple[Tensor, Tensor]:
+    """Anomaly index (NaN where there is no norm) and whether a mask is abnormally small; [K]."""
+    known = norms.isfinite()
+    index = torch.full(norms.shape, torch.nan, dtype=torch.float64)
+    flagged = torch.zeros_like(known)
+    if bool(known.any()):
+        index[known] = anomaly(norms[known])
+        flagged[known] = outliers(-norms[known], theta)
+    return index, flagged
+
+
+def listed(values: Tensor) -> list[float | None]:
+    """As JSON has it: None for what is no finite number."""
+    return [value if math.isfinite(value) else None for value in values.tolist()]
+
+
+class Patched(Lasting):
+    """Fine-tuning with triggers on a share of the images, labels true."""
+
+    def __init__(self, triggers: Triggers, share: float) -> None:
+        super().__init__()
+        self.triggers = triggers
+        self.share = share
+
+    def augmented(self, batch: Batch, rng: Generator) -> Batch:
+        """Each chosen image with one trigger."""
+        count = len(batch.labels)
+        chosen = torch.rand(count, generator=rng) < self.share
+        which = torch.randint(len(self.triggers.labels), (count,), generator=rng)
+        mask = self.triggers.masks[which] * chosen.view(-1, 1, 1, 1)
+        device = batch.images.device
+        pattern = self.triggers.patterns[which].to(device)
+        return replace(batch, images=painted(batch.images, mask.to(device), pattern))

@@ -1,0 +1,255 @@
+"""NPD, neural polarizer defense (Zhu et al., NeurIPS 2023).
+
+The defender sees the model and a few clean images. The network is frozen; before a convolution of
+its last stage a plug is put, a 1x1 convolution and a norm, first the identity. The plug alone
+learns to filter what carries a trigger: clean images stay what they are, and images moved towards
+the most likely wrong class are called what they were, and neither that class nor the likeliest
+wrong one.
+
+Deviations, each with its reason:
+
+- The plug is folded into the convolution and its norm, so that the model returned is the victim's
+  architecture (the release saves the plug beside the original network). That is exact as the plug
+  sees the convolution's padding; in the release the padding comes after it.
+- The place: the last but one convolution whose output goes straight into a BatchNorm, the second
+  block's first in ResNet-18. The release knows PreAct-ResNet-18 only.
+- The pass kept is the last, of warm-up and training, whose hold-out accuracy stays within `tau`.
+- The length of an attack step is not given with the method: here each step has that of `radius`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from defenses._passes import PLAIN, Lasting, last_within, passes
+from defenses.base import Case, Defense
+from sweeper.errors import SweepError
+from sweeper.recipes import Recipe
+from sweeper.training import Batch
+from sweeper.types import Outcome
+
+ENOUGH = 0.6
+"""Share of a batch called its targets at which the attack ends (released code)."""
+
+
+@torch.no_grad()
+def place(model: nn.Module, shape: tuple[int, ...], device: torch.device) -> tuple[str, str]:
+    """Names of the last but one convolution that feeds a BatchNorm directly, and of that norm.
+
+    Raises:
+        SweepError: There is none.
+    """
+    made: dict[int, tuple[str, Tensor]] = {}
+    found, handles = list[tuple[str, str]](), []
+    for name, part in model.named_modules():
+        if isinstance(part, nn.Conv2d) and part.groups == 1 and part.padding_mode == "zeros":
+
+            def after(module: nn.Module, given: Any, out: Tensor, name: str = name) -> None:
+                made[id(out)] = name, out
+
+            handles.append(part.register_forward_hook(after))
+        elif isinstance(part, nn.BatchNorm2d) and part.running_mean is not None:
+
+            def before(module: nn.Module, given: tuple[Tensor], name: str = name) -> None:
+                if id(given[0]) in made:
+                    found.append((made[id(given[0])][0], name))
+
+            handles.append(part.register_forward_pre_hook(before))
+    try:
+        model(torch.zeros(2, *shape, device=device))
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not found:
+        raise SweepError(
+            "npd: the model has no convolution followed by a BatchNorm to put its plug before; "
+            "leave npd out for this model"
+        )
+    return found[-min(2, len(found))]
+
+
+class Plugged(nn.Module):
+    """A convolution with a plug before it, which sees its padding."""
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self.conv = conv
+        width, weight = conv.in_channels, conv.weight
+        self.mix = nn.Conv2d(width, width, 1, bias=False, device=weight.device)
+        nn.init.dirac_(self.mix.weight)
+        self.norm = nn.BatchNorm2d(width, device=weight.device)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pad, filter, convolve."""
+        conv = self.conv
+        down, across = (int(side) for side in conv.padding)
+        filtered = self.norm(self.mix(functional.pad(x, (across, across, down, down))))
+        return functional.conv2d(
+            filtered, conv.weight, conv.bias, conv.stride, 0, conv.dilation, conv.groups
+        )
+
+    @torch.no_grad()
+    def fold(self, after: nn.BatchNorm2d) -> nn.Conv2d:
+        """Put the plug, in eval mode, into the convolution and the norm after it."""
+        norm, conv = self.norm, self.conv
+        mean, var = norm.get_buffer("running_mean"), norm.get_buffer("running_var")
+        scale = norm.weight * (var + norm.eps).rsqrt()
+        shift = norm.bias - mean * scale
+        after.get_buffer("running_mean").sub_((conv.weight.sum((2, 3)) * shift).sum(1))
+        mix = self.mix.weight[:, :, 0, 0] * scale[:, None]
+        conv.weight.copy_(torch.einsum("ochw,ci->oihw", conv.weight, mix))
+        return conv
+
+
+@dataclass(frozen=True, kw_only=True)
+class NPD(Defense):
+    """A linear filter before a late convolution, trained against targeted attacks."""
+
+    warmup_epochs: int = 5
+    """Passes of cross-entropy alone, in which the plug's norm gathers statistics."""
+    warmup_lr: float = 1e-4
+    """Learning rate of these."""
+    epochs: int = 50
+    """Passes of the training, at most."""
+    lr: float = 0.01
+    """Learning rate of the training (SGD, momentum 0.9, constant)."""
+    weight_decay: float = 5e-4
+    """L2 penalty on the plug."""
+    batch: int = 128
+    """Images of a step."""
+    radius: float = 3.0
+    """Largest change of an image, its L2 norm in pixels of [0, 1]."""
+    steps: int = 2
+    """Steps of the attack, at most."""
+    kept: float = 0.4
+    """Weight of calling attacked images what they were called."""
+    top: float = 0.4
+    """Weight against the likeliest wrong class of attacked images."""
+    target: float = 0.4
+    """Weight against the class they were moved to."""
+    tau: float | None = 0.03
+    """Hold-out accuracy it may cost, absolute, at least two images; null: the last pass is kept."""
+
+    title = "Neural Polarizer Defense (NPD)"
+    paper = "Zhu et al., NeurIPS 2023"
+    kind = "repair"
+    sees = frozenset({"model", "clean"})
+    requires = frozenset({"batchnorm"})
+    presets = {"released": {"tau": None}}
+
+    def __post_init__(self) -> None:
+        """Check the options.
+
+        Raises:
+            SweepError: A number is out of range.
+        """
+        if min(self.warmup_epochs, self.epochs, self.steps, self.radius) < 0 or self.batch < 2:
+            raise SweepError("warmup_epochs, epochs, steps and radius >= 0; batch >= 2")
+
+    def defend(self, case: Case) -> Outcome:
+        """Train a plug in a copy of the victim, and fold it in."""
+        fitted, holdout = (case.clean, case.clean) if self.tau is None else case.split()
+        model = case.model.requires_grad_(False)
+        name, norm = place(model, tuple(fitted.images.shape[1:]), case.device)
+        parent, _, child = name.rpartition(".")
+        conv = model.get_submodule(name)
+        assert isinstance(conv, nn.Conv2d)
+        plugged = Plugged(conv)
+        setattr(model.get_submodule(parent), child, plugged)
+        common: dict[str, Any] = {
+            "momentum": 0.9,
+            "nesterov": False,
+            "weight_decay": self.weight_decay,
+            "batch": min(self.batch, len(fitted)),
+            **PLAIN,
+        }
+        warm, hooks = Warming(plugged.norm), Polarizing(self)
+        rounds = chain(
+            passes(
+                case,
+                model,
+                fitted,
+                self.warmup_epochs,
+                warm,
+                name="warm-up",
+                lr=self.warmup_lr,
+                **common,
+            ),
+            passes(case, model, fitted, self.epochs, hooks, lr=self.lr, **common),
+        )
+        notes = last_within(case, model, rounds, holdout, self.tau)
+        after = model.get_submodule(norm)
+        assert isinstance(after, nn.BatchNorm2d)
+        if notes["kept"]:
+            plugged.fold(after)
+        setattr(model.get_submodule(parent), child, conv)
+        return Outcome(model=model.requires_grad_(True), notes={**notes, "place": name})
+
+    def attack(
+        self, model: nn.Module, images: Tensor, labels: Tensor, clean: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Images moved to their likeliest wrong class by the logits `clean`, and that class."""
+        wanted = wrong_class(clean, labels)
+        moved, length = images, self.radius / images[0].numel() ** 0.5
+        for _ in range(self.steps):
+            moved = moved.detach().requires_grad_()
+            logits = model(moved).float()
+            loss = functional.cross_entropy(logits, wanted, reduction="sum")
+            (slope,) = torch.autograd.grad(loss, [moved])
+            going = (logits.argmax(1) == wanted).float().mean() <= ENOUGH
+            delta = moved.detach() - length * slope.sign() * going - images
+            norms = delta.flatten(1).norm(dim=1).clamp(min=1e-12).view(-1, 1, 1, 1)
+            moved = (images + delta * (self.radius / norms).clamp(max=1)).clamp(0, 1)
+        return moved.detach(), wanted
+
+
+def wrong_class(logits: Tensor, labels: Tensor) -> Tensor:
+    """The likeliest class other than the label; int64 [B]."""
+    return logits.detach().scatter(1, labels[:, None], -torch.inf).argmax(1)
+
+
+def against(logits: Tensor, classes: Tensor) -> Tensor:
+    """Mean of `-ln(1.0001 - p)` of a class for each image."""
+    chosen = logits.softmax(1).gather(1, classes[:, None])
+    return -torch.log(1.0001 - chosen).mean()
+
+
+class Warming(Lasting):
+    """Cross-entropy with all but the plug's norm in eval mode."""
+
+    def __init__(self, norm: nn.BatchNorm2d) -> None:
+        super().__init__()
+        self.norm = norm
+
+    def loss(self, model: nn.Module, batch: Batch, recipe: Recipe) -> Tensor:
+        """The loop's loss."""
+        model.eval()
+        self.norm.train()
+        return super().loss(model, batch, recipe)
+
+
+class Polarizing(Lasting):
+    """The plug's loss, in eval mode."""
+
+    def __init__(self, options: NPD) -> None:
+        super().__init__()
+        self.options = options
+
+    def loss(self, model: nn.Module, batch: Batch, recipe: Recipe) -> Tensor:
+        """Four terms: clean images, attacked ones, and two classes those must not be."""
+        asked, images, labels = self.options, batch.images, batch.labels
+        clean = model.eval()(images).float()
+        moved, wanted = asked.attack(model, images, labels, clean)
+        logits = model(moved).float()
+        return (
+            functional.cross_entropy(clean, labels)
+            + asked.kept * functional.cross_entropy(logits, clean.argmax(1))
+            + asked.top * against(logits, wrong_class(logits, labels))
+            + asked.target * against(logits, wanted)
+        )

@@ -1,0 +1,163 @@
+"""SAU, shared adversarial unlearning (Wei et al., NeurIPS 2023).
+
+The defender sees the model and a few clean images. For each batch a perturbation is sought that
+fools the model and a frozen copy of the victim into the same wrong class: such shared adversarial
+examples behave like triggered images. The model then learns the clean images and not to call a
+perturbed image what the victim calls it. BatchNorm statistics stay.
+
+Deviations, each with its reason:
+
+- Perturbed images are kept within the pixels; the release clamps nothing (`clamp`).
+- The pass kept is the last whose hold-out accuracy stays within `tau`; the release takes the last.
+- An image that has become shared stays as it is, where the release stops a batch once all are: no
+  step waits for the device, and no image moves on past what is wanted.
+- The adversarial term of the search is read as minus the mean cross-entropy of both models.
+- The adversarial-training term has weight 0 in the release and is left out. The released loss has
+  two terms, log of the sum of the other probabilities and log of one less this one: they are equal.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from defenses._passes import PLAIN, Lasting, last_within, passes
+from defenses.base import Case, Defense
+from sweeper.errors import SweepError
+from sweeper.models.base import Net
+from sweeper.recipes import Recipe
+from sweeper.training import Batch
+from sweeper.types import Outcome
+
+
+def js(one: Tensor, other: Tensor) -> Tensor:
+    """Jensen-Shannon divergence of the softmax of two groups of logits [B, K]; float [B]."""
+    p, q = one.log_softmax(1), other.log_softmax(1)
+    middle = torch.logaddexp(p, q) - torch.log(torch.tensor(2.0))
+    parts = [(log.exp() * (log - middle)).sum(1) for log in (p, q)]
+    return (parts[0] + parts[1]) / 2
+
+
+def sharing(logits: Tensor, reference: Tensor, labels: Tensor) -> Tensor:
+    """Which images both models call the same wrong class; bool [B]."""
+    called = logits.argmax(1)
+    return (called == reference.argmax(1)) & (called != labels)
+
+
+def unshared_loss(logits: Tensor, reference: Tensor, clean: Tensor, labels: Tensor) -> Tensor:
+    """Push down, on images that fool the victim, the class it is fooled into.
+
+    Args:
+        logits: Of the model on perturbed images [B, K].
+        reference: Of the victim on the same.
+        clean: Of the victim on the images as they were.
+        labels: int64 [B].
+
+    Returns:
+        Minus the mean log of one less that class's probability; other images count as 0.
+    """
+    into = reference.argmax(1, keepdim=True)
+    fooled = (into.flatten() != labels) & (into != clean.argmax(1, keepdim=True)).flatten()
+    rest = logits.scatter(1, into, -torch.inf).logsumexp(1) - logits.logsumexp(1)
+    return -torch.where(fooled, rest, 0.0).mean()
+
+
+@dataclass(frozen=True, kw_only=True)
+class SAU(Defense):
+    """Shared adversarial examples, unlearned."""
+
+    epochs: int = 100
+    """Passes over the clean images, at most."""
+    lr: float = 1e-4
+    """Learning rate (Adam)."""
+    batch: int = 256
+    """Images of a step."""
+    bound: float = 0.2
+    """Largest change of a pixel, in [0, 1]; the search starts with all changed by it."""
+    steps: int = 5
+    """Steps of the search."""
+    step: float = 0.2
+    """Length of a step."""
+    adversarial: float = 0.01
+    """Weight, in the search, of fooling the two models."""
+    shared: float = 1.0
+    """Weight, in the search, of their divergence."""
+    unlearn: float = 1.0
+    """Weight of the unlearning beside the clean images' cross-entropy."""
+    clamp: bool = True
+    """Whether perturbed images are kept within the pixels."""
+    tau: float | None = 0.03
+    """Hold-out accuracy it may cost, absolute, at least two images; null: the last pass is kept."""
+
+    title = "Shared Adversarial Unlearning (SAU)"
+    paper = "Wei et al., NeurIPS 2023"
+    kind = "repair"
+    sees = frozenset({"model", "clean"})
+    presets = {"released": {"clamp": False, "tau": None}}
+
+    def __post_init__(self) -> None:
+        """Check the options.
+
+        Raises:
+            SweepError: A number is out of range.
+        """
+        if min(self.epochs, self.steps, self.bound, self.step, self.lr) < 0 or self.batch < 1:
+            raise SweepError("epochs, steps, bound, step and lr >= 0; batch >= 1")
+
+    def defend(self, case: Case) -> Outcome:
+        """Train a copy of the victim beside another that stays."""
+        fitted, holdout = (case.clean, case.clean) if self.tau is None else case.split()
+        model = case.model
+        hooks = Unshared(self, case.model.requires_grad_(False))
+        batch = min(self.batch, len(fitted))
+        rounds = passes(case, model, fitted, self.epochs, hooks, lr=self.lr, batch=batch, **PLAIN)
+        return Outcome(model=model, notes=last_within(case, model, rounds, holdout, self.tau))
+
+    def perturb(
+        self, model: nn.Module, victim: nn.Module, images: Tensor, labels: Tensor
+    ) -> Tensor:
+        """Images [B, C, H, W] in [0, 1], moved towards a wrong class both models share."""
+
+        def within(delta: Tensor) -> Tensor:
+            delta = delta.detach().clamp(-self.bound, self.bound)
+            return (images + delta).clamp(0, 1) - images if self.clamp else delta
+
+        delta = within(torch.full_like(images, self.bound))
+        for _ in range(self.steps):
+            delta.requires_grad_()
+            one, other = model(images + delta).float(), victim(images + delta).float()
+            moving = ~sharing(one, other, labels)
+            fooling = -sum(
+                functional.cross_entropy(logits, labels, reduction="none") / 2
+                for logits in (one, other)
+            )
+            loss = (self.adversarial * fooling + self.shared * js(one, other)).sum()
+            (slope,) = torch.autograd.grad(loss, [delta])
+            delta = within(delta - self.step * slope.sign() * moving.view(-1, 1, 1, 1))
+        return images + delta
+
+
+class Unshared(Lasting):
+    """Learns the clean images and unlearns shared adversarial ones, in eval mode."""
+
+    def __init__(self, options: SAU, victim: Net) -> None:
+        super().__init__(adam=True)
+        self.options = options
+        self.victim = victim
+
+    def start(self, model: nn.Module, device: torch.device) -> None:
+        """Put the frozen copy beside the model."""
+        self.victim.to(device)
+
+    def loss(self, model: nn.Module, batch: Batch, recipe: Recipe) -> Tensor:
+        """The loss of a step, after the search."""
+        model.eval()
+        images, labels = batch.images, batch.labels
+        moved = self.options.perturb(model, self.victim, images, labels)
+        with torch.no_grad():
+            clean, reference = self.victim(images).float(), self.victim(moved).float()
+        unlearned = unshared_loss(model(moved).float(), reference, clean, labels)
+        return super().loss(model, batch, recipe) + self.options.unlearn * unlearned

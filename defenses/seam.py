@@ -1,0 +1,132 @@
+"""SEAM, selective amnesia (Zhu et al., S&P 2023): forget everything, then relearn the clean task.
+
+The defender sees the model and a few clean images. It is first fine-tuned on a few of them with
+random wrong labels, fresh in every batch, until it has forgotten its task, and the backdoor with
+it; then on the rest with their true labels. No authors' code was found: settings are those of
+backdoor-toolbox, which draws the two sets from the training split (1 % and 10 %).
+
+Deviations, each with its reason:
+
+- Both sets are disjoint parts of the clean budget, of which `forget` goes to the first; the port
+  draws two that may overlap. Each limit is measured on the set it ends.
+- Both limits are looked at after whole epochs, without augmentation.
+- With two classes a wrong label is the other label, and to forget is to learn the swap: refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+
+from defenses._passes import Lasting, passes
+from defenses.base import Case, Defense, Needs
+from sweeper.errors import SweepError
+from sweeper.models.base import Net
+from sweeper.training import Batch
+from sweeper.types import ImageSet, Outcome
+
+
+@dataclass(frozen=True, kw_only=True)
+class SEAM(Defense):
+    """Training on wrong labels until little is left, then on right ones."""
+
+    forget: float = 0.1
+    """Share of the clean budget that is forgotten on; the rest is for the recovery."""
+    forget_epochs: int = 10
+    """Passes of the forgetting, at most."""
+    limit: float = 0.6
+    """It ends when less than this, and than 2 of K classes, is classified as labelled."""
+    epochs: int = 100
+    """Passes of the recovery, at most."""
+    recovered: float = 0.97
+    """It ends when more than this is classified as labelled."""
+    lr: float = 1e-3
+    """Learning rate of both (Adam)."""
+    batch: int = 32
+    """Images of a step of both."""
+
+    title = "SEAM"
+    paper = "Zhu et al., S&P 2023"
+    kind = "repair"
+    sees = frozenset({"model", "clean"})
+
+    def __post_init__(self) -> None:
+        """Check the options.
+
+        Raises:
+            SweepError: A number is out of range.
+        """
+        if not 0 < self.forget < 1:
+            raise SweepError(f"forget: {self.forget:g} does not lie between 0 and 1")
+        if min(self.forget_epochs, self.epochs, self.lr) < 0 or self.batch < 1:
+            raise SweepError("forget_epochs, epochs and lr >= 0; batch >= 1")
+
+    def applies(self, needs: Needs) -> str | None:
+        """Refuse two classes, and a budget that cannot be divided."""
+        if needs.classes < 3:
+            return "of two classes the wrong label is the other one: SEAM needs three"
+        return None if needs.clean > 1 else "SEAM divides the clean images: it needs two"
+
+    def defend(self, case: Case) -> Outcome:
+        """Forget, then recover, on a copy of the victim."""
+        model, notes = case.model, dict[str, Any]()
+        drop, keep = self.divided(case)
+        limit = min(2 / len(case.clean.classes), self.limit)
+        for name, data, epochs, hooks, done in (
+            ("forget", drop, self.forget_epochs, Wrong(), lambda found: found < limit),
+            ("recover", keep, self.epochs, Lasting(True), lambda found: found > self.recovered),
+        ):
+            batch = min(self.batch, len(data))
+            rounds = passes(case, model, data, epochs, hooks, name=name, lr=self.lr, batch=batch)
+            notes[name] = until(case, model, data, rounds, done)
+        return Outcome(model=model, notes=notes)
+
+    def divided(self, case: Case) -> tuple[ImageSet, ImageSet]:
+        """The images to forget on and those to recover with, each at least one."""
+        clean = case.clean
+        order = torch.randperm(len(clean), generator=case.rng("division"))
+        count = min(max(round(self.forget * len(clean)), 1), len(clean) - 1)
+        return clean[order[:count]], clean[order[count:]]
+
+
+def until(
+    case: Case,
+    model: Net,
+    data: ImageSet,
+    rounds: Iterator[float],
+    done: Callable[[float], bool],
+) -> list[float]:
+    """Run the rounds until `done` says so of the accuracy on `data`; accuracies, from the start."""
+    curve = [case.accuracy(model, data)]
+    for _ in rounds:
+        curve.append(case.accuracy(model, data))
+        if done(curve[-1]):
+            break
+    return curve
+
+
+def wrong(labels: Tensor, classes: int, rng: Generator) -> Tensor:
+    """Uniform labels other than the true ones; int64 [B] on their device."""
+    shift = torch.randint(1, classes, labels.shape, generator=rng)
+    return (labels + shift.to(labels.device)) % classes
+
+
+class Wrong(Lasting):
+    """Training with wrong labels, fresh in every batch."""
+
+    def __init__(self) -> None:
+        super().__init__(adam=True)
+        self.classes = 0
+
+    def start(self, model: torch.nn.Module, device: torch.device) -> None:
+        """Count the classes."""
+        assert isinstance(model, Net)
+        self.classes = model.classifier.get_parameter("weight").shape[0]
+
+    def batch(self, batch: Batch, rng: Generator) -> Batch:
+        """The batch with wrong labels."""
+        return replace(batch, labels=wrong(batch.labels, self.classes, rng))
