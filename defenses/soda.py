@@ -55,6 +55,7 @@ from defenses._attribution import (
     outliers,
     source,
 )
+from defenses._features import features_of
 from defenses.base import Case, Defense, Needs
 from sweeper.errors import SweepError
 from sweeper.models.base import Net
@@ -300,12 +301,6 @@ class SODA(Defense):
         if hooks.state:
             model.load_state_dict(hooks.state)
         return model
-
-
-@torch.no_grad()
-def features_of(model: Net, images: Tensor) -> Tensor:
-    """Penultimate features of uint8 images, in single precision; float [B, n]."""
-    return torch.cat([model.features(part.float().div_(255)) for part in images.split(500)])
 
 
 def outstanding(order: Tensor, q: float) -> Tensor:
