@@ -15,12 +15,25 @@ from defenses._strip import entropy
 from defenses._threshold import cut, drawn
 from defenses.activation_clustering import ActivationClustering, independent, silhouette
 from defenses.base import Case
+from defenses.beatrix import Beatrix, Limits, grams, held_out, maps, mmd, stage
+from defenses.frequency import (
+    Frequency,
+    Spectrum,
+    blocks,
+    cosines,
+    detector,
+    odds,
+    shadows,
+    triggered,
+)
 from defenses.scale_up import ScaleUp, statistics
+from defenses.scan import SCAn, covariances, evidence, metric
 from defenses.spectral_signatures import SpectralSignatures, removed, signature
 from defenses.strip import STRIP
 from defenses.strip_cleanser import STRIPCleanser
 from sweeper import catalog, metrics, seeds
 from sweeper.errors import SweepError
+from sweeper.types import ImageSet
 
 
 def gaussian(*shape: int, seed: int = 0) -> Tensor:
@@ -61,6 +74,9 @@ def outcome(name: str, preset: str = "", **given: Any) -> Any:
         ("strip", {"fit": "gamma"}),
         ("strip", {"steps": 0}),
         ("strip-cleanser", {"rate": 1.0}),
+        ("beatrix", {"orders": 0}),
+        ("frequency", {"cut": "half"}),
+        ("scan", {"theta": -1.0}),
         ("scale-up", {"factors": [0, 3]}),
     ],
 )
@@ -326,3 +342,224 @@ def test_scale_up_s_threshold_is_chosen_or_published() -> None:
     found = ScaleUp(rate=0.2).defend(case)
     spc, _ = ScaleUp().consistency(case, case.split()[1].images)
     assert found.threshold == cut(spc, 0.2)
+
+
+# SCAn
+
+
+def populations(
+    counts: int, second: float, *, classes: int = 8, width: int = 6, seed: int = 0
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Features, labels and roles: classes apart by 5, a tenth of class 0 moved by `second`."""
+    centres = 5 * gaussian(classes, width, seed=50 + seed)
+    labels = torch.arange(classes).repeat_interleave(counts)
+    role = (labels == 0) & first(counts // 10, len(labels))
+    features = centres[labels] + gaussian(len(labels), width, seed=seed)
+    features[role] += second * gaussian(1, width, seed=70).div(gaussian(1, width, seed=70).norm())
+    return features, labels, role
+
+
+class Given(nn.Module):
+    """A network whose features are what its images encode, one number a pixel."""
+
+    def __init__(self, classes: int, width: int) -> None:
+        super().__init__()
+        self.classifier = nn.Linear(width, classes)
+        self.width = width
+
+    def features(self, x: Tensor) -> Tensor:
+        return (255 * x.flatten(1)[:, : self.width] - 128) / 5
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.classifier(self.features(x))
+        return out
+
+
+def encoded(features: Tensor, labels: Tensor, classes: int) -> ImageSet:
+    """Images whose first pixels are these features, in steps of a fifth."""
+    images = torch.zeros(len(features), 3 * 64, dtype=torch.uint8)
+    images[:, : features.shape[1]] = (features * 5 + 128).round().clamp(0, 255).to(torch.uint8)
+    names = tuple(f"class {number}" for number in range(classes))
+    return ImageSet(images.view(-1, 3, 8, 8), labels, names)
+
+
+def feature_case(name: str, train: Any, clean: Any, key: str = "toy case") -> Case:
+    """A case whose model has the features given as (features, labels)."""
+    sees = catalog.method("defense", name).sees
+    data, held = (encoded(*given[:2], 8) for given in (train, clean))
+    case = toys.case(sees, clean=held, model=Given(8, train[0].shape[1]), key=key)  # type: ignore
+    case._given["train"] = data
+    return case
+
+
+def test_the_covariances_are_those_features_were_drawn_with() -> None:
+    labels = torch.arange(400).repeat_interleave(5)
+    mixing = torch.diag(torch.tensor([3.0, 1.0, 0.5]).double())
+    features = (gaussian(400, 3) @ mixing)[labels] + gaussian(2000, 3, seed=1)
+    identity, variation = covariances(features - features.mean(0), labels, tolerance=1e-5)
+    assert torch.allclose(variation, torch.eye(3).double(), atol=0.12)
+    assert torch.allclose(identity.diag(), torch.tensor([9.0, 1.0, 0.25]).double(), rtol=0.2)
+    naive = features.view(400, 5, 3).mean(1).T.cov()
+    assert (identity - mixing**2)[2, 2].abs() < (naive - mixing**2)[2, 2].abs()
+
+
+def test_the_metric_is_a_root_of_the_pseudo_inverse() -> None:
+    thin = gaussian(5, 3)
+    covariance = thin @ thin.T
+    root = metric(covariance)
+    inverse = root @ root.T
+    assert torch.allclose(inverse, torch.linalg.pinv(covariance, hermitian=True), atol=1e-6)
+    assert float(torch.linalg.eigvalsh(inverse).min()) > -1e-9
+
+
+def test_the_evidence_is_nothing_for_one_group_and_the_same_for_swapped_parts() -> None:
+    white, small = gaussian(60, 4), first(20, 60)
+    gain = evidence(white, small, white.mean(0))
+    assert gain >= 0 and gain == pytest.approx(evidence(white, ~small, white.mean(0)))
+    assert evidence(white, first(0, 60), white.mean(0)) == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_scan_flags_the_class_with_a_second_mode_alone(seed: int) -> None:
+    clean = populations(20, 0.0)
+    for second, classes in ((7.0, [0]), (0.0, [])):
+        train = populations(100, second)
+        found = SCAn().defend(feature_case("scan", train, clean, f"seed {seed}"))
+        assert found.notes["classes"].tolist() == classes, found.notes
+        if classes:
+            assert torch.equal(found.flagged, train[2])
+            assert rank(found.scores, train[2]) > 0.99
+        else:
+            assert not found.flagged.any()
+
+
+# Frequency detector
+
+
+def test_the_cosine_transform_is_orthonormal_and_scipy_s() -> None:
+    from scipy.fft import dctn
+
+    pixels = toys.image_set(4).images.float().div(255)
+    found = Spectrum(32, 32)(pixels)
+    wanted = dctn(255 * pixels.double().numpy(), axes=(2, 3), norm="ortho")
+    assert torch.allclose(found.double(), torch.from_numpy(wanted), atol=1e-2)
+    assert torch.allclose(found.square().sum(), (255 * pixels).square().sum(), rtol=1e-5)
+    basis = cosines(12)
+    assert torch.allclose(basis @ basis.T, torch.eye(12).double(), atol=1e-12)
+    constant = Spectrum(8, 16)(torch.full((1, 1, 8, 16), 0.5))[0, 0]
+    assert float(constant[0, 0]) == pytest.approx(127.5 * 128**0.5, rel=1e-5)
+    assert float(constant.flatten()[1:].abs().max()) < 1e-3, "a constant image is all in one"
+
+
+def test_the_detector_has_the_release_s_parameters() -> None:
+    model = detector(toys.COLOUR, seeds.generator("detector"))
+    learned = sum(value.numel() for value in model.parameters())
+    running = sum(value.numel() for name, value in model.named_buffers() if "running" in name)
+    assert learned + running == 292_898
+    same = detector(toys.COLOUR, seeds.generator("detector"))
+    assert toys.same(toys.weights(model), toys.weights(same))
+
+
+def test_made_up_triggers_change_every_image_and_stay_in_range() -> None:
+    images = 0.2 + 0.5 * toys.image_set(300).images.float().div(255)
+    before, found = images.clone(), triggered(images, seeds.generator("made"))
+    assert torch.equal(images, before) and 0 <= float(found.min()) and float(found.max()) <= 1
+    changed = (found != images).flatten(1).double().mean(1)
+    assert float((changed > 0).double().mean()) > 0.97, "a thin shadow may miss every pixel"
+    assert bool((changed > 0.99).any()) and bool(((changed > 0) & (changed < 0.05)).any())
+
+
+def test_blocks_lie_whole_within_the_image_near_every_corner() -> None:
+    found = blocks(400, 20, 24, seeds.generator("blocks"))[:, 0]
+    tall, wide = found.any(2).sum(1), found.any(1).sum(1)
+    assert torch.equal(found.sum((1, 2)), tall * wide), "a rectangle"
+    assert {int(v) for v in (*tall, *wide)} == set(range(2, 8))
+    corners = found[:, :7, :7], found[:, :7, -7:], found[:, -7:, :7], found[:, -7:, -7:]
+    hits = torch.stack([part.flatten(1).any(1) for part in corners])
+    assert bool((hits.sum(0) == 1).all()) and int(hits.sum(1).min()) > 60
+
+
+def test_shadows_are_triangles_of_either_winding() -> None:
+    found = shadows(2000, 16, 16, seeds.generator("shadows")).double().mean((1, 2, 3))
+    assert float(found.mean()) == pytest.approx(11 / 144, abs=0.01), "of three uniform points"
+
+
+def test_the_detector_learns_to_tell_patches_it_never_saw() -> None:
+    smooth = torch.nn.functional.interpolate(
+        torch.rand(160, 3, 4, 4, generator=seeds.generator("smooth")), 32, mode="bicubic"
+    )
+    images = (255 * smooth).clamp(0, 255).to(torch.uint8)
+    clean = ImageSet(images, torch.arange(160) % 10, tuple(map(str, range(10))))
+    case = toys.case(frozenset({"clean"}), clean=clean[:120])
+    model = detector(toys.COLOUR, seeds.generator("detector"))
+    Frequency(epochs=4, lr=0.5).learn(case, model, case.clean)
+    hit = toys.PLANTED.trigger_set(clean[120:], {}, seeds.generator("trigger")).images
+    scores = odds(case, model, torch.cat([images[120:], hit]))
+    assert rank(scores, torch.arange(len(scores)) >= 40) > 0.9
+
+
+# Beatrix
+
+
+def test_the_gram_entries_are_those_of_their_definition() -> None:
+    features = gaussian(3, 4, 9)
+    found, upper = grams(features, 3), torch.triu_indices(4, 4)
+    plain = (features @ features.mT)[:, upper[0], upper[1]]
+    assert torch.allclose(found[:, 0], plain), "order 1 is the plain Gram matrix, with its sign"
+    third = torch.einsum("bil,bjl->bij", features**3, features**3)[:, upper[0], upper[1]]
+    assert torch.allclose(found[:, 2] ** 3, third)
+    rooted = grams(features, 3, powers=False)
+    assert torch.allclose(rooted[:, 2] ** 3, plain) and not torch.allclose(rooted, found)
+    order = torch.randperm(9, generator=seeds.generator("places"))
+    assert torch.allclose(grams(features[:, :, order], 3), found), "places do not matter"
+    assert not grams(torch.zeros(2, 4, 9).double(), 8).any()
+
+
+def test_what_lies_within_the_limits_deviates_by_nothing() -> None:
+    clean = grams(gaussian(20, 3, 16), 2)
+    limits = Limits.of(clean)
+    assert float(limits.deviation(clean.quantile(0.5, dim=0)[None], 3)) == 0
+    far = limits.high.clone()
+    far[0, 0] *= 2
+    assert float(limits.deviation(far[None], 3)) == pytest.approx(1 / (9 / 2 * 2))
+    assert bool(Limits.of(torch.zeros(5, 2, 6).double()).deviation(clean, 3).isfinite().all())
+
+
+def test_held_out_deviations_are_those_of_fresh_images() -> None:
+    clean, fresh = (
+        grams(gaussian(count, 3, 4, seed=seed) * gaussian(count, 1, 1, seed=seed + 8).exp(), 3)
+        for seed, count in enumerate((200, 1000))
+    )
+    threshold = cut(held_out(clean, 3), 0.05)
+    found = float((Limits.of(clean).deviation(fresh, 3) > threshold).double().mean())
+    assert 0.01 < found < 0.12
+    inside = Limits.of(clean).deviation(clean, 3)
+    assert float(held_out(clean, 3).mean()) > float(inside.mean()), "they do not fit their limits"
+    tied = gaussian(1000, 1, 4, seed=3).expand(-1, 3, -1) * 9 + gaussian(1000, 3, 4, seed=2)
+    both = Limits.of(clean).deviation(torch.cat([fresh, grams(tied, 3)]), 3)
+    assert rank(both, torch.arange(2000) >= 1000) > 0.9, "channels that move together stand out"
+
+
+def test_the_discrepancy_tells_distributions_apart() -> None:
+    one, same, other = gaussian(200, 3), gaussian(200, 3, seed=1), gaussian(200, 3, seed=2) + 2
+    assert mmd(one, other) > 10 * mmd(one, same) >= 0
+    assert mmd(one, other) == pytest.approx(mmd(other, one), rel=1e-4)
+    assert mmd(one, other[:1]) == 0 and mmd(torch.ones(3, 2), torch.ones(3, 2)) == 0
+
+
+@pytest.mark.parametrize("name", ["resnet18", "preact-resnet18", "vgg16-bn", "mobilenet-v2"])
+def test_the_map_before_the_last_stage_leads_to_the_model_s_prediction(name: str) -> None:
+    model = toys.network(seeds.generator(name), model=name).eval()
+    images = toys.image_set(2).images
+    ((features, label),) = maps(model, images)
+    assert features.ndim == 3 and features.shape[2] >= 2 and stage(model) > 0
+    assert torch.equal(label, model(images.float().div(255)).argmax(1))
+
+
+def test_beatrix_flags_deviating_samples_of_a_class_that_stands_out_alone() -> None:
+    means, labels = gaussian(800, 4), torch.arange(800) % 8
+    scores = torch.where(torch.arange(800) % 80 < 16, 2.0, 0.5)
+    means[(labels == 3) & (scores > 1)] += 3
+    found = Beatrix().judge(scores, means, labels, 8)
+    assert found.notes["classes"].tolist() == [3]
+    assert torch.equal(found.flagged, (labels == 3) & (scores > 1))
