@@ -26,14 +26,18 @@ from defenses.frequency import (
     shadows,
     triggered,
 )
+from defenses.ibd_psc import IBDPSC, norms
 from defenses.scale_up import ScaleUp, statistics
 from defenses.scan import SCAn, covariances, evidence, metric
 from defenses.spectral_signatures import SpectralSignatures, removed, signature
+from defenses.spectre import SPECTRE, que, robust, whitened
 from defenses.strip import STRIP
 from defenses.strip_cleanser import STRIPCleanser
 from sweeper import catalog, metrics, seeds
 from sweeper.errors import SweepError
 from sweeper.types import ImageSet
+
+PARTS = ("weight", "bias")
 
 
 def gaussian(*shape: int, seed: int = 0) -> Tensor:
@@ -75,6 +79,9 @@ def outcome(name: str, preset: str = "", **given: Any) -> Any:
         ("strip", {"steps": 0}),
         ("strip-cleanser", {"rate": 1.0}),
         ("beatrix", {"orders": 0}),
+        ("ibd-psc", {"error": 1.5}),
+        ("spectre", {"choose": "none"}),
+        ("spectre", {"eps": 0.4}),
         ("frequency", {"cut": "half"}),
         ("scan", {"theta": -1.0}),
         ("scale-up", {"factors": [0, 3]}),
@@ -563,3 +570,116 @@ def test_beatrix_flags_deviating_samples_of_a_class_that_stands_out_alone() -> N
     found = Beatrix().judge(scores, means, labels, 8)
     assert found.notes["classes"].tolist() == [3]
     assert torch.equal(found.flagged, (labels == 3) & (scores > 1))
+
+
+# IBD-PSC
+
+
+def test_the_norms_are_those_of_the_forward_pass() -> None:
+    class Crossed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.last = nn.BatchNorm2d(3)
+            self.bare = nn.BatchNorm2d(3, affine=False)
+            self.first = nn.BatchNorm2d(3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.last(self.bare(self.first(self.first(x))))
+            return out
+
+    model = Crossed().eval()
+    assert norms(model, toys.image_set(1).images) == ["first", "last"]
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_a_copy_has_its_last_layers_amplified_and_the_victim_none() -> None:
+    case = toys.case(IBDPSC.sees)
+    order = norms(case.model, case.clean.images[:1])
+    before = toys.weights(case._given["model"])
+    for count in (0, 2, len(order)):
+        model = IBDPSC().copy(case, order, count)
+        wanted = {f"{name}.{part}" for name in order[len(order) - count :] for part in PARTS}
+        assert toys.differing(model, case.model) <= wanted
+        for name in order[len(order) - count :]:
+            assert torch.equal(model.state_dict()[f"{name}.weight"], 1.5 * before[f"{name}.weight"])
+            assert torch.equal(model.state_dict()[f"{name}.bias"], 1.5 * before[f"{name}.bias"])
+    assert toys.same(before, toys.weights(case._given["model"]))
+
+
+def test_layers_are_amplified_until_the_error_passes() -> None:
+    case = toys.case(IBDPSC.sees, clean=120)
+    order = norms(case.model, case.clean.images[:1])
+    for error in (0.05, 0.6):
+        count, errors = IBDPSC(error=error, factor=3.0).enough(case, order, case.clean)
+        assert len(errors) == count and all(value <= error for value in errors[:-1])
+        assert errors[-1] > error or count == len(order)
+        again = 1 - case.accuracy(IBDPSC(factor=3.0).copy(case, order, count), case.clean)
+        assert again == pytest.approx(errors[-1])
+    found = IBDPSC(error=1.0).defend(case)
+    assert found.notes["layers"] == [len(order)], "all layers, once"
+
+
+def test_with_factor_one_the_score_is_the_top_probability() -> None:
+    case, images = toys.case(IBDPSC.sees), toys.image_set(30, seed=6).images
+    found = IBDPSC(factor=1.0).defend(case).filter
+    assert found is not None
+    top = case.model(images.float().div(255)).softmax(1).amax(1)
+    assert torch.allclose(found(images), top, atol=1e-5)
+    assert outcome("ibd-psc", "published").threshold == 0.9
+
+
+# SPECTRE
+
+
+def test_que_weights_are_a_matrix_exponential_of_trace_one() -> None:
+    half = gaussian(50, 4)
+    covariance = half.T @ half / 20
+    top = torch.linalg.eigvalsh(covariance)[-1]
+    power = 4 * (covariance - torch.eye(4).double()) / (top - 1)
+    wanted = torch.linalg.matrix_exp(power)
+    found = que(covariance, 4.0)
+    assert torch.allclose(found, wanted / wanted.trace())
+    assert not torch.allclose(found, power.exp() / power.exp().trace(), atol=1e-2)
+    assert torch.allclose(que(torch.eye(4).double(), 4.0), torch.eye(4).double() / 4)
+    assert torch.allclose(que(0.5 * torch.eye(4).double(), 4.0), torch.eye(4).double() / 4)
+
+
+def test_spectre_s_scores_of_clean_features_are_chi_square() -> None:
+    kept = robust(gaussian(2000, 5), 0.05, seeds.generator("robust"))
+    assert kept.all(), "nothing of a Gaussian is filtered"
+    white = whitened(3 * gaussian(2000, 5) + 7, kept)
+    scores = (white @ que(white.T @ white / 2000, 4.0) * white).sum(1) * 5
+    assert float(scores.mean()) == pytest.approx(5, abs=0.05)
+    assert float(scores.var()) == pytest.approx(10, abs=1.5)
+
+
+def test_the_robust_filter_drops_far_points_and_no_more_than_its_limit() -> None:
+    for poisoned, far in ((10, 40.0), (200, 60.0)):
+        features = planted(1000, 4, poisoned, far)
+        kept = robust(features, 0.05, seeds.generator("robust"))
+        assert int((~kept).sum()) <= 100
+        if poisoned == 10:
+            assert torch.equal(~kept, first(10, 1000))
+
+
+def test_spectre_finds_what_moves_along_a_direction_of_little_variance() -> None:
+    features = planted(1000, 20, 50, 8.0)
+    features[:, 0] *= 30
+    assert rank(signature(features), first(50, 1000)) < 0.7
+    found, strength = SPECTRE().examine(features, seeds.generator("spectre"))
+    assert rank(found, first(50, 1000)) > 0.95
+    clean = planted(1000, 20, 0, 0.0)
+    clean[:, 0] *= 30
+    assert strength > 1.1 * SPECTRE().examine(clean, seeds.generator("spectre"))[1]
+    turned, _ = SPECTRE().examine(features @ rotation(20) + 9, seeds.generator("spectre"))
+    assert torch.allclose(turned, found, rtol=1e-4, atol=1e-6)
+
+
+def test_spectre_removes_its_bound_from_the_class_that_stands_out() -> None:
+    train = populations(200, 9.0)
+    found = SPECTRE().defend(feature_case("spectre", train, train))
+    assert found.notes["classes"].tolist() == [0]
+    assert int(found.flagged.sum()) == int(1.5 * 0.05 * 200)
+    assert bool(train[2][found.flagged].all()), "a tenth is poisoned, all that is flagged is"
+    assert SPECTRE(choose="largest").defend(feature_case("spectre", train, train)).flagged.any()
+    assert not SPECTRE(eps=0.0).defend(feature_case("spectre", train, train)).flagged.any()
