@@ -97,8 +97,8 @@ def _fourth(white: Tensor, rng: Generator) -> Tensor:
         form = white.T @ (value[:, None] * white) / len(white)
         form = (form + form.T) / 2
     form = form / form.norm()
-    value = (white @ form * white).sum(1) - form.trace()
-    return value / math.sqrt(2)
+    along: Tensor = (white @ form * white).sum(1) - form.trace()
+    return along / math.sqrt(2)
 
 
 def _beyond(deviations: Tensor, eps: float) -> float:
