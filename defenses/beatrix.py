@@ -180,8 +180,8 @@ class Beatrix(Defense):
         """Refuse few classes, few clean images, and networks without stages."""
         if needs.classes < 6:
             return "Beatrix compares classes with their median: it needs six"
-        if needs.clean < FOLDS * needs.classes:
-            return f"Beatrix needs {FOLDS} clean images of each class: {FOLDS * needs.classes}"
+        if needs.clean < 2 * needs.classes:
+            return f"Beatrix needs two clean images of each class: {2 * needs.classes}"
         if needs.model.startswith("vit"):
             return "Beatrix looks at a map of features: a transformer has none"
         return None

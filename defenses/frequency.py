@@ -129,7 +129,9 @@ def blocks(count: int, height: int, width: int, rng: Generator) -> Tensor:
     far = torch.randint(2, (2, count, 1), generator=rng).bool()
     inside = []
     for axis, size in enumerate((height, width)):
-        start = torch.where(far[axis], size - sides[axis] - margins[axis], margins[axis])
+        room = size - sides[axis]
+        near = torch.minimum(margins[axis], room)
+        start = torch.where(far[axis], room - near, near)
         place = torch.arange(size)
         inside.append((place >= start) & (place < start + sides[axis]))
     return (inside[0][:, :, None] & inside[1][:, None, :])[:, None]
@@ -194,9 +196,9 @@ class Frequency(Defense):
             raise SweepError("epochs >= 0; batch >= 1")
 
     def applies(self, needs: Needs) -> str | None:
-        """Refuse images the network cannot halve thrice, or too small for the triggers."""
-        if min(needs.shape[1:]) < 16 or any(side % 8 for side in needs.shape[1:]):
-            return "the frequency detector needs sides of 16 pixels or more, multiples of 8"
+        """Refuse images the network cannot halve thrice, and a budget too small to part."""
+        if any(side % 8 for side in needs.shape[1:]):
+            return "the frequency detector needs images whose sides are multiples of 8"
         if needs.clean < 4:
             return "the frequency detector needs four clean images: to learn from, and to cut by"
         return None
