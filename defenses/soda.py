@@ -48,6 +48,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional
 
 from defenses._attribution import attribution, class_means, dissimilarity, source
+from defenses._features import features_of
 from defenses._mad import anomaly, outliers
 from defenses.base import Case, Defense, Needs
 from sweeper.errors import SweepError
@@ -294,12 +295,6 @@ class SODA(Defense):
         if hooks.state:
             model.load_state_dict(hooks.state)
         return model
-
-
-@torch.no_grad()
-def features_of(model: Net, images: Tensor) -> Tensor:
-    """Penultimate features of uint8 images, in single precision; float [B, n]."""
-    return torch.cat([model.features(part.float().div_(255)) for part in images.split(500)])
 
 
 def outstanding(order: Tensor, q: float) -> Tensor:

@@ -6,9 +6,9 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
 from torch import Tensor
 
+from defenses._features import features_of
 from defenses.base import SEES, Case
 from sweeper import training
 from sweeper.material import Material
@@ -56,16 +56,10 @@ class Analysis(ABC):
         """Draw them on a matplotlib figure."""
 
 
-@torch.inference_mode()
 def features(subject: Subject, images: Tensor) -> Tensor:
-    """Penultimate features of uint8 images; float [N, D] on the CPU."""
-    work = subject.work
-    parts = []
-    with training.autocast(work.recipe, work.device):
-        for part in images.split(500):
-            pixels = part.to(work.device).float().div_(255)
-            parts.append(subject.model.features(pixels).float().cpu())
-    return torch.cat(parts)
+    """Penultimate features of uint8 images at the recipe's precision; float [N, D] on the CPU."""
+    with training.autocast(subject.work.recipe, subject.work.device):
+        return features_of(subject.model, images).cpu()
 
 
 def line(axes: Any, x: Any, y: Any, colour: str, label: str) -> None:

@@ -1,0 +1,96 @@
+"""STRIP's score: how sure a model stays of an image while others are laid over it.
+
+Shared by the input filter (`strip.py`) and the detector of training samples (`strip_cleanser.py`).
+All images are laid under the same overlays, so that a score depends on its image alone.
+
+Deviations, each with its reason:
+
+- The cut is the empirical quantile of clean images that are no overlays; the paper fits a normal
+  distribution, which entropies near 0 do not follow (`released`).
+- The toolboxes add normalised images, or use natural logarithms and a clipped half blend
+  (`backdoor-toolbox`). Blends act on pixels here, and entropies are in bits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from defenses._threshold import checked, cut, drawn
+from defenses.base import Case, Defense, Needs
+from sweeper.errors import SweepError
+
+BATCH = 1000
+
+
+def entropy(logits: Tensor) -> Tensor:
+    """Entropy in bits of the softmax of logits [B, K]; float [B] in [0, log2 K]."""
+    nats: Tensor = torch.special.entr(logits.float().softmax(1)).sum(1)
+    return nats / math.log(2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blended(Defense):
+    """The options of the score, and the score."""
+
+    steps: int = 100
+    """Overlays laid over each image, a forward pass each; at most half of the clean budget."""
+    alpha: float = 1.0
+    """Weight of the image in a blend."""
+    beta: float = 1.0
+    """Weight of the overlay."""
+    clip: bool = False
+    """Whether a blend is clipped to [0, 1]."""
+    rate: float = 0.05
+    """Clean images that may be flagged, as a share."""
+    fit: str = "quantile"
+    """How the cut is had from clean scores: quantile | normal (of a fitted distribution)."""
+
+    def __post_init__(self) -> None:
+        """Check the options.
+
+        Raises:
+            SweepError: A number is out of range or a word unknown.
+        """
+        checked(self.rate)
+        if self.fit not in ("quantile", "normal"):
+            raise SweepError(f"fit: {self.fit!r} is not one of quantile, normal")
+        if self.steps < 1:
+            raise SweepError(f"steps: {self.steps} overlays are none: take one or more")
+
+    def applies(self, needs: Needs) -> str | None:
+        """Refuse a budget that leaves no image for the overlays or none for the threshold."""
+        if needs.clean < 2:
+            return "STRIP needs two clean images: one to lay over others, one for the threshold"
+        return None
+
+    def scorer(self, case: Case) -> tuple[Callable[[Tensor], Tensor], float]:
+        """Return the score of uint8 images [B, C, H, W], float [B], and its cut."""
+        model = case.model
+        overlays, rest = drawn(case, self.steps)
+        laid = self.beta * overlays.images.to(case.device).float().div_(255)
+
+        @torch.no_grad()
+        def score(images: Tensor) -> Tensor:
+            parts = []
+            for part in images.split(BATCH):
+                below = self.alpha * part.to(case.device).float().div_(255)
+                total = below.new_zeros(len(below))
+                with case.autocast():
+                    for overlay in laid:
+                        blend = below + overlay
+                        total += entropy(model(blend.clamp(0, 1) if self.clip else blend))
+                parts.append(-total / len(laid))
+                case.log(step=sum(map(len, parts)), steps=len(images))
+            return torch.cat(parts).cpu()
+
+        clean = score(rest.images)
+        if self.fit == "quantile":
+            return score, cut(clean, self.rate)
+        deviation = clean.double().std(correction=0).item()
+        upper = torch.special.ndtri(torch.tensor(1 - self.rate, dtype=torch.float64)).item()
+        return score, clean.double().mean().item() + upper * deviation

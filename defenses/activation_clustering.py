@@ -1,0 +1,157 @@
+"""AC: activation clustering (Chen et al., SafeAI 2019, arXiv 1811.03728).
+
+The defender sees the model and the poisoned training set with the labels given. The penultimate
+features of each class are reduced to ten independent components and split in two; the smaller
+cluster is taken for poisoned where it is small enough and the two are well apart.
+
+Deviations, each with its reason:
+
+- Both rules must hold: the smaller cluster has less than `share` of the class, and the mean
+  silhouette exceeds `silhouette`. By size alone clean classes with two sub-groups lose images
+  (`backdoorbench`, `backdoor-toolbox`).
+- The exclusionary reclassification of the paper, a training without the cluster, is left out.
+- The score of a sample, which the paper does not define, is how much nearer it lies to the centre
+  of the smaller cluster, in units of the centres' distance, times the class's silhouette.
+- Classes with fewer samples than `least` are not judged: their scores are 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+
+from defenses._features import features_of, members, principal, two_means
+from defenses.base import Case, Defense
+from sweeper.errors import SweepError
+from sweeper.types import Outcome
+
+CHUNK = 2000
+"""Rows of a distance matrix held at once."""
+ROUNDS, CLOSE = 200, 1e-6
+"""FastICA: rounds at most, and how little the directions turn at the end."""
+
+
+def independent(features: Tensor, dims: int, rng: Generator) -> Tensor:
+    """Independent components of unit variance by FastICA, symmetric, with tanh.
+
+    Args:
+        features: float64 [N, D].
+        dims: Components, at most.
+        rng: A CPU generator, for the first directions.
+
+    Returns:
+        float64 [N, d]; where the rounds do not settle, the components of the last one.
+    """
+    basis, variances = principal(features, dims)
+    white = (features - features.mean(0)) @ basis / variances.sqrt()
+    start = torch.randn(white.shape[1], white.shape[1], generator=rng, dtype=white.dtype)
+    turn = _orthogonal(start.to(white.device))
+    for _ in range(ROUNDS):
+        bent = (white @ turn.T).tanh()
+        slope = (1 - bent.square()).mean(0)
+        found = _orthogonal(bent.T @ white / len(white) - slope[:, None] * turn)
+        moved = ((found * turn).sum(1).abs() - 1).abs()
+        turn = found
+        if not len(moved) or bool(moved.max() < CLOSE):
+            break
+    return white @ turn.T
+
+
+def _orthogonal(matrix: Tensor) -> Tensor:
+    """The orthogonal matrix nearest to a square one."""
+    left, _, right = torch.linalg.svd(matrix)
+    out: Tensor = left @ right
+    return out
+
+
+def silhouette(points: Tensor, small: Tensor) -> float:
+    """Mean silhouette of a split in two, a cluster of one sample counted as 0.
+
+    Args:
+        points: float64 [N, D].
+        small: bool [N], the one cluster.
+    """
+    sides = torch.stack([~small, small], 1).to(points.dtype)
+    counts = sides.sum(0)
+    if counts.min() < 1:
+        return 0.0
+    sums = torch.cat([torch.cdist(part, points) @ sides for part in points.split(CHUNK)])
+    own, other = sides.bool(), ~sides.bool()
+    inside = sums[own] / (counts.expand_as(sums)[own] - 1).clamp(min=1)
+    outside = sums[other] / counts.expand_as(sums)[other]
+    value = (outside - inside) / torch.maximum(inside, outside).clamp(min=1e-12)
+    return value.where(counts.expand_as(sums)[own] > 1, 0.0).mean().item()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActivationClustering(Defense):
+    """Two clusters of the features of each class, and two rules on the smaller one."""
+
+    dims: int = 10
+    """Components the features are reduced to."""
+    reduce: str = "ica"
+    """ica (the paper) | pca (projection alone)."""
+    share: float = 0.35
+    """The smaller cluster is suspicious below this share of its class."""
+    silhouette: float = 0.15
+    """Mean silhouette above which the two clusters count as two; -1: whatever it is."""
+    restarts: int = 10
+    """Random starts of the clustering."""
+    least: int = 10
+    """Samples a class must have to be judged."""
+
+    title = "Activation Clustering (AC)"
+    paper = "Chen et al., SafeAI 2019"
+    kind = "detection"
+    sees = frozenset({"model", "train"})
+    presets = {
+        "backdoorbench": {"silhouette": -1.0},
+        "backdoor-toolbox": {"reduce": "pca", "silhouette": -1.0},
+    }
+
+    def __post_init__(self) -> None:
+        """Check the options.
+
+        Raises:
+            SweepError: A number is out of range or a word unknown.
+        """
+        if self.reduce not in ("ica", "pca"):
+            raise SweepError(f"reduce: {self.reduce!r} is not one of ica, pca")
+        if min(self.dims, self.restarts) < 1 or self.least < 2 or not 0 <= self.share <= 1:
+            raise SweepError("dims and restarts >= 1; least >= 2; share lies in [0, 1]")
+
+    def defend(self, case: Case) -> Outcome:
+        """Cluster each class of the training set."""
+        data = case.train
+        features = features_of(case.model, data.images)
+        scores, flagged = torch.zeros(len(data)), torch.zeros(len(data), dtype=torch.bool)
+        notes: dict[str, Any] = {}
+        for label, index in members(data.labels, len(data.classes), self.least):
+            case.log(step=label + 1, steps=len(data.classes))
+            found = self.judge(features[index].double(), case.rng(f"class {label}"))
+            scores[index], flagged[index], notes[str(label)] = found
+        return Outcome(scores=scores, flagged=flagged, notes={"clusters": notes})
+
+    def judge(self, features: Tensor, rng: Generator) -> tuple[Tensor, Tensor, dict[str, Any]]:
+        """Split the features [N, D] of one class.
+
+        Returns:
+            (scores float [N], flagged bool [N], share and silhouette of the smaller cluster).
+        """
+        if self.reduce == "ica":
+            points = independent(features, self.dims, rng)
+        else:
+            points = (features - features.mean(0)) @ principal(features, self.dims)[0]
+        small, centres = two_means(points, rng, self.restarts)
+        apart, share = silhouette(points, small), small.double().mean().item()
+        large, near = torch.cdist(points, centres).T
+        margin = (large - near) / (centres[1] - centres[0]).norm().clamp(min=1e-12)
+        suspicious = 0 < share < self.share and apart > self.silhouette
+        return (
+            (apart * margin).float().cpu(),
+            small.cpu() if suspicious else torch.zeros(len(small), dtype=torch.bool),
+            {"share": share, "silhouette": apart, "flagged": suspicious},
+        )

@@ -1,0 +1,145 @@
+"""IBD-PSC (Hou et al., ICML 2024, arXiv 2405.09786): confidence that outlasts amplified weights.
+
+The defender sees the model and labelled clean images. Scale and shift of the last BatchNorm layers
+are amplified; predictions of clean images change, those of triggered ones stay. The score is the
+mean confidence, over a few copies with ever more layers amplified, in the class first predicted.
+
+Deviations, each with its reason:
+
+- The threshold is a quantile on a hold-out of the clean budget; the paper's is 0.9 (`published`).
+- BatchNorm layers count in the order of the forward pass, not in that of their registration.
+- Copies stop at the number of layers, each number once; where the error never passes `error` the
+  search ends at all layers. In the release the one repeats copies and the other fails.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from defenses._threshold import checked, cut
+from defenses.base import Case, Defense, Needs
+from sweeper.errors import SweepError
+from sweeper.models.base import Net
+from sweeper.types import ImageSet, Outcome
+
+BATCH = 1000
+Norm = nn.modules.batchnorm._BatchNorm
+
+
+@torch.no_grad()
+def norms(model: nn.Module, images: Tensor) -> list[str]:
+    """Names of the BatchNorm layers with weights, in the order of the forward pass.
+
+    Args:
+        model: In eval mode, as it is left.
+        images: uint8 [B, C, H, W] to follow through it.
+    """
+    order: list[str] = []
+    hooks = [
+        module.register_forward_pre_hook(lambda *_, name=name: order.append(name))
+        for name, module in model.named_modules()
+        if isinstance(module, Norm) and module.affine
+    ]
+    device = next(model.parameters()).device
+    model(images.to(device).float().div_(255))
+    for hook in hooks:
+        hook.remove()
+    return list(dict.fromkeys(order))
+
+
+@torch.no_grad()
+def amplify(model: nn.Module, names: Iterable[str], factor: float) -> None:
+    """Multiply scale and shift of the named BatchNorm layers in place."""
+    for name in names:
+        norm = model.get_submodule(name)
+        norm.get_parameter("weight").mul_(factor)
+        norm.get_parameter("bias").mul_(factor)
+
+
+@dataclass(frozen=True, kw_only=True)
+class IBDPSC(Defense):
+    """Refuse inputs of which amplified copies stay confident."""
+
+    factor: float = 1.5
+    """What scales and shifts are multiplied by."""
+    copies: int = 5
+    """Amplified copies, each with one layer more."""
+    error: float = 0.6
+    """Clean error above which enough layers are amplified; the copies have more than those."""
+    threshold: float | None = None
+    """Refuse above this; default: chosen on clean images by `rate`."""
+    rate: float = 0.05
+    """Clean images that may be refused, as a share."""
+
+    title = "IBD-PSC"
+    paper = "Hou et al., ICML 2024"
+    kind = "input filter"
+    sees = frozenset({"model", "clean"})
+    requires = frozenset({"batchnorm"})
+    presets = {"published": {"threshold": 0.9}}
+
+    def __post_init__(self) -> None:
+        """Check the options.
+
+        Raises:
+            SweepError: A number is out of range.
+        """
+        checked(self.rate)
+        if self.factor <= 0 or self.copies < 1 or not 0 <= self.error <= 1:
+            raise SweepError("factor > 0; copies >= 1; error lies in [0, 1]")
+
+    def applies(self, needs: Needs) -> str | None:
+        """Refuse models without BatchNorm, and a budget that leaves none for the threshold."""
+        if not needs.batchnorm:
+            return "IBD-PSC amplifies BatchNorm layers: the model has none"
+        if needs.clean < 2:
+            return "IBD-PSC needs two clean images: one for its error, one for the threshold"
+        return None
+
+    def defend(self, case: Case) -> Outcome:
+        """Build the copies once; set the threshold on the hold-out."""
+        fitted, holdout = case.split()
+        order = norms(case.model, fitted.images[:1])
+        if not order:
+            raise SweepError("ibd-psc: the model has no BatchNorm layer: use one with them")
+        first, errors = self.enough(case, order, fitted)
+        counts = sorted({min(first + more, len(order)) for more in range(1, self.copies + 1)})
+        copies = [self.copy(case, order, count) for count in counts]
+        model = case.model
+
+        @torch.no_grad()
+        def score(images: Tensor) -> Tensor:
+            parts = []
+            for part in images.split(BATCH):
+                pixels = part.to(case.device).float().div_(255)
+                with case.autocast():
+                    label = model(pixels).argmax(1, keepdim=True)
+                    sure = [net(pixels).float().softmax(1).gather(1, label) for net in copies]
+                parts.append(torch.cat(sure, 1).mean(1).cpu())
+            return torch.cat(parts)
+
+        found = self.threshold
+        if found is None:
+            found = cut(score(holdout.images), self.rate)
+        notes = {"threshold": found, "layers": counts, "errors": errors, "of": len(order)}
+        return Outcome(filter=score, threshold=found, notes=notes)
+
+    def enough(self, case: Case, order: list[str], data: ImageSet) -> tuple[int, list[float]]:
+        """How many of the last layers it takes for the error to pass; the errors on the way."""
+        model, errors = case.model, []
+        for count in range(1, len(order) + 1):
+            amplify(model, [order[-count]], self.factor)
+            errors.append(1 - case.accuracy(model, data))
+            if errors[-1] > self.error:
+                break
+        return len(errors), errors
+
+    def copy(self, case: Case, order: list[str], count: int) -> Net:
+        """The victim with its last `count` layers amplified."""
+        model = case.model
+        amplify(model, order[len(order) - count :], self.factor)
+        return model

@@ -1,0 +1,112 @@
+"""SCALE-UP (Guo et al., ICLR 2023, arXiv 2302.03251): predictions that outlast brighter pixels.
+
+The defender sees the model as a black box, of which labels alone are used. Pixels are multiplied
+and clipped; the share of factors under which the label stays (SPC) is high for triggered inputs.
+Images that become white keep or lose their label whatever they were, and a black image never
+changes: both are the method's own limits.
+
+Deviations, each with its reason:
+
+- The threshold is a quantile of SPC on a hold-out of the clean budget; the paper's is 0.5
+  (`published`). SPC has few values, so where clean images reach 1 too, nothing is refused.
+- `data-limited`: z-scores take the mean and deviation of the class predicted, of the whole set
+  where fewer than `least` clean images are so predicted; one toolbox takes the true class instead.
+- `released` counts the factor 1 too, so that SPC is never 0, as the authors' code; its uniform
+  noise is left out, since an input would be scored differently each time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from defenses._threshold import checked, cut
+from defenses.base import Case, Defense, Needs
+from sweeper.errors import SweepError
+from sweeper.types import Outcome
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScaleUp(Defense):
+    """Refuse inputs whose label stays while their pixels are amplified."""
+
+    factors: tuple[int, ...] = (3, 5, 7, 9, 11)
+    """What pixels are multiplied by, one query each."""
+    standardise: bool = False
+    """Whether SPC is taken relative to clean images of the predicted class (data-limited)."""
+    least: int = 20
+    """Clean images of a class from which on it has a mean and deviation of its own."""
+    threshold: float | None = None
+    """Refuse above this; default: chosen on clean images by `rate`."""
+    rate: float = 0.05
+    """Clean images that may be refused, as a share."""
+
+    title = "SCALE-UP"
+    paper = "Guo et al., ICLR 2023"
+    kind = "input filter"
+    sees = frozenset({"queries", "clean"})
+    presets = {
+        "published": {"threshold": 0.5},
+        "data-limited": {"standardise": True},
+        "released": {"factors": tuple(range(1, 12))},
+    }
+
+    def __post_init__(self) -> None:
+        """Check the options.
+
+        Raises:
+            SweepError: A number is out of range.
+        """
+        checked(self.rate)
+        if not self.factors or min(self.factors) < 1:
+            raise SweepError("factors: name at least one, each >= 1, such as [3, 5, 7, 9, 11]")
+
+    def applies(self, needs: Needs) -> str | None:
+        """Refuse a budget that leaves no image for the threshold."""
+        if needs.clean < 2:
+            return "SCALE-UP needs two clean images: one for its statistics, one for the threshold"
+        return None
+
+    def consistency(self, case: Case, images: Tensor) -> tuple[Tensor, Tensor]:
+        """SPC of uint8 images, float [B], and the labels predicted for them, int64 [B]."""
+        label, wide = case.queries(images).argmax(1), images.to(torch.int32)
+        stays = [
+            case.queries((wide * factor).clamp(max=255).to(torch.uint8)).argmax(1) == label
+            for factor in self.factors
+        ]
+        return torch.stack(stays).float().mean(0).cpu(), label.cpu()
+
+    def defend(self, case: Case) -> Outcome:
+        """Take the statistics on one part of the clean budget, the threshold on the other."""
+        fitted, holdout = case.split()
+        if self.standardise:
+            mean, deviation = statistics(
+                *self.consistency(case, fitted.images), len(fitted.classes), self.least
+            )
+
+        def score(images: Tensor) -> Tensor:
+            spc, label = self.consistency(case, images)
+            return (spc - mean[label]) / deviation[label] if self.standardise else spc
+
+        found = self.threshold
+        if found is None:
+            found = cut(score(holdout.images), self.rate)
+        return Outcome(filter=score, threshold=found, notes={"threshold": found})
+
+
+def statistics(spc: Tensor, label: Tensor, classes: int, least: int) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of SPC by class predicted; float [K] each.
+
+    A class with fewer than `least` images has those of all; a deviation of 0 is that of all, or 1.
+    """
+    members = functional.one_hot(label, classes).float()
+    count = members.sum(0).clamp(min=1)
+    mean = members.T @ spc / count
+    deviation = (members.T @ (spc - mean[label]).square() / count).sqrt()
+    whole = spc.std(correction=0)
+    few = members.sum(0) < least
+    deviation = torch.where(few | (deviation < 1e-6), whole, deviation)
+    return torch.where(few, spc.mean(), mean), deviation.where(deviation >= 1e-6, 1.0)

@@ -1,0 +1,176 @@
+"""SCAn: statistical contamination analyser (Tang et al., USENIX Security 2021, arXiv 1908.00686).
+
+The defender sees the model, the poisoned training set with the labels given and clean images of
+all classes. Features are modelled as an identity, one for each class, plus a variation that is the
+same in all classes; both covariances are learned from the clean images. Each class is split in two,
+in the metric of the variation; a class that two identities explain far better than one, compared
+with other classes, is contaminated, and the part with the smaller share of the clean images is
+taken for poisoned.
+
+Deviations, each with its reason:
+
+- Features are reduced to at most `dims` principal directions, and to one for two clean images: with
+  more the variation's covariance is singular, and its pseudo-inverse means nothing.
+- Expectation-maximisation takes the posterior covariance of the identities into account; the
+  released code takes their means alone, which makes both covariances too small.
+- The split is the best of `restarts` starts instead of one.
+- Only classes above the median are flagged; the released index has two sides.
+- The score of a sample, which the paper does not define, is how much better the part taken for
+  poisoned explains it than the other part does: a difference of squared distances.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from defenses._attribution import anomaly, outliers
+from defenses._features import features_of, members, principal, two_means
+from defenses.base import Case, Defense, Needs
+from sweeper.errors import SweepError
+from sweeper.types import Outcome
+
+
+def covariances(
+    features: Tensor, labels: Tensor, *, tolerance: float = 1e-2, rounds: int = 100
+) -> tuple[Tensor, Tensor]:
+    """Learn the covariances of identity and variation by expectation-maximisation.
+
+    Args:
+        features: float64 [N, d], centred.
+        labels: int64 [N].
+        tolerance: Change of the two (Frobenius norm) at which it ends.
+        rounds: Rounds, at most.
+
+    Returns:
+        (identity, variation), float64 [d, d] each.
+    """
+    present = functional.one_hot(labels).to(features.dtype)
+    present = present[:, present.sum(0) > 0]
+    counts = present.sum(0)[:, None, None]
+    means = present.T @ features / counts[:, 0]
+    spread = features - present @ means
+    identity = means.T @ means / len(means)
+    within = variation = spread.T @ spread / len(features)
+    for _ in range(rounds):
+        gain = _gain(identity, variation, counts)
+        posterior = (gain @ means[:, :, None]).squeeze(2)
+        left = identity - gain @ identity  # of the identities, given the samples
+        off = means - posterior
+        weights = counts / len(features)
+        found = (
+            posterior.T @ posterior / len(means) + left.mean(0),
+            within + (weights * (off[:, :, None] * off[:, None, :] + left)).sum(0),
+        )
+        moved = (found[0] - identity).norm() + (found[1] - variation).norm()
+        identity, variation = ((part + part.T) / 2 for part in found)
+        if moved < tolerance:
+            break
+    return identity, variation
+
+
+def _gain(identity: Tensor, variation: Tensor, counts: Tensor) -> Tensor:
+    """What turns means of `counts` samples [K, 1, 1] into posterior identities; [K, d, d]."""
+    out: Tensor = identity @ torch.linalg.pinv(identity + variation / counts, hermitian=True)
+    return out
+
+
+def metric(variation: Tensor) -> Tensor:
+    """A matrix L with L L^T the pseudo-inverse of the variation's covariance; float64 [d, d]."""
+    values, vectors = torch.linalg.eigh(variation)
+    kept = values > 1e-10 * values[-1]
+    out: Tensor = vectors * torch.where(kept, values.clamp(min=1e-300).rsqrt(), 0.0)
+    return out
+
+
+def evidence(white: Tensor, small: Tensor, one: Tensor) -> float:
+    """Mean gain of two means over one, in squared distances; at least 0 but for rounding.
+
+    Args:
+        white: float64 [N, d], whitened by the variation.
+        small: bool [N], the split.
+        one: float64 [d], the posterior mean of the class as a whole, whitened.
+    """
+    parts = [white[chosen] for chosen in (small, ~small) if bool(chosen.any())]
+    two = sum((part - part.mean(0)).square().sum() for part in parts)
+    return ((white - one).square().sum() - two).item() / len(white)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SCAn(Defense):
+    """Classes that are better explained by two identities than by one."""
+
+    theta: float = math.e**2
+    """Anomaly index above which a class is contaminated."""
+    tolerance: float = 1e-2
+    """Change of the covariances at which their estimation ends."""
+    dims: int = 64
+    """Principal directions, at most."""
+    restarts: int = 10
+    """Random starts of each split."""
+
+    title = "SCAn"
+    paper = "Tang et al., USENIX Security 2021"
+    kind = "detection"
+    sees = frozenset({"model", "clean", "train"})
+    presets = {"backdoor-toolbox": {"theta": math.e, "tolerance": 1e-5}}
+
+    def __post_init__(self) -> None:
+        """Check the options.
+
+        Raises:
+            SweepError: A number is out of range.
+        """
+        if min(self.dims, self.restarts) < 1 or self.theta < 0:
+            raise SweepError("dims and restarts >= 1; theta >= 0")
+
+    def applies(self, needs: Needs) -> str | None:
+        """Refuse few classes, among which none can stand out, and single clean images."""
+        if needs.classes < 6:
+            return "SCAn compares classes with their median: it needs six"
+        if needs.clean < 2 * needs.classes:
+            return f"SCAn needs two clean images of each class: {2 * needs.classes}"
+        return None
+
+    def defend(self, case: Case) -> Outcome:
+        """Learn the covariances on the clean images, split each class, compare the classes."""
+        data, clean, model = case.train, case.clean, case.model
+        suspects = features_of(model, data.images).double()
+        known = features_of(model, clean.images).double()
+        dims = max(1, min(self.dims, (len(clean) - len(clean.classes)) // 2))
+        basis, _ = principal(torch.cat([suspects, known]), dims)
+        suspects, known = ((part - known.mean(0)) @ basis for part in (suspects, known))
+        labels = clean.labels.to(known.device)
+        identity, variation = covariances(known, labels, tolerance=self.tolerance)
+        root = metric(variation)
+        scores, poisoned = torch.zeros(len(data)), torch.zeros(len(data), dtype=torch.bool)
+        gains, found = torch.zeros(len(clean.classes), dtype=torch.float64), []
+        for label, index in members(data.labels, len(data.classes)):
+            case.log(step=label + 1, steps=len(data.classes))
+            own = known[labels == label]
+            whole = torch.cat([own, suspects[index]])
+            gain = _gain(identity, variation, whole.new_full((1, 1, 1), len(whole)))[0]
+            small, centres = two_means(whole @ root, case.rng(f"class {label}"), self.restarts)
+            gains[label] = evidence(whole @ root, small, gain @ whole.mean(0) @ root)
+            if 2 * int(small[: len(own)].sum()) > len(own):
+                small, centres = ~small, centres.flip(0)
+            squares = torch.cdist(whole[len(own) :] @ root, centres).square()
+            scores[index] = (squares[:, 0] - squares[:, 1]).float().cpu()
+            poisoned[index] = small[len(own) :].cpu()
+            found.append(label)
+        judged = torch.tensor(found)
+        guilty = torch.zeros(len(clean.classes), dtype=torch.bool)
+        guilty[judged] = outliers(gains[judged], self.theta)
+        return Outcome(
+            scores=scores,
+            flagged=poisoned & guilty[data.labels],
+            notes={
+                "evidence": gains,
+                "anomaly": anomaly(gains[judged]),
+                "classes": guilty.nonzero().flatten(),
+            },
+        )
