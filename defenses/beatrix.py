@@ -26,8 +26,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from defenses._attribution import anomaly, outliers
 from defenses._features import members
+from defenses._mad import anomaly, outliers
 from defenses._threshold import checked, cut
 from defenses.base import Case, Defense, Needs
 from sweeper.errors import SweepError

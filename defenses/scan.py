@@ -28,8 +28,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from defenses._attribution import anomaly, outliers
 from defenses._features import features_of, members, principal, two_means
+from defenses._mad import anomaly, outliers
 from defenses.base import Case, Defense, Needs
 from sweeper.errors import SweepError
 from sweeper.types import Outcome

@@ -25,8 +25,8 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from defenses._attribution import outliers
 from defenses._features import features_of, members, principal
+from defenses._mad import outliers
 from defenses.base import Case, Defense
 from defenses.spectral_signatures import removed
 from sweeper.errors import SweepError
