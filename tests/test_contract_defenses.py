@@ -26,6 +26,10 @@ NAMES = catalog.names("defense")
 VARIANTS = toys.variants("defense")
 every = pytest.mark.parametrize("name", NAMES)
 every_variant = pytest.mark.parametrize(("name", "preset"), VARIANTS)
+RUNS = [
+    pytest.param(*variant, marks=[pytest.mark.slow] if variant[1] else []) for variant in VARIANTS
+]
+"""Presets run in the slow suite; the defaults run in the fast one."""
 
 
 def build(name: str, preset: str = "") -> Defense:
@@ -154,7 +158,7 @@ def test_options_are_json_and_build_the_same_defense_again(name: str, preset: st
     )
 
 
-@every_variant
+@pytest.mark.parametrize(("name", "preset"), RUNS)
 def test_defends_a_toy_victim_as_declared(name: str, preset: str) -> None:
     defense = build(name, preset)
     assert applies(defense), "a defense must run on a small network with BatchNorm and ten classes"
@@ -185,8 +189,12 @@ def test_defends_a_toy_victim_as_declared(name: str, preset: str) -> None:
 @every
 @pytest.mark.parametrize(
     ("classes", "clean"),
-    [(2, 40), (43, 129), (10, 12), (10, 10)],
-    ids=["2-classes", "43-classes", "less-than-a-batch", "one-image-a-class"],
+    [
+        pytest.param(2, 40, id="2-classes"),
+        pytest.param(43, 129, id="43-classes", marks=pytest.mark.slow),
+        pytest.param(10, 12, id="less-than-a-batch", marks=pytest.mark.slow),
+        pytest.param(10, 10, id="one-image-a-class"),
+    ],
 )
 def test_runs_with_any_number_of_classes_and_few_images(
     name: str, classes: int, clean: int
