@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
 import os
 import random
@@ -52,6 +53,17 @@ def isolated(key: str, threads: int) -> Iterator[None]:
             torch.cuda.empty_cache()
         else:
             gc.collect(1)  # a full collection takes 0.2 s, longer than many a cell
+        _give_back()
+
+
+def _give_back() -> None:
+    """Return freed memory to the system.
+
+    glibc keeps a pool for every thread that ever allocated, and every cell of a reused worker runs
+    in a new one: after 25 cells on CIFAR-10 a worker held 2.9 GB, most of it free.
+    """
+    with contextlib.suppress(OSError, AttributeError):  # not Linux, or another C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 @contextlib.contextmanager
