@@ -18,6 +18,9 @@ teach; the bits are random instead of a BCH code of a word; the test images
 never train the encoder; B's waiting times (1,000 and 3,000 iterations) are shares of the steps. The
 ISSBA and D-BR releases use a pretrained 224 px encoder for which variant B stands here. Images are
 rounded to uint8.
+
+Measured on 1,000 held-out CIFAR-10 images after 8 epochs on 4,000 at lr 1e-3 (variant a, 20 bits):
+bit accuracy 0.70, residual 48. So short a training misses both bars; read them off the state.
 """
 
 from __future__ import annotations
