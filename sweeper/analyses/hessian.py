@@ -62,5 +62,5 @@ class HessianSpectrum(Analysis):
         axes.set_ylabel("density")
         axes.set_xlabel(
             f"eigenvalue; largest {one['lambda_max']:.3g}, trace {one['trace']:.4g} "
-            f"± {one['trace_error']:.2g}, clean loss {one['loss']:.3g}"
+            f"± {one['trace_error']:.3g}, clean loss {one['loss']:.3g}"
         )

@@ -55,10 +55,13 @@ class SodaAttribution(Analysis):
         left.axhline(self.theta1, color="black", linewidth=0.8, linestyle="--")
         left.set_xlabel("class (coloured: flagged as target)")
         left.set_ylabel("anomaly index")
-        for panel, colour, word in (("others", CLEAN, "other classes"), ("own", POISON, "class")):
+        for panel, colour, word in (
+            ("others", CLEAN, "others"),
+            ("own", POISON, "most anomalous class"),
+        ):
             part = found[found["panel"] == panel]
             right.plot(part["x"], part["value"], color=colour, linewidth=1, label=word)
-        right.set_xlabel("neurons, by attribution to the most anomalous class")
+        right.set_xlabel("neurons, by attribution to that class")
         right.set_ylabel("causal attribution")
         right.legend(frameon=False)
         for axes in (left, right):
