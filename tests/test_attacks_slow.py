@@ -23,6 +23,7 @@ FACTS: dict[str, tuple[dict[str, Any], float, float]] = {
     "trojan": ({"mode": "replace"}, 0.1, 0.8),  # 1.000
     "sig": ({}, 1.0, 0.6),  # 1.000
     "clean-label": ({"epsilon": 16.0}, 1.0, 0.6),  # 1.000
+    "ctrl": ({}, 1.0, 0.6),  # 0.944
     "tact": ({}, 0.05, 0.5),  # 0.955
     "low-frequency": ({}, 0.1, 0.5),  # 0.912
     "refool": ({}, 0.1, 0.5),  # 0.930
