@@ -19,7 +19,7 @@ Deviations, each with its reason:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -122,28 +122,4 @@ class Sharpness(EveryStep):
     ) -> Tensor:
         """One update whose gradient is taken at the worst point near by."""
         self.pace(optimizer)
-        optimizer.zero_grad(set_to_none=True)
-        value = loss()
-        value.backward()
-        weights: list[Tensor] = [p for p in model.parameters() if p.grad is not None]
-        slopes = [p.grad for p in weights if p.grad is not None]
-        kept = [p.detach().clone() for p in weights]
-        with torch.no_grad():
-            torch._foreach_add_(weights, ascent(kept, slopes, self.rho, self.adaptive))
-        optimizer.zero_grad(set_to_none=True)
-        with curvature.side_pass(model):
-            loss().backward()
-        with torch.no_grad():
-            torch._foreach_copy_(weights, kept)
-        optimizer.step()
-        return value.detach()
-
-
-def ascent(
-    weights: Sequence[Tensor], slopes: Sequence[Tensor], rho: float, adaptive: bool = True
-) -> list[Tensor]:
-    """The move to the worst point near by, for each weight; one norm over all of them."""
-    scales = [w.abs() if adaptive else torch.ones_like(w) for w in weights]
-    steps = torch._foreach_mul(scales, list(slopes))
-    length = torch.stack(torch._foreach_norm(steps)).norm() + 1e-12
-    return [rho / length * scale * step for scale, step in zip(scales, steps, strict=True)]
+        return curvature.sharp_step(model, optimizer, loss, self.rho, self.adaptive)

@@ -33,14 +33,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from defenses import _sibp
+from defenses._hooks import Clipped
 from defenses.base import Case, Defense
 from sweeper.errors import SweepError
 from sweeper.models.base import Net
-from sweeper.training import Hooks
 from sweeper.types import ImageSet, Outcome
 
 CANDIDATES = (0.5, 1.0, 1.5, 1.9, 2.5)
@@ -207,30 +206,18 @@ class _Enough(Exception):
     """Raised within the loop to end it."""
 
 
-class _Tuning(Hooks):
+class _Tuning(Clipped):
     """Keeps pruned channels at zero, clips gradients, ends the loop when nothing improves."""
 
     def __init__(
         self, sibp: SIBP, dead: _sibp.Dead, accuracy: Callable[[nn.Module], float | None] | None
     ) -> None:
+        super().__init__(sibp.clip)
         self.sibp = sibp
         self.dead = dead
         self.accuracy = accuracy
         self.epochs = 0
         self.best, self.best_epoch = -1.0, 0
-
-    def step(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, loss: Callable[[], Tensor]
-    ) -> Tensor:
-        """One update with the gradient's norm bounded."""
-        if not self.sibp.clip:
-            return super().step(model, optimizer, loss)
-        optimizer.zero_grad(set_to_none=True)
-        value = loss()
-        value.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), self.sibp.clip)
-        optimizer.step()
-        return value.detach()
 
     def stepped(self, model: nn.Module, step: int) -> None:
         """After an update."""

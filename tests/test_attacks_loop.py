@@ -23,7 +23,7 @@ from attacks.lira import Lira
 from attacks.ssba import Ssba
 from attacks.wanet import WaNet, identity
 from attacks.wb import Wb
-from sweeper import seeds, training
+from sweeper import curvature, seeds, training
 from sweeper.errors import SweepError
 from sweeper.store import Store
 from sweeper.training import Batch, Hooks
@@ -313,7 +313,7 @@ def test_labels_are_drawn_from_the_softmax() -> None:
 def test_the_perturbation_has_norm_rho(adaptive: bool) -> None:
     weights = [torch.rand(4, 3, generator=rng()) + 0.1, torch.rand(5, generator=rng("b")) - 2]
     slopes = [torch.randn(w.shape, generator=rng("g")) for w in weights]
-    moves = fip_sam.climb(weights, slopes, 2.0, adaptive)
+    moves = curvature.climb(weights, slopes, 2.0, adaptive)
     scaled = [m / w.abs() if adaptive else m for m, w in zip(moves, weights, strict=True)]
     assert float(torch.cat([s.flatten() for s in scaled]).norm()) == pytest.approx(2, rel=1e-5)
 

@@ -22,12 +22,12 @@ from defenses.base import Case, Defense, Needs
 from defenses.clp import CLP
 from defenses.clp_holdout import CLPHoldout
 from defenses.fine_tuning import FineTuning
-from defenses.ft_sam import FTSAM, Sharpness, ascent
+from defenses.ft_sam import FTSAM, Sharpness
 from defenses.i_bau import IBAU, hypergradient
 from defenses.nad import NAD, attention, levels
 from defenses.rnp import RNP
 from defenses.super_ft import SuperFT
-from sweeper import seeds, training
+from sweeper import curvature, seeds, training
 from sweeper.errors import DivergedError, SweepError
 from sweeper.models.base import Net
 from sweeper.types import ImageSet
@@ -370,12 +370,12 @@ def test_rnp_learns_from_no_image_of_the_hold_out(monkeypatch: pytest.MonkeyPatc
 
 def test_the_climb_has_length_rho_relative_to_the_weights() -> None:
     weights, slopes = [normal(4, 3), normal(5)], [normal(3, 4).T, normal(6)[1:]]
-    found = ascent(weights, slopes, 2.0)
+    found = curvature.climb(weights, slopes, 2.0, True)
     relative = torch.cat([(e / w.abs()).flatten() for e, w in zip(found, weights, strict=True)])
     assert float(relative.norm()) == pytest.approx(2.0, rel=1e-5)
     for e, w, g in zip(found, weights, slopes, strict=True):
         assert torch.allclose(e / e.norm(), w.square() * g / (w.square() * g).norm(), atol=1e-6)
-    plain = ascent(weights, slopes, 2.0, adaptive=False)
+    plain = curvature.climb(weights, slopes, 2.0, adaptive=False)
     assert float(torch.cat([e.flatten() for e in plain]).norm()) == pytest.approx(2.0, rel=1e-5)
 
 
@@ -391,7 +391,7 @@ def test_the_adaptive_climb_does_not_see_a_rescaling_between_layers() -> None:
 
         slopes = torch.autograd.grad(loss(one, two), [one, two])
         up = {
-            adaptive: ascent([one.detach(), two.detach()], slopes, 0.5, adaptive)
+            adaptive: curvature.climb([one.detach(), two.detach()], slopes, 0.5, adaptive)
             for adaptive in (True, False)
         }
         found.append({k: loss(one + e[0], two + e[1]).item() for k, e in up.items()})
