@@ -228,6 +228,8 @@ class Defense(ABC):
     """What a model must have: batchnorm."""
     rules: ClassVar[tuple[str, ...]] = ("any",)
     """Label rules the method was made for; it is run on all of them."""
+    unlearns: ClassVar[bool] = False
+    """Whether it unlearns the trigger it finds, so that `{detect: it, then: unlearn}` is itself."""
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """A source's variant by name -> the options it sets."""
     version: ClassVar[int] = 1

@@ -22,40 +22,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor
 
+from defenses._alternate import alternate
 from defenses._sd import CLEAN, POISONED, Separated
 from defenses.base import Case
 from sweeper.errors import SweepError
 from sweeper.models.base import Net
-from sweeper.recipes import Recipe
-from sweeper.training import Batch, Hooks
 from sweeper.types import Outcome
-
-
-class _Signed(Hooks):
-    """Descends (sign 1) or ascends (sign -1) cross-entropy, with one optimiser for all phases."""
-
-    def __init__(self, bound: float | None = None) -> None:
-        self.sign = 1.0
-        self.bound = bound
-        self.kept: torch.optim.Optimizer | None = None
-
-    def optimizer(self, model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-        """The optimiser of the first phase, with its momentum."""
-        self.kept = self.kept or super().optimizer(model, recipe)
-        return self.kept
-
-    def loss(self, model: nn.Module, batch: Batch, recipe: Recipe) -> Tensor:
-        """Signed cross-entropy; ascent leaves alone what is above the bound."""
-        if self.sign > 0 or self.bound is None:
-            return self.sign * super().loss(model, batch, recipe)
-        losses = functional.cross_entropy(
-            model(batch.images).float(), batch.labels, reduction="none"
-        )
-        return -losses.clamp(max=self.bound).mean()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,30 +73,17 @@ class DBR(Separated):
 
     def rounds(self, case: Case, clean: Tensor, poisoned: Tensor) -> Iterator[tuple[Net, float]]:
         """Yield the one model being repaired with its loss on D_p, before and after each epoch."""
-        model, hooks = case.model, _Signed(self.bound)
         keep, drop = case.train[clean], case.train[poisoned]
-        yield model, 0.0
-        for epoch in range(self.epochs):
-            found = []
-            for sign, data, name in ((-1.0, drop, "unlearn"), (1.0, keep, "relearn")):
-                hooks.sign = sign
-                found += case.fit(
-                    model,
-                    data,
-                    name=f"{name} {epoch}",
-                    hooks=hooks,
-                    epochs=1,
-                    batch=self.batch,
-                    lr=self.lr,
-                    momentum=0.9,
-                    nesterov=False,
-                    weight_decay=5e-4,
-                    schedule="constant",
-                    warmup=0.0,
-                    label_smoothing=0.0,
-                )
-            case.log(step=epoch + 1, steps=self.epochs, loss=found[1])
-            yield model, -found[0]
+        return alternate(
+            case,
+            case.model,
+            keep,
+            drop,
+            epochs=self.epochs,
+            lr=self.lr,
+            batch=self.batch,
+            bound=self.bound,
+        )
 
     def choose(self, case: Case, rounds: Iterator[tuple[Net, float]]) -> tuple[Net, dict[str, Any]]:
         """Run all rounds and keep the last model."""

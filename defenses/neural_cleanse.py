@@ -89,6 +89,7 @@ class NeuralCleanse(Defense):
     kind = "repair"
     sees = frozenset({"model", "clean"})
     rules = ("all2one", "clean")
+    unlearns = True
     presets = {"paper": {"epochs": 1000, "tune_epochs": 1, "tau": None}}
 
     def __post_init__(self) -> None:

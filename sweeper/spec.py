@@ -97,6 +97,8 @@ def _entry(kind: str, item: Any) -> Any:
     if isinstance(item, str):
         return {"name": item, "label": item}
     rest = dict(_mapping(item, f"a name, or a mapping with `{kind}: NAME` and options"))
+    if kind == "defense" and "then" in rest:
+        rest = _chain(rest)
     name, preset = rest.pop(kind, None), rest.get("preset", "")
     if not isinstance(name, str):
         raise ValueError(f"an entry with options needs `{kind}: NAME`, not {item!r}")
@@ -110,6 +112,17 @@ def _entry(kind: str, item: Any) -> Any:
         rates = rest.pop("poison_rates")
         found["poison_rates"] = [] if rates is None else rates
     return found
+
+
+def _chain(item: dict[str, Any]) -> dict[str, Any]:
+    """Write `{detect: A, then: B, ...}` as the defense B with A among its options."""
+    rest = {key: value for key, value in item.items() if key not in ("detect", "then")}
+    if "detect" not in item or "defense" in rest:
+        raise ValueError(f"a chain is {{detect: DEFENSE, then: DEFENSE}}, not {item!r}")
+    first, second = (Entry(**_entry("defense", item[key])) for key in ("detect", "then"))
+    detect = {"defense": first.name, **first.options} if first.options else first.name
+    label = f"{first.label}+{second.label}"
+    return {**second.options, "defense": second.name, "as": label, "detect": detect, **rest}
 
 
 Datasets = list[Annotated[Entry, BeforeValidator(functools.partial(_entry, "dataset"))]]

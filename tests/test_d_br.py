@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 from torch import Generator, Tensor, nn
 
 from defenses import _sd
+from defenses._alternate import Signed
 from defenses._sd import CLEAN, POISONED, SD, UNCERTAIN, fct, intra_loss, separate
 from defenses.base import Case
-from defenses.d_br import DBR, _Signed
+from defenses.d_br import DBR
 from defenses.d_br_oracle import DBROracle
 from defenses.d_st import DST
 from sweeper import augment, seeds, training
@@ -342,7 +343,7 @@ def test_phases_alternate_on_their_parts_with_one_optimiser(
     calls: list[tuple[int, float, Any, int]] = []
     fit = training.fit
 
-    def spied(model: Any, data: ImageSet, recipe: Any, *, hooks: _Signed, **rest: Any) -> Any:
+    def spied(model: Any, data: ImageSet, recipe: Any, *, hooks: Signed, **rest: Any) -> Any:
         found = fit(model, data, recipe, hooks=hooks, **rest)
         calls.append((len(data), hooks.sign, recipe, id(hooks.kept)))
         return found
@@ -366,7 +367,7 @@ def test_phases_alternate_on_their_parts_with_one_optimiser(
 
 def test_the_optimiser_of_all_phases_keeps_its_momentum() -> None:
     """Two phases of one step each, by hand."""
-    hooks, model = _Signed(), toys.victim()
+    hooks, model = Signed(), toys.victim()
     data = toys.image_set(16)
     recipe = replace(toys.RECIPE, epochs=1, batch=16, lr=0.01, schedule="constant", warmup=0.0)
     start = toys.weights(model)["classifier.bias"]
@@ -387,7 +388,7 @@ def test_ascent_leaves_alone_what_is_above_the_bound() -> None:
     model, data = toys.victim(), toys.image_set(16)
     images = data.images.float() / 255
     batch = training.Batch(images, (data.labels + 1) % 10, torch.arange(16), 0, 0)
-    hooks = _Signed(bound=1e-3)
+    hooks = Signed(bound=1e-3)
     hooks.sign = -1.0
     hooks.loss(model, batch, toys.RECIPE).backward()
     assert all(not p.grad.any() for p in model.parameters() if p.grad is not None)

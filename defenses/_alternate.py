@@ -1,0 +1,90 @@
+"""Unlearning and relearning in turns, D-BR's second half: ascent on some samples, then descent.
+
+One optimiser with one momentum for all phases, a small constant learning rate, train mode and the
+data set's augmentation in both (Chen, Wu and Wang, NeurIPS 2022, section 4.2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from defenses.base import Case
+from sweeper.models.base import Net
+from sweeper.recipes import Recipe
+from sweeper.training import Batch, Hooks
+from sweeper.types import ImageSet
+
+
+class Signed(Hooks):
+    """Descends (sign 1) or ascends (sign -1) cross-entropy, with one optimiser for all phases."""
+
+    def __init__(self, bound: float | None = None) -> None:
+        self.sign = 1.0
+        self.bound = bound
+        self.kept: torch.optim.Optimizer | None = None
+
+    def optimizer(self, model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+        """The optimiser of the first phase, with its momentum."""
+        self.kept = self.kept or super().optimizer(model, recipe)
+        return self.kept
+
+    def loss(self, model: nn.Module, batch: Batch, recipe: Recipe) -> Tensor:
+        """Signed cross-entropy; ascent leaves alone what is above the bound."""
+        if self.sign > 0 or self.bound is None:
+            return self.sign * super().loss(model, batch, recipe)
+        losses = functional.cross_entropy(
+            model(batch.images).float(), batch.labels, reduction="none"
+        )
+        return -losses.clamp(max=self.bound).mean()
+
+
+def alternate(
+    case: Case,
+    model: Net,
+    keep: ImageSet,
+    drop: ImageSet,
+    *,
+    epochs: int,
+    lr: float,
+    batch: int,
+    bound: float | None = None,
+) -> Iterator[tuple[Net, float]]:
+    """Yield `model`, changed in place, with its loss on `drop`: before, and after each epoch.
+
+    Args:
+        case: Whose recipe and draws are used.
+        model: What to repair.
+        keep: Samples whose loss is descended.
+        drop: Samples whose loss is ascended, with the labels given.
+        epochs: Rounds of one pass over `drop` and one over `keep`.
+        lr: Learning rate of both.
+        batch: Images of a step.
+        bound: Ascent leaves samples alone whose loss exceeds this.
+    """
+    hooks = Signed(bound)
+    yield model, 0.0
+    for epoch in range(epochs):
+        found = []
+        for sign, data, name in ((-1.0, drop, "unlearn"), (1.0, keep, "relearn")):
+            hooks.sign = sign
+            found += case.fit(
+                model,
+                data,
+                name=f"{name} {epoch}",
+                hooks=hooks,
+                epochs=1,
+                batch=batch,
+                lr=lr,
+                momentum=0.9,
+                nesterov=False,
+                weight_decay=5e-4,
+                schedule="constant",
+                warmup=0.0,
+                label_smoothing=0.0,
+            )
+        case.log(step=epoch + 1, steps=epochs, loss=found[1])
+        yield model, -found[0]

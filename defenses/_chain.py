@@ -1,0 +1,125 @@
+"""Chains: a detector of poisoned training samples, and a defense that acts on what it flags.
+
+In a sweep file `{detect: scan, then: retrain}`. What the detector finds is a stage, a cell of its
+own, so that two chains behind one detector share it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from defenses.base import Case, Defense, Needs, Stage
+from sweeper import options
+from sweeper.errors import SweepError
+from sweeper.types import ImageSet
+
+
+def detector(asked: str | Mapping[str, Any]) -> tuple[str, Defense]:
+    """Return the name and the defense of a `detect` option.
+
+    Raises:
+        SweepError: There is no such defense, or it does not take these options.
+    """
+    from sweeper import catalog  # here: a detector may be a third party's, found by its name
+
+    given = {"defense": asked} if isinstance(asked, str) else dict(asked)
+    name = given.pop("defense", None)
+    if not isinstance(name, str):
+        raise SweepError(f"detect: needs a name, or {{defense: NAME, ...}}, not {asked!r}")
+    made: Defense = catalog.make("defense", name, given)
+    return name, made
+
+
+@dataclass(frozen=True, kw_only=True)
+class Detection(Stage):
+    """What a detector says of each training sample."""
+
+    detect: str
+    """The detector."""
+    options: Mapping[str, Any]
+    """All its options, after defaults."""
+    detector_version: int
+    """Its version."""
+
+    name = "detection"
+    sees = frozenset({"train"})
+
+    def __post_init__(self) -> None:
+        """See what the detector sees."""
+        object.__setattr__(self, "sees", self.made.sees)
+
+    @property
+    def made(self) -> Defense:
+        """The detector."""
+        return detector({"defense": self.detect, **self.options})[1]
+
+    def run(self, case: Case) -> dict[str, Tensor]:
+        """Run the detector.
+
+        Returns:
+            flagged: bool [N]; scores: float [N], where the detector has them.
+
+        Raises:
+            SweepError: It flags nothing by rule: it only scores.
+        """
+        found = self.made.defend(case)
+        if found.flagged is None:
+            raise SweepError(f"{self.detect} only scores samples, it flags none to act on")
+        scores = {} if found.scores is None else {"scores": found.scores.cpu()}
+        return {"flagged": found.flagged.cpu(), **scores}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chained(Defense):
+    """A defense that starts from what a detector flags."""
+
+    detect: str | dict[str, Any] = "spectral-signatures"
+    """The detector: its name, or {defense: NAME, ...} with options of its own."""
+
+    acts: ClassVar[frozenset[str]] = frozenset({"train"})
+    """What the defense itself sees."""
+
+    def __post_init__(self) -> None:
+        """See and require what the detector does too.
+
+        Raises:
+            SweepError: There is no such detector, or it detects no training samples.
+        """
+        name, made = detector(self.detect)
+        self.accept(name, made)
+        object.__setattr__(self, "sees", self.acts | made.sees)
+        object.__setattr__(self, "requires", made.requires)
+
+    def accept(self, name: str, made: Defense) -> None:
+        """Refuse what flags no training samples."""
+        if made.kind != "detection":
+            raise SweepError(
+                f"detect: {name} is of kind {made.kind}, it flags no training samples; "
+                "`sweeper list defenses` has those of kind detection"
+            )
+
+    def stage(self) -> Stage | None:
+        """The detector's run, shared by all chains behind it."""
+        name, made = detector(self.detect)
+        return Detection(
+            detect=name, options=options.canonical(made), detector_version=made.version
+        )
+
+    def applies(self, needs: Needs) -> str | None:
+        """Refuse where the detector does."""
+        return detector(self.detect)[1].applies(needs)
+
+    def parts(self, case: Case) -> tuple[ImageSet, ImageSet]:
+        """Return the training samples that were not flagged, and those that were.
+
+        Raises:
+            SweepError: All are flagged.
+        """
+        flagged = case.state["flagged"]
+        if bool(flagged.all()):
+            raise SweepError("the detector flags every training sample: nothing is left to use")
+        return case.train[~flagged], case.train[flagged]
