@@ -19,8 +19,9 @@ never train the encoder; B's waiting times (1,000 and 3,000 iterations) are shar
 ISSBA and D-BR releases use a pretrained 224 px encoder for which variant B stands here. Images are
 rounded to uint8.
 
-Measured on 1,000 held-out CIFAR-10 images after 8 epochs on 4,000 at lr 1e-3 (variant a, 20 bits):
-bit accuracy 0.70, residual 48. So short a training misses both bars; read them off the state.
+Measured on 1,000 held-out CIFAR-10 images (variant a, 20 bits, 8 epochs on 4,000 images at the
+default learning rate, 344 s on one shared CPU core): bit accuracy 1.000, residual 6.1. The bits are
+not learned before the third epoch; at lr 1e-3 they were not within four.
 """
 
 from __future__ import annotations

@@ -51,7 +51,12 @@ def test_it_runs_or_says_why_not(
     monkeypatch.setattr(Same, "made", (model, classes), raising=False)
     given = {"classes": classes, "shape": SHAPE, "clean": 2 * classes, "model": victim}
     outcome = toys.run(defense, kind=Same, **given)
-    assert outcome.model is not None
+    if outcome.filter is not None:
+        found = outcome.filter(toys.image_set(4, shape=SHAPE).images)
+        assert found.shape == (4,) and bool(found.isfinite().all())
+    if outcome.model is None:
+        assert any(part is not None for part in (outcome.scores, outcome.flagged, outcome.filter))
+        return
     before, after = victim.state_dict(), outcome.model.state_dict()
     assert before.keys() == after.keys()
     assert all(before[key].shape == after[key].shape for key in before)
