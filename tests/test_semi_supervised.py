@@ -240,6 +240,15 @@ def test_the_guess_is_the_mean_of_two_views() -> None:
     assert torch.allclose(guess, wanted) and not guess.requires_grad
 
 
+def test_batchnorm_sees_labelled_and_other_images_of_a_step_in_one_batch() -> None:
+    """The releases' three passes need images interleaved to that end; one pass does not."""
+    data, seen = toys.image_set(8, shape=(3, 8, 8)), []
+    model = linear()
+    model.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    loss_of(Plain(), model, data.images)(data.images.float() / 255, data.labels, 0)
+    assert [len(images) for images in seen] == [16, 24], "the guess, and the step"
+
+
 def test_weights_get_gradients_under_autocast_after_the_guess() -> None:
     own = bare(precision="bf16")
     data, model = toys.image_set(8, shape=(3, 8, 8)), linear()
