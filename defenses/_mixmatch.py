@@ -214,8 +214,8 @@ class _Loss:
         Under an autocast of its own: weights it casts without gradients must not be met again.
         """
         with self.case.autocast():
-            shares: Tensor = self.model(views).float().softmax(1)
-        return shares.unflatten(0, (2, -1)).mean(0)
+            shares = self.model(views).float().softmax(1)
+        return torch.stack(shares.chunk(2)).mean(0)
 
     def ramp(self, step: int) -> float:
         """Weight of the guesses at a step of this epoch."""

@@ -334,7 +334,7 @@ def test_descend_takes_an_optimizer_at_the_learning_rate_of_the_recipe() -> None
         loss=lambda images, labels, _: functional.cross_entropy(model(images), labels),
         optimizer=own_adam,
     )
-    step = (model[1].weight - before["1.weight"]).abs().max()
+    step = (model[1].weight.detach() - before["1.weight"]).abs().max()
     assert float(step) == pytest.approx(0.01, rel=1e-3), "Adam's first step is its learning rate"
 
 
@@ -349,7 +349,7 @@ def test_dbd_keeps_the_labels_of_exactly_the_half_of_lowest_loss() -> None:
         def mixmatch(self, case: Any, model: Any, data: Any, epochs: Any, choose: Any) -> Any:
             def noted(epoch: int) -> Tensor:
                 kept.append(choose(epoch))
-                wanted = symmetric(model(data.images.float() / 255), data.labels)
+                wanted = symmetric(model(data.images.float() / 255), data.labels).detach()
                 assert float(wanted[kept[-1]].max()) <= float(wanted[~kept[-1]].min()) + 1e-4
                 return kept[-1]
 
