@@ -28,6 +28,7 @@ def descend(
     loss: Loss,
     name: str = "steps",
     clip: float = 0.0,
+    optimizer: torch.optim.Optimizer | None = None,
 ) -> list[float]:
     """Update the model's trainable weights in place by the recipe's SGD and schedule.
 
@@ -42,6 +43,7 @@ def descend(
         loss: The loss of one batch.
         name: Names the random draws.
         clip: Largest norm of the gradient; 0: no bound.
+        optimizer: Used in place of SGD, with its state; the learning rate is the recipe's.
 
     Returns:
         The mean losses of the first and of the last tenth of the steps.
@@ -50,7 +52,7 @@ def descend(
         DivergedError: A loss became NaN or infinite.
     """
     recipe = replace(recipe, epochs=steps, period=0, warmup=0.0, milestones=())
-    optimizer = training.sgd(model, recipe)
+    optimizer = optimizer or training.sgd(model, recipe)
     weights = [value for value in model.parameters() if value.requires_grad]
     losses: list[Tensor] = []
     batches = training.draws(data, recipe, steps, case.rng(name), case.device)

@@ -24,10 +24,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from defenses._losses import losses_of, lowest
 from defenses._passes import PLAIN, Lasting, passes
 from defenses.base import Case, Defense
 from sweeper.errors import SweepError
@@ -47,20 +47,6 @@ FITTED = 0.1
 def trapped(losses: Tensor, trap: str, gamma: float, per_sample: bool) -> Tensor:
     """The loss of a batch from those of its samples, float [B]."""
     return TRAPS[trap](losses if per_sample else losses.mean(), gamma).mean()
-
-
-def lowest(losses: Tensor, share: float) -> Tensor:
-    """Which samples have the lowest losses, rounded down, ties by index; bool [N].
-
-    Raises:
-        SweepError: There are none.
-    """
-    count = int(share * len(losses) + 1e-9)
-    if not count:
-        raise SweepError(f"isolate {share:g} of {len(losses)} training samples is none: raise it")
-    isolated = torch.zeros(len(losses), dtype=torch.bool)
-    isolated[losses.argsort(stable=True)[:count]] = True
-    return isolated
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,15 +186,3 @@ class Ascent(Lasting):
     def loss(self, model: nn.Module, batch: Batch, recipe: Recipe) -> Tensor:
         """The loss, negated."""
         return -super().loss(model, batch, recipe)
-
-
-@torch.inference_mode()
-def losses_of(case: Case, model: nn.Module, data: ImageSet) -> Tensor:
-    """Cross-entropy of each image under its label, in eval mode; float [N] on the CPU."""
-    found = []
-    with case.autocast():
-        for images, labels in zip(data.images.split(500), data.labels.split(500), strict=True):
-            logits = model(images.to(case.device).float().div_(255)).float()
-            labels = labels.to(case.device)
-            found.append(functional.cross_entropy(logits, labels, reduction="none"))
-    return torch.cat(found).cpu()

@@ -34,8 +34,9 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional
 
 from defenses._sd import CLEAN, POISONED, UNCERTAIN, Separated
+from defenses._simclr import TwoViews, view
 from defenses.base import Case
-from sweeper import augment, training
+from sweeper import training
 from sweeper.errors import SweepError
 from sweeper.models.base import Net
 from sweeper.recipes import Recipe
@@ -83,13 +84,6 @@ def mce(logits: Tensor, labels: Tensor, part: Tensor, weight: float) -> Tensor:
         for which in (CLEAN, POISONED)
     )
     return clean - weight * poisoned
-
-
-def view(images: Tensor, flip: bool, rng: Generator) -> Tensor:
-    """A random view of each of a batch of images [B, C, H, W]: place, size and colours."""
-    images = augment.resize_crop(images, (0.2, 1.0), (3 / 4, 4 / 3), flip, rng)
-    images = augment.jitter(images, 0.4, 0.4, 0.4, 0.1, 0.8, rng)
-    return augment.decolour(images, 0.2, rng)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,50 +197,30 @@ class DST(Separated):
         return cosine(int(progress) + 1)
 
 
-class _Contrast(Hooks):
-    """Trains the trunk with a projection head on two views of each image, by SS-CTL."""
+class _Contrast(TwoViews):
+    """Trains the trunk by SS-CTL."""
 
     def __init__(self, options: DST, part: Tensor, flip: bool, rng: Generator) -> None:
+        super().__init__(flip, rng)
         self.options = options
         self.part = part
-        self.flip = flip
-        self.rng = rng
         self.steps = len(training.order(len(part), options.batch, torch.Generator()))
         self.progress = 0.0
 
     def start(self, model: nn.Module, device: torch.device) -> None:
         """Make the projection head."""
-        assert isinstance(model, Net)
-        width = model.classifier.get_parameter("weight").shape[1]
+        super().start(model, device)
         self.part = self.part.to(device)
-        self.projection = nn.Sequential(
-            *(self.linear(width, width), nn.ReLU(), self.linear(width, 128))
-        ).to(device)
-
-    def linear(self, inputs: int, outputs: int) -> nn.Linear:
-        """A layer drawn as torch draws it, but from our generator."""
-        layer: nn.Linear = nn.utils.skip_init(nn.Linear, inputs, outputs)
-        for value in layer.parameters():
-            nn.init.uniform_(value, -(inputs**-0.5), inputs**-0.5, generator=self.rng)
-        return layer
-
-    def optimizer(self, model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-        """SGD over trunk and projection."""
-        assert isinstance(model, Net)
-        return training.sgd(nn.ModuleList([model.trunk, self.projection]), recipe)
 
     def augmented(self, batch: Batch, rng: Generator) -> Batch:
         """Two views, one after the other."""
         self.progress = batch.step / self.steps
-        views = [view(batch.images, self.flip, rng) for _ in range(2)]
-        return replace(batch, images=torch.cat(views))
+        return super().augmented(batch, rng)
 
     def loss(self, model: nn.Module, batch: Batch, recipe: Recipe) -> Tensor:
         """SS-CTL."""
-        assert isinstance(model, Net)
-        views = functional.normalize(self.projection(model.features(batch.images)).float(), dim=1)
         return ss_ctl(
-            views,
+            self.projected(model, batch),
             batch.labels,
             self.part[batch.index],
             temperature=self.options.temperature,

@@ -215,6 +215,28 @@ def decolour(images: Tensor, probability: float, rng: Generator) -> Tensor:
     return torch.where(hit[:, None, None, None], luma(images), images)
 
 
+def blur(images: Tensor, sigma: tuple[float, float], probability: float, rng: Generator) -> Tensor:
+    """Blur each image [B, C, H, W], with this probability, by U(*sigma) pixels."""
+    hit = torch.rand(len(images), generator=rng) < probability
+    width = torch.empty(len(images)).uniform_(*sigma, generator=rng).to(images.device)
+    return torch.where(hit.to(images.device)[:, None, None, None], blurred(images, width), images)
+
+
+def blurred(images: Tensor, sigma: Tensor) -> Tensor:
+    """Blur each image [B, C, H, W] by a Gaussian of its standard deviation in pixels, float [B].
+
+    Nothing lies outside an image: near its border the weights of the pixels inside are scaled up.
+    """
+
+    def lines(side: int) -> Tensor:
+        place = torch.arange(side, device=images.device)
+        apart = (place[:, None] - place).square()
+        return (-apart / (2 * sigma.square()[:, None, None])).softmax(2)[:, None]
+
+    height, width = images.shape[2:]
+    return lines(height) @ images @ lines(width).mT
+
+
 def luma(images: Tensor) -> Tensor:
     """[B, C, H, W] -> [B, 1, H, W], brightness as the eye sees it (ITU-R 601); else the mean."""
     if images.shape[1] != 3:

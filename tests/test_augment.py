@@ -218,3 +218,25 @@ def test_all_transforms_stay_in_range_on_the_smallest_images(shape: tuple[int, i
         assert found.shape == images.shape and bool(found.isfinite().all())
         assert float(found.min()) >= -1e-6 and float(found.max()) <= 1 + 1e-6
     assert torch.equal(images, before), "the batch that came in is left alone"
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_blurred_equals_torchvision_away_from_the_border(channels: int) -> None:
+    images = photos(4, 40, 44, channels)
+    sigma = torch.tensor([0.3, 0.8, 1.4, 2.0])
+    found = augment.blurred(images, sigma)
+    slow = one_by_one(images, lambda image, n: reference.gaussian_blur(image, 25, float(sigma[n])))
+    inside = (..., slice(12, -12), slice(12, -12))
+    torch.testing.assert_close(found[inside], slow[inside], atol=1e-4, rtol=0)
+    flat = torch.full((4, channels, 7, 9), 0.7)
+    assert torch.allclose(augment.blurred(flat, sigma), flat), "no dark border"
+
+
+def test_blur_hits_its_share_and_leaves_the_others_alone() -> None:
+    images = torch.rand(400, 1, 6, 6, generator=rng("noise"))
+    found = augment.blur(images, (0.5, 2.0), 0.5, rng())
+    hit = (found != images).flatten(1).any(1)
+    assert 0.4 < float(hit.double().mean()) < 0.6
+    assert torch.equal(found, augment.blur(images, (0.5, 2.0), 0.5, rng()))
+    spread = found[hit].flatten(1).std(1) / images[hit].flatten(1).std(1)
+    assert float(spread.max()) < 0.9 and float(spread.min()) < 0.4, "weak ones and strong ones"

@@ -1,0 +1,181 @@
+"""ASD, adaptive splitting of the poisoned set (Gao et al., CVPR 2023).
+
+The defender sees the poisoned training set and a few clean images of each class. A model is trained
+from scratch by MixMatch; the clean images keep their labels throughout, and beside them training
+samples chosen anew before every epoch, in three phases:
+
+1. of each class the n of lowest loss; n is 0 at first, and grows every few epochs;
+2. the half of lowest loss, of whatever class;
+3. the half whose loss falls least when a virtual copy of the model learns the training set for an
+   epoch, with the second half of its trunk and the classifier: what is poisoned is learned at once,
+   what is hard but clean is not.
+
+Deviations, each with its reason; `_mixmatch.py` has those it shares with DBD:
+
+- The release draws its clean images out of the training set, knowing which are not poisoned. Here
+  they come from the clean budget, and lie beside the training set.
+- In phase 1 no class gives more than `labelled` of its samples, as on a small data set n would take
+  them all.
+- The layers of the virtual copy are found by their place, not by name: the second half of the
+  trunk's layers is layer3 and layer4 of a ResNet-18.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from defenses._features import members
+from defenses._losses import lowest
+from defenses._mixmatch import MixMatch
+from defenses._passes import Lasting
+from defenses.base import Case, Needs
+from sweeper.errors import SweepError
+from sweeper.models.base import Net
+from sweeper.types import ImageSet, Outcome
+
+
+def freeze_first_half(model: Net) -> None:
+    """Freeze the first half, rounded down, of the trunk's layers that have weights."""
+    layers = [part for part in model.trunk.modules() if [*part.parameters(recurse=False)]]
+    for part in layers[: len(layers) // 2]:
+        for value in part.parameters(recurse=False):
+            value.requires_grad_(False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ASD(MixMatch):
+    """MixMatch over three ways of finding clean samples, one after the other."""
+
+    trusted: int = 10
+    """Clean images of each class that keep their labels; fewer where the clean budget has fewer."""
+    class_epochs: int = 60
+    """Phase 1: epochs with the lowest losses of each class."""
+    grow: int = 10
+    """Phase 1: by how many samples of each class the labelled grow."""
+    every: int = 5
+    """Phase 1: after how many epochs they do."""
+    whole_epochs: int = 30
+    """Phase 2: epochs with the lowest losses of all."""
+    meta_epochs: int = 30
+    """Phase 3: epochs with the losses that fall least."""
+    virtual_lr: float = 0.015
+    """Phase 3: learning rate of the virtual copy (Adam)."""
+    virtual_batch: int = 128
+    """Phase 3: images of a step of the virtual copy."""
+
+    title = "Adaptive splitting (ASD)"
+    paper = "Gao et al., CVPR 2023"
+    kind = "secure training"
+    sees = frozenset({"train", "clean"})
+    presets = {
+        "released": {"one_mix": True, "augmented_scores": True},
+        "small": {
+            "class_epochs": 20,
+            "every": 2,
+            "whole_epochs": 10,
+            "meta_epochs": 10,
+            "iterations": 256,
+        },
+    }
+
+    def __post_init__(self) -> None:
+        """Check the options.
+
+        Raises:
+            SweepError: A number is out of range.
+        """
+        super().__post_init__()
+        if min(self.class_epochs, self.whole_epochs, self.meta_epochs) < 0 or not self.total():
+            raise SweepError("class_epochs, whole_epochs, meta_epochs: none below 0, one above it")
+        if self.trusted < 1 or self.grow < 0 or self.every < 1 or self.virtual_batch < 1:
+            raise SweepError("trusted, every, virtual_batch >= 1; grow >= 0")
+        if self.virtual_lr < 0:
+            raise SweepError("virtual_lr lies at or above 0")
+
+    def total(self) -> int:
+        """Epochs of all phases."""
+        return self.class_epochs + self.whole_epochs + self.meta_epochs
+
+    def applies(self, needs: Needs) -> str | None:
+        """Refuse a budget that cannot hold an image of each class."""
+        if needs.clean < needs.classes:
+            return f"ASD needs a clean image of each class: {needs.classes}"
+        return None
+
+    def defend(self, case: Case) -> Outcome:
+        """Train a fresh model over the three phases."""
+        train, seeds, model = case.train, self.seeds(case), case.new_model()
+        lowest(torch.zeros(len(train)), self.labelled, "labelled")  # before hours of work
+        everything = ImageSet(
+            torch.cat([seeds.images, train.images]),
+            torch.cat([seeds.labels, train.labels]),
+            train.classes,
+        )
+        always = torch.ones(len(seeds), dtype=torch.bool)
+        scores = kept = torch.empty(0)
+
+        def choose(epoch: int) -> Tensor:
+            nonlocal scores, kept
+            scores = self.scores(case, model, train, epoch)
+            kept = self.chosen(scores, train, epoch)
+            return torch.cat([always, kept])
+
+        losses = self.mixmatch(case, model, everything, self.total(), choose)
+        counts = torch.bincount(train.labels[kept], minlength=len(train.classes))
+        notes = {"seeds": len(seeds), "mixmatch_loss": losses, "labelled": counts.tolist()}
+        return Outcome(model=model, scores=scores, notes=notes)
+
+    def seeds(self, case: Case) -> ImageSet:
+        """The clean images that keep their labels.
+
+        Raises:
+            SweepError: The clean budget has none of some class.
+        """
+        clean = case.clean
+        found = [index[: self.trusted] for _, index in members(clean.labels, len(clean.classes))]
+        if len(found) < len(clean.classes):
+            raise SweepError(
+                f"asd needs a clean image of each class, but {len(clean.classes) - len(found)} of "
+                f"{len(clean.classes)} have none: raise clean_budgets"
+            )
+        return clean[torch.cat(found)]
+
+    def scores(self, case: Case, model: Net, train: ImageSet, epoch: int) -> Tensor:
+        """What the training samples are ranked by before an epoch, float [N], low = clean."""
+        before = self.losses(case, model, train, f"epoch {epoch}")
+        if epoch < self.class_epochs + self.whole_epochs:
+            return before
+        virtual = self.virtual(case, model, train, epoch)
+        return before - self.losses(case, virtual, train, f"virtual {epoch}")
+
+    def chosen(self, scores: Tensor, train: ImageSet, epoch: int) -> Tensor:
+        """Which training samples keep their labels in an epoch, bool [N]."""
+        if epoch >= self.class_epochs:
+            return lowest(scores, self.labelled, "labelled")
+        kept = torch.zeros(len(train), dtype=torch.bool)
+        for _, index in members(train.labels, len(train.classes)):
+            count = min(self.grow * (epoch // self.every), int(self.labelled * len(index)))
+            kept[index[scores[index].argsort(stable=True)[:count]]] = True
+        return kept
+
+    def virtual(self, case: Case, model: Net, train: ImageSet, epoch: int) -> Net:
+        """A copy of the model after an epoch of cross-entropy on all training samples."""
+        found = copy.deepcopy(model)
+        freeze_first_half(found)
+        settings: dict[str, Any] = {"schedule": "constant", "warmup": 0.0, "label_smoothing": 0.0}
+        case.fit(
+            found,
+            train,
+            name=f"virtual {epoch}",
+            hooks=Lasting(adam=True),
+            epochs=1,
+            batch=self.virtual_batch,
+            lr=self.virtual_lr,
+            **settings,
+        )
+        return found
