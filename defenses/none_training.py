@@ -270,7 +270,8 @@ class NONE(Defense):
         own = torch.cat([torch.zeros(0, dtype=torch.int64, device=device), *first])
         high = torch.cat([values[:, own] for values, _ in peaks(model, convs, images, device)])
         if self.standardise:
-            high = (high - high.mean(0)) / high.std(0, correction=0).clamp(min=1e-12)
+            high = high - high.mean(0)
+            high = high / high.square().mean(0).sqrt().clamp(min=1e-12)
         counts = [math.ceil(self.share * width - 1e-9) for width in widths]
         chosen = {
             conv: order[:count] for conv, order, count in zip(convs, ranked, counts, strict=True)
