@@ -210,8 +210,8 @@ class AGPD(Defense):
         targets = [list(gaps)[place] for place in chosen]
         for label in targets:
             own = (data.labels == label).nonzero().flatten()
-            (found,) = directions(model, [convs[layer]], data.images[own], data.labels[own])
-            joined, moved = grown(found.cpu(), clean[label][layer].cpu(), self.tau)
+            (ways,) = directions(model, [convs[layer]], data.images[own], data.labels[own])
+            joined, moved = grown(ways.cpu(), clean[label][layer].cpu(), self.tau)
             flagged[own] = joined <= quiet(moved)
         notes = {
             "layer": layer,

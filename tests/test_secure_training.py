@@ -231,6 +231,8 @@ def test_the_confounder_stays_as_it_was_and_leaves_nothing_behind() -> None:
     assert toys.differing(confounder, model), "other weights to begin with"
     case.fit(model, case.train, hooks=Weighted(confounder), epochs=1, lr=0.05)
     assert toys.same(before, toys.weights(confounder)) and not confounder.training
+    steps = {int(value) for key, value in model.state_dict().items() if "tracked" in key}
+    assert steps == {8}, "BatchNorm's statistics follow each batch once"
 
 
 def test_cbd_does_not_learn_what_the_confounder_has_learned() -> None:
