@@ -7,8 +7,10 @@ changes: both are the method's own limits.
 
 Deviations, each with its reason:
 
-- The threshold is a quantile of SPC on a hold-out of the clean budget; the paper's is 0.5
-  (`published`). SPC has few values, so where clean images reach 1 too, nothing is refused.
+- The threshold is a quantile of SPC on the clean images the same class is predicted of, or on all
+  where those are fewer than `least`, and scores are relative to it: how long a label lasts depends
+  on the class. The paper's is 0.5 for all (`published`). SPC has few values, so where clean images
+  of a class reach 1 too, nothing of it is refused.
 - `data-limited`: z-scores take the mean and deviation of the class predicted, of the whole set
   where fewer than `least` clean images are so predicted; one toolbox takes the true class instead.
 - `released` counts the factor 1 too, so that SPC is never 0, as the authors' code; its uniform
@@ -23,6 +25,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from defenses._features import members
 from defenses._threshold import checked, cut
 from defenses.base import Case, Defense, Needs
 from sweeper.errors import SweepError
@@ -38,11 +41,11 @@ class ScaleUp(Defense):
     standardise: bool = False
     """Whether SPC is taken relative to clean images of the predicted class (data-limited)."""
     least: int = 20
-    """Clean images of a class from which on it has a mean and deviation of its own."""
+    """Clean images of a class from which on it has a threshold, mean and deviation of its own."""
     threshold: float | None = None
     """Refuse above this; default: chosen on clean images by `rate`."""
     rate: float = 0.05
-    """Clean images that may be refused, as a share."""
+    """Clean images of a class that may be refused, as a share."""
 
     title = "SCALE-UP"
     paper = "Guo et al., ICLR 2023"
@@ -53,6 +56,7 @@ class ScaleUp(Defense):
         "data-limited": {"standardise": True},
         "released": {"factors": tuple(range(1, 12))},
     }
+    version = 2
 
     def __post_init__(self) -> None:
         """Check the options.
@@ -80,21 +84,34 @@ class ScaleUp(Defense):
         return torch.stack(stays).float().mean(0).cpu(), label.cpu()
 
     def defend(self, case: Case) -> Outcome:
-        """Take the statistics on one part of the clean budget, the threshold on the other."""
-        fitted, holdout = case.split()
+        """Take the thresholds on clean images, statistics on others of them."""
+        classes = len(case.clean.classes)
+        fitted, holdout = case.split() if self.standardise else (case.clean, case.clean)
+        mean, deviation = torch.zeros(classes), torch.ones(classes)
         if self.standardise:
-            mean, deviation = statistics(
-                *self.consistency(case, fitted.images), len(fitted.classes), self.least
-            )
+            found = self.consistency(case, fitted.images)
+            mean, deviation = statistics(*found, classes, self.least)
+        limits = torch.zeros(classes)
+        if self.threshold is None:
+            spc, label = self.consistency(case, holdout.images)
+            limits = cuts((spc - mean[label]) / deviation[label], label, classes, self)
 
         def score(images: Tensor) -> Tensor:
             spc, label = self.consistency(case, images)
-            return (spc - mean[label]) / deviation[label] if self.standardise else spc
+            return (spc - mean[label]) / deviation[label] - limits[label]
 
-        found = self.threshold
-        if found is None:
-            found = cut(score(holdout.images), self.rate)
-        return Outcome(filter=score, threshold=found, notes={"threshold": found})
+        return Outcome(filter=score, threshold=self.threshold or 0.0, notes={"thresholds": limits})
+
+
+def cuts(scores: Tensor, label: Tensor, classes: int, options: ScaleUp) -> Tensor:
+    """The threshold of each class, float [K], from clean scores [N] and the labels predicted.
+
+    A class with fewer than `options.least` images has that of all.
+    """
+    found = torch.full((classes,), cut(scores, options.rate))
+    for own, index in members(label, classes, options.least):
+        found[own] = cut(scores[index], options.rate)
+    return found
 
 
 def statistics(spc: Tensor, label: Tensor, classes: int, least: int) -> tuple[Tensor, Tensor]:

@@ -27,7 +27,7 @@ from defenses.frequency import (
     triggered,
 )
 from defenses.ibd_psc import IBDPSC, norms
-from defenses.scale_up import ScaleUp, statistics
+from defenses.scale_up import ScaleUp, cuts, statistics
 from defenses.scan import SCAn, covariances, evidence, metric
 from defenses.spectral_signatures import SpectralSignatures, removed, signature
 from defenses.spectre import SPECTRE, que, robust, whitened
@@ -338,17 +338,37 @@ def test_scale_up_standardises_by_prediction_not_by_label() -> None:
         case = toys.case(ScaleUp.sees, clean=clean)
         spc, predicted = ScaleUp().consistency(case, case.split()[0].images)
         mean, deviation = statistics(spc, predicted, 10, 4)
-        score = ScaleUp(standardise=True, least=4).defend(case).filter
+        found = ScaleUp(standardise=True, least=4).defend(case)
+        assert found.filter is not None
         own, label = ScaleUp().consistency(case, fresh)
-        assert torch.allclose(score(fresh), (own - mean[label]) / deviation[label])
+        wanted = (own - mean[label]) / deviation[label] - found.notes["thresholds"][label]
+        assert torch.allclose(found.filter(fresh), wanted)
 
 
-def test_scale_up_s_threshold_is_chosen_or_published() -> None:
-    assert outcome("scale-up", "published").threshold == 0.5
+def test_the_threshold_is_that_of_the_predicted_class_where_it_has_enough_images() -> None:
+    scores = torch.cat([torch.arange(40) / 40, 1 + torch.arange(40) / 40, torch.tensor([5.0])])
+    label = torch.tensor([0] * 40 + [1] * 40 + [2])
+    found = cuts(scores, label, 4, ScaleUp(rate=0.1, least=20))
+    whole = cut(scores, 0.1)
+    wanted = [cut(scores[:40], 0.1), cut(scores[40:80], 0.1), whole, whole]
+    assert found.tolist() == pytest.approx(wanted) and len(set(wanted)) == 3
+    assert bool((cuts(scores, label, 4, ScaleUp(rate=0.1, least=50)) == found[3]).all())
+
+
+def test_scale_up_s_thresholds_are_chosen_or_published() -> None:
+    found = outcome("scale-up", "published")
+    fresh = toys.image_set(40, seed=6).images
     case = toys.case(ScaleUp.sees)
-    found = ScaleUp(rate=0.2).defend(case)
-    spc, _ = ScaleUp().consistency(case, case.split()[1].images)
-    assert found.threshold == cut(spc, 0.2)
+    spc, label = ScaleUp().consistency(case, fresh)
+    assert found.threshold == 0.5 and torch.equal(found.filter(fresh), spc)
+    chosen = ScaleUp(rate=0.2, least=8).defend(case)
+    clean, predicted = ScaleUp().consistency(case, case.clean.images)
+    limits = cuts(clean, predicted, 10, ScaleUp(rate=0.2, least=8))
+    assert chosen.filter is not None and chosen.threshold == 0
+    assert torch.allclose(chosen.filter(fresh), spc - limits[label])
+    refused = chosen.filter(case.clean.images) > 0
+    for own in range(10):
+        assert float(refused[predicted == own].float().mean()) <= 0.2
 
 
 # SCAn
