@@ -78,7 +78,7 @@ class SentiNet(Defense):
         laid, rest = drawn(case, self.steps)
         overlays = laid.images.to(case.device).float().div_(255)
         noise = torch.rand(overlays.shape[1:], generator=case.rng("noise")).to(case.device)
-        (*_, name) = levels(model, overlays[:1].mul(255))
+        name = levels(model, 255 * overlays[:1])[-1]
 
         def measure(images: Tensor) -> Tensor:
             parts = []
@@ -87,7 +87,7 @@ class SentiNet(Defense):
                 with case.autocast():
                     label, saliency = grad_cam(model, name, pixels)
                     mask = region(saliency, self.share)
-                    parts.append(effect(model, pixels, label, mask, overlays, noise))
+                    parts.append(effect(model, pixels, label, mask, overlays, noise).cpu())
                 case.log(step=sum(map(len, parts)), steps=len(images))
             return torch.cat(parts)
 
@@ -95,7 +95,7 @@ class SentiNet(Defense):
         curve = upper(measure(rest.images[:half]))
 
         def score(images: Tensor) -> Tensor:
-            return above(curve, measure(images)).cpu()
+            return above(curve, measure(images))
 
         threshold = cut(score(rest.images[half:]), self.rate)
         notes = {"threshold": threshold, "curve": curve.tolist(), "map": name}
@@ -175,7 +175,7 @@ def upper(points: Tensor) -> Tensor:
         inside[inside[:, 1].argmax()]
         for inside in (points[bins == number] for number in bins.unique())
     ]
-    confidence, fooled = torch.stack(highest).cpu().unbind(1)
+    confidence, fooled = torch.stack(highest).unbind(1)
     powers = confidence[:, None] ** torch.arange(3)
     return torch.linalg.pinv(powers, rtol=1e-6) @ fooled
 
@@ -185,7 +185,6 @@ def above(curve: Tensor, points: Tensor) -> Tensor:
     confidence = torch.linspace(0, 1, 1001, dtype=torch.float64)
     powers = torch.arange(3)
     line = torch.stack([confidence, (confidence[:, None] ** powers) @ curve], 1)
-    points = points.cpu()
     away = torch.cdist(points, line).amin(1)
     higher = points[:, 1] > (points[:, :1] ** powers) @ curve
     return torch.where(higher, away, -away)

@@ -82,6 +82,8 @@ class TeCo(Defense):
         for column, name in enumerate(self.types):
             for severity in range(1, self.steps + 1):
                 left = (found[:, column] > self.steps).nonzero().flatten()
+                if not len(left) and not self.accumulate:
+                    break
                 rng = case.rng(f"{name} {severity}")
                 given = corrupted(images if self.accumulate else images[left], name, severity, rng)
                 if self.accumulate:

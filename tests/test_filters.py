@@ -199,6 +199,7 @@ def test_teco_notes_the_first_severity_that_changes_the_label() -> None:
     teco = TeCo(types=("brightness", "contrast"))
     dark = flat(0, 20, 90)
     assert teco.broken(asked(bright), dark).tolist() == [[3, 6], [2, 6], [6, 6]]
+    assert teco.broken(asked(bright), flat(50, 55)).tolist() == [[1, 6], [1, 6]], "none is left"
     found = teco.defend(asked(bright)).filter
     assert found is not None and found(dark).tolist() == pytest.approx([1.5, 2.0, 0.0])
     mild = TeCo(types=("brightness", "contrast"), steps=2)
