@@ -89,7 +89,8 @@ def convolved(x: Tensor, kernel: Tensor) -> Tensor:
     padded = functional.pad(x, (columns, columns, rows, rows), mode="replicate")
     size = padded.shape[2:]
     spectrum = torch.fft.rfft2(padded) * torch.fft.rfft2(kernel.to(x.device), s=size)
-    return torch.fft.irfft2(spectrum, s=size)[..., 2 * rows :, 2 * columns :]
+    found: Tensor = torch.fft.irfft2(spectrum, s=size)
+    return found[..., 2 * rows :, 2 * columns :]
 
 
 def bell(sigma: float, truncate: float = 4.0) -> Tensor:
@@ -172,15 +173,16 @@ def _zoom_blur(x: Tensor, level: int, rng: Generator) -> Tensor:
 # Weather
 
 
-def cloud(height: int, width: int, decay: float, rng: Generator) -> Tensor:
+def cloud(x: Tensor, decay: float, rng: Generator) -> Tensor:
     """A map in [0, 1] of noise in octaves, each finer one weaker by decay squared; [1, 1, H, W]."""
+    height, width = x.shape[2:]
     total = torch.zeros(1, 1, height, width)
     for octave in range(max(1, math.ceil(math.log2(max(height, width))))):
         cells = 2 ** (octave + 1) + 1
         grid = torch.rand(1, 1, cells, cells, generator=rng) * decay ** (-2 * octave)
         total += functional.interpolate(grid, (height, width), mode="bilinear", align_corners=True)
     low, high = total.min(), total.max()
-    return (total - low) / (high - low).clamp(min=1e-12)
+    return ((total - low) / (high - low).clamp(min=1e-12)).to(x.device)
 
 
 def grey(x: Tensor) -> Tensor:
@@ -207,14 +209,14 @@ def _snow(x: Tensor, level: int, rng: Generator) -> Tensor:
 
 def _frost(x: Tensor, level: int, rng: Generator) -> Tensor:
     kept, laid = ((1.0, 0.4), (0.8, 0.6), (0.7, 0.7), (0.65, 0.7), (0.6, 0.75))[level]
-    ridges = 1 - (2 * cloud(*x.shape[2:], 1.4, rng) - 1).abs()
-    return kept * x + laid * ridges.square().to(x.device)
+    ridges = 1 - (2 * cloud(x, 1.4, rng) - 1).abs()
+    return kept * x + laid * ridges.square()
 
 
 def _fog(x: Tensor, level: int, rng: Generator) -> Tensor:
     weight, decay = ((1.5, 2.0), (2.0, 2.0), (2.5, 1.7), (2.5, 1.5), (3.0, 1.4))[level]
     brightest = x.amax((1, 2, 3), keepdim=True)
-    foggy = x + weight * cloud(*x.shape[2:], decay, rng).to(x.device)
+    foggy = x + weight * cloud(x, decay, rng)
     return foggy * brightest / (brightest + weight)
 
 
@@ -246,10 +248,9 @@ def _elastic(x: Tensor, level: int, rng: Generator) -> Tensor:
 
 def _pixelate(x: Tensor, level: int, rng: Generator) -> Tensor:
     share = (0.6, 0.5, 0.4, 0.3, 0.25)[level]
-    size = [max(1, int(share * side)) for side in x.shape[2:]]
-    return functional.interpolate(
-        functional.adaptive_avg_pool2d(x, size), x.shape[2:], mode="nearest-exact"
-    )
+    height, width = (max(1, int(share * side)) for side in x.shape[2:])
+    small = functional.adaptive_avg_pool2d(x, (height, width))
+    return functional.interpolate(small, x.shape[2:], mode="nearest-exact")
 
 
 def quantised(planes: Tensor, table: tuple[tuple[int, ...], ...], quality: int) -> Tensor:
@@ -259,7 +260,7 @@ def quantised(planes: Tensor, table: tuple[tuple[int, ...], ...], quality: int) 
     basis = cosines(8).to(planes)
     blocks = planes.unflatten(3, (-1, 8)).unflatten(2, (-1, 8)).transpose(3, 4)
     rounded = (basis @ blocks.round() @ basis.T / steps).round() * steps
-    found = (basis.T @ rounded @ basis).round()
+    found: Tensor = (basis.T @ rounded @ basis).round()
     return found.transpose(3, 4).flatten(4, 5).flatten(2, 3)
 
 

@@ -177,7 +177,8 @@ def upper(points: Tensor) -> Tensor:
     ]
     confidence, fooled = torch.stack(highest).unbind(1)
     powers = confidence[:, None] ** torch.arange(3)
-    return torch.linalg.pinv(powers, rtol=1e-6) @ fooled
+    found: Tensor = torch.linalg.pinv(powers, rtol=1e-6) @ fooled
+    return found
 
 
 def above(curve: Tensor, points: Tensor) -> Tensor:
