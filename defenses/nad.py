@@ -230,5 +230,5 @@ def levels(model: Net, images: Tensor) -> list[str]:
             last.pop(output.shape[2:], None)
             last[output.shape[2:]] = name
     if not last:
-        raise SweepError("NAD needs feature maps above 1x1 and the model has none: leave NAD out")
+        raise SweepError("the model has no feature map above 1x1 to look at: take another model")
     return [*last.values()]

@@ -11,10 +11,11 @@ import toys
 from torch import Tensor, nn
 
 from defenses._features import features_of, principal, two_means
+from defenses._mad import anomaly, outliers
 from defenses._strip import entropy
 from defenses._threshold import cut, drawn
 from defenses.activation_clustering import ActivationClustering, independent, silhouette
-from defenses.base import Case
+from defenses.base import Case, Needs
 from defenses.beatrix import Beatrix, Limits, grams, held_out, maps, mmd, stage
 from defenses.frequency import (
     Frequency,
@@ -142,6 +143,15 @@ def test_two_means_finds_planted_clusters_whatever_the_order(seed: int) -> None:
     assert not same.any()
 
 
+def test_only_what_lies_above_the_median_stands_out() -> None:
+    values = torch.tensor([5.0, 5.1, 4.9, 5.05, 4.95, 0.1, 9.9])
+    assert float(anomaly(values)[5]) > 7.4 < float(anomaly(values)[6])
+    assert outliers(values, 7.389).tolist() == [False] * 6 + [True], "one side"
+    same = torch.tensor([3.0] * 6 + [4.0])
+    assert anomaly(same)[:6].tolist() == [0.0] * 6 and float(anomaly(same)[6]) > 1e3
+    assert not outliers(torch.ones(7), 2.0).any()
+
+
 # Activation clustering
 
 
@@ -172,6 +182,23 @@ def test_ac_skips_small_classes() -> None:
     large = torch.bincount(labels, minlength=43) >= 10
     assert [int(label) for label in found.notes["clusters"]] == large.nonzero().flatten().tolist()
     assert not found.flagged[~large[labels]].any() and not found.scores[~large[labels]].any()
+
+
+def test_ac_finds_the_small_cluster_of_every_class_in_any_order() -> None:
+    features, labels, _ = populations(100, 0.0)
+    role = torch.arange(800) % 100 < 10
+    features[role] += 12 * rotation(6)[0]
+    order = torch.randperm(800, generator=seeds.generator("order"))
+    train = features[order], labels[order]
+    found = ActivationClustering().defend(feature_case("activation-clustering", train, train))
+    assert torch.equal(found.flagged, role[order]), "all to all: each class holds its own"
+
+
+def test_ac_of_features_that_do_not_vary_flags_nothing() -> None:
+    scores, flagged, *_ = ActivationClustering().judge(
+        torch.ones(50, 8).double(), seeds.generator("same")
+    )
+    assert bool(scores.isfinite().all()) and not flagged.any()
 
 
 def test_independent_components_are_white_and_find_what_was_mixed() -> None:
@@ -211,6 +238,19 @@ def test_ss_removes_as_many_as_its_bound_says() -> None:
         counts = torch.bincount(toys.poisoned_set().labels)
         assert int(found.flagged.sum()) == sum(int(1.5 * eps * n + 1e-9) for n in counts.tolist())
     assert removed(torch.arange(3.0), 9).all()
+
+
+def test_ss_removes_the_moved_samples_of_each_class_wherever_they_stand() -> None:
+    features, labels, _ = populations(100, 0.0)
+    role = torch.arange(800) % 100 < 5
+    features[role] += 12 * rotation(6)[0]
+    order = torch.randperm(800, generator=seeds.generator("order"))
+    train = features[order], labels[order]
+    found = SpectralSignatures(factor=1.0).defend(feature_case("spectral-signatures", train, train))
+    assert torch.equal(found.flagged, role[order]), "positions are those of the training set"
+    alone = features[:21], (torch.arange(21) == 20).long()
+    one = SpectralSignatures(eps=0.5).defend(feature_case("spectral-signatures", alone, alone))
+    assert not one.flagged[20] and float(one.scores[20]) == 0, "of one sample nothing can be said"
 
 
 # STRIP
@@ -358,6 +398,8 @@ def test_the_threshold_is_that_of_the_predicted_class_where_it_has_enough_images
 def test_scale_up_s_thresholds_are_chosen_or_published() -> None:
     found = outcome("scale-up", "published")
     fresh = toys.image_set(40, seed=6).images
+    least = ScaleUp(factors=tuple(range(1, 12))).consistency(asked(brightness), flat(100))[0]
+    assert float(least) == pytest.approx(1 / 11), "as released the image itself counts"
     case = toys.case(ScaleUp.sees)
     spc, label = ScaleUp().consistency(case, fresh)
     assert found.threshold == 0.5 and torch.equal(found.filter(fresh), spc)
@@ -592,6 +634,16 @@ def test_beatrix_flags_deviating_samples_of_a_class_that_stands_out_alone() -> N
     assert torch.equal(found.flagged, (labels == 3) & (scores > 1))
 
 
+def test_beatrix_groups_by_prediction_and_never_by_the_labels_given() -> None:
+    case, relabelled = toys.case(Beatrix.sees), toys.case(Beatrix.sees)
+    data = case.train
+    relabelled._given["train"] = replace(data, labels=(data.labels + 1) % 10)
+    held = relabelled.clean
+    relabelled._given["clean"] = replace(held, labels=held.labels.flip(0))
+    found, again = (Beatrix(orders=2).defend(given) for given in (case, relabelled))
+    assert torch.equal(found.scores, again.scores) and torch.equal(found.flagged, again.flagged)
+
+
 # IBD-PSC
 
 
@@ -646,6 +698,26 @@ def test_with_factor_one_the_score_is_the_top_probability() -> None:
     top = case.model(images.float().div(255)).softmax(1).amax(1)
     assert torch.allclose(found(images), top, atol=1e-5)
     assert outcome("ibd-psc", "published").threshold == 0.9
+
+
+@pytest.mark.parametrize("name", ["ibd_psc", "_strip"])
+def test_every_input_of_a_filter_is_scored_in_batches_as_alone(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    defense, images = (IBDPSC() if name == "ibd_psc" else STRIP(steps=3)), toys.image_set(25).images
+    whole = defense.defend(toys.case(defense.sees)).filter
+    assert whole is not None
+    before = whole(images)
+    monkeypatch.setattr(f"defenses.{name}.BATCH", 8)
+    assert len(before) == 25 and torch.allclose(whole(images), before, atol=1e-5)
+
+
+def test_ibd_psc_says_what_a_model_without_norms_lacks() -> None:
+    needs = Needs(10, toys.COLOUR, "vit-tiny", False, 80)
+    assert "BatchNorm" in (IBDPSC().applies(needs) or "")
+    bare = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10))
+    with pytest.raises(SweepError, match="BatchNorm"):
+        IBDPSC().defend(toys.case(IBDPSC.sees, model=bare))
 
 
 # SPECTRE

@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from defenses import clp, nad, rnp
 from defenses._accept import Rule
+from defenses._hooks import EveryStep
 from defenses._norm import Neurons
 from defenses.awm import AWM, folded, masked, whole
 from defenses.base import Case, Defense, Needs
@@ -176,10 +177,13 @@ def test_clp_at_infinity_is_the_identity_and_small_layers_never_lose_a_channel()
     assert clp.outliers(torch.cat([scores, torch.ones(1)]), 3.0).tolist() == [True] + 10 * [False]
 
 
-@pytest.mark.parametrize(("model", "count"), [("resnet18", 20), ("preact-resnet18", 9)])
-def test_clp_pairs_what_the_network_computes(model: str, count: int) -> None:
-    """By experiment: raise a channel of the convolution, and only its BatchNorm's input moves."""
-    net = fresh(model, width=8)
+@pytest.mark.parametrize(
+    ("model", "count", "wrongly"),
+    [("resnet18", 20, 0), ("preact-resnet18", 9, 8), ("densenet121", 59, 4)],
+)
+def test_clp_pairs_what_the_network_computes(model: str, count: int, wrongly: int) -> None:
+    """By experiment: what a convolution puts out is what its BatchNorm reads."""
+    net = fresh(model, **({} if model == "densenet121" else {"width": 8}))
     pairs, read = clp.by_graph(net), {}
     assert len(pairs) == count
     norms = [part for part in net.modules() if isinstance(part, nn.BatchNorm2d)]
@@ -197,8 +201,14 @@ def test_clp_pairs_what_the_network_computes(model: str, count: int) -> None:
         handle.remove()
     assert all(torch.equal(read[conv], read[norm]) for conv, norm in pairs)
     wrong = [n for c, n in clp.by_registration(net) if not torch.equal(read[c], read[n])]
-    assert len(wrong) == (0 if model == "resnet18" else 8)
+    assert len(wrong) == wrongly
     assert len({id(norm) for _, norm in pairs}) == count <= len(norms)
+
+
+def test_clp_leaves_a_norm_alone_that_reads_no_convolution() -> None:
+    trunk = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 12, 3), nn.BatchNorm2d(12), nn.Flatten())
+    for found in (clp.by_graph(trunk), clp.by_registration(trunk)):
+        assert [norm for _, norm in found] == [trunk[2]], "the first is before any convolution"
 
 
 def test_clp_with_a_holdout_takes_the_smallest_coefficient_it_allows() -> None:
@@ -289,6 +299,21 @@ def test_nad_without_attention_is_fine_tuning_and_with_it_is_not() -> None:
     ]
     assert not toys.differing(found[0], plain)  # type: ignore[arg-type]
     assert toys.differing(found[1], plain)  # type: ignore[arg-type]
+
+
+def test_the_teacher_s_learning_rate_falls_every_second_epoch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    recipes, fit = {}, training.fit
+
+    def spied(*given: Any, key: str, **rest: Any) -> list[float]:
+        recipes[key.rpartition("/")[2]] = given[2]
+        return fit(*given, key=key, **rest)
+
+    monkeypatch.setattr(training, "fit", spied)
+    NAD(teacher_epochs=5, teacher_gamma=0.2, epochs=1).defend(case())
+    rates = [training.learning_rate(recipes["teacher"], 3 * epoch, 3) for epoch in range(5)]
+    assert rates == pytest.approx([0.1, 0.1, 0.02, 0.02, 0.004])
 
 
 # RNP
@@ -547,6 +572,17 @@ def test_every_update_is_asked_once_and_phases_are_whole_epochs() -> None:
     Rates(epochs=5, first=0.4, batch=32).defend(case())
     assert [step for step, _, _ in ASKED] == list(range(15))
     assert {change for _, change, _ in ASKED} == {6}, "2 of 5 epochs, of 3 updates each"
+
+
+def test_an_update_has_its_own_learning_rate_not_the_one_before() -> None:
+    weight = nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([weight], lr=7.0)
+    hooks, moved = EveryStep(lambda step: 10.0**-step), []
+    for _ in range(3):
+        before = weight.detach().clone()
+        hooks.step(nn.Module(), optimizer, weight.sum)
+        moved.append(float(before - weight.detach()))
+    assert moved == pytest.approx([1.0, 0.1, 0.01])
 
 
 def test_super_ft_without_a_peak_is_fine_tuning() -> None:

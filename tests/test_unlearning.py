@@ -219,6 +219,19 @@ def test_a_shortcut_through_one_pixel_is_found_with_a_norm_near_one() -> None:
     assert not toys.differing(repaired(outcome), shortcut(dark)), "detection alone"
 
 
+def test_the_smallest_mask_that_works_is_kept_not_the_last() -> None:
+    base = toys.image_set(96, classes=6, shape=(3, 8, 8))
+    dark = replace(base, images=base.images // 4)
+    own = toys.case(SEES, classes=6, shape=(3, 8, 8), clean=dark, model=shortcut(dark))
+    asked = NeuralCleanse(steps=6, patience=2, weight=0.01)
+    norms = torch.stack(
+        [replace(asked, epochs=epochs).invert(own, own.model, dark).norms for epochs in (8, 16, 24)]
+    )
+    assert bool(norms[2].isfinite().all())
+    assert bool((norms[1:] <= norms[:-1]).all()), "more epochs never leave a larger mask"
+    assert bool((norms[2] < norms[1]).any())
+
+
 def test_the_toy_trigger_is_found_and_unlearned() -> None:
     given: dict[str, Any] = {"classes": 6, "shape": toys.GREY}
     own = toys.case(SEES, clean=120, **given)
