@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from defenses.abl import losses_of
+from defenses._losses import losses_of
 from defenses.base import Case, Defense
 from sweeper.errors import SweepError
 from sweeper.models.base import Net

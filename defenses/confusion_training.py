@@ -33,9 +33,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from defenses._features import features_of, members, principal
+from defenses._losses import losses_of
 from defenses._passes import PLAIN
 from defenses._steps import descend
-from defenses.abl import losses_of
 from defenses.base import Case, Defense, Needs
 from sweeper import metrics, training
 from sweeper.errors import SweepError
