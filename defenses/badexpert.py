@@ -73,7 +73,7 @@ class BaDExpert(Defense):
         "released-vgg": {"rate": 0.01, "expert_lr": 8e-5, "factor": 2.5, "bound": 0.4},
         "released-mobilenet": {"rate": 0.01, "expert_lr": 5e-5, "factor": 5.0, "bound": 0.2},
         "released-gtsrb": {"rate": 0.001, "expert_lr": 2.5e-5, "lr": 0.05, "gamma": 0.2},
-        "small": {"expert_epochs": 10},
+        "small": {"expert_epochs": 10, "expert_lr": 1e-3},
     }
 
     def __post_init__(self) -> None:

@@ -92,10 +92,11 @@ class SentiNet(Defense):
             return torch.cat(parts)
 
         half = len(rest) // 2
-        curve = upper(measure(rest.images[:half]))
+        points = measure(rest.images[:half])
+        curve, low, high = upper(points), float(points[:, 0].min()), float(points[:, 0].max())
 
         def score(images: Tensor) -> Tensor:
-            return above(curve, measure(images))
+            return above(curve, measure(images), low, high)
 
         threshold = cut(score(rest.images[half:]), self.rate)
         notes = {"threshold": threshold, "curve": curve.tolist(), "map": name}
@@ -181,11 +182,15 @@ def upper(points: Tensor) -> Tensor:
     return found
 
 
-def above(curve: Tensor, points: Tensor) -> Tensor:
-    """Distance of points [N, 2] from a parabola over [0, 1], negative below it; float64 [N]."""
+def above(curve: Tensor, points: Tensor, low: float = 0.0, high: float = 1.0) -> Tensor:
+    """Distance of points [N, 2] from a parabola over [0, 1], negative below it; float64 [N].
+
+    Outside `low` to `high`, the confidences it was fitted to, the curve goes on level.
+    """
+
+    def height(confidence: Tensor) -> Tensor:
+        return (confidence.clamp(low, high)[:, None] ** torch.arange(3)) @ curve
+
     confidence = torch.linspace(0, 1, 1001, dtype=torch.float64)
-    powers = torch.arange(3)
-    line = torch.stack([confidence, (confidence[:, None] ** powers) @ curve], 1)
-    away = torch.cdist(points, line).amin(1)
-    higher = points[:, 1] > (points[:, :1] ** powers) @ curve
-    return torch.where(higher, away, -away)
+    away = torch.cdist(points, torch.stack([confidence, height(confidence)], 1)).amin(1)
+    return torch.where(points[:, 1] > height(points[:, 0]), away, -away)

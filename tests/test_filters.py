@@ -336,6 +336,13 @@ def test_the_distance_grows_with_the_share_fooled_and_has_the_curve_s_side() -> 
         assert abs(float(above(curve, torch.tensor([[sure, height]]).double()))) < 1e-3
 
 
+def test_beyond_the_confidences_it_was_fitted_to_the_curve_goes_on_level() -> None:
+    steep = torch.tensor([0.0, 0.0, 100.0], dtype=torch.float64)
+    point = torch.tensor([[0.9, 0.5]], dtype=torch.float64)
+    assert float(above(steep, point)) < 0, "81 is far above 0.5"
+    assert float(above(steep, point, 0.01, 0.05)) == pytest.approx(0.25), "100 * 0.05 ** 2 is 0.25"
+
+
 def test_overlays_curve_and_threshold_are_had_from_different_images(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
