@@ -156,7 +156,8 @@ def ranks(found: pd.DataFrame, name: str = "asr") -> Ranks:
             f"ranks: {rivals} defenses have {name} in {blocks} settings in common, and two of each "
             "are needed: run more of the sweep"
         )
-    average = pd.Series(rankdata(grid.to_numpy(), axis=1).mean(0), index=list(grid.columns))
+    places = rankdata(grid.round(12).to_numpy(), axis=1)  # what rounding alone sets apart is a tie
+    average = pd.Series(places.mean(0), index=list(grid.columns))
     difference = _range(rivals) * math.sqrt(rivals * (rivals + 1) / (6 * blocks))
     return Ranks(average.sort_values(kind="stable"), difference, blocks, tuple(map(str, few)))
 

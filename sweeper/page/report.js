@@ -274,6 +274,8 @@ function record() {
 const charts = {};
 
 function chart(part, id, spec, heads, lines) {
+  part.body.hidden = !lines.length;
+  if (!lines.length) return;
   if (!charts[id]) {
     const box = make("div", {class: "chart"});
     const save = (form) => make("button", {type: "button", onclick: async () => {
@@ -410,8 +412,8 @@ function ranking(part) {
   const item = measure(shown.metric);
   const found = data.ranks.find((about) => about.measure === item.name
     && about.dataset === shown.dataset);
-  part.body.hidden = !found.rank;
   if (!found.rank) {
+    part.body.hidden = true;
     part.words.textContent = `No ranks: ${found.why}.`;
     return;
   }
@@ -532,8 +534,9 @@ function start() {
     byId("main").append(make("p", {}, "No cell of this sweep has ended well yet."));
   } else {
     controls();
-    matrixPart = section("matrix", "Attacks against defenses", "Mean over seeds, in percent. " +
-      "Arrow keys move between the cells; Enter opens a cell's record.");
+    matrixPart = section("matrix", "Attacks against defenses", "Mean over seeds, in percent; the " +
+      "last line is the mean of its column. Arrow keys move between the cells; Enter opens a " +
+      "cell's record.");
     parts = [];
     if (measure("acc_loss") && measure("asr")) parts.push([tradeoff, section("tradeoff",
       "Trade-off", "Small: one attack. Large: a defense's mean over the attacks shown. Dashed: " +
