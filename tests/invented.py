@@ -52,7 +52,8 @@ def sweep(
                         row["acc"] = row["acc_before"] - (0.004 * rank * draw.random())
                         row["der"] = 0.5 + (row["asr_before"] - row["asr"]) / 2
                         row["seconds"] = 5.0 * rank + draw.random()
-                        found.append(_whole(row, draw.random() < broken, len(found)))
+                        end = str(draw.choice(rows.UNFINISHED)) if draw.random() < broken else "ok"
+                        found.append(_whole(row, end, len(found)))
     return found
 
 
@@ -60,11 +61,11 @@ def _key(*words: Any) -> str:
     return hashlib.sha256(repr(words).encode()).hexdigest()[:20]
 
 
-def _whole(row: dict[str, Any], broken: bool, number: int) -> dict[str, Any]:
+def _whole(row: dict[str, Any], status: str, number: int) -> dict[str, Any]:
     row |= {
         "sweep": "invented",
         "key": _key(*row.values()),
-        "status": "ok",
+        "status": status,
         "model": "resnet18",
         "target": 0,
         "clean_budget": 0.0 if row["defense"] in ("none", "d-br", "d-st") else 0.05,
@@ -80,9 +81,8 @@ def _whole(row: dict[str, Any], broken: bool, number: int) -> dict[str, Any]:
         "notes": json.dumps({"curve": [[i / 20, 0.9 - i / 50] for i in range(20)]}),
         "started_at": f"2026-01-02T03:{number // 60 % 60:02d}:{number % 60:02d}+00:00",
     }
-    if broken:
-        row["status"] = rows.UNFINISHED[number % 3]
-        row["error"] = TRACE if row["status"] == "failed" else f"cell {row['victim']} stopped"
+    if status != "ok":
+        row["error"] = TRACE if status == "failed" else f"cell {row['victim']} stopped"
         for name in ("acc", "asr", "der", "seconds"):
             row.pop(name)
     return row

@@ -53,7 +53,7 @@ const percent = (value) => value === null ? "n/a" : one(100 * value);
 const share = (value) => `${+(100 * value).toPrecision(6)} %`;
 const word = (axis, value) => value === null ? "–" : axis === "poison_rate" ? share(value)
   : axis === "clean_budget" ? (value < 1 ? share(value) : String(value)) : String(value);
-const time = (seconds) => seconds === null ? "not recorded"
+const time = (seconds) => seconds === null ? "not recorded" : seconds < 0.1 ? "< 0.1 s"
   : seconds < 90 ? `${+seconds.toPrecision(3)} s` : seconds < 5400 ? `${one(seconds / 60)} min`
   : `${one(seconds / 3600)} h`;
 const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;
@@ -334,7 +334,7 @@ function tradeoff(part) {
   const y = quantity("y", `${item.head} (%)`, {scale: whole || {zero: false, padding: 20},
     axis: whole ? {values: [0, 20, 40, 60, 80, 100]} : {}});
   const front = means.filter((point) => point.front);
-  const named = means.length > 9 ? front : means;
+  const named = means.length > 9 || part.body.clientWidth < 600 ? front : means;
   const strong = {condition: {test: "datum.front", value: css("--mark")}, value: css("--accent")};
   chart(part, "tradeoff", {
     description: `${item.head} against ACC loss; the front: ` +
@@ -432,7 +432,8 @@ function ranking(part) {
     data: {values}, width: "container", height: 24 * values.length,
     encoding: {y, tooltip}, layer: [
       {mark: {type: "rule", strokeWidth: 7, opacity: 0.3, color: css("--accent")}, encoding: {
-        x: quantity("low", "average rank", {scale: {zero: false}}), x2: {field: "high"}}},
+        x: quantity("low", "average rank", {scale: {zero: false},
+          axis: {tickCount: 8}}), x2: {field: "high"}}},
       {mark: {type: "point", filled: true, size: 80, opacity: 1, color: css("--accent")},
         encoding: {x: quantity("rank", "average rank")}},
       {mark: {type: "text", dy: -10, fontSize: 11},
@@ -454,7 +455,7 @@ function costs(part) {
     encoding: {
       y: {field: "defense", type: "nominal", title: null,
         sort: {field: "mean", op: "max", order: "descending"}},
-      x: quantity("mean", "seconds of a cell, mean"),
+      x: quantity("mean", "seconds of a cell, mean", {axis: {tickCount: 8}}),
       ...(several ? {yOffset: {field: "device"}, color: {field: "device", title: null,
         scale: {range: OKABE.slice(0, 6)}, legend: {orient: "top"}}} : {}),
       tooltip: tipped(["defense", "defense"], ["device", "device"], ["each", "mean"],
@@ -507,7 +508,8 @@ function gallery() {
   if (!data.pictures.length) words.textContent = "No pictures: the report was written without " +
     "--pictures, or the data or the learned triggers were not at hand.";
   body.append(...data.pictures.map(([name, source]) => make("figure", {},
-    make("img", {src: source, alt: `${name}: clean, triggered, difference`, loading: "lazy"}))));
+    make("img", {src: source, alt: `${name}: clean, triggered, difference`}),
+    make("figcaption", {class: "note"}, name))));
 }
 
 function provenance() {
