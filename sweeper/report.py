@@ -174,7 +174,7 @@ def _about(rows: pd.DataFrame, data: Mapping[str, str]) -> dict[str, list[str]]:
         "started": [f"{started.min()} to {started.max()}"] if len(started) else ["not recorded"],
         "versions": [re.sub(r'[{}"]', "", version) for version in counted("versions")],
         "devices": counted("device"),
-        "data, SHA-256": [f"{label}: {digest}" for label, digest in data.items()]
+        "data digests": [f"{label}: {digest}" for label, digest in data.items()]
         or ["not recorded; `sweeper run` records them"],
         "sees": ["; ".join(sorted(sees))],
     }

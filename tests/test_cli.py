@@ -144,6 +144,12 @@ def test_plan_of_a_finished_sweep(
     assert (found["total"], found["done"], found["to_run"]) == (6, 3, 3)
 
 
+def test_a_run_records_the_digest_of_its_data(done: tuple[Path, Path]) -> None:
+    outline = ledger.Ledger(str(done[1])).plan("tiny")
+    assert outline and set(outline["data"]) == {"digits"}
+    assert int(outline["data"]["digits"], 16), "a digest, in hexadecimal"
+
+
 def test_plan_of_data_that_are_not_here(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
