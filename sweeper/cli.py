@@ -5,15 +5,20 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
+from sweeper import arguments, figures
+from sweeper.arguments import (
+    DEFAULT_STORE,
+    DataOption,
+    JsonOption,
+    SetOption,
+    Spec,
+    StoreOption,
+)
 from sweeper.errors import SweepError
-
-if TYPE_CHECKING:
-    from sweeper.material import Context
-    from sweeper.spec import Sweep
 
 app = typer.Typer(
     help="Backdoor attacks x defenses: one sweep file in, one table out.\n\n"
@@ -23,61 +28,10 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-Spec = Annotated[str, typer.Argument(help="A sweep file, or the name of a shipped sweep.")]
-StoreOption = Annotated[
-    str, typer.Option("--store", envvar="SWEEPER_STORE", help="Where victims and rows are kept.")
-]
-DataOption = Annotated[
-    str | None, typer.Option("--data", envvar="SWEEPER_DATA", help="Folder of the data sets.")
-]
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="KEY=VALUE",
-        help="Over the file, e.g. seeds=1, recipe.epochs=2 or scale=small; may be repeated.",
-    ),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
-DEFAULT_STORE = "sweeps-store"
-
-
-def _absolute(store: str) -> str:
-    """A store as every process finds it, wherever it was started."""
-    return store if "://" in store else str(Path(store).expanduser().absolute())
-
-
-def _context(sweep: Sweep, store: str, data: str | None) -> Context:
-    from sweeper.material import Context
-    from sweeper.run import new_run
-
-    return Context(
-        store=_absolute(store),
-        sweep=sweep.name,
-        run=new_run(),
-        data=str(Path(data).expanduser().absolute()) if data else None,
-        threads=sweep.resources.cpus,
-        device="auto" if sweep.resources.gpus else "cpu",
-        timeout=sweep.timeout,
-    )
-
 
 def _say(**values: Any) -> None:
     """One line of a cell's progress."""
     typer.echo(" ".join(f"{key} {value}" for key, value in values.items()), err=True)
-
-
-def _pairs(flag: str, given: list[str] | None) -> dict[str, Any]:
-    """Options written as KEY=VALUE; a value is YAML."""
-    import yaml
-
-    found = {}
-    for option in given or []:
-        key, equals, text = option.partition("=")
-        if not equals:
-            raise SweepError(f"{flag} {option}: write option=value, such as opacity=0.5")
-        found[key] = yaml.safe_load(text)
-    return found
 
 
 @app.command()
@@ -107,7 +61,7 @@ def run(
     from sweeper import run as runs
     from sweeper.display import Display
 
-    job = runs.prepare(sweep, _context(sweep, store, data))
+    job = runs.prepare(sweep, arguments.context(sweep, store, data))
     console = Console(stderr=True, highlight=False, markup=False)
     facts = job.summary()
     console.print(
@@ -153,7 +107,7 @@ def plan(
     from sweeper import spec as specs
 
     sweep = specs.load(spec, overrides or [])
-    facts = runs.prepare(sweep, _context(sweep, store, data), need_data=False).summary()
+    facts = runs.prepare(sweep, arguments.context(sweep, store, data), need_data=False).summary()
     if as_json:
         typer.echo(json.dumps(facts))
         return
@@ -206,7 +160,7 @@ def _table(
 ) -> str:
     from sweeper import ledger, results, tables
 
-    found, order = ledger.load(_absolute(store), name)
+    found, order = ledger.load(arguments.absolute(store), name)
     asked: dict[str, Any] = {"rows": rows, "cols": cols, "values": values}
     given = {key: [part.strip() for part in value] for key, value in asked.items() if value}
     return tables.render(tables.build(results.frame(found), order=order, **given), style).rstrip()
@@ -261,7 +215,7 @@ def cell(
     from sweeper.walk import Walk
 
     sweep = specs.load(spec, overrides or [])
-    context = _context(sweep, store, data)
+    context = arguments.context(sweep, store, data)
     job = runs.prepare(sweep, context)
     found = [known for known in job.plan.cells if known.startswith(key)]
     if len(found) != 1:
@@ -306,12 +260,12 @@ def show(
     from sweeper import show as pictures
     from sweeper import spec as specs
 
-    asked = {"attack": attack, **_pairs("--set", options)}
+    asked = {"attack": attack, **arguments.pairs("--set", options)}
     values: dict[str, Any] = {"name": "show", "seeds": 1, "defenses": ["none"]}
     values |= {"datasets": [dataset], "models": [model], "attacks": [asked]}
     values |= {"poison_rates": [rate]} | ({"recipe": {"epochs": epochs}} if epochs else {})
     sweep = specs.parse(values)
-    context = _context(sweep, store, data)
+    context = arguments.context(sweep, store, data)
     clean, hit = pictures.triggered(sweep, context, _say)
     pictures.figure(attack, clean, hit).savefig(out, dpi=150)
     typer.echo(f"{out}: {pictures.quality(clean, hit)}")
@@ -340,10 +294,14 @@ def analyze(
     from sweeper import spec as specs
 
     sweep = specs.load(spec, overrides or [])
-    analysis = looks.make(what, _pairs("--option", options))
-    context = _context(sweep, store, data)
+    analysis = looks.make(what, arguments.pairs("--option", options))
+    context = arguments.context(sweep, store, data)
     for picture in looks.pictures(what, analysis, sweep, context, out, victim, after):
         typer.echo(picture)
+
+
+for command in (figures.plot, figures.report):
+    app.command()(command)
 
 
 def main() -> None:

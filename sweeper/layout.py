@@ -20,6 +20,7 @@ STATES = {
 
 _AXES = {"poison_rate": "poison rate", "clean_budget": "clean budget"}
 _HEADS = {
+    "acc_loss": "ACC loss",
     "acc_before": "ACC before",
     "acc_nontarget": "ACC non-target",
     "acc_nontarget_before": "ACC non-target before",
@@ -98,13 +99,17 @@ class Table:
 
 def label(table: Table, axis: str, value: Any) -> str:
     """Return how people read a value of an axis: `10 %`, `500`, `anp`; an oracle carries ‡."""
+    oracle = axis == "defense" and value in table.oracles
+    return f"{word(axis, value)}‡" if oracle else word(axis, value)
+
+
+def word(axis: str, value: Any) -> str:
+    """Return how people read a value of an axis, whatever stands beside it."""
     if value is None:
         return "–"
     if axis == "poison_rate" or (axis == "clean_budget" and value < 1):
         return f"{100 * value:.6g} %"
-    if axis == "clean_budget":
-        return f"{value:.0f}"
-    return f"{value}‡" if axis == "defense" and value in table.oracles else str(value)
+    return f"{value:.0f}" if axis == "clean_budget" else str(value)
 
 
 def caption(table: Table) -> str:

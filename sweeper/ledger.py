@@ -214,6 +214,11 @@ class Ledger:
                 "place with --store"
             ) from None
 
+    def sweep_text(self, sweep: str) -> str:
+        """The text `save_sweep` kept; empty before the first run."""
+        path = f"{self._sweep(sweep)}/sweep.yaml"
+        return self._read(path).decode() if self._exists(path) else ""
+
     def save_plan(self, sweep: str, outline: Mapping[str, Any]) -> None:
         """Keep which cells the sweep now has: rows of other cells are not shown."""
         self._write(f"{self._sweep(sweep)}/plan.json", json.dumps(outline).encode())

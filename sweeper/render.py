@@ -226,7 +226,7 @@ def _word(value: Any) -> str:
     return "null" if value is None else str(value)
 
 
-_SIGNS = {
+SIGNS = {
     "missing": "·",
     "failed": "✗",
     "timeout": "⋈",
@@ -239,7 +239,7 @@ _SIGNS = {
     "pm": "±",
 }
 _TEX_SIGNS = {
-    **_SIGNS,
+    **SIGNS,
     "missing": r"$\cdot$",
     "failed": r"$\times$",
     "timeout": r"$\bowtie$",
@@ -267,9 +267,9 @@ _TEX_CODES = str.maketrans(
 )
 _MARKDOWN_CODES = str.maketrans({**{sign: f"\\{sign}" for sign in "\\|*`<"}, "\n": " "})
 
-_MARKDOWN = _Style(lambda text: text.translate(_MARKDOWN_CODES), "**{}**".format, _SIGNS)
+_MARKDOWN = _Style(lambda text: text.translate(_MARKDOWN_CODES), "**{}**".format, SIGNS)
 _LATEX = _Style(lambda text: text.translate(_TEX_CODES), r"\textbf{{{}}}".format, _TEX_SIGNS)
-_HTML = _Style(html.escape, "<strong>{}</strong>".format, _SIGNS)
+_HTML = _Style(html.escape, "<strong>{}</strong>".format, SIGNS)
 
 CSS = """body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem; }
 body { color: #1a1a1a; background: #fff; }

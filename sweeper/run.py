@@ -197,7 +197,7 @@ def _inapplicable(cell: Cell, job: Job) -> dict[str, Any]:
 
 
 def _outline(job: Job) -> dict[str, Any]:
-    """What a table must know of the matrix: its cells' labels, and the order of the labels."""
+    """What a table must know of the matrix: its cells, the order of labels, digests of data."""
     sweep = job.plan.sweep
     every = [*job.plan.cells.values(), *job.plan.inapplicable]
     return {
@@ -206,6 +206,7 @@ def _outline(job: Job) -> dict[str, Any]:
             for axis in ("dataset", "model", "attack", "defense")
         },
         "cells": {c.key: dict(c.axes) for c in every if c.kind == "defend"},
+        "data": {c.axes["dataset"]: c.params["data"] for c in every if c.kind == "train"},
     }
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +15,9 @@ from torch.nn import functional
 from sweeper import cells, run
 from sweeper.errors import SweepError
 from sweeper.material import Context, Log, Material
+from sweeper.run import Job
 from sweeper.spec import Sweep
+from sweeper.types import Cell
 from sweeper.walk import Walk
 
 
@@ -84,17 +88,58 @@ def triggered(
         raise SweepError(f"{cell.axes['attack']} on {cell.axes['dataset']}: {cell.reason}")
     (defend,) = (cell for cell in job.plan.cells.values() if cell.kind == "defend")
     walk = Walk(job.plan.cells, [])
-    victim = walk.cells[defend.params["victim"]]
-    work = Material(victim, walk.ancestors(victim.key), context, job.store)
-    trains = work.attack.controls != "data"
-    needed = victim.key if trains else victim.params.get("state")
+    needed = _needed(job, walk, defend)
     if needed:
-        cell = walk.cells[needed]
-        result = cells.run(cell, walk.ancestors(needed), context, log)
+        result = cells.run(needed, walk.ancestors(needed.key), context, log)
         if result["status"] != "ok":
-            raise SweepError(f"{cell.kind} cell {needed}: {result['status']}: {result['error']}")
-    if trains:
-        work = Material(defend, walk.ancestors(defend.key), context, job.store)
+            raise SweepError(
+                f"{needed.kind} cell {needed.key}: {result['status']}: {result['error']}"
+            )
+    return _pair(job, walk, defend, count)
+
+
+def gallery(sweep: Sweep, context: Context, count: int = 8) -> Iterator[tuple[str, bytes]]:
+    """Draw each attack of a sweep on the first data set where that trains nothing.
+
+    Left out: an attack without a trigger, one whose trigger is learned and not in the store, and
+    data that are not on this machine.
+
+    Yields:
+        The attack with its data set, and the picture as PNG.
+    """
+    job = run.prepare(sweep, context, need_data=False)
+    walk, drawn = Walk(job.plan.cells, []), set()
+    for defend in job.plan.cells.values():
+        label, dataset = defend.axes["attack"], defend.axes["dataset"]
+        if defend.kind != "defend" or label in drawn or dataset in job.plan.unresolved:
+            continue
+        needed = _needed(job, walk, defend)
+        if needed and needed.key not in job.done:
+            continue
+        drawn.add(label)
+        clean, hit = _pair(job, walk, defend, count)
+        if len(hit):
+            picture = io.BytesIO()
+            figure(label, clean, hit).savefig(picture, dpi=80)
+            yield f"{label}, {dataset}", picture.getvalue()
+
+
+def _needed(job: Job, walk: Walk, defend: Cell) -> Cell | None:
+    """The cell that learns the trigger of a defense cell's victim; None for a given trigger."""
+    victim = walk.cells[defend.params["victim"]]
+    work = Material(victim, walk.ancestors(victim.key), job.context, job.store)
+    if work.attack.controls != "data":
+        return victim
+    state = victim.params.get("state")
+    return walk.cells[state] if state else None
+
+
+def _pair(job: Job, walk: Walk, defend: Cell, count: int) -> tuple[Tensor, Tensor]:
+    """At most `count` test images and the same with the trigger."""
+    victim = walk.cells[defend.params["victim"]]
+    work = Material(victim, walk.ancestors(victim.key), job.context, job.store)
+    if work.attack.controls != "data":  # its state is the victim's own
+        work = Material(defend, walk.ancestors(defend.key), job.context, job.store)
     found, test = work.triggered(), work.dataset.test
     hit = found.images[found.counts]
     clean = test.images[found.counts] if len(found.counts) == len(test) else hit

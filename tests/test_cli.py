@@ -18,7 +18,7 @@ from sweeper.store import Store
 pytestmark = pytest.mark.xdist_group("cli")  # one process: its fixture runs a sweep
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = ("run", "plan", "table", "list", "cell", "show", "analyze")
+COMMANDS = ("run", "plan", "table", "list", "cell", "show", "analyze", "plot", "report")
 SWEEP = """
 name: tiny
 datasets: [{dataset: digits, train_size: 300, test_size: 100}]
@@ -142,6 +142,12 @@ def test_plan_of_a_finished_sweep(
     grown = ("--set", "seeds=2", "--json")
     found = json.loads(call(capsys, "plan", path, "--store", store, *grown).out)
     assert (found["total"], found["done"], found["to_run"]) == (6, 3, 3)
+
+
+def test_a_run_records_the_digest_of_its_data(done: tuple[Path, Path]) -> None:
+    outline = ledger.Ledger(str(done[1])).plan("tiny")
+    assert outline and set(outline["data"]) == {"digits"}
+    assert int(outline["data"]["digits"], 16), "a digest, in hexadecimal"
 
 
 def test_plan_of_data_that_are_not_here(

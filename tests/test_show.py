@@ -68,3 +68,14 @@ def test_what_does_not_apply_is_said(tmp_path: Path) -> None:
     values |= {"poison_rates": [0.0001], "defenses": ["none"], "seeds": 1}
     with pytest.raises(SweepError, match="poisons no image"):
         show.triggered(spec.parse(values), Context(store=str(tmp_path), sweep="show"))
+
+
+def test_a_gallery_trains_nothing(tmp_path: Path) -> None:
+    values = {"name": "show", "datasets": ["digits"], "models": ["tiny"], "defenses": ["none"]}
+    values |= {"attacks": ["badnets", "lira", "none"], "poison_rates": [0.1], "seeds": 1}
+    context = Context(store=str(tmp_path), sweep="show", data=str(tmp_path))
+    ((name, picture),) = show.gallery(spec.parse(values), context)
+    assert name == "badnets, digits" and picture.startswith(b"\x89PNG")
+    assert not (tmp_path / "artifacts").exists()
+    missing = spec.parse({**values, "datasets": ["cifar10"]})
+    assert not list(show.gallery(missing, context)), "nothing is downloaded for it"

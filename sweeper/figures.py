@@ -1,0 +1,85 @@
+"""The commands that draw: `sweeper plot` one figure, `sweeper report` a page of all."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sweeper import arguments, source
+from sweeper.arguments import DEFAULT_STORE, DataOption, SetOption, Spec, StoreOption
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def plot(
+    what: Annotated[str, typer.Argument(help="rates, tradeoff, bars or ranks.")],
+    spec: Spec,
+    out: Annotated[Path, typer.Option(help="File to write: .pdf, .svg or .png.")],
+    metric: Annotated[str, typer.Option(help="asr, acc, acc_loss, ra, der, ...")] = "asr",
+    where: Annotated[
+        list[str] | None,
+        typer.Option(metavar="AXIS=VALUE", help="Only these rows; may be repeated."),
+    ] = None,
+    store: StoreOption = DEFAULT_STORE,
+) -> None:
+    """Draw a figure of a sweep: rate curves, trade-off, bars with intervals, or average ranks.
+
+    Example: sweeper plot rates quickstart --out rates.pdf --where dataset=digits
+    """
+    from sweeper import plots, points, results
+
+    frame, order = _rows(spec, store)
+    wanted: dict[str, list[Any]] = defaultdict(list)
+    for text in where or []:
+        for axis, value in arguments.pairs("--where", [text]).items():
+            wanted[axis].append(value)
+    found = points.points(results.select(frame, **wanted), order)
+    plots.save(plots.draw(what, found, metric), out)
+    typer.echo(out)
+
+
+def report(
+    spec: Spec,
+    out: Annotated[Path | None, typer.Option(help="File to write; default: NAME.html.")] = None,
+    pictures: Annotated[
+        bool, typer.Option(help="Show the triggers; the data must be at hand.")
+    ] = False,
+    store: StoreOption = DEFAULT_STORE,
+    data: DataOption = None,
+    overrides: SetOption = None,
+) -> None:
+    """Write a sweep's results as one HTML page that opens without a network.
+
+    Example: sweeper report quickstart --out quickstart.html
+    """
+    from sweeper import ledger
+    from sweeper import report as pages
+
+    frame, order = _rows(spec, store)
+    name = source.name_of(spec)
+    kept = ledger.Ledger(arguments.absolute(store))
+    digests = (kept.plan(name) or {}).get("data")
+    shown: list[tuple[str, bytes]] = []
+    if pictures:
+        from sweeper import show
+        from sweeper import spec as specs
+
+        sweep = specs.load(spec, overrides or [])
+        shown = list(show.gallery(sweep, arguments.context(sweep, store, data)))
+    text = kept.sweep_text(name)
+    page = pages.build(frame, name, order, text=text, data=digests, pictures=shown)
+    path = out or Path(f"{name}.html")
+    path.write_text(page, encoding="utf-8")
+    typer.echo(f"{path}: {len(page.encode()) / 1e6:.1f} MB")
+
+
+def _rows(spec: str, store: str) -> tuple[pd.DataFrame, dict[str, list[str]]]:
+    """The rows of a sweep, and the order of its labels."""
+    from sweeper import ledger, results
+
+    found, order = ledger.load(arguments.absolute(store), source.name_of(spec))
+    return results.frame(found), order

@@ -1,0 +1,276 @@
+"""Figures for a paper from a sweep's points: rate curves, trade-off, bars, ranks."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+from sweeper.errors import SweepError, unknown
+from sweeper.layout import head, name, word
+from sweeper.points import PLACE, means, measure, ranks
+
+STYLE = {
+    "font.size": 8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "axes.titlesize": 8,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "lines.linewidth": 1.2,
+    "lines.markersize": 4,
+    "legend.frameon": False,
+    "pdf.fonttype": 42,  # text stays text: conferences refuse Type 3 fonts
+    "svg.fonttype": "none",
+    "svg.hashsalt": "sweeper",
+}
+"""What the figures look like; the same rows give the same bytes as .svg."""
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
+"""Okabe and Ito's palette, which colour-blind readers tell apart (jfly.uni-koeln.de, 2008)."""
+MARKERS = "osD^vPX*"
+FORMATS = ("pdf", "svg", "png")
+WIDTH = 7.0
+"""Inches: the text width of a two-column page."""
+PANELS = 3
+"""Panels side by side."""
+
+
+def draw(what: str, found: pd.DataFrame, metric: str = "asr") -> Figure:
+    """Return the figure `what`, one of `FIGURES`, of the points of a sweep.
+
+    Args:
+        what: The figure.
+        found: From `points.points`.
+        metric: One of `points.MEASURES`; the trade-off sets it against the ACC loss.
+
+    Raises:
+        SweepError: No such figure or metric, or nothing in the rows to draw.
+    """
+    if what not in FIGURES:
+        raise SweepError(f"plot: {unknown('figure', what, FIGURES)}")
+    if found[measure(metric)].isna().all():
+        raise SweepError(f"plot: no row has a value of {metric}: choose another with --metric")
+    with rc_context(STYLE):  # type: ignore[arg-type]  # its keys are literals there
+        return FIGURES[what](found, metric)
+
+
+def save(figure: Figure, out: Path) -> None:
+    """Write a figure as the file's ending says.
+
+    Raises:
+        SweepError: The ending is not one of `FORMATS`.
+    """
+    form = out.suffix.removeprefix(".").lower()
+    if form not in FORMATS:
+        raise SweepError(f"--out {out}: {unknown('format', form, FORMATS)}; end the name in .pdf")
+    stamp: Mapping[str, Any] = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
+    with rc_context(STYLE):  # type: ignore[arg-type]
+        figure.savefig(out, dpi=300, metadata=stamp[form])
+
+
+def rates(found: pd.DataFrame, metric: str) -> Figure:
+    """Draw the metric over the poison rate: a panel an attack, a line a defense."""
+    rated = found[found["poison_rate"] > 0].dropna(subset=[metric])
+    if rated["poison_rate"].nunique() < 2:
+        raise SweepError("plot rates: the sweep has one poison rate, a curve needs two or more")
+    single(rated, "attack", "poison_rate", "defense")
+    names, looks = _present(rated, "attack"), _looks(rated)
+    figure, axes = _panels(len(names))
+    for axis, attack in zip(axes, names, strict=False):
+        for defense, look in looks.items():
+            part = rated[(rated["attack"] == attack) & (rated["defense"] == defense)]
+            line = part.sort_values("poison_rate")
+            values, low, high = _percent(line, metric)
+            x = 100 * line["poison_rate"]
+            axis.plot(x, values, **look)
+            axis.fill_between(x, low, high, color=look["color"], alpha=0.15, lw=0)
+        axis.set_xscale("log")
+        axis.set_xticks(ticks := sorted(100 * rated["poison_rate"].unique()))
+        axis.set_xticklabels([f"{tick:g}" for tick in ticks])
+        axis.minorticks_off()
+        axis.set_title(attack)
+    figure.supxlabel("poison rate (%)", fontsize=8)
+    figure.supylabel(f"{head(metric)} (%)", fontsize=8)
+    _legend(figure, looks)
+    return figure
+
+
+def tradeoff(found: pd.DataFrame, metric: str) -> Figure:
+    """Draw the metric against the ACC loss: small a cell, large a defense's mean, its front."""
+    average, looks = means(found, y=metric), _looks(found)
+    figure = Figure(figsize=(WIDTH / 2, WIDTH / 2.4), layout="constrained")
+    axis = figure.subplots()
+    for row in average.to_dict("records"):
+        look = looks[row["defense"]] | {"linestyle": "none"}
+        cells = found[found["defense"] == row["defense"]]
+        faint = look | {"label": None, "markersize": 2.5, "alpha": 0.35, "markeredgewidth": 0}
+        axis.plot(100 * cells["acc_loss"], 100 * cells[metric], **faint)
+        hollow = {"markerfacecolor": "none"} if row["oracle"] else {}
+        axis.plot(100 * row["x"], 100 * row["y"], **look | {"markersize": 7} | hollow)
+    front = average[average["front"]].sort_values("x")
+    axis.plot(100 * front["x"], 100 * front["y"], drawstyle="steps-post", color="0.5", zorder=0)
+    axis.set_xlabel("ACC loss (points)")
+    axis.set_ylabel(f"{head(metric)} (%)")
+    _legend(figure, {label: look | {"linestyle": "none"} for label, look in looks.items()}, 3)
+    return figure
+
+
+def bars(found: pd.DataFrame, metric: str) -> Figure:
+    """Draw the metric as bars with intervals: a panel a poison rate, a group an attack."""
+    given = found.dropna(subset=[metric])
+    single(given, "attack", "poison_rate", "defense")
+    levels = sorted(set(given["poison_rate"]) - {0.0}) or [0.0]  # 0: an attack without a rate
+    looks, attacks = _looks(given), _present(given, "attack")
+    width = 0.8 / len(looks)
+    figure = Figure(figsize=(WIDTH, 1.9 * len(levels) + 0.6), layout="constrained")
+    axes = figure.subplots(len(levels), 1, squeeze=False, sharex=True, sharey=True)[:, 0]
+    for axis, level in zip(axes, levels, strict=True):
+        for place, (defense, look) in enumerate(looks.items()):
+            here = given["poison_rate"].isin([level, 0.0])
+            part = given[(given["defense"] == defense) & here]
+            values, low, high = _percent(part, metric)
+            at = [attacks.index(attack) + (place + 0.5) * width - 0.4 for attack in part["attack"]]
+            error = np.nan_to_num([values - low, high - values])
+            thin = {"elinewidth": 0.6, "ecolor": "0.2"}
+            hatch = "////" if place >= len(COLORS) else None
+            axis.bar(at, values, width, color=look["color"], hatch=hatch, yerr=error, error_kw=thin)
+        axis.set_xticks(range(len(attacks)), attacks)
+        axis.set_title(f"poison rate {word('poison_rate', level)}" if level else "no rate")
+    figure.supylabel(f"{head(metric)} (%)", fontsize=8)
+    _legend(figure, looks)
+    return figure
+
+
+def critical(found: pd.DataFrame, metric: str) -> Figure:
+    """Draw average ranks; a bar joins those closer than the critical difference (Demsar, 2006)."""
+    about = ranks(found, metric)
+    rank = about.rank
+    joined = _cliques(rank.to_numpy(), about.difference)
+    half = (len(rank) + 1) // 2
+    top, low = 0.55 + 0.16 * len(joined), float(half)
+    figure = Figure(figsize=(WIDTH * 0.75, 0.2 * (top / 0.22 + half) + 0.55), layout="constrained")
+    axis = figure.subplots()
+    axis.set(xlim=(len(rank) + 0.5, 0.5), ylim=(low + top, -0.9), yticks=[])
+    for side in ("left", "bottom"):
+        axis.spines[side].set_visible(False)
+    axis.spines["top"].set_visible(True)
+    axis.xaxis.tick_top()
+    axis.set_xticks(range(1, len(rank) + 1))
+    for place, (defense, value) in enumerate(rank.items()):
+        left = place >= half  # the worse half is written at the left, where high ranks are
+        y = top + (len(rank) - 1 - place if left else place)
+        edge = len(rank) + 0.4 if left else 0.6
+        axis.plot([value, value, edge], [-0.9, y, y], color="0.2", lw=0.8)
+        words = f"{defense} {value:.2f}" if left else f"{value:.2f} {defense}"
+        axis.annotate(
+            words,
+            (edge, y),
+            (-3 if left else 3, 0),
+            textcoords="offset points",
+            ha="right" if left else "left",
+            va="center",
+        )
+    for place, (first, last) in enumerate(joined):
+        y = 0.1 + 0.16 * place - 0.3
+        axis.plot([rank.iloc[first] - 0.05, rank.iloc[last] + 0.05], [y, y], color="k", lw=3)
+    figure.text(
+        0.5,
+        0.0,
+        f"average rank by {head(metric)} over {about.blocks} settings; "
+        f"critical difference {about.difference:.2f}",
+        ha="center",
+        va="bottom",
+    )
+    return figure
+
+
+FIGURES: Mapping[str, Callable[[pd.DataFrame, str], Figure]] = {
+    "rates": rates,
+    "tradeoff": tradeoff,
+    "bars": bars,
+    "ranks": critical,
+}
+"""What `draw` can draw."""
+
+
+def single(found: pd.DataFrame, *free: str) -> None:
+    """Do nothing if every axis but `free` has one value.
+
+    Raises:
+        SweepError: One has several: a line of the figure would mix them.
+    """
+    for axis in PLACE:
+        values = found[axis].dropna().unique().tolist()
+        if axis not in free and len(values) > 1:
+            known = ", ".join(str(value) for value in values)
+            raise SweepError(
+                f"plot: the sweep has several of {name(axis)} ({known}), a figure shows one: "
+                f"add --where {axis}={values[0]}"
+            )
+
+
+def _cliques(rank: Any, difference: float) -> list[tuple[int, int]]:
+    """Return the longest runs (first, last) of sorted ranks no further apart than `difference`."""
+    runs: list[tuple[int, int]] = []
+    for first in range(len(rank)):
+        last = int(np.searchsorted(rank, rank[first] + difference, side="right")) - 1
+        if last > first and (not runs or last > runs[-1][1]):
+            runs.append((first, last))
+    return runs
+
+
+def _present(found: pd.DataFrame, axis: str) -> list[str]:
+    """Return the labels of an axis that occur, in their order."""
+    return list(found[axis].cat.remove_unused_categories().cat.categories)
+
+
+def _looks(found: pd.DataFrame) -> dict[str, dict[str, Any]]:
+    """Return how each defense is drawn: a colour and a marker; beyond eight, another line too."""
+    pairs = itertools.product(
+        ("-", "--", ":", "-.", (0, (5, 1))), zip(COLORS, MARKERS, strict=True)
+    )
+    oracle = set(found.loc[found["oracle"].astype(bool), "defense"])
+    return {
+        defense: {
+            "color": color,
+            "marker": marker,
+            "linestyle": style,
+            "label": defense + "‡" * (defense in oracle),
+        }
+        for defense, (style, (color, marker)) in zip(
+            _present(found, "defense"), pairs, strict=False
+        )
+    }
+
+
+def _panels(count: int) -> tuple[Figure, list[Any]]:
+    """Return a figure with `count` panels on common axes."""
+    rows, columns = -(-count // PANELS), min(count, PANELS)
+    figure = Figure(figsize=(WIDTH, 1.8 * rows + 0.7), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel().tolist()
+    for above, axis in zip(axes[count - columns :], axes[count:], strict=False):
+        above.tick_params(labelbottom=True)
+        axis.set_visible(False)
+    return figure, axes[:count]
+
+
+def _percent(part: pd.DataFrame, metric: str) -> tuple[Any, Any, Any]:
+    """Return mean, low and high in percent, the mean where there is no interval."""
+    middle = 100 * part[metric].to_numpy(dtype=np.float64)
+    ends = [100 * part[f"{metric}_{end}"].to_numpy(dtype=np.float64) for end in ("low", "high")]
+    low, high = (np.where(np.isnan(end), middle, end) for end in ends)
+    return middle, low, high
+
+
+def _legend(figure: Figure, looks: Mapping[str, Mapping[str, Any]], columns: int = 6) -> None:
+    from matplotlib.lines import Line2D
+
+    handles = [Line2D([], [], **look) for look in looks.values()]
+    figure.legend(handles=handles, loc="outside upper center", ncols=min(len(looks), columns))
