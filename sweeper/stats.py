@@ -11,6 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from sweeper import results
+from sweeper.rows import AXES
+
 Floats: TypeAlias = npt.NDArray[np.float64]
 """A float64 array; the functions over arrays are elementwise."""
 
@@ -217,6 +220,69 @@ def winners(rows: pd.DataFrame, confidence: float = 0.95) -> npt.NDArray[np.int6
     beaten = ahead.index[apart & clear]
     left = rivals.loc[~rivals["cell"].isin(beaten), "lead"]
     return np.setdiff1d(rivals["lead"].to_numpy(dtype=np.int64), left.to_numpy(dtype=np.int64))
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Defenses ranked over the lines of a table."""
+
+    frame: pd.DataFrame
+    """`defense`, `rank` (mean over the blocks, 1 is best, ties share) and `mean`, best first."""
+    blocks: int
+    """The lines on which every defense has a value; the others are left out."""
+    statistic: float
+    """Friedman's chi-squared; nan for fewer than 3 defenses, no block or nothing but ties."""
+    p: float
+    """Its p: whether the defenses differ at all."""
+    difference: float
+    """Nemenyi's critical difference: mean ranks further apart differ; nan without blocks."""
+
+
+def ranks(
+    frame: pd.DataFrame, metric: str, *, higher: bool, confidence: float = 0.95
+) -> Ranking:
+    """Rank the defenses by `metric` (Friedman; Nemenyi; Demsar, JMLR 2006).
+
+    A block is a data set, model, attack, poison rate, target and clean budget; within it seeds are
+    averaged. A defense without clean data takes part at every budget, as in the tables.
+
+    Args:
+        frame: From `results.frame`; what shall not compete (oracles, `none`) is left out before.
+        metric: The column to rank by.
+        higher: Whether more is better.
+        confidence: Of the critical difference.
+    """
+    from scipy.stats import friedmanchisquare, rankdata
+
+    data = results.spread(results.once(frame)[0])
+    data = data[data["status"] == "ok"]
+    blocks = [axis for axis in AXES if axis not in ("defense", "seed")]
+    wide = data.pivot_table(metric, blocks, "defense", "mean", dropna=False).dropna(how="all")
+    wide = wide.dropna(axis=0)
+    n, k = wide.shape
+    values = wide.to_numpy(dtype=np.float64)
+    ranked = rankdata(np.round(-values if higher else values, 12), axis=1)
+    statistic = p = math.nan
+    if k > 2 and n and (np.ptp(ranked, axis=1) > 0).any():
+        statistic, p = map(float, friedmanchisquare(*ranked.T))
+    table = pd.DataFrame(
+        {"defense": wide.columns, "rank": ranked.mean(0), "mean": values.mean(0)}
+    ).sort_values(["rank", "defense"], ignore_index=True)
+    return Ranking(table, n, statistic, p, critical_difference(k, n, confidence))
+
+
+def critical_difference(k: int, n: int, confidence: float = 0.95) -> float:
+    """Return by how much the mean ranks of two of `k` must differ over `n` blocks (Nemenyi).
+
+    It is q sqrt(k (k + 1) / 6 n), q the studentized range for `k` and infinite freedom over
+    sqrt(2); nan for fewer than two defenses or no block.
+    """
+    from scipy.stats import studentized_range
+
+    if k < 2 or n < 1:
+        return math.nan
+    q = float(studentized_range.ppf(confidence, k, np.inf)) / math.sqrt(2)
+    return q * math.sqrt(k * (k + 1) / (6 * n))
 
 
 def _floats(column: pd.Series[Any]) -> Floats:

@@ -11,18 +11,19 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from sweeper import stats
+from sweeper import published, stats
 from sweeper.errors import SweepError, unknown
-from sweeper.layout import STATES, Column, Entry, Line, Table
+from sweeper.layout import PLAIN, STATES, Column, Entry, Line, Table
+from sweeper.published import AVERAGE
 from sweeper.render import render
-from sweeper.results import SETTINGS, once, require, spread
+from sweeper.results import SETTINGS, averages, once, require, spread
 from sweeper.rows import AXES, METRICS
 
 __all__ = ["Column", "Entry", "Line", "Table", "build", "render"]
 
 Whole: TypeAlias = npt.NDArray[np.int64]
 
-_RANK = ("ok", *(state for state in STATES if state not in ("missing", "undefined")))
+_RANK = ("ok", *(s for s in STATES if s not in ("missing", "undefined", "mixed")), "missing")
 _HIGHER = ("acc", "acc_nontarget", "ra", "der", "auroc", "tpr", "tpr_at_5", "precision", "f1")
 _LOWER = ("asr", "asr_all", "leak", "fpr")
 _COUNTS = {"acc": "n_test", "asr": "n_triggered", "ra": "n_triggered"}
@@ -36,6 +37,10 @@ def build(
     cols: Sequence[str] = ("defense",),
     values: Sequence[str] = ("acc", "asr"),
     order: Mapping[str, Sequence[Any]] | None = None,
+    heads: Mapping[str, Mapping[str, str]] | None = None,
+    title: str = "",
+    average: bool = False,
+    known: Sequence[published.Figure] = (),
 ) -> Table:
     """Return the table of `frame`; the order of its rows decides nothing.
 
@@ -48,26 +53,46 @@ def build(
         cols: Axes that group the columns, outermost first.
         values: Metrics, one column each in every group.
         order: Axis -> its labels in the order to show; others follow, sorted.
+        heads: Axis -> label -> what to write for it.
+        title: The first words of the caption.
+        average: Whether lines that average over attacks follow, by `results.averages`.
+        known: Published figures to compare with; each has an entry, run or not.
 
     Raises:
         SweepError: No rows, an unknown name, or a name given twice.
     """
     _check(frame, rows, cols, values)
+    order = dict(order or {})
+    if average:
+        frame = averages(frame, AVERAGE)
+    frame = published.add_missing(frame, known)
+    if average:
+        first = [label for label in order.get("attack", ()) if label != AVERAGE]
+        others = sorted(set(frame["attack"]) - {*first, AVERAGE})
+        order["attack"] = [*first, *others, AVERAGE]
     data, row_axes, constants = _layout(frame, rows, cols)
     axes = [*row_axes, *cols]
-    at, labels = _codes(data, axes, order or {})
+    at, labels = _codes(data, axes, order)
     place, data, at = _place(data, at, row_axes, cols)
     grid = [_numbers(data, place, metric) for metric in values]
     _mark(grid, data, values, _rivals(at, axes, place))
+    columns = tuple(starmap(Column, product(_labels(at, place.column, cols, labels), values)))
+    lines = _lines(_labels(at, place.line, row_axes, labels), grid, place.width)
+    found = published.compare(lines, (row_axes, cols), columns, dict(constants), known)
     return Table(
         row_axes=tuple(row_axes),
         col_axes=tuple(cols),
-        columns=tuple(starmap(Column, product(_labels(at, place.column, cols, labels), values))),
-        lines=_lines(_labels(at, place.line, row_axes, labels), grid, place.width),
+        columns=columns,
+        lines=found.lines,
         constants=constants,
         seeds=() if "seed" in axes else tuple(s for s in labels["seed"] if s is not None),
         sees=_sees(data, labels["defense"]),
         oracles=frozenset(data.loc[_oracle(data), "defense"]),
+        heads=heads or {},
+        title=title,
+        devices=_devices(data) if any(metric in PLAIN for metric in values) else (),
+        sources=found.sources,
+        settings=found.settings,
     )
 
 
@@ -77,8 +102,8 @@ def _check(
     """Refuse what cannot become a table."""
     require(frame)
     for what, names, known in (
-        ("row axis", rows, (*AXES, *SETTINGS)),
-        ("column axis", cols, (*AXES, *SETTINGS)),
+        ("row axis", rows, (*AXES, *SETTINGS, "device")),
+        ("column axis", cols, (*AXES, *SETTINGS, "device")),
         ("value", values, METRICS),
         ("status", frame["status"].unique(), _RANK),
     ):
@@ -190,6 +215,10 @@ def _numbers(data: pd.DataFrame, place: _Place, metric: str) -> _Numbers:
     n = np.zeros(place.size, dtype=np.int64)
     mean[found.index], sd[found.index], n[found.index] = found["mean"], found["std"], found["count"]
     state[(state == "ok") & (n == 0)] = "undefined"
+    if metric in PLAIN:  # seconds of two machines have no mean
+        where = data["device"].where(value.notna().to_numpy())
+        several = pd.Series(where.to_numpy()).groupby(place.cell).nunique() > 1
+        state[several.index[several]] = "mixed"
     return _Numbers(state, mean, sd, n, partial & (n > 0), np.zeros(place.size, dtype=np.bool_))
 
 
@@ -251,6 +280,11 @@ def _sees(data: pd.DataFrame, defenses: Sequence[Any]) -> tuple[tuple[Any, str |
     said = data[["defense", "sees"]].dropna().drop_duplicates().sort_values(["defense", "sees"])
     known = said.groupby("defense")["sees"].agg(" or ".join).to_dict()
     return tuple((defense, known.get(defense)) for defense in defenses if defense is not None)
+
+
+def _devices(data: pd.DataFrame) -> tuple[str, ...]:
+    """Return the devices of the rows that are ok, sorted."""
+    return tuple(sorted(data.loc[data["status"] == "ok", "device"].dropna().unique()))
 
 
 def _oracle(data: pd.DataFrame) -> pd.Series[bool]:

@@ -16,6 +16,7 @@ LEVELS = """
 errors
 seeds types rows source
 options ledger
+view
 data models tasks store isolation
 recipes augment
 training
@@ -32,7 +33,7 @@ schedule display listing show analyze
 cli
 """.split("\n")
 """The rooms, lowest first: a module imports from lower lines only, a package also from itself."""
-TABLES = ("results", "stats", "layout", "render", "tables")
+TABLES = ("results", "stats", "layout", "published", "render", "tables")
 """The branch beside: rows -> numbers -> tables. Each knows those before it, and errors and rows."""
 UPWARD = {("spec", "check")}
 """`spec.load` asks, inside the function, what only the methods know."""
