@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from attacks.base import Attack
 from defenses.base import Defense, Needs
@@ -111,7 +112,9 @@ class _Expansion:
 
     def run(self) -> Plan:
         sweep = self.sweep
-        places = list(itertools.starmap(self.place, itertools.product(sweep.datasets, sweep.models)))
+        places = list(
+            itertools.starmap(self.place, itertools.product(sweep.datasets, sweep.models))
+        )
         for place, (attack, sample) in itertools.product(places, self.attacks):
             for victim, why, axes in self.victims(place, attack, sample):
                 for fighter in self.defenses:
@@ -281,9 +284,7 @@ class _Expansion:
                 "n_clean": count if "clean" in stage.sees else 0,
             }
             words = {**victim.axes, "stage": stage.name}
-            cell = Cell(
-                "stage", seeds.digest(shared), shared, (victim.key,), words, fighter.local
-            )
+            cell = Cell("stage", seeds.digest(shared), shared, (victim.key,), words, fighter.local)
             parents.append(self.add(cell, not why).key)
         params = {
             "kind": "defend",
@@ -377,11 +378,22 @@ def misfit(defense: Defense, needs: Needs, label: str) -> str:
     return defense.applies(needs) or ""
 
 
+class _Undrawn(TorchFunctionMode):
+    """Leaves weights undrawn: the first draw on the meta device imports a compiler (1.8 s)."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func in (torch.Tensor.normal_, torch.Tensor.uniform_):
+            return args[0]
+        return func(*args, **(kwargs or {}))
+
+
 @functools.lru_cache(maxsize=256)
 def has_batchnorm(
     model: str, asked: tuple[tuple[str, Any], ...], classes: int, shape: tuple[int, int, int]
 ) -> bool:
     """Build the model without memory and look; raises SweepError where it does not fit."""
-    with torch.device("meta"):
+    with torch.device("meta"), _Undrawn():
         trunk, _ = models.family(model, dict(asked)).build(classes, shape)
     return any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in trunk.modules())

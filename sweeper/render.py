@@ -6,7 +6,7 @@ import csv
 import html
 import io
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from string import ascii_lowercase
 from typing import Any
@@ -27,6 +27,9 @@ from sweeper.layout import (
     name,
     threat,
 )
+
+WIDTH = 130
+"""Characters a LaTeX table is wide at most; a wider one has several parts, so as to be read."""
 
 
 @dataclass(frozen=True)
@@ -192,6 +195,35 @@ def _csv(table: Table) -> str:
 
 
 def _latex(table: Table) -> str:
+    """Return a `table` environment for each part of the columns that fits a page; see `WIDTH`."""
+    wide = len(table.row_axes)
+    parts = _parts(table)
+    lines = [r"% needs \usepackage{booktabs,graphicx}"]
+    for number, (start, end) in enumerate(parts, 1):
+        part = replace(table, columns=table.columns[start:end])
+        several = f" ({number} of {len(parts)})" * (len(parts) > 1)
+        body = []
+        for line in table.lines:
+            texts = _texts(table, line, _LATEX)
+            kept = [*texts[:wide], *texts[wide + start : wide + end]]
+            body.append(" & ".join(kept) + r" \\")
+        notes = _notes(table, _LATEX) if number == len(parts) else []
+        lines += [
+            r"\begin{table}",
+            r"\centering",
+            rf"\caption{{{_LATEX.escape(caption(table) + several)}}}",
+            r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
+            rf"\begin{{tabular}}{{{'l' * wide}{'r' * len(part.columns)}}}",
+            *(r"\toprule", *_latex_head(part), r"\midrule", *body, r"\bottomrule"),
+            r"\end{tabular}}",
+            *(rf"\par\smallskip{{\footnotesize {note}\par}}" for note in notes),
+            r"\end{table}",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def _latex_head(table: Table) -> list[str]:
+    """Return the lines above the body: the groups with their rules, then the metrics."""
     wide = len(table.row_axes)
     top = []
     for level in range(len(table.col_axes)):
@@ -202,21 +234,25 @@ def _latex(table: Table) -> str:
             at += span
         top += [" & ".join(cells).strip() + r" \\", " ".join(rules)]
     last = [*_names(table), *(head(column.metric) for column in table.columns)]
-    top.append(" & ".join(_LATEX.escape(text) for text in last) + r" \\")
-    body = [" & ".join(_texts(table, line, _LATEX)) + r" \\" for line in table.lines]
-    lines = [
-        r"% needs \usepackage{booktabs,graphicx}",
-        r"\begin{table}",
-        r"\centering",
-        rf"\caption{{{_LATEX.escape(caption(table))}}}",
-        r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
-        rf"\begin{{tabular}}{{{'l' * wide}{'r' * len(table.columns)}}}",
-        *(r"\toprule", *top, r"\midrule", *body, r"\bottomrule"),
-        r"\end{tabular}}",
-        *(rf"\par\smallskip{{\footnotesize {note}\par}}" for note in _notes(table, _LATEX)),
-        r"\end{table}",
-    ]
-    return "\n".join(lines) + "\n"
+    return [*top, " & ".join(_LATEX.escape(text) for text in last) + r" \\"]
+
+
+def _parts(table: Table) -> list[tuple[int, int]]:
+    """Return the columns (from, to) of each part: as many outermost groups as `WIDTH` takes."""
+    wide = len(table.row_axes)
+    grid = [_texts(table, line, _MARKDOWN) for line in table.lines]
+    heads = [*_names(table), *(head(column.metric) for column in table.columns)]
+    widths = [max(map(len, column)) + 2 for column in zip(heads, *grid, strict=True)]
+    parts, start, used = [], 0, sum(widths[:wide])
+    spans = [span for _, span in _groups(table, 0, _MARKDOWN)] if table.col_axes else []
+    end = 0
+    for span in spans or [1] * len(table.columns):
+        needed = sum(widths[wide + end : wide + end + span])
+        if end > start and used + needed > WIDTH:
+            parts.append((start, end))
+            start, used = end, sum(widths[:wide])
+        end, used = end + span, used + needed
+    return [*parts, (start, end)]
 
 
 def _texts(table: Table, line: Line, style: _Style) -> list[str]:
@@ -247,10 +283,10 @@ def _entry(table: Table, column: Column, e: Entry, style: _Style) -> str:
         text = signs[e.state]
     if e.published is None:
         return text
-    marks = "".join(ascii_lowercase[i] for i in e.published.sources)
+    marks = "".join(ascii_lowercase[i] for i in sorted(e.published.sources))
     text = f"{scale * e.published.value:.{1 if scale == 1 else 2}f} [{marks}] / {text}"
     if e.state == "ok":
-        text += f" / {scale * (e.mean - e.published.value):+.1f}"
+        text += f" / {round(scale * (e.mean - e.published.value), 1) + 0.0:+.1f}"  # never -0.0
     return text + signs["outside"] if e.published.outside else text
 
 

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 
-
 _ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 

@@ -238,9 +238,7 @@ class Ranking:
     """Nemenyi's critical difference: mean ranks further apart differ; nan without blocks."""
 
 
-def ranks(
-    frame: pd.DataFrame, metric: str, *, higher: bool, confidence: float = 0.95
-) -> Ranking:
+def ranks(frame: pd.DataFrame, metric: str, *, higher: bool, confidence: float = 0.95) -> Ranking:
     """Rank the defenses by `metric` (Friedman; Nemenyi; Demsar, JMLR 2006).
 
     A block is a data set, model, attack, poison rate, target and clean budget; within it seeds are

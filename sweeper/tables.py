@@ -62,17 +62,10 @@ def build(
         SweepError: No rows, an unknown name, or a name given twice.
     """
     _check(frame, rows, cols, values)
-    order = dict(order or {})
-    if average:
-        frame = averages(frame, AVERAGE)
-    frame = published.add_missing(frame, known)
-    if average:
-        first = [label for label in order.get("attack", ()) if label != AVERAGE]
-        others = sorted(set(frame["attack"]) - {*first, AVERAGE})
-        order["attack"] = [*first, *others, AVERAGE]
+    frame = published.add_missing(averages(frame, AVERAGE) if average else frame, known)
     data, row_axes, constants = _layout(frame, rows, cols)
     axes = [*row_axes, *cols]
-    at, labels = _codes(data, axes, order)
+    at, labels = _codes(data, axes, order or {})
     place, data, at = _place(data, at, row_axes, cols)
     grid = [_numbers(data, place, metric) for metric in values]
     _mark(grid, data, values, _rivals(at, axes, place))
@@ -145,8 +138,10 @@ def _codes(
         found, unique = pd.factorize(data[axis])
         values = [_plain(value) for value in unique]
         places = {str(value): i for i, value in enumerate(order.get(axis, ()))}
+        rest = len(places)
+        places[AVERAGE] = rest + 1  # after those that `order` does not name
         ranking = sorted(
-            range(len(values)), key=lambda i: (places.get(str(values[i]), len(places)), values[i])
+            range(len(values)), key=lambda i: (places.get(str(values[i]), rest), values[i])
         )
         rank = np.empty(len(values) + 1, dtype=np.int64)
         rank[ranking] = np.arange(len(values))

@@ -1,4 +1,4 @@
-"""The `table:` section of a sweep file: the table `sweeper table` prints where no flag says else."""
+"""The `table:` section of a sweep file: what `sweeper table` prints unless a flag says else."""
 
 from __future__ import annotations
 
@@ -41,8 +41,11 @@ class View(BaseModel):
 
     def order(self, labels: dict[str, list[str]]) -> dict[str, list[str]]:
         """Return axis -> labels in the order to show: ours, then those of the sweep's `labels`."""
-        own = {axis: list(texts) for axis, texts in self.labels.items()}
-        return own | {a: list(dict.fromkeys([*own.get(a, []), *l])) for a, l in labels.items()}
+        axes = {**self.labels, **labels}
+        return {
+            axis: list(dict.fromkeys([*self.labels.get(axis, ()), *labels.get(axis, ())]))
+            for axis in axes
+        }
 
 
 def of(read: Source) -> View:
