@@ -259,9 +259,11 @@ def ranks(frame: pd.DataFrame, metric: str, *, higher: bool, confidence: float =
     wide = wide.dropna(axis=0)
     n, k = wide.shape
     values = wide.to_numpy(dtype=np.float64)
+    if not n:
+        return Ranking(pd.DataFrame(columns=["defense", "rank", "mean"]), 0, *[math.nan] * 3)
     ranked = rankdata(np.round(-values if higher else values, 12), axis=1)
     statistic = p = math.nan
-    if k > 2 and n and (np.ptp(ranked, axis=1) > 0).any():
+    if k > 2 and (np.ptp(ranked, axis=1) > 0).any():
         statistic, p = map(float, friedmanchisquare(*ranked.T))
     table = pd.DataFrame(
         {"defense": wide.columns, "rank": ranked.mean(0), "mean": values.mean(0)}

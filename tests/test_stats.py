@@ -159,6 +159,7 @@ grids = st.integers(3, 6).flatmap(
 )
 
 
+@settings(max_examples=20)
 @given(grids, st.booleans())
 def test_ranks_are_scipys(grid, higher):
     found = ranks(measured(grid), "asr", higher=higher)
@@ -185,6 +186,7 @@ def test_the_critical_difference_is_the_tables(k, q):
     assert critical_difference(k, 14) == pytest.approx(q * math.sqrt(k * (k + 1) / 84), abs=1e-3)
 
 
+@settings(max_examples=10)
 @given(st.integers(2, 6), st.integers(2, 9))
 def test_the_critical_difference_is_where_nemenyis_p_is_its_level(k, n):
     """scipy's Tukey distribution at the difference gives the level back."""
