@@ -33,7 +33,7 @@ def construct(cls: type[T], options: Mapping[str, Any], what: str, **axes: Any) 
         SweepError: An option does not exist, has the wrong type or an impossible value.
     """
     known = names(cls)
-    hints = _hints(cls)
+    hints = _hints(cls)  # type: ignore[arg-type]  # a class is hashable
     values: dict[str, Any] = dict(axes)
     problems = []
     for name, value in options.items():

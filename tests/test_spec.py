@@ -364,10 +364,13 @@ def test_all_stands_for_every_method(tmp_path: Path) -> None:
 def test_an_override_takes_entries_of_the_file_by_label(tmp_path: Path) -> None:
     content = text(
         "exclude: [{attack: patch, poison_rate: 0.1}]\npoison_rates: [0.1, 0.2]",
-        attacks="[{attack: badnets, size: 2, as: patch}, blend]",
+        attacks="[{attack: badnets, opacity: 0.5, as: patch}, blend]",
     )
     sweep = loaded(tmp_path, content, "attacks=[patch, sig]")
-    assert [(e.name, e.options) for e in sweep.attacks] == [("badnets", {"size": 2}), ("sig", {})]
+    assert [(e.name, e.options) for e in sweep.attacks] == [
+        ("badnets", {"opacity": 0.5}),
+        ("sig", {}),
+    ]
     assert len(sweep.exclude) == 1
     assert loaded(tmp_path, content, "attacks=[blend]").exclude == [], "it named an attack now gone"
 
