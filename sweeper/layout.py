@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any, NamedTuple
 
+from sweeper.rows import DEVICES
+
 STATES = {
     "missing": "not run yet",
     "failed": "failed",
@@ -15,7 +17,7 @@ STATES = {
     "blocked": "blocked by a cell that did not end well",
     "not_applicable": "does not apply",
     "undefined": "no such value for this defense",
-    "mixed": "ran on several devices, not averaged; a line for each: device among the rows",
+    "mixed": "several devices, not averaged: put device, or victim_device, among the rows",
 }
 """What an entry without a number can be, worst first after `missing`, as the legend says it."""
 
@@ -34,7 +36,7 @@ _HEADS = {
     "victim_seconds": "victim seconds",
     "peak_memory_mb": "peak MB",
 }
-PLAIN = ("seconds", "victim_seconds", "peak_memory_mb")
+PLAIN = tuple(DEVICES)
 """The metrics that are no fractions: shown as they are."""
 
 
@@ -113,7 +115,7 @@ class Table:
     title: str = ""
     """The first words of the caption."""
     devices: tuple[str, ...] = ()
-    """Where seconds and memory were measured; empty where no cost is shown."""
+    """Where the costs it shows were measured."""
     sources: tuple[str, ...] = ()
     """Whose published figures stand in the entries."""
     settings: tuple[str, ...] = ()

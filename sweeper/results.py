@@ -10,7 +10,7 @@ import pandas as pd
 import pyarrow as pa
 
 from sweeper.errors import SweepError, unknown
-from sweeper.rows import AXES, FINISHED, METRICS, SCHEMA, UNFINISHED
+from sweeper.rows import AXES, DEVICES, FINISHED, METRICS, SCHEMA, UNFINISHED
 
 SETTINGS = (
     "attack_name attack_options rule defense_name defense_options dataset_options model_options "
@@ -18,7 +18,6 @@ SETTINGS = (
 ).split()
 """What can differ under one label: becomes an axis where two rows would else share a seed."""
 
-_COSTS = ("seconds", "victim_seconds", "peak_memory_mb")
 _NUMBERS = ("poison_rate", "clean_budget", "target", "seed")
 
 
@@ -178,10 +177,11 @@ def averages(data: pd.DataFrame, label: str) -> pd.DataFrame:
     found = once(data[data["attack"] != "none"])[0]
     peers = found.groupby(["dataset", "model"], dropna=False)["attack"].transform("nunique")
     by = found.assign(_of=peers, _ok=found["status"] == "ok").groupby(axes, dropna=False)
-    kept = ["defense_name", "sees", "oracle", "sweep", "device", "kind"]
+    kept = ["defense_name", "sees", "oracle", "sweep", "kind", "device", "victim_device"]
     constant = by[kept + ["poison_rate"] * single].agg(_only)
     mean = by[list(METRICS)].mean()
-    mean.loc[by["device"].nunique(dropna=False) > 1, list(_COSTS)] = np.nan
+    for cost, device in DEVICES.items():
+        mean.loc[by[device].nunique(dropna=False) > 1, cost] = np.nan
     whole = by["_ok"].sum() == by["_of"].first()
     rows = pd.concat([constant, mean], axis=1).assign(status=by["status"].agg(_worst))
     rows = rows[whole | (rows["status"] != "ok")].reset_index()  # else one has not run yet

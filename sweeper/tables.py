@@ -13,11 +13,11 @@ import pandas as pd
 
 from sweeper import published, stats
 from sweeper.errors import SweepError, unknown
-from sweeper.layout import PLAIN, STATES, Column, Entry, Line, Table
+from sweeper.layout import STATES, Column, Entry, Line, Table
 from sweeper.published import AVERAGE
 from sweeper.render import render
 from sweeper.results import SETTINGS, averages, once, require, spread
-from sweeper.rows import AXES, METRICS
+from sweeper.rows import AXES, DEVICES, METRICS
 
 __all__ = ["Column", "Entry", "Line", "Table", "build", "render"]
 
@@ -62,7 +62,9 @@ def build(
         SweepError: No rows, an unknown name, or a name given twice.
     """
     _check(frame, rows, cols, values)
-    frame = published.add_missing(averages(frame, AVERAGE) if average else frame, known)
+    frame = published.add_missing(frame, [f for f in known if f.attack != AVERAGE])
+    if average:  # after: no average of ours where an attack of the published one has not run
+        frame = published.add_missing(averages(frame, AVERAGE), known)
     data, row_axes, constants = _layout(frame, rows, cols)
     axes = [*row_axes, *cols]
     at, labels = _codes(data, axes, order or {})
@@ -83,7 +85,7 @@ def build(
         oracles=frozenset(data.loc[_oracle(data), "defense"]),
         heads=heads or {},
         title=title,
-        devices=_devices(data) if any(metric in PLAIN for metric in values) else (),
+        devices=_devices(data, values),
         sources=found.sources,
         settings=found.settings,
     )
@@ -95,8 +97,8 @@ def _check(
     """Refuse what cannot become a table."""
     require(frame)
     for what, names, known in (
-        ("row axis", rows, (*AXES, *SETTINGS, "device")),
-        ("column axis", cols, (*AXES, *SETTINGS, "device")),
+        ("row axis", rows, (*AXES, *SETTINGS, *DEVICES.values())),
+        ("column axis", cols, (*AXES, *SETTINGS, *DEVICES.values())),
         ("value", values, METRICS),
         ("status", frame["status"].unique(), _RANK),
     ):
@@ -210,8 +212,8 @@ def _numbers(data: pd.DataFrame, place: _Place, metric: str) -> _Numbers:
     n = np.zeros(place.size, dtype=np.int64)
     mean[found.index], sd[found.index], n[found.index] = found["mean"], found["std"], found["count"]
     state[(state == "ok") & (n == 0)] = "undefined"
-    if metric in PLAIN:  # seconds of two machines have no mean
-        where = data["device"].where(value.notna().to_numpy())
+    if metric in DEVICES:  # seconds of two machines have no mean
+        where = data[DEVICES[metric]].where(value.notna().to_numpy())
         several = pd.Series(where.to_numpy()).groupby(place.cell).nunique() > 1
         state[several.index[several]] = "mixed"
     return _Numbers(state, mean, sd, n, partial & (n > 0), np.zeros(place.size, dtype=np.bool_))
@@ -277,9 +279,11 @@ def _sees(data: pd.DataFrame, defenses: Sequence[Any]) -> tuple[tuple[Any, str |
     return tuple((defense, known.get(defense)) for defense in defenses if defense is not None)
 
 
-def _devices(data: pd.DataFrame) -> tuple[str, ...]:
-    """Return the devices of the rows that are ok, sorted."""
-    return tuple(sorted(data.loc[data["status"] == "ok", "device"].dropna().unique()))
+def _devices(data: pd.DataFrame, values: Sequence[str]) -> tuple[str, ...]:
+    """Return where the costs among `values` were measured, sorted."""
+    columns = {DEVICES[metric] for metric in values if metric in DEVICES}
+    well = data[data["status"] == "ok"]
+    return tuple(sorted({name for column in columns for name in well[column].dropna()}))
 
 
 def _oracle(data: pd.DataFrame) -> pd.Series[bool]:

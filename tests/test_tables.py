@@ -299,9 +299,12 @@ def test_seconds_of_several_devices_are_never_averaged():
     assert found[layout.Column(("fip",), "seconds")].mean == 12.34
     assert found[layout.Column(("fip",), "peak_memory_mb")].state == "undefined"
     text = tables.render(built, "markdown")
-    assert "≋: ran on several devices" in text
+    assert "≋: several devices, not averaged" in text
     assert "Seconds and memory on: GPU 0; GPU 1." in text
     assert "Seconds and memory" not in tables.render(tables.build(frame(given)), "markdown")
+    trained = [{**r, "victim_device": f"GPU {r['seed']}", "victim_seconds": 60.0} for r in given]
+    built = tables.build(frame(trained), values=("victim_seconds",))
+    assert [e.state for e in built.lines[0].entries] == ["mixed"] * 2, "the victim's device counts"
     wide = tables.build(frame(given), rows=("device",), values=("seconds",))
     assert [line.labels for line in wide.lines] == [("GPU 0",), ("GPU 1",)]
     assert [e.state for line in wide.lines for e in line.entries] == ["ok"] * 3 + ["missing"]
