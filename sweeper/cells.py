@@ -283,5 +283,6 @@ class _Work(Material):
             for name in ("acc", "acc_nontarget", "asr", "ra"):
                 row[f"{name}_before"] = meta["result"][name]
             row["victim_seconds"] = meta["result"]["seconds"]
+            row["victim_device"] = meta["device"]
             row["n_poisoned"] = meta["n_poisoned"]
         return {**row, **values}

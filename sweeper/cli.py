@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,6 +19,9 @@ from sweeper.arguments import (
     StoreOption,
 )
 from sweeper.errors import SweepError
+
+if TYPE_CHECKING:
+    from sweeper.view import View
 
 app = typer.Typer(
     help="Backdoor attacks x defenses: one sweep file in, one table out.\n\n"
@@ -81,7 +84,7 @@ def run(
         counts = runs.execute(job, walker, display)
     ran = ", ".join(f"{count} {status}" for status, count in sorted(counts.items())) or "none"
     console.print(f"cells run: {ran}")
-    typer.echo(_table(sweep.name, store, "markdown"))
+    typer.echo(_table(sweep.name, store, "markdown", sweep.table))
     if set(counts) - {"ok"}:
         console.print(
             f"Not all cells ended well; run `sweeper run {spec}` again to retry them, or "
@@ -126,44 +129,56 @@ def plan(
 def table(
     spec: Spec,
     store: StoreOption = DEFAULT_STORE,
-    rows: Annotated[
-        str, typer.Option(help="Axes down the side.")
-    ] = "dataset,model,attack,poison_rate",
-    cols: Annotated[str, typer.Option(help="Axes across the top.")] = "defense",
-    values: Annotated[str, typer.Option(help="Metrics in each cell.")] = "acc,asr",
+    rows: Annotated[str | None, typer.Option(help="Axes down the side.")] = None,
+    cols: Annotated[str | None, typer.Option(help="Axes across the top.")] = None,
+    values: Annotated[str | None, typer.Option(help="Metrics in each cell.")] = None,
     style: Annotated[
         str, typer.Option("--format", help="markdown, csv, latex or html.")
     ] = "markdown",
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Beside the published figures, each with its source.")
+    ] = False,
     out: Annotated[Path | None, typer.Option(help="File to write; default: the screen.")] = None,
 ) -> None:
-    """Print a sweep's table from its rows.
+    """Print a sweep's table from its rows, laid out by its `table:` section and these flags.
 
     Example: sweeper table quickstart --format latex --values acc,asr,der
     """
-    from sweeper import source
+    from sweeper import source, view
 
     name = source.name_of(spec)
-    text = _table(name, store, style, rows.split(","), cols.split(","), values.split(","))
+    asked = {"rows": rows, "cols": cols, "values": values}
+    given = {key: [part.strip() for part in text.split(",")] for key, text in asked.items() if text}
+    layout = view.of(source.read(spec)).model_copy(update=given)
+    text = _table(name, store, style, layout, compare)
     if out:
         out.write_text(text + "\n", encoding="utf-8")
     else:
         typer.echo(text)
 
 
-def _table(
-    name: str,
-    store: str,
-    style: str,
-    rows: list[str] | None = None,
-    cols: list[str] | None = None,
-    values: list[str] | None = None,
-) -> str:
-    from sweeper import ledger, results, tables
+def _table(name: str, store: str, style: str, layout: View, compare: bool = False) -> str:
+    from sweeper import ledger, published, results, tables
 
-    found, order = ledger.load(arguments.absolute(store), name)
-    asked: dict[str, Any] = {"rows": rows, "cols": cols, "values": values}
-    given = {key: [part.strip() for part in value] for key, value in asked.items() if value}
-    return tables.render(tables.build(results.frame(found), order=order, **given), style).rstrip()
+    found, labels = ledger.load(arguments.absolute(store), name)
+    known = published.of(name) if compare else ()
+    if compare and not known:
+        raise SweepError(
+            f"--compare: nothing published is known for sweep {name!r}; it is for "
+            f"{', '.join(published.sweeps())}"
+        )
+    built = tables.build(
+        results.frame(found),
+        rows=layout.rows,
+        cols=layout.cols,
+        values=layout.values,
+        order=layout.order(labels),
+        heads=layout.labels,
+        title=layout.caption,
+        average=layout.average,
+        known=known,
+    )
+    return tables.render(built, style).rstrip()
 
 
 @app.command("list")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any, NamedTuple
+
+from sweeper.rows import DEVICES
 
 STATES = {
     "missing": "not run yet",
@@ -15,6 +17,7 @@ STATES = {
     "blocked": "blocked by a cell that did not end well",
     "not_applicable": "does not apply",
     "undefined": "no such value for this defense",
+    "mixed": "several devices, not averaged: put device, or victim_device, among the rows",
 }
 """What an entry without a number can be, worst first after `missing`, as the legend says it."""
 
@@ -34,8 +37,19 @@ _HEADS = {
     "victim_seconds": "victim seconds",
     "peak_memory_mb": "peak MB",
 }
-PLAIN = ("seconds", "victim_seconds", "peak_memory_mb")
+PLAIN = tuple(DEVICES)
 """The metrics that are no fractions: shown as they are."""
+
+
+class Published(NamedTuple):
+    """What somebody else has printed for an entry."""
+
+    value: float
+    """A fraction where the metric is one."""
+    sources: tuple[int, ...]
+    """Places in the table's `sources`."""
+    outside: bool
+    """Ours is off by more than the tolerance and the seeds' spread."""
 
 
 class Entry(NamedTuple):
@@ -53,6 +67,8 @@ class Entry(NamedTuple):
     """Some seeds did not end well and are not in the mean."""
     best: bool
     """Better than every other defense of its line beyond the noise."""
+    published: Published | None = None
+    """The published figure; None where there is none, or none was asked for."""
 
 
 @dataclass(frozen=True)
@@ -95,12 +111,22 @@ class Table:
     """What each defense sees, comma-separated; None where no row says."""
     oracles: frozenset[Any]
     """The defenses that were chosen with test data."""
+    heads: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """Axis -> label -> what to write for it."""
+    title: str = ""
+    """The first words of the caption."""
+    devices: tuple[str, ...] = ()
+    """Where the costs it shows were measured."""
+    sources: tuple[str, ...] = ()
+    """Whose published figures stand in the entries."""
+    settings: tuple[str, ...] = ()
+    """Where their setting is not ours."""
 
 
 def label(table: Table, axis: str, value: Any) -> str:
     """Return how people read a value of an axis: `10 %`, `500`, `anp`; an oracle carries ‡."""
-    oracle = axis == "defense" and value in table.oracles
-    return f"{word(axis, value)}‡" if oracle else word(axis, value)
+    text = table.heads.get(axis, {}).get(str(value)) or word(axis, value)
+    return f"{text}‡" if axis == "defense" and value in table.oracles else text
 
 
 def word(axis: str, value: Any) -> str:
@@ -122,7 +148,8 @@ def caption(table: Table) -> str:
     ]
     if table.seeds:
         parts.append(f"seed{'s' * (len(table.seeds) > 1)} {_ranges(table.seeds)}")
-    return ", ".join(parts)
+    words = ", ".join(parts)
+    return f"{table.title.rstrip('.')}: {words}" if table.title else words
 
 
 def name(axis: str) -> str:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from attacks.base import Attack
 from defenses.base import Defense, Needs
@@ -26,6 +27,8 @@ from sweeper.errors import SweepError
 from sweeper.spec import Entry, Sweep
 from sweeper.types import Cell, Facts
 
+UNKNOWN = 50_000
+"""Training images a clean budget is a share of where the data are not here; no key counts then."""
 KINDS = ("prepare", "train", "stage", "defend")
 
 
@@ -97,20 +100,27 @@ class _Expansion:
         self.facts = facts
         self.cells: dict[str, Cell] = {}
         self.inapplicable: dict[str, Cell] = {}
-        self.defenses: list[tuple[Entry, Defense]] = [
-            (entry, catalog.make("defense", entry.name, entry.options)) for entry in sweep.defenses
+        self.defenses = [
+            _Fighter.of(entry, catalog.make("defense", entry.name, entry.options))
+            for entry in sweep.defenses
         ]
+        self.attacks: list[tuple[Entry, Attack]] = [
+            (entry, catalog.make("attack", entry.name, entry.options)) for entry in sweep.attacks
+        ]
+        self.nobody: Attack = catalog.make("attack", "none", {})
+        self.fits: dict[tuple[Any, ...], str] = {}
 
     def run(self) -> Plan:
         sweep = self.sweep
-        for dataset, model, attack in itertools.product(
-            sweep.datasets, sweep.models, sweep.attacks
-        ):
-            place = self.place(dataset, model)
-            for victim, why, axes in self.victims(place, attack):
-                for entry, defense in self.defenses:
-                    for budget in sweep.clean_budgets if "clean" in defense.sees else (0,):
-                        self.defend(place, victim, why, entry, defense, {**axes}, budget)
+        places = list(
+            itertools.starmap(self.place, itertools.product(sweep.datasets, sweep.models))
+        )
+        for place, (attack, sample) in itertools.product(places, self.attacks):
+            for victim, why, axes in self.victims(place, attack, sample):
+                for fighter in self.defenses:
+                    clean = "clean" in fighter.defense.sees
+                    for budget in sweep.clean_budgets if clean else (0,):
+                        self.defend(place, victim, why, fighter, {**axes}, budget)
         if not self.cells and not self.inapplicable:
             raise SweepError("exclude: leaves nothing of the sweep to run: remove an entry")
         wanted: set[str] = set()
@@ -153,17 +163,16 @@ class _Expansion:
         )
 
     def victims(
-        self, place: _Place, entry: Entry
+        self, place: _Place, entry: Entry, sample: Attack
     ) -> Iterator[tuple[Cell | None, str, dict[str, Any]]]:
         """The victims of one attack on one data set and model: (cell, why not, axes)."""
-        sample: Attack = catalog.make("attack", entry.name, entry.options)
         rates = (entry.poison_rates or self.sweep.poison_rates) if sample.rated else [0.0]
         targets = self.sweep.targets if sample.targeted else [0]
         for rate, target, seed in itertools.product(rates, targets, self.sweep.seeds):
             attack = replace(sample, target=target)
             words = {"attack": entry.label, "poison_rate": rate, "target": target, "seed": seed}
             axes = {**place.axes, **words}
-            if all(self.excluded({**axes, "defense": e.label}) for e, _ in self.defenses):
+            if all(self.excluded({**axes, "defense": f.entry.label}) for f in self.defenses):
                 continue
             why = attack.applies(place.facts, rate)
             victim = self.train(place, entry, attack, rate, seed, axes, keep=not why)
@@ -219,7 +228,7 @@ class _Expansion:
             clean = self.train(
                 place,
                 nobody,
-                catalog.make("attack", "none", {}),
+                self.nobody,
                 0.0,
                 first,
                 {**clean_axes, "seed": first},
@@ -248,25 +257,25 @@ class _Expansion:
         place: _Place,
         victim: Cell | None,
         why: str,
-        entry: Entry,
-        defense: Defense,
+        fighter: _Fighter,
         axes: dict[str, Any],
         budget: float | int,
     ) -> None:
         """The cell of one defense on one victim, with its stage where it has one."""
         assert victim is not None
+        entry, stage = fighter.entry, fighter.stage
         axes |= {"defense": entry.label, "clean_budget": float(budget)}
         if self.excluded(axes):
             return
-        count = splits.budget_count(budget, place.facts.n_train) if place.sized(budget) else 0
-        if count > place.facts.n_reserve:
+        facts = place.facts
+        count = splits.budget_count(budget, facts.n_train or UNKNOWN) if budget else 0
+        if facts.digest and count > facts.n_reserve:
             raise SweepError(
                 f"clean_budgets: {budget:g} is {count} images of {axes['dataset']}, the reserve "
-                f"holds {place.facts.n_reserve}: lower the budget or raise `reserve`"
+                f"holds {facts.n_reserve}: lower the budget or raise `reserve`"
             )
         parents = [victim.key]
-        stage = defense.stage()
-        keep = not (why or self.unfit(place, defense, count))
+        why = why or self.unfit(place, fighter, count)
         if stage is not None:
             shared = {
                 "kind": "stage",
@@ -275,30 +284,23 @@ class _Expansion:
                 "n_clean": count if "clean" in stage.sees else 0,
             }
             words = {**victim.axes, "stage": stage.name}
-            made = {"defense": {"defense": entry.name, **entry.options}}
-            cell = Cell("stage", seeds.digest(shared), shared, (victim.key,), words, made)
-            parents.append(self.add(cell, keep).key)
+            cell = Cell("stage", seeds.digest(shared), shared, (victim.key,), words, fighter.local)
+            parents.append(self.add(cell, not why).key)
         params = {
             "kind": "defend",
             "victim": victim.key,
-            "defense": {
-                "name": entry.name,
-                **options.canonical(defense),
-                "version": defense.version,
-            },
+            "defense": fighter.params,
             "n_clean": count,
             "stage": parents[1] if stage is not None else None,
             "versions": {"metrics": metrics.VERSION},
         }
-        local: dict[str, Any] = {"defense": {"defense": entry.name, **entry.options}}
-        cell = Cell("defend", seeds.digest(params), params, tuple(parents), axes, local)
+        cell = Cell("defend", seeds.digest(params), params, tuple(parents), axes, fighter.local)
         self.refuse_twin(cell)
-        if keep:
-            self.add(cell)
+        if why:
+            local = {**fighter.local, "victim_cell": victim}
+            self.inapplicable[cell.key] = replace(cell, reason=why, local=local)
         else:
-            reason = why or self.unfit(place, defense, count)
-            local["victim_cell"] = victim
-            self.inapplicable[cell.key] = replace(cell, reason=reason, local=local)
+            self.add(cell)
 
     def refuse_twin(self, cell: Cell) -> None:
         """Two labels of one cell: the second would have no row of its own."""
@@ -311,11 +313,14 @@ class _Expansion:
                 f"{' with '.join(twins)} are the same in every number ({where}): leave one out"
             )
 
-    def unfit(self, place: _Place, defense: Defense, count: int) -> str:
+    def unfit(self, place: _Place, fighter: _Fighter, count: int) -> str:
         """Why this defense cannot be run on this model and data; empty where it can."""
-        facts, model = place.facts, place.common["model"]["name"]
-        needs = Needs(facts.classes or 10, facts.shape, model, place.batchnorm, count)
-        return misfit(defense, needs, place.axes["model"])
+        at = (place.axes["dataset"], place.axes["model"], fighter.entry.label, count)
+        if at not in self.fits:
+            facts, model = place.facts, place.common["model"]["name"]
+            needs = Needs(facts.classes or 10, facts.shape, model, place.batchnorm, count)
+            self.fits[at] = misfit(fighter.defense, needs, place.axes["model"])
+        return self.fits[at]
 
     def add(self, cell: Cell, keep: bool = True) -> Cell:
         """Enter a cell of the graph; the first of a key stands for all."""
@@ -340,9 +345,22 @@ class _Place:
     local: dict[str, Any]
     axes: dict[str, Any]
 
-    def sized(self, budget: float | int) -> bool:
-        """Whether a clean budget can be counted: there is one, and the data are known."""
-        return bool(budget) and self.facts.n_train > 0
+
+@dataclass(frozen=True)
+class _Fighter:
+    """A defense with what all its cells share."""
+
+    entry: Entry
+    defense: Defense
+    stage: Any
+    params: dict[str, Any]
+    local: dict[str, Any]
+
+    @classmethod
+    def of(cls, entry: Entry, defense: Defense) -> _Fighter:
+        own = {"name": entry.name, **options.canonical(defense), "version": defense.version}
+        local = {"defense": {"defense": entry.name, **entry.options}}
+        return cls(entry, defense, defense.stage(), own, local)
 
 
 def _attack_params(name: str, attack: Attack) -> dict[str, Any]:
@@ -360,11 +378,22 @@ def misfit(defense: Defense, needs: Needs, label: str) -> str:
     return defense.applies(needs) or ""
 
 
+class _Undrawn(TorchFunctionMode):
+    """Leaves weights undrawn: the first draw on the meta device imports a compiler (1.8 s)."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func in (torch.Tensor.normal_, torch.Tensor.uniform_):
+            return args[0]
+        return func(*args, **(kwargs or {}))
+
+
 @functools.lru_cache(maxsize=256)
 def has_batchnorm(
     model: str, asked: tuple[tuple[str, Any], ...], classes: int, shape: tuple[int, int, int]
 ) -> bool:
     """Build the model without memory and look; raises SweepError where it does not fit."""
-    with torch.device("meta"):
+    with torch.device("meta"), _Undrawn():
         trunk, _ = models.family(model, dict(asked)).build(classes, shape)
     return any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in trunk.modules())

@@ -33,7 +33,7 @@ def construct(cls: type[T], options: Mapping[str, Any], what: str, **axes: Any) 
         SweepError: An option does not exist, has the wrong type or an impossible value.
     """
     known = names(cls)
-    hints = get_type_hints(cls)
+    hints = _hints(cls)  # type: ignore[arg-type]  # a class is hashable
     values: dict[str, Any] = dict(axes)
     problems = []
     for name, value in options.items():
@@ -50,6 +50,9 @@ def construct(cls: type[T], options: Mapping[str, Any], what: str, **axes: Any) 
         return cls(**values)
     except SweepError as error:
         raise SweepError(f"{what}: {error}") from None
+
+
+_hints = functools.lru_cache(maxsize=256)(get_type_hints)
 
 
 def _convert(hint: Any, value: Any) -> Any:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -142,12 +140,9 @@ def ranks(found: pd.DataFrame, name: str = "asr") -> Ranks:
     Raises:
         SweepError: Fewer than two defenses have values in two settings in common.
     """
-    from scipy.stats import rankdata
-
-    score = -MEASURES[measure(name)] * found[name]
-    fair = found.assign(score=score)[~found["oracle"].astype(bool)].dropna(subset=["score"])
+    fair = found[~found["oracle"].astype(bool)].dropna(subset=[measure(name)])
     setting = [axis for axis in PLACE if axis != "defense"]
-    grid = fair.pivot_table(index=setting, columns="defense", values="score", observed=True)
+    grid = fair.pivot_table(index=setting, columns="defense", values=name, observed=True)
     few = grid.columns[grid.notna().sum() < len(grid) / 2]
     grid = grid.drop(columns=few).dropna()
     blocks, rivals = grid.shape
@@ -156,18 +151,9 @@ def ranks(found: pd.DataFrame, name: str = "asr") -> Ranks:
             f"ranks: {rivals} defenses have {name} in {blocks} settings in common, and two of each "
             "are needed: run more of the sweep"
         )
-    places = rankdata(grid.round(12).to_numpy(), axis=1)  # what rounding alone sets apart is a tie
-    average = pd.Series(places.mean(0), index=list(grid.columns))
-    difference = _range(rivals) * math.sqrt(rivals * (rivals + 1) / (6 * blocks))
-    return Ranks(average.sort_values(kind="stable"), difference, blocks, tuple(map(str, few)))
-
-
-@functools.cache
-def _range(rivals: int) -> float:
-    """Return the 5 % point of the studentized range over the square root of two."""
-    from scipy.stats import studentized_range
-
-    return float(studentized_range.ppf(0.95, rivals, np.inf)) / math.sqrt(2)
+    about = stats.ranks(grid, higher=MEASURES[name] > 0)
+    rank = about.frame.set_index("defense")["rank"]
+    return Ranks(rank, about.difference, blocks, tuple(map(str, few)))
 
 
 @dataclass(frozen=True)

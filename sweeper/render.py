@@ -6,14 +6,30 @@ import csv
 import html
 import io
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
+from string import ascii_lowercase
 from typing import Any
 
 from tabulate import tabulate
 
 from sweeper.errors import SweepError, unknown
-from sweeper.layout import PLAIN, STATES, Column, Line, Table, caption, head, label, name, threat
+from sweeper.layout import (
+    PLAIN,
+    STATES,
+    Column,
+    Entry,
+    Line,
+    Table,
+    caption,
+    head,
+    label,
+    name,
+    threat,
+)
+
+WIDTH = 130
+"""Characters a LaTeX table is wide at most; a wider one has several parts, so as to be read."""
 
 
 @dataclass(frozen=True)
@@ -55,13 +71,33 @@ def _notes(table: Table, style: _Style) -> list[str]:
             )
         )
     signs = [(state, text) for state, text in STATES.items() if state in states]
+    if any(entry.published and entry.published.outside for entry in entries):
+        signs.append(("outside", "off by more than 2 points and the seeds' spread"))
     if any(entry.partial for entry in entries):
         signs.append(("partial", "without the seeds that did not end well"))
     if table.oracles:
         signs.append(("oracle", "chosen with test data; not a fair comparison"))
     lines += [f"{style.signs[sign]}: {style.escape(text)}." for sign, text in signs]
+    if table.devices:
+        lines.append(style.escape(f"Seconds and memory on: {'; '.join(table.devices)}."))
+    lines += [style.escape(text) for text in _comparison(table)]
     if table.sees:
         lines.append("Sees: " + style.escape("; ".join(threat(*pair) for pair in table.sees)) + ".")
+    return lines
+
+
+def _comparison(table: Table) -> list[str]:
+    """Return what must be known to read the published figures."""
+    if not table.sources:
+        return []
+    marks = dict(enumerate(ascii_lowercase))
+    named = [f"[{marks[i]}] {source}" for i, source in enumerate(table.sources)]
+    lines = [
+        "Each entry: published [source] / ours / ours minus published; a single number is ours.",
+        f"Published: {'; '.join(named)}.",
+    ]
+    if table.settings:
+        lines.append(f"Published at another setting: {'; '.join(table.settings)}.")
     return lines
 
 
@@ -141,7 +177,8 @@ def _csv(table: Table) -> str:
     names = [axis for axis, _ in table.constants] + list(table.row_axes)
     for column in table.columns:
         stem = " ".join([*(str(group) for group in column.groups), column.metric])
-        names += [f"{stem} {part}" for part in ("mean", "sd", "n")]
+        parts = ("mean", "sd", "n", *(("published", "source") if table.sources else ()))
+        names += [f"{stem} {part}" for part in parts]
     writer.writerow(names)
     constants = [_word(value) for _, value in table.constants]
     for line in table.lines:
@@ -149,11 +186,44 @@ def _csv(table: Table) -> str:
         for e in line.entries:
             value = (repr(e.mean), repr(e.sd)) if e.state == "ok" else (e.state, e.state)
             cells += [*value, str(e.n)]
+            if table.sources:
+                pub = e.published
+                named = "; ".join(table.sources[i] for i in pub.sources) if pub else "null"
+                cells += [repr(pub.value) if pub else "null", named]
         writer.writerow(cells)
     return out.getvalue()
 
 
 def _latex(table: Table) -> str:
+    """Return a `table` environment for each part of the columns that fits a page; see `WIDTH`."""
+    wide = len(table.row_axes)
+    parts = _parts(table)
+    lines = [r"% needs \usepackage{booktabs,graphicx}"]
+    for number, (start, end) in enumerate(parts, 1):
+        part = replace(table, columns=table.columns[start:end])
+        several = f" ({number} of {len(parts)})" * (len(parts) > 1)
+        body = []
+        for line in table.lines:
+            texts = _texts(table, line, _LATEX)
+            kept = [*texts[:wide], *texts[wide + start : wide + end]]
+            body.append(" & ".join(kept) + r" \\")
+        notes = _notes(table, _LATEX) if number == len(parts) else []
+        lines += [
+            r"\begin{table}",
+            r"\centering",
+            rf"\caption{{{_LATEX.escape(caption(table) + several)}}}",
+            r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
+            rf"\begin{{tabular}}{{{'l' * wide}{'r' * len(part.columns)}}}",
+            *(r"\toprule", *_latex_head(part), r"\midrule", *body, r"\bottomrule"),
+            r"\end{tabular}}",
+            *(rf"\par\smallskip{{\footnotesize {note}\par}}" for note in notes),
+            r"\end{table}",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def _latex_head(table: Table) -> list[str]:
+    """Return the lines above the body: the groups with their rules, then the metrics."""
     wide = len(table.row_axes)
     top = []
     for level in range(len(table.col_axes)):
@@ -164,20 +234,25 @@ def _latex(table: Table) -> str:
             at += span
         top += [" & ".join(cells).strip() + r" \\", " ".join(rules)]
     last = [*_names(table), *(head(column.metric) for column in table.columns)]
-    top.append(" & ".join(_LATEX.escape(text) for text in last) + r" \\")
-    body = [" & ".join(_texts(table, line, _LATEX)) + r" \\" for line in table.lines]
-    lines = [
-        r"% needs \usepackage{booktabs}",
-        r"\begin{table}",
-        r"\centering",
-        rf"\caption{{{_LATEX.escape(caption(table))}}}",
-        rf"\begin{{tabular}}{{{'l' * wide}{'r' * len(table.columns)}}}",
-        *(r"\toprule", *top, r"\midrule", *body, r"\bottomrule"),
-        r"\end{tabular}",
-        *(rf"\par\smallskip{{\footnotesize {note}\par}}" for note in _notes(table, _LATEX)),
-        r"\end{table}",
-    ]
-    return "\n".join(lines) + "\n"
+    return [*top, " & ".join(_LATEX.escape(text) for text in last) + r" \\"]
+
+
+def _parts(table: Table) -> list[tuple[int, int]]:
+    """Return the columns (from, to) of each part: as many outermost groups as `WIDTH` takes."""
+    wide = len(table.row_axes)
+    grid = [_texts(table, line, _MARKDOWN) for line in table.lines]
+    heads = [*_names(table), *(head(column.metric) for column in table.columns)]
+    widths = [max(map(len, column)) + 2 for column in zip(heads, *grid, strict=True)]
+    parts, start, used = [], 0, sum(widths[:wide])
+    spans = [span for _, span in _groups(table, 0, _MARKDOWN)] if table.col_axes else []
+    end = 0
+    for span in spans or [1] * len(table.columns):
+        needed = sum(widths[wide + end : wide + end + span])
+        if end > start and used + needed > WIDTH:
+            parts.append((start, end))
+            start, used = end, sum(widths[:wide])
+        end, used = end + span, used + needed
+    return [*parts, (start, end)]
 
 
 def _texts(table: Table, line: Line, style: _Style) -> list[str]:
@@ -186,21 +261,33 @@ def _texts(table: Table, line: Line, style: _Style) -> list[str]:
         style.escape(label(table, axis, value))
         for axis, value in zip(table.row_axes, line.labels, strict=True)
     ]
-    several = len(table.seeds) > 1
-    signs, pm = style.signs, style.signs["pm"]
-    for column, e in zip(table.columns, line.entries, strict=True):
-        if e.state != "ok":
-            texts.append(signs[e.state])
-            continue
-        scale = 1 if column.metric in PLAIN else 100
+    return texts + [
+        _entry(table, column, e, style)
+        for column, e in zip(table.columns, line.entries, strict=True)
+    ]
+
+
+def _entry(table: Table, column: Column, e: Entry, style: _Style) -> str:
+    """Return an entry as text, beside what is published for it."""
+    signs = style.signs
+    scale = 1 if column.metric in PLAIN else 100
+    if e.state == "ok":
         text = f"{scale * e.mean:.1f}"
         if e.n > 1:
-            text += f" {pm} {scale * e.sd:.1f}"
-        if several:
+            text += f" {signs['pm']} {scale * e.sd:.1f}"
+        if len(table.seeds) > 1:
             text += f" ({e.n})"
         text = style.bold(text) if e.best else text
-        texts.append(text + signs["partial"] if e.partial else text)
-    return texts
+        text += signs["partial"] if e.partial else ""
+    else:
+        text = signs[e.state]
+    if e.published is None:
+        return text
+    marks = "".join(ascii_lowercase[i] for i in sorted(e.published.sources))
+    text = f"{scale * e.published.value:.{1 if scale == 1 else 2}f} [{marks}] / {text}"
+    if e.state == "ok":
+        text += f" / {round(scale * (e.mean - e.published.value), 1) + 0.0:+.1f}"  # never -0.0
+    return text + signs["outside"] if e.published.outside else text
 
 
 def _names(table: Table) -> list[str]:
@@ -234,6 +321,8 @@ SIGNS = {
     "blocked": "⊘",
     "not_applicable": "–",
     "undefined": "n/a",
+    "mixed": "≋",
+    "outside": "≠",
     "partial": "†",
     "oracle": "‡",
     "pm": "±",
@@ -246,6 +335,8 @@ _TEX_SIGNS = {
     "diverged": r"$\infty$",
     "blocked": r"$\oslash$",
     "not_applicable": "--",
+    "mixed": r"$\approx$",
+    "outside": r"$^{\neq}$",
     "partial": r"$^\dagger$",
     "oracle": r"$^\ddagger$",
     "pm": r"$\pm$",

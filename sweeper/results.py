@@ -10,7 +10,7 @@ import pandas as pd
 import pyarrow as pa
 
 from sweeper.errors import SweepError, unknown
-from sweeper.rows import AXES, FINISHED, SCHEMA
+from sweeper.rows import AXES, DEVICES, FINISHED, METRICS, SCHEMA, UNFINISHED
 
 SETTINGS = (
     "attack_name attack_options rule defense_name defense_options dataset_options model_options "
@@ -157,6 +157,49 @@ def spread(data: pd.DataFrame) -> pd.DataFrame:
     ]
     out = data.iloc[np.concatenate(positions)].reset_index(drop=True)
     return out.assign(clean_budget=np.concatenate(given))
+
+
+def averages(data: pd.DataFrame, label: str) -> pd.DataFrame:
+    """Return `data` with rows of attack `label`: the means over the attacks, seed by seed.
+
+    There is one only where every attack of the data set and model has ended well: a mean of the
+    attacks that happened to end is another table's. Where each attack has one poison rate, the rows
+    have it too, or none if the rates differ. The clean model (attack `none`) does not count. Costs
+    have no mean over several devices.
+
+    Raises:
+        SweepError: An attack is already called so.
+    """
+    if (data["attack"] == label).any():
+        raise SweepError(f"tables: an attack is called {label!r}: give it another name with `as:`")
+    single = bool((data.groupby("attack")["poison_rate"].nunique(dropna=False) <= 1).all())
+    axes = [a for a in AXES if a != "attack" and not (single and a == "poison_rate")]
+    found = once(data[data["attack"] != "none"])[0]
+    peers = found.groupby(["dataset", "model"], dropna=False)["attack"].transform("nunique")
+    by = found.assign(_of=peers, _ok=found["status"] == "ok").groupby(axes, dropna=False)
+    kept = ["defense_name", "sees", "oracle", "sweep", "kind", "device", "victim_device"]
+    constant = by[kept + ["poison_rate"] * single].agg(_only)
+    mean = by[list(METRICS)].mean()
+    for cost, device in DEVICES.items():
+        mean.loc[by[device].nunique(dropna=False) > 1, cost] = np.nan
+    whole = by["_ok"].sum() == by["_of"].first()
+    rows = pd.concat([constant, mean], axis=1).assign(status=by["status"].agg(_worst))
+    rows = rows[whole | (rows["status"] != "ok")].reset_index()  # else one has not run yet
+    if rows.empty:
+        return data
+    rows = rows.assign(attack=label, attack_name=label)
+    rows["key"] = rows[axes].astype(str).agg("/".join, axis=1) + f"/{label}"
+    return pd.concat([data, rows.astype(data.dtypes[rows.columns])], ignore_index=True)
+
+
+def _only(part: pd.Series[Any]) -> Any:
+    """Return the one value of `part`; None where there are several."""
+    return part.iloc[0] if part.nunique(dropna=False) == 1 else None
+
+
+def _worst(part: pd.Series[Any]) -> Any:
+    """Return the first state in which one has not ended well; `ok` where all have."""
+    return next((s for s in (*UNFINISHED, *FINISHED[1:]) if (part == s).any()), "ok")
 
 
 def _value(data: pd.DataFrame, axis: str, wanted: Any) -> Any:

@@ -15,7 +15,7 @@ UNFINISHED = ("failed", "timeout", "blocked")
 _TEXT = (
     "sweep key victim status error dataset dataset_options model model_options recipe attack "
     "attack_name attack_options rule rate_base defense defense_name defense_options kind sees "
-    "device notes versions started_at"
+    "device victim_device notes versions started_at"
 ).split()
 _REAL = (
     "poison_rate clean_budget acc_before acc_nontarget_before asr_before ra_before acc "
@@ -36,6 +36,8 @@ the sweep file, the `_name` columns the methods behind them. `sees` is comma-sep
 
 METRICS = tuple(_REAL[2:])
 """The numeric columns a table can show."""
+DEVICES = {"seconds": "device", "victim_seconds": "victim_device", "peak_memory_mb": "device"}
+"""The costs, and the column that says where each was measured."""
 AXES = ("dataset", "model", "attack", "poison_rate", "target", "clean_budget", "defense", "seed")
 """The columns that say which cell of the declared matrix a row is."""
 

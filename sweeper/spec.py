@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 from collections.abc import Mapping, Sequence
@@ -22,6 +23,7 @@ from pydantic import (
 from sweeper import options, source
 from sweeper.errors import SweepError, unknown
 from sweeper.source import Loc, Source
+from sweeper.view import View
 
 Problem = tuple[Loc, str]
 """A mistake: where it stands, and the sentence about it."""
@@ -125,10 +127,23 @@ def _chain(item: dict[str, Any]) -> dict[str, Any]:
     return {**second.options, "defense": second.name, "as": label, "detect": detect, **rest}
 
 
+def _every(kind: str, value: Any) -> Any:
+    """`all` stands for every attack or defense there is, each with its defaults."""
+    from sweeper import catalog  # here: it imports torch
+
+    return catalog.names(kind) if value == "all" else value
+
+
 Datasets = list[Annotated[Entry, BeforeValidator(functools.partial(_entry, "dataset"))]]
 Models = list[Annotated[Entry, BeforeValidator(functools.partial(_entry, "model"))]]
-Attacks = list[Annotated[Entry, BeforeValidator(functools.partial(_entry, "attack"))]]
-Defenses = list[Annotated[Entry, BeforeValidator(functools.partial(_entry, "defense"))]]
+Attacks = Annotated[
+    list[Annotated[Entry, BeforeValidator(functools.partial(_entry, "attack"))]],
+    BeforeValidator(functools.partial(_every, "attack")),
+]
+Defenses = Annotated[
+    list[Annotated[Entry, BeforeValidator(functools.partial(_entry, "defense"))]],
+    BeforeValidator(functools.partial(_every, "defense")),
+]
 
 
 class Resources(BaseModel):
@@ -161,7 +176,7 @@ class Sweep(BaseModel):
     models: Models = Field(min_length=1)
     """Architectures."""
     attacks: Attacks = Field(min_length=1)
-    """Who poisons; `none` is the clean model."""
+    """Who poisons; `none` is the clean model. `all`: every attack there is."""
     poison_rates: list[Rate] = Field(default=[0.1], min_length=1)
     """Shares of each attack's own base."""
     targets: list[Whole] = Field(default=[0], min_length=1)
@@ -169,7 +184,7 @@ class Sweep(BaseModel):
     clean_budgets: list[Budget] = Field(default=[0.05], min_length=1)
     """Clean images of the defender: a share of the training split (< 1) or a count (>= 1)."""
     defenses: Defenses = Field(min_length=1)
-    """Who defends; `none` measures the victim as it is."""
+    """Who defends; `none` measures the victim as it is. `all`: every defense there is."""
     seeds: list[Whole] = Field(default=[0], min_length=1)
     """In the file a count (0, 1, ... n-1) or a list."""
     recipe: Annotated[str | dict[str, Any], BeforeValidator(_recipe)] = "fast"
@@ -182,6 +197,8 @@ class Sweep(BaseModel):
     """What every cell is given."""
     timeout: Annotated[float, BeforeValidator(_no_bool)] | None = Field(default=None, gt=0)
     """Seconds after which a cell is given up."""
+    table: View = View()
+    """The layout of its table."""
 
     @field_validator("name")
     @classmethod
@@ -216,7 +233,8 @@ def load(spec: str, overrides: Sequence[str] = ()) -> Sweep:
     Args:
         spec: A path, or the name of a shipped sweep.
         overrides: `key=value` each, dots for nested keys; the value is YAML. `scale=NAME` applies
-            the file's own `scales: {NAME: {...}}`.
+            the file's own `scales: {NAME: {...}}`. In a list of attacks, defenses, datasets or
+            models a label of the file stands for its entry.
 
     Raises:
         SweepError: Every mistake of the file, one line each.
@@ -291,8 +309,30 @@ def _apply(
         if not isinstance(inner, dict):
             raise SweepError(f"--set {override}: {part} holds {inner!r}, no keys below it")
         at[part] = at = dict(inner)
-    at[last] = value
+    at[last] = _pick(key, values, value)
     origin[tuple(key.split("."))] = override
+
+
+def _pick(key: str, values: dict[str, Any], asked: Any) -> Any:
+    """Put the file's own entries for their labels, so that `attacks=[sig]` keeps its options.
+
+    Exclusions of labels that are no longer there go with them.
+    """
+    listed = values.get(key)
+    if key not in _SPARE or not isinstance(asked, list) or not isinstance(listed, list):
+        return asked
+    known: dict[str, Any] = {}
+    for item in listed:
+        with contextlib.suppress(ValueError):  # an entry that is wrong is named later
+            known[_entry(key[:-1], item)["label"]] = item
+    gone = set(known) - {item for item in asked if isinstance(item, str)}
+    if isinstance(values.get("exclude"), list):
+        values["exclude"] = [
+            pattern
+            for pattern in values["exclude"]
+            if not (isinstance(pattern, dict) and pattern.get(key[:-1]) in gone)
+        ]
+    return [known.get(item, item) if isinstance(item, str) else item for item in asked]
 
 
 def _validate(values: Mapping[str, Any]) -> tuple[Sweep | None, list[Problem]]:
@@ -327,7 +367,8 @@ def _problem(item: Any) -> Problem:
     """Put one of pydantic's errors into our words."""
     at, name = tuple(item["loc"]), ".".join(part for part in item["loc"] if isinstance(part, str))
     if item["type"] in ("extra_forbidden", "invalid_key"):
-        known = Resources.model_fields if len(at) > 1 else [*Sweep.model_fields, "scales"]
+        inner: dict[Any, type[BaseModel]] = {"resources": Resources, "table": View}
+        known = inner[at[0]].model_fields if len(at) > 1 else [*Sweep.model_fields, "scales"]
         name, text = name.rpartition(".")[0], unknown("key", at[-1], known)
     else:
         text = options.wording(item)

@@ -219,6 +219,60 @@ def winners(rows: pd.DataFrame, confidence: float = 0.95) -> npt.NDArray[np.int6
     return np.setdiff1d(rivals["lead"].to_numpy(dtype=np.int64), left.to_numpy(dtype=np.int64))
 
 
+@dataclass(frozen=True)
+class Ranking:
+    """Defenses ranked over the lines of a table."""
+
+    frame: pd.DataFrame
+    """`defense`, `rank` (mean over the blocks, 1 is best, ties share) and `mean`, best first."""
+    blocks: int
+    """The lines on which every defense has a value; the others are left out."""
+    statistic: float
+    """Friedman's chi-squared; nan for fewer than 3 defenses, no block or nothing but ties."""
+    p: float
+    """Its p: whether the defenses differ at all."""
+    difference: float
+    """Nemenyi's critical difference: mean ranks further apart differ; nan without blocks."""
+
+
+def ranks(grid: pd.DataFrame, *, higher: bool, confidence: float = 0.95) -> Ranking:
+    """Rank the columns of `grid` in each of its lines (Friedman; Nemenyi; Demsar, JMLR 2006).
+
+    Args:
+        grid: A line a block, a column a defense; a line with a gap does not count.
+        higher: Whether more is better.
+        confidence: Of the critical difference.
+    """
+    from scipy.stats import friedmanchisquare, rankdata
+
+    grid = grid.dropna()
+    n, k = grid.shape
+    values = grid.to_numpy(dtype=np.float64)
+    if not n:
+        return Ranking(pd.DataFrame(columns=["defense", "rank", "mean"]), 0, *[math.nan] * 3)
+    ranked = rankdata(np.round(-values if higher else values, 12), axis=1)
+    statistic = p = math.nan
+    if k > 2 and (np.ptp(ranked, axis=1) > 0).any():
+        statistic, p = map(float, friedmanchisquare(*ranked.T))
+    about = {"defense": list(grid.columns), "rank": ranked.mean(0), "mean": values.mean(0)}
+    table = pd.DataFrame(about).sort_values(["rank", "defense"], ignore_index=True)
+    return Ranking(table, n, statistic, p, critical_difference(k, n, confidence))
+
+
+def critical_difference(k: int, n: int, confidence: float = 0.95) -> float:
+    """Return by how much the mean ranks of two of `k` must differ over `n` blocks (Nemenyi).
+
+    It is q sqrt(k (k + 1) / 6 n), q the studentized range for `k` and infinite freedom over
+    sqrt(2); nan for fewer than two defenses or no block.
+    """
+    from scipy.stats import studentized_range
+
+    if k < 2 or n < 1:
+        return math.nan
+    q = float(studentized_range.ppf(confidence, k, np.inf)) / math.sqrt(2)
+    return q * math.sqrt(k * (k + 1) / (6 * n))
+
+
 def _floats(column: pd.Series[Any]) -> Floats:
     """Return a column as an array."""
     return column.to_numpy(dtype=np.float64)

@@ -11,18 +11,19 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from sweeper import stats
+from sweeper import published, stats
 from sweeper.errors import SweepError, unknown
 from sweeper.layout import STATES, Column, Entry, Line, Table
+from sweeper.published import AVERAGE
 from sweeper.render import render
-from sweeper.results import SETTINGS, once, require, spread
-from sweeper.rows import AXES, METRICS
+from sweeper.results import SETTINGS, averages, once, require, spread
+from sweeper.rows import AXES, DEVICES, METRICS
 
 __all__ = ["Column", "Entry", "Line", "Table", "build", "render"]
 
 Whole: TypeAlias = npt.NDArray[np.int64]
 
-_RANK = ("ok", *(state for state in STATES if state not in ("missing", "undefined")))
+_RANK = ("ok", *(s for s in STATES if s not in ("missing", "undefined", "mixed")), "missing")
 _HIGHER = ("acc", "acc_nontarget", "ra", "der", "auroc", "tpr", "tpr_at_5", "precision", "f1")
 _LOWER = ("asr", "asr_all", "leak", "fpr")
 _COUNTS = {"acc": "n_test", "asr": "n_triggered", "ra": "n_triggered"}
@@ -36,6 +37,10 @@ def build(
     cols: Sequence[str] = ("defense",),
     values: Sequence[str] = ("acc", "asr"),
     order: Mapping[str, Sequence[Any]] | None = None,
+    heads: Mapping[str, Mapping[str, str]] | None = None,
+    title: str = "",
+    average: bool = False,
+    known: Sequence[published.Figure] = (),
 ) -> Table:
     """Return the table of `frame`; the order of its rows decides nothing.
 
@@ -48,26 +53,41 @@ def build(
         cols: Axes that group the columns, outermost first.
         values: Metrics, one column each in every group.
         order: Axis -> its labels in the order to show; others follow, sorted.
+        heads: Axis -> label -> what to write for it.
+        title: The first words of the caption.
+        average: Whether lines that average over attacks follow, by `results.averages`.
+        known: Published figures to compare with; each has an entry, run or not.
 
     Raises:
         SweepError: No rows, an unknown name, or a name given twice.
     """
     _check(frame, rows, cols, values)
+    frame = published.add_missing(frame, [f for f in known if f.attack != AVERAGE])
+    if average:  # after: no average of ours where an attack of the published one has not run
+        frame = published.add_missing(averages(frame, AVERAGE), known)
     data, row_axes, constants = _layout(frame, rows, cols)
     axes = [*row_axes, *cols]
     at, labels = _codes(data, axes, order or {})
     place, data, at = _place(data, at, row_axes, cols)
     grid = [_numbers(data, place, metric) for metric in values]
     _mark(grid, data, values, _rivals(at, axes, place))
+    columns = tuple(starmap(Column, product(_labels(at, place.column, cols, labels), values)))
+    lines = _lines(_labels(at, place.line, row_axes, labels), grid, place.width)
+    found = published.compare(lines, (row_axes, cols), columns, dict(constants), known)
     return Table(
         row_axes=tuple(row_axes),
         col_axes=tuple(cols),
-        columns=tuple(starmap(Column, product(_labels(at, place.column, cols, labels), values))),
-        lines=_lines(_labels(at, place.line, row_axes, labels), grid, place.width),
+        columns=columns,
+        lines=found.lines,
         constants=constants,
         seeds=() if "seed" in axes else tuple(s for s in labels["seed"] if s is not None),
         sees=_sees(data, labels["defense"]),
         oracles=frozenset(data.loc[_oracle(data), "defense"]),
+        heads=heads or {},
+        title=title,
+        devices=_devices(data, values),
+        sources=found.sources,
+        settings=found.settings,
     )
 
 
@@ -77,8 +97,8 @@ def _check(
     """Refuse what cannot become a table."""
     require(frame)
     for what, names, known in (
-        ("row axis", rows, (*AXES, *SETTINGS)),
-        ("column axis", cols, (*AXES, *SETTINGS)),
+        ("row axis", rows, (*AXES, *SETTINGS, *DEVICES.values())),
+        ("column axis", cols, (*AXES, *SETTINGS, *DEVICES.values())),
         ("value", values, METRICS),
         ("status", frame["status"].unique(), _RANK),
     ):
@@ -120,8 +140,10 @@ def _codes(
         found, unique = pd.factorize(data[axis])
         values = [_plain(value) for value in unique]
         places = {str(value): i for i, value in enumerate(order.get(axis, ()))}
+        rest = len(places)
+        places[AVERAGE] = rest + 1  # after those that `order` does not name
         ranking = sorted(
-            range(len(values)), key=lambda i: (places.get(str(values[i]), len(places)), values[i])
+            range(len(values)), key=lambda i: (places.get(str(values[i]), rest), values[i])
         )
         rank = np.empty(len(values) + 1, dtype=np.int64)
         rank[ranking] = np.arange(len(values))
@@ -190,6 +212,10 @@ def _numbers(data: pd.DataFrame, place: _Place, metric: str) -> _Numbers:
     n = np.zeros(place.size, dtype=np.int64)
     mean[found.index], sd[found.index], n[found.index] = found["mean"], found["std"], found["count"]
     state[(state == "ok") & (n == 0)] = "undefined"
+    if metric in DEVICES:  # seconds of two machines have no mean
+        where = data[DEVICES[metric]].where(value.notna().to_numpy())
+        several = pd.Series(where.to_numpy()).groupby(place.cell).nunique() > 1
+        state[several.index[several]] = "mixed"
     return _Numbers(state, mean, sd, n, partial & (n > 0), np.zeros(place.size, dtype=np.bool_))
 
 
@@ -251,6 +277,13 @@ def _sees(data: pd.DataFrame, defenses: Sequence[Any]) -> tuple[tuple[Any, str |
     said = data[["defense", "sees"]].dropna().drop_duplicates().sort_values(["defense", "sees"])
     known = said.groupby("defense")["sees"].agg(" or ".join).to_dict()
     return tuple((defense, known.get(defense)) for defense in defenses if defense is not None)
+
+
+def _devices(data: pd.DataFrame, values: Sequence[str]) -> tuple[str, ...]:
+    """Return where the costs among `values` were measured, sorted."""
+    columns = {DEVICES[metric] for metric in values if metric in DEVICES}
+    well = data[data["status"] == "ok"]
+    return tuple(sorted({name for column in columns for name in well[column].dropna()}))
 
 
 def _oracle(data: pd.DataFrame) -> pd.Series[bool]:

@@ -276,6 +276,38 @@ def test_a_store_is_the_same_place_for_every_command(
     assert call(capsys, "table", path, "--store", f"file://{store}").code == 0
 
 
+def test_table_beside_published_figures(
+    capsys: pytest.CaptureFixture[str], done: tuple[Path, Path], tmp_path: Path
+) -> None:
+    line = call(capsys, "table", done[0], "--store", done[1], "--compare").sentence
+    assert line.startswith("--compare: nothing published is known for sweep 'tiny'; it is for anp,")
+    ledger_ = ledger.Ledger(str(tmp_path))
+    row = {"sweep": "anp", "key": "0" * 20, "status": "ok", "dataset": "cifar10", "seed": 0}
+    row |= {"model": "tiny", "attack": "badnets", "poison_rate": 0.05, "target": 0}
+    row |= {"clean_budget": 500.0, "defense": "anp-0.05", "acc": 0.9, "asr": 0.2}
+    ledger_.write_row(row)
+    ledger_.save_plan("anp", {"order": {"attack": ["badnets"]}, "cells": {row["key"]: {}}})
+    said = call(capsys, "table", "anp", "--store", tmp_path, "--compare", "--values", "asr")
+    assert said.code == 0 and "9.00 [a] / 20.0 / +11.0≠" in said.out
+    assert "[a] ANP recipe, figure" in said.out and "ANP at 0.05 ASR" in said.out
+    assert "model resnet18, ours tiny" in said.out
+
+
+def test_a_plan_imports_no_more_than_it_needs(tmp_path: Path) -> None:
+    code = (
+        "import sys\nfrom sweeper import cli\n"
+        f"sys.argv = ['sweeper', 'plan', 'grand', '--json', '--store', {str(tmp_path)!r}]\n"
+        "try:\n    cli.main()\nexcept SystemExit as left:\n    assert not left.code\n"
+        "print(sorted({'ray', 'torchvision', 'sympy', 'sklearn'} & set(sys.modules)))"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
+    )
+    plan, modules = ran.stdout.splitlines()
+    assert modules == "[]"
+    assert json.loads(plan)["total"] > 20_000
+
+
 def test_cell_runs_again_and_gives_the_same_bits(
     capsys: pytest.CaptureFixture[str], done: tuple[Path, Path]
 ) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -349,6 +350,8 @@ def test_a_model_that_does_not_fit_the_data_is_an_error() -> None:
 def test_data_that_are_not_here_can_be_planned() -> None:
     plan = expand(Facts("digits", ""), attacks=["badnets", "toy-clean"])
     assert plan.unresolved == ("digits",) and len(plan.cells) == 60 and not plan.inapplicable
+    both = expand(Facts("digits", ""), **{**ONE, "clean_budgets": [50, 500, 0.05]})
+    assert {c.params["n_clean"] for c in cells(both, "defend")} == {50, 500, 2500}
 
 
 def test_prepared_state_is_shared_as_declared() -> None:
@@ -455,3 +458,11 @@ def test_twenty_thousand_cells() -> None:
     plan = expand(poison_rates=rates, defenses=defenses, seeds=20)
     print(f"{len(plan.cells)} cells in {time.perf_counter() - started:.2f} s")  # noqa: T201
     assert plan.counts()["train"] == 1000 and len(plan.cells) == 20000 and in_order(plan)
+
+
+@pytest.mark.parametrize("name", ["tiny", "resnet18", "vgg11-bn", "vit-tiny"])
+def test_a_model_is_looked_at_without_drawing_its_weights(name: str) -> None:
+    shape = (3, 32, 32)
+    trunk, _ = models.family(name, {}).build(10, shape)
+    norms = any(isinstance(m, torch.nn.BatchNorm2d) for m in trunk.modules())
+    assert matrix.has_batchnorm(name, (), 10, shape) == norms == (name != "vit-tiny")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sweeper import cli, matrix, source, spec
+from sweeper import catalog, cli, matrix, source, spec, view
 from sweeper.errors import SweepError
 from sweeper.types import Facts
 
@@ -353,6 +353,48 @@ def test_scales_and_nested_overrides(tmp_path: Path) -> None:
     assert loaded(tmp_path, content).seeds == [0, 1, 2], "a scale counts only where it is asked for"
 
 
+def test_all_stands_for_every_method(tmp_path: Path) -> None:
+    sweep = loaded(tmp_path, text(attacks="all", defenses="all"))
+    assert [entry.label for entry in sweep.attacks] == catalog.names("attack")
+    assert [entry.label for entry in sweep.defenses] == catalog.names("defense")
+    (line,) = refused(tmp_path, text(attacks="every"))
+    assert "attacks: needs a list, such as [a, b], not 'every'" in line
+
+
+def test_an_override_takes_entries_of_the_file_by_label(tmp_path: Path) -> None:
+    content = text(
+        "exclude: [{attack: patch, poison_rate: 0.1}]\npoison_rates: [0.1, 0.2]",
+        attacks="[{attack: badnets, opacity: 0.5, as: patch}, blend]",
+    )
+    sweep = loaded(tmp_path, content, "attacks=[patch, sig]")
+    assert [(e.name, e.options) for e in sweep.attacks] == [
+        ("badnets", {"opacity": 0.5}),
+        ("sig", {}),
+    ]
+    assert len(sweep.exclude) == 1
+    assert loaded(tmp_path, content, "attacks=[blend]").exclude == [], "it named an attack now gone"
+
+
+@pytest.mark.parametrize(
+    ("section", "said"),
+    [
+        ("table: {valuess: [acc]}", "table: no key 'valuess', did you mean 'values'"),
+        ("table: {values: [ac]}", "table.values: no metric 'ac', did you mean 'acc'"),
+        ("table: {rows: attack}", "table.rows: needs a list, such as [a, b], not 'attack'"),
+        ("table: {labels: {attak: {}}}", "table.labels: no axis 'attak', did you mean 'attack'"),
+    ],
+)
+def test_a_wrong_layout(
+    tmp_path: Path, section: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (line,) = refused(tmp_path, text(section))
+    assert said in line
+    path = tmp_path / "layout.yaml"
+    path.write_text(text(section))
+    with pytest.raises(SweepError, match=re.escape(said)):
+        view.of(source.read(str(path)))
+
+
 def test_a_nested_override_of_a_recipe_that_is_a_name(tmp_path: Path) -> None:
     sweep = loaded(tmp_path, text("recipe: d-br"), "recipe.epochs=2")
     assert sweep.recipe == {"base": "d-br", "epochs": 2}
@@ -366,4 +408,8 @@ def test_shipped_sweeps_load_and_say_what_for(name: str) -> None:
     assert sweep.name == name == source.name_of(name)
     assert len(source.purpose(name)) > 20, "the header's first sentence says what the sweep is for"
     if "scales" in source.read(name).values:
-        assert spec.load(name, ["scale=small"]).name == name
+        small = spec.load(name, ["scale=small"])
+        facts = Facts("cifar10", "x", 10, (3, 32, 32), (540,) * 10, 6000, 600)
+        plan = matrix.expand(small, {entry.label: facts for entry in small.datasets})
+        assert small.name == name and not plan.inapplicable
+        assert [m.name for m in small.models] == ["tiny"] and small.seeds == [0]

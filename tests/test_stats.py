@@ -9,7 +9,15 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import stats as reference
 
-from sweeper.stats import beyond_noise, paired, summarise, wilson, winners
+from sweeper.stats import (
+    beyond_noise,
+    critical_difference,
+    paired,
+    ranks,
+    summarise,
+    wilson,
+    winners,
+)
 
 shares = st.integers(0, 1000).map(lambda k: k / 1000)
 confidences = st.sampled_from([0.8, 0.95, 0.99])
@@ -130,3 +138,58 @@ def test_groups_do_not_touch():
         for seed in range(3)
     ]
     assert winners(pd.DataFrame(rows)).tolist() == [1]
+
+
+def measured(grid):
+    """A frame of one ASR for each attack (line) and defense (column)."""
+    return pd.DataFrame(grid, columns=[f"d{j}" for j in range(len(grid[0]))], dtype=float)
+
+
+grids = st.integers(3, 6).flatmap(
+    lambda k: st.lists(st.lists(shares, min_size=k, max_size=k), min_size=2, max_size=7)
+)
+
+
+@settings(max_examples=20)
+@given(grids, st.booleans())
+def test_ranks_are_scipys(grid, higher):
+    found = ranks(measured(grid), higher=higher)
+    values = np.array(grid)
+    expected = reference.rankdata(-values if higher else values, axis=1).mean(0)
+    by_name = found.frame.set_index("defense")
+    assert by_name["rank"].sort_index().to_numpy() == pytest.approx(expected)
+    assert by_name["mean"].sort_index().to_numpy() == pytest.approx(values.mean(0))
+    assert found.frame["rank"].is_monotonic_increasing and found.blocks == len(grid)
+    if (np.ptp(values, axis=1) > 0).any():
+        test = reference.friedmanchisquare(*values.T)
+        assert (found.statistic, found.p) == pytest.approx((test.statistic, test.pvalue))
+    else:
+        assert math.isnan(found.statistic)
+    assert found.difference == critical_difference(values.shape[1], len(grid))
+
+
+@pytest.mark.parametrize(
+    ("k", "q"),
+    [(2, 1.960), (3, 2.343), (4, 2.569), (5, 2.728), (6, 2.850), (8, 3.031), (10, 3.164)],
+)
+def test_the_critical_difference_is_the_tables(k, q):
+    """Demsar (JMLR 2006), table 5 a: q at 0.05."""
+    assert critical_difference(k, 14) == pytest.approx(q * math.sqrt(k * (k + 1) / 84), abs=1e-3)
+
+
+@settings(max_examples=10)
+@given(st.integers(2, 6), st.integers(2, 9))
+def test_the_critical_difference_is_where_nemenyis_p_is_its_level(k, n):
+    """scipy's Tukey distribution at the difference gives the level back."""
+    apart = critical_difference(k, n) * math.sqrt(2) / math.sqrt(k * (k + 1) / (6 * n))
+    assert reference.studentized_range.sf(apart, k, np.inf) == pytest.approx(0.05, abs=1e-6)
+
+
+def test_ranks_of_lines_on_which_all_have_a_value():
+    found = ranks(measured([[0.1, 0.2, 0.3], [0.3, 0.2, None], [0.1, 0.2, 0.2]]), higher=False)
+    assert found.blocks == 2
+    assert found.frame["rank"].tolist() == [1.0, 2.25, 2.75]
+    assert found.frame["defense"].tolist() == ["d0", "d1", "d2"]
+    none = ranks(measured([[0.1, None], [None, 0.1]]), higher=False)
+    assert none.blocks == 0 and math.isnan(none.difference)
+    assert math.isnan(critical_difference(1, 5)) and math.isnan(critical_difference(3, 0))

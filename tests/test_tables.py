@@ -289,6 +289,87 @@ def test_seconds_stay_seconds():
     assert "percent" not in text
 
 
+def test_seconds_of_several_devices_are_never_averaged():
+    given = [row("badnets", 0.1, "anp", seed, acc=0.9, device=f"GPU {seed}") for seed in range(2)]
+    given += [row("badnets", 0.1, "fip", seed, acc=0.9, device="GPU 0") for seed in range(2)]
+    built = tables.build(frame(given), values=("acc", "seconds", "peak_memory_mb"))
+    found = {c: e for c, e in zip(built.columns, built.lines[0].entries, strict=True)}
+    assert found[layout.Column(("anp",), "seconds")].state == "mixed"
+    assert found[layout.Column(("anp",), "acc")].n == 2, "a rate does not depend on the device"
+    assert found[layout.Column(("fip",), "seconds")].mean == 12.34
+    assert found[layout.Column(("fip",), "peak_memory_mb")].state == "undefined"
+    text = tables.render(built, "markdown")
+    assert "≋: several devices, not averaged" in text
+    assert "Seconds and memory on: GPU 0; GPU 1." in text
+    assert "Seconds and memory" not in tables.render(tables.build(frame(given)), "markdown")
+    trained = [{**r, "victim_device": f"GPU {r['seed']}", "victim_seconds": 60.0} for r in given]
+    built = tables.build(frame(trained), values=("victim_seconds",))
+    assert [e.state for e in built.lines[0].entries] == ["mixed"] * 2, "the victim's device counts"
+    wide = tables.build(frame(given), rows=("device",), values=("seconds",))
+    assert [line.labels for line in wide.lines] == [("GPU 0",), ("GPU 1",)]
+    assert [e.state for line in wide.lines for e in line.entries] == ["ok"] * 3 + ["missing"]
+
+
+def attacked(values, **given):
+    return [
+        row(attack, rate, "anp", seed, acc=acc, asr=0.1, **given)
+        for (attack, rate), accs in values.items()
+        for seed, acc in enumerate(accs)
+    ]
+
+
+def test_the_average_over_attacks_is_that_of_every_seed():
+    values = {("badnets", 0.1): [0.9, 0.8], ("blend", 0.1): [0.7, 0.8], ("none", 0.0): [0.1, 0.1]}
+    built = tables.build(frame(attacked(values)), values=("acc",), average=True)
+    assert [line.labels[0] for line in built.lines] == ["badnets", "blend", "none", "average"]
+    last = built.lines[-1].entries[0]
+    summary = stats.summarise([(0.9 + 0.7) / 2, (0.8 + 0.8) / 2])
+    assert (last.mean, last.sd, last.n) == pytest.approx((summary.mean, summary.sd, 2))
+    assert built.lines[-1].labels == ("average", 0.1)
+
+
+def test_there_is_no_average_over_some_of_the_attacks():
+    some = attacked({("badnets", 0.1): [0.9, 0.8], ("blend", 0.1): [0.7]})
+    built = tables.build(frame(some), values=("acc",), average=True)
+    assert [line.entries[0].n for line in built.lines] == [2, 1, 1], "the seed both have"
+    failed = [*some, row("blend", 0.1, "anp", 1, status="failed")]
+    last = tables.build(frame(failed), values=("acc",), average=True).lines[-1].entries[0]
+    assert (last.n, last.partial) == (1, True)
+    never = [*some, row("sig", 0.1, "fip", 0, acc=0.9)]
+    built = tables.build(frame(never), values=("acc",), average=True)
+    assert "average" not in [line.labels[0] for line in built.lines]
+    rates = attacked({("badnets", 0.1): [0.9], ("sig", 1.0): [0.7]})
+    line = tables.build(frame(rates), values=("acc",), average=True).lines[-1]
+    assert line.labels == ("average", None) and line.entries[0].mean == pytest.approx(0.8)
+
+
+def test_an_average_of_seconds_stays_on_one_device():
+    given = [row(a, 0.1, "anp", 0, acc=0.9, device=a) for a in ("badnets", "blend")]
+    last = tables.build(frame(given), values=("acc", "seconds"), average=True).lines[-1]
+    assert [e.state for e in last.entries] == ["ok", "undefined"]
+    with pytest.raises(SweepError, match="an attack is called 'average'"):
+        tables.build(frame([row("average", 0.1, "anp", 0, acc=0.9)]), average=True)
+
+
+def test_heads_and_title():
+    heads = {"defense": {"none": "Backdoored", "anp-oracle": "ANP"}, "attack": {"badnets": "B & N"}}
+    built = tables.build(frame(recorded()), order=ORDER, heads=heads, title="Ours.")
+    text = tables.render(built, "markdown")
+    assert text.startswith("Ours: dataset digits, model tiny,")
+    assert "| Backdoored ACC |" in re.sub(" +", " ", text) and "ANP‡ ASR" in text
+    assert r"B \& N &" in tables.render(built, "latex")
+    assert "badnets,0.01" in tables.render(built, "csv"), "a machine reads the labels"
+
+
+def test_a_wide_table_has_parts_in_latex():
+    text = tables.render(table(), "latex")
+    assert text.count(r"\begin{table}") > 1 and "(1 of " in text
+    assert text.count("Rates in percent") == 1
+    check_latex(text)
+    few = tables.build(frame([row("badnets", 0.1, "anp", 0, acc=0.5)]))
+    assert tables.render(few, "latex").count(r"\begin{table}") == 1
+
+
 def test_defenses_as_lines():
     built = tables.build(
         frame(recorded()), rows=("defense", "poison_rate"), cols=("attack",), values=("asr",)
@@ -370,15 +451,16 @@ def check_latex(text):
         else:
             assert stack.pop() == name
     assert not stack
-    columns = len(re.search(r"\\begin\{tabular\}\{(\w+)\}", plain).group(1))
-    lines = [line for line in plain.splitlines() if line.endswith(r" \\")]
-    for line in lines:
-        spans = [int(span) - 1 for span in re.findall(r"\\multicolumn\{(\d+)\}", line)]
-        assert line.count("&") + 1 + sum(spans) == columns
-    rules = re.findall(r"\\cmidrule\(lr\)\{(\d+)-(\d+)\}", plain)
-    assert all(int(a) <= int(b) <= columns for a, b in rules)
-    for line in lines[-4:]:
-        assert all(cell.strip() for cell in line.removesuffix(r"\\").split("&"))
+    for part in plain.split(r"\begin{table}")[1:]:
+        columns = len(re.search(r"\\begin\{tabular\}\{(\w+)\}", part).group(1))
+        lines = [line for line in part.splitlines() if line.endswith(r" \\")]
+        for line in lines:
+            spans = [int(span) - 1 for span in re.findall(r"\\multicolumn\{(\d+)\}", line)]
+            assert line.count("&") + 1 + sum(spans) == columns
+        rules = re.findall(r"\\cmidrule\(lr\)\{(\d+)-(\d+)\}", part)
+        assert all(int(a) <= int(b) <= columns for a, b in rules)
+        for line in lines[-4:]:
+            assert all(cell.strip() for cell in line.removesuffix(r"\\").split("&"))
     assert text.isascii()
 
 
@@ -393,7 +475,8 @@ def test_latex():
 @pytest.mark.skipif(not shutil.which("pdflatex"), reason="needs pdflatex")
 def test_latex_compiles(tmp_path):
     body = tables.render(table(), "latex")
-    page = "\\documentclass{article}\\usepackage{booktabs}\\begin{document}\n%s\\end{document}\n"
+    head = "\\documentclass{article}\\usepackage{booktabs,graphicx}\\begin{document}\n"
+    page = head + "%s\\end{document}\n"
     (tmp_path / "table.tex").write_text(page % body)
     command = ["pdflatex", "-halt-on-error", "-interaction=nonstopmode", "table.tex"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import nn
-from torchvision.models.densenet import DenseNet as TorchvisionDenseNet
 
 from sweeper.models._layers import GlobalAverage, Stem, initialise, not_in_place, stem_layers
 from sweeper.models.base import Family
@@ -28,6 +27,8 @@ class DenseNet(Family):
 
     def build(self, classes: int, shape: tuple[int, int, int]) -> tuple[nn.Module, nn.Module]:
         """Build trunk and head; the features have 1,024 entries."""
+        from torchvision.models.densenet import DenseNet as TorchvisionDenseNet  # slow to import
+
         layers: nn.Sequential = TorchvisionDenseNet(32, (6, 12, 24, 16), 64, num_classes=1).features
         first, pool = stem_layers(self.name, self.stem, shape, 64)
         layers.add_module("conv0", first)

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import nn
-from torchvision.models.mobilenetv2 import MobileNetV2
 
 from sweeper.errors import SweepError
 from sweeper.models._layers import (
@@ -38,6 +37,8 @@ class MobileNet(Family):
 
     def build(self, classes: int, shape: tuple[int, int, int]) -> tuple[nn.Module, nn.Module]:
         """Build trunk and head; the features have 1,280 entries."""
+        from torchvision.models.mobilenetv2 import MobileNetV2  # slow to import
+
         if not 0 <= self.dropout < 1:
             raise SweepError(f"models: {self.name}: dropout must be in [0, 1), got {self.dropout}.")
         small = is_small(shape)

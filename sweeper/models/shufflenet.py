@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import nn
-from torchvision.models.shufflenetv2 import ShuffleNetV2
 
 from sweeper.models._layers import (
     GlobalAverage,
@@ -32,6 +31,8 @@ class ShuffleNet(Family):
 
     def build(self, classes: int, shape: tuple[int, int, int]) -> tuple[nn.Module, nn.Module]:
         """Build trunk and head; the features have 1,024 entries."""
+        from torchvision.models.shufflenetv2 import ShuffleNetV2  # slow to import
+
         small = is_small(shape)
         need_side(self.name, shape, 8 if small else 32)
         net = ShuffleNetV2([4, 8, 4], [24, 116, 232, 464, 1024], num_classes=1)

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import nn
-from torchvision.models.vgg import cfgs, make_layers
 
 from sweeper.models._layers import GlobalAverage, initialise, need_side, not_in_place
 from sweeper.models.base import Family
@@ -28,6 +27,8 @@ class VGG(Family):
 
     def build(self, classes: int, shape: tuple[int, int, int]) -> tuple[nn.Module, nn.Module]:
         """Build trunk and head; the features have 512 entries."""
+        from torchvision.models.vgg import cfgs, make_layers  # slow to import
+
         need_side(self.name, shape, 32)
         layers: nn.Sequential = make_layers(cfgs[_MEMBERS[self.name]], batch_norm=True)
         layers[0] = nn.Conv2d(shape[0], 64, 3, padding=1)

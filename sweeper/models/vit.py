@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import nn
-from torchvision.models.vision_transformer import VisionTransformer
 
 from sweeper.errors import SweepError
 from sweeper.models._layers import need_positive, need_side
@@ -36,6 +35,8 @@ class ViT(Family):
 
     def build(self, classes: int, shape: tuple[int, int, int]) -> tuple[nn.Module, nn.Module]:
         """Build trunk and head; the images must be square and a multiple of the patch."""
+        from torchvision.models.vision_transformer import VisionTransformer  # slow to import
+
         patch = self._check(shape)
         trunk = VisionTransformer(
             image_size=shape[1],

@@ -1,0 +1,89 @@
+"""EXPECTED.md: the published figures, how near to expect ours, and the command that shows it.
+
+`python -m sweeper.expected EXPECTED.md` writes it anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+from pathlib import Path
+
+from tabulate import tabulate
+
+from sweeper import published, source
+from sweeper.layout import PLAIN, head
+from sweeper.published import AVERAGE, TOLERANCE, Figure
+from sweeper.rows import METRICS
+
+HEAD = f"""# What to expect
+
+Written by `python -m sweeper.expected EXPECTED.md` from `sweeper/sweeps/published.csv`. Rates in
+percent, as printed by the source, for attack and defense as our sweeps label them.
+
+Expect ours within {100 * TOLERANCE:g} points of a rate, or the spread of the seeds where
+that is more; `sweeper table SWEEP --compare` marks with ≠ what is not. Seconds depend on the device
+and have no tolerance: only their order between defenses is expected. A command runs one cell and
+what it needs, at the size of the paper; what that costs is not measured. An average has no cell of
+its own: it takes the whole sweep.
+"""
+
+
+def text() -> str:
+    """Return EXPECTED.md."""
+    parts = [HEAD]
+    for name in published.sweeps():
+        known = published.of(name)
+        cells = [f for f in known if f.attack != AVERAGE]
+        first = next((f for f in cells if f.defense != "none"), None)
+        command = _command(name, first) if first else f"sweeper run {name} --data DIR"
+        swap = " (another cell: its labels in place of these)" if first else ""
+        parts += [f"## {name}", f"{source.purpose(name)}.", f"One cell{swap}:", f"    {command}"]
+        parts += _tables(known)
+    parts += ["## Published, but in no shipped sweep"]
+    parts += _tables([figure for figure in published.figures() if not figure.sweep])
+    return "\n\n".join(part.strip("\n") for part in parts) + "\n"
+
+
+def _command(name: str, figure: Figure) -> str:
+    """Return the command that runs one cell of a sweep."""
+    axes = ("dataset", "attack", "defense")
+    own = source.read(name).values
+    several = [axis for axis in axes if len(own[f"{axis}s"]) > 1]
+    picks = "".join(f" --set '{axis}s=[{getattr(figure, axis)}]'" for axis in several)
+    return f"sweeper run {name}{picks} --set seeds=1 --data DIR"
+
+
+def _tables(figures: Sequence[Figure]) -> Iterable[str]:
+    """Return for each source and setting a table of its figures."""
+    for (where, dataset, model), group in groupby(sorted(figures, key=_setting), key=_setting):
+        lines = list(group)
+        metrics = [metric for metric in METRICS if any(metric in f.values for f in lines)]
+        yield f"{where}: {', '.join(part for part in (dataset, model) if part)}."
+        yield tabulate(
+            [_line(figure, metrics) for figure in lines],
+            headers=["attack", "poison rate", "defense", *map(head, metrics), "note"],
+            tablefmt="pipe",
+            disable_numparse=True,
+        )
+
+
+def _setting(figure: Figure) -> tuple[str, str, str]:
+    return figure.source, figure.dataset, figure.model
+
+
+def _line(figure: Figure, metrics: Sequence[str]) -> list[str]:
+    rate = "-" if figure.poison_rate is None else f"{100 * figure.poison_rate:g} %"
+    shown = []
+    for metric in metrics:
+        value = figure.values.get(metric)
+        plain = metric in PLAIN
+        shown.append("-" if value is None else f"{value:.1f}" if plain else f"{100 * value:.2f}")
+    return [figure.attack, rate, figure.defense, *shown, figure.note or "-"]
+
+
+if __name__ == "__main__":
+    import sys
+
+    for path in sys.argv[1:]:
+        Path(path).write_text(text(), encoding="utf-8")
