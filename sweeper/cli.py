@@ -169,6 +169,46 @@ def plan(
 
 
 @app.command()
+def status(spec: Spec, store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
+    """Say how far a sweep is, from its store alone: on any machine, while it runs or after.
+
+    Example: sweeper status quickstart --json
+    """
+    from sweeper import ledger, source
+    from sweeper import status as states
+
+    found = states.status(ledger.Ledger(_absolute(store)), source.name_of(spec))
+    typer.echo(json.dumps(found) if as_json else states.text(found))
+
+
+@app.command()
+def watch(
+    spec: Spec,
+    store: StoreOption = DEFAULT_STORE,
+    every: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 2.0,
+) -> None:
+    """Show `sweeper status` live until nothing is left and nobody runs it.
+
+    Example: sweeper watch my-sweep.yaml --store s3://bucket/sweeps
+    """
+    import time
+
+    from rich.live import Live
+
+    from sweeper import ledger, source
+    from sweeper import status as states
+
+    place, name = ledger.Ledger(_absolute(store)), source.name_of(spec)
+    with Live(auto_refresh=False) as live:
+        while True:
+            found = states.status(place, name)
+            live.update(states.text(found), refresh=True)
+            if not (found["left"] or found["driver"]):
+                return
+            time.sleep(every)
+
+
+@app.command()
 def table(
     spec: Spec,
     store: StoreOption = DEFAULT_STORE,

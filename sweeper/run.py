@@ -18,6 +18,7 @@ import yaml
 
 from sweeper import cells, matrix, rows
 from sweeper.cells import Result
+from sweeper.claim import claimed
 from sweeper.errors import SweepError
 from sweeper.material import Context, Progress
 from sweeper.spec import Sweep
@@ -127,27 +128,31 @@ def execute(
 
     Returns:
         How many cells of this call ended in each state, reused ones aside.
+
+    Raises:
+        SweepError: Another driver runs this sweep into this store.
     """
     sweep, store = job.plan.sweep, job.store
     store.save_sweep(sweep.name, yaml.safe_dump(sweep.model_dump(mode="json"), sort_keys=False))
-    store.save_plan(sweep.name, _outline(job))
-    for key in list(job.adopted):
+    with claimed(store, sweep.name, job.context.run):
+        store.save_plan(sweep.name, _outline(job))
+        for key in list(job.adopted):
+            try:
+                row = store.meta("defend", key)["row"]
+            except DamagedError:
+                job.adopted.discard(key)
+            else:
+                cells.adopt(store, job.plan.cells[key], sweep.name, row)
+        walk = Walk(job.plan.cells, job.todo)
+        have = store.statuses(sweep.name)
+        for cell in job.plan.inapplicable:
+            if have.get(cell.key) != "not_applicable":
+                store.write_row(_inapplicable(cell, job))
+        ending = Ending(job, walk, watcher)
         try:
-            row = store.meta("defend", key)["row"]
-        except DamagedError:
-            job.adopted.discard(key)
-        else:
-            cells.adopt(store, job.plan.cells[key], sweep.name, row)
-    walk = Walk(job.plan.cells, job.todo)
-    have = store.statuses(sweep.name)
-    for cell in job.plan.inapplicable:
-        if have.get(cell.key) != "not_applicable":
-            store.write_row(_inapplicable(cell, job))
-    ending = Ending(job, walk, watcher)
-    try:
-        walker(job, walk, ending, watcher)
-    finally:
-        store.compact(sweep.name)
+            walker(job, walk, ending, watcher)
+        finally:
+            store.compact(sweep.name)
     return ending.counts
 
 
@@ -197,7 +202,7 @@ def _inapplicable(cell: Cell, job: Job) -> dict[str, Any]:
 
 
 def _outline(job: Job) -> dict[str, Any]:
-    """What a table must know of the matrix: its cells' labels, and the order of the labels."""
+    """What tables and `sweeper status` must know of the matrix: labels, their order, its cells."""
     sweep = job.plan.sweep
     every = [*job.plan.cells.values(), *job.plan.inapplicable]
     return {
@@ -206,6 +211,7 @@ def _outline(job: Job) -> dict[str, Any]:
             for axis in ("dataset", "model", "attack", "defense")
         },
         "cells": {c.key: dict(c.axes) for c in every if c.kind == "defend"},
+        "above": {c.key: c.kind for c in every if c.kind != "defend"},
     }
 
 

@@ -18,7 +18,7 @@ from sweeper.store import Store
 pytestmark = pytest.mark.xdist_group("cli")  # one process: its fixture runs a sweep
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = ("run", "plan", "table", "list", "cell", "show", "analyze")
+COMMANDS = ("run", "plan", "status", "watch", "table", "list", "cell", "show", "analyze")
 SWEEP = """
 name: tiny
 datasets: [{dataset: digits, train_size: 300, test_size: 100}]

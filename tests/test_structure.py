@@ -16,8 +16,8 @@ LEVELS = """
 errors
 seeds types rows source
 options ledger
-data models tasks store isolation
-recipes augment
+data models tasks store isolation claim
+recipes augment status
 training
 curvature metrics
 attacks defenses
@@ -122,7 +122,10 @@ def test_attacks_and_defenses_know_nothing_of_each_other() -> None:
     ("who", "banned"),
     [
         (r"(attacks|defenses)(\..*)?", "ray pandas pyarrow"),
-        (rf"sweeper\.({'|'.join(TABLES)}|ledger|rows|source|errors)", "torch torchvision ray"),
+        (
+            rf"sweeper\.({'|'.join(TABLES)}|ledger|rows|source|errors|claim|status)",
+            "torch torchvision ray",
+        ),
         (r"(?!sweeper\.schedule$).*", "ray"),
         (r".*", "pickle cPickle dill cloudpickle joblib shelve marshal"),
     ],
