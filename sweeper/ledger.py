@@ -4,9 +4,10 @@
     sweeps/<sweep>/results/<key>.<status>.parquet, compact-<n>.parquet
     sweeps/<sweep>/failures/<key>.json
 
-A file is written under a temporary name and moved; a row is there once its part is. A part that
-cannot be read (a power cut) is moved to `damaged/`; the next run enters its row again. The root is
-a local folder, NFS, or any pyarrow filesystem URI.
+A file is written under a temporary name and moved, or, where renaming is copying (S3), written in
+one piece whose size is checked; a row is there once its part is. A part that cannot be read (a
+power cut) is moved to `damaged/`; the next run enters its row again. The root is a local folder,
+NFS, or any pyarrow filesystem URI.
 """
 
 from __future__ import annotations
@@ -68,17 +69,22 @@ class Ledger:
 
     def _write(self, path: str, content: bytes) -> None:
         """Write a file so that it is there whole or not at all."""
-        folder = path.rpartition("/")[0]
-        self._fs.create_dir(folder, recursive=True)
-        target = f"{folder}/.{uuid.uuid4().hex}.part" if self.local else path
+        target = path
+        if self.local:  # an object store has no folders, and shows no object before it is whole
+            folder = path.rpartition("/")[0]
+            self._fs.create_dir(folder, recursive=True)
+            target = f"{folder}/.{uuid.uuid4().hex}.part"
         try:
             with self._fs.open_output_stream(target) as stream:
                 stream.write(content)
+            if (size := self._fs.get_file_info(target).size) != len(content):
+                raise OSError(f"{path}: {size} of {len(content)} bytes arrived")
             if self.local:
                 self._fs.move(target, path)
         except BaseException:
-            if self.local and self._exists(target):
-                self._fs.delete_file(target)
+            with contextlib.suppress(OSError):
+                if self.local or self._fs.get_file_info(target).size != len(content):
+                    self._fs.delete_file(target)
             raise
 
     def _read(self, path: str) -> bytes:
@@ -110,9 +116,17 @@ class Ledger:
 
     def _set_aside(self, path: str) -> None:
         """Move what cannot be read to `damaged/`, where it can be looked at."""
-        self._fs.create_dir("damaged", recursive=True)
+        place = f"damaged/{path.replace('/', '-')}-{time.time_ns()}"
         with contextlib.suppress(FileNotFoundError):
-            self._fs.move(path, f"damaged/{path.replace('/', '-')}-{time.time_ns()}")
+            if self.local:
+                self._fs.create_dir("damaged", recursive=True)
+                self._fs.move(path, place)
+                return
+            inside = self._fs.get_file_info(pafs.FileSelector(path, allow_not_found=True))
+            for found in sorted(inside, key=lambda f: f.base_name != "manifest.json"):
+                self._fs.move(found.path, place + found.path.removeprefix(path))
+            if not inside:  # an object store moves no folders, and a file has nothing inside
+                self._fs.move(path, place)
 
     # Rows
 
