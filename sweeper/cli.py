@@ -9,6 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sweeper import remote
+from sweeper.arguments import (
+    DEFAULT_STORE,
+    DataOption,
+    JsonOption,
+    SetOption,
+    Spec,
+    StoreOption,
+    absolute,
+)
 from sweeper.errors import SweepError
 
 if TYPE_CHECKING:
@@ -23,28 +33,9 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-Spec = Annotated[str, typer.Argument(help="A sweep file, or the name of a shipped sweep.")]
-StoreOption = Annotated[
-    str, typer.Option("--store", envvar="SWEEPER_STORE", help="Where victims and rows are kept.")
-]
-DataOption = Annotated[
-    str | None, typer.Option("--data", envvar="SWEEPER_DATA", help="Folder of the data sets.")
-]
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="KEY=VALUE",
-        help="Over the file, e.g. seeds=1, recipe.epochs=2 or scale=small; may be repeated.",
-    ),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
-DEFAULT_STORE = "sweeps-store"
-
-
-def _absolute(store: str) -> str:
-    """A store as every process finds it, wherever it was started."""
-    return store if "://" in store else str(Path(store).expanduser().absolute())
+for command in (remote.submit, remote.status, remote.watch):
+    app.command()(command)
+app.add_typer(remote.clusters, name="cluster")
 
 
 def _context(sweep: Sweep, store: str, data: str | None) -> Context:
@@ -52,7 +43,7 @@ def _context(sweep: Sweep, store: str, data: str | None) -> Context:
     from sweeper.run import new_run
 
     return Context(
-        store=_absolute(store),
+        store=absolute(store),
         sweep=sweep.name,
         run=new_run(),
         data=str(Path(data).expanduser().absolute()) if data else None,
@@ -128,12 +119,16 @@ def run(
     ran = ", ".join(f"{count} {status}" for status, count in sorted(counts.items())) or "none"
     console.print(f"cells run: {ran}")
     typer.echo(_table(sweep.name, store, "markdown"))
+    left = len(job.todo) - sum(counts.values())
+    if left:
+        console.print(f"{left} cells are left; the same command runs them.")
     if set(counts) - {"ok"}:
         console.print(
             f"Not all cells ended well; run `sweeper run {spec}` again to retry them, or "
             f"`sweeper cell {spec} KEY`, with the same --set, to see one fail here.",
             soft_wrap=True,
         )
+    if left or set(counts) - {"ok"}:
         raise typer.Exit(1)
 
 
@@ -166,46 +161,6 @@ def plan(
     typer.echo(f"trainings saved   {facts['trainings_saved']:>5}  (against one per defense cell)")
     for label in facts["unresolved"]:
         typer.echo(f"data set {label} is not on this machine: what is done of it is not known")
-
-
-@app.command()
-def status(spec: Spec, store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
-    """Say how far a sweep is, from its store alone: on any machine, while it runs or after.
-
-    Example: sweeper status quickstart --json
-    """
-    from sweeper import ledger, source
-    from sweeper import status as states
-
-    found = states.status(ledger.Ledger(_absolute(store)), source.name_of(spec))
-    typer.echo(json.dumps(found) if as_json else states.text(found))
-
-
-@app.command()
-def watch(
-    spec: Spec,
-    store: StoreOption = DEFAULT_STORE,
-    every: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 2.0,
-) -> None:
-    """Show `sweeper status` live until nothing is left and nobody runs it.
-
-    Example: sweeper watch my-sweep.yaml --store s3://bucket/sweeps
-    """
-    import time
-
-    from rich.live import Live
-
-    from sweeper import ledger, source
-    from sweeper import status as states
-
-    place, name = ledger.Ledger(_absolute(store)), source.name_of(spec)
-    with Live(auto_refresh=False) as live:
-        while True:
-            found = states.status(place, name)
-            live.update(states.text(found), refresh=True)
-            if not (found["left"] or found["driver"]):
-                return
-            time.sleep(every)
 
 
 @app.command()
@@ -246,7 +201,7 @@ def _table(
 ) -> str:
     from sweeper import ledger, results, tables
 
-    found, order = ledger.load(_absolute(store), name)
+    found, order = ledger.load(absolute(store), name)
     asked: dict[str, Any] = {"rows": rows, "cols": cols, "values": values}
     given = {key: [part.strip() for part in value] for key, value in asked.items() if value}
     return tables.render(tables.build(results.frame(found), order=order, **given), style).rstrip()

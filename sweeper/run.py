@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import signal
 import time
 import uuid
@@ -183,13 +184,17 @@ class Ending:
             self.watcher.finished(below, {"status": "blocked", "error": error, "seconds": None})
 
     def lost(self, key: str, why: str) -> None:
-        """A cell whose process was lost too often: the driver writes what it could not."""
+        """A cell whose process was lost too often."""
+        self.record(key, "failed", why)
+        self(key, {"status": "failed", "error": why, "seconds": None})
+
+    def record(self, key: str, status: str, why: str) -> None:
+        """Write what a lost process could not; in this run the cell is not tried again."""
         cell = self.walk.cells[key]
-        record = {"status": "failed", "error": why, "run": self.job.context.run, "kind": cell.kind}
+        record = {"status": status, "error": why, "run": self.job.context.run, "kind": cell.kind}
         self.job.store.fail(self.job.plan.sweep.name, key, {**record, "axes": dict(cell.axes)})
         if cell.kind == "defend":
-            self.job.store.write_row(self._row(cell, "failed", why))
-        self(key, {"status": "failed", "error": why, "seconds": None})
+            self.job.store.write_row(self._row(cell, status, why))
 
     def _row(self, cell: Cell, status: str, error: str) -> dict[str, Any]:
         victim = self.job.plan.cells[cell.params["victim"]]
@@ -220,7 +225,7 @@ def inline(job: Job, walk: Walk, ending: Ending, watcher: Watcher) -> None:
 
     Ctrl-C stops after the running cell; a second one at once.
     """
-    with _gentle_interrupt() as stopped:
+    with gentle_interrupt() as stopped:
         while not stopped() and (item := walk.next()):
             cell, last = item
             progress = Progress()
@@ -231,14 +236,15 @@ def inline(job: Job, walk: Walk, ending: Ending, watcher: Watcher) -> None:
 
 
 @contextmanager
-def _gentle_interrupt() -> Iterator[Callable[[], bool]]:
-    """Turn the first Ctrl-C into a wish to stop; the second interrupts."""
+def gentle_interrupt() -> Iterator[Callable[[], bool]]:
+    """Turn the first Ctrl-C into a wish to stop, which is yielded; the second interrupts."""
     asked: list[float] = []
 
     def hear(*_: Any) -> None:
         if asked:
             raise KeyboardInterrupt
         asked.append(time.time())
+        os.write(2, b"\nstopping after the running cells; Ctrl-C again stops at once\n")
 
     try:
         before = signal.signal(signal.SIGINT, hear)

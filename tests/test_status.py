@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sweeper import cli, status
+from sweeper import remote, status
 from sweeper.errors import SweepError
 from sweeper.ledger import Ledger
 from sweeper.store import Store
@@ -117,6 +117,6 @@ def test_watch_looks_until_nothing_is_left(
             store.put("train", TRAIN, {}, {})
 
     monkeypatch.setattr(time, "sleep", work)
-    cli.watch("quickstart", str(tmp_path / "store"), 5.0)
+    remote.watch("quickstart", str(tmp_path / "store"), 5.0)
     assert looks == [5.0, 5.0]
     assert "1 of 1 cells are done" in capsys.readouterr().out

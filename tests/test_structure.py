@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 LEVELS = """
 errors
-seeds types rows source
+seeds types rows source arguments
 options ledger
 data models tasks store isolation claim
 recipes augment status
@@ -28,7 +28,9 @@ material walk
 analyses
 cells
 run
-schedule display listing show analyze
+meter
+schedule cluster display listing show analyze
+remote
 cli
 """.split("\n")
 """The rooms, lowest first: a module imports from lower lines only, a package also from itself."""
@@ -126,7 +128,7 @@ def test_attacks_and_defenses_know_nothing_of_each_other() -> None:
             rf"sweeper\.({'|'.join(TABLES)}|ledger|rows|source|errors|claim|status)",
             "torch torchvision ray",
         ),
-        (r"(?!sweeper\.schedule$).*", "ray"),
+        (r"(?!sweeper\.(schedule|meter|cluster)$).*", "ray"),
         (r".*", "pickle cPickle dill cloudpickle joblib shelve marshal"),
     ],
 )
