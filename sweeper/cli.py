@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -105,16 +107,22 @@ def run(
         f"{sweep.name}: {facts['total']} cells, {facts['done']} done, {facts['to_run']} to run; "
         f"trainings saved by sharing victims: {facts['trainings_saved']}"
     )
-    walker, slots = runs.inline, 1
+    walker: runs.Walker = runs.inline
+    slots = 1
     if executor == "ray" and job.todo:
+        if not address:  # a Ray of our own listens on loopback; read at its import
+            os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
         from sweeper import schedule
 
-        url = schedule.connect(address, sweep.resources.cpus)
-        slots = schedule.slots(sweep.resources.cpus, sweep.resources.gpus)
-        walker = schedule.walk_with_tune
+        shape = sweep.resources
+        url = schedule.connect(address, shape.cpus, shape.gpus)
+        slots = schedule.room(shape.cpus, shape.gpus)
+        walker = partial(schedule.walk_with_tune, ahead=schedule.AHEAD if address else 0)
         if url:
             console.print(f"Ray dashboard: {url}")
-    with Display(job, console, slots) as display:
+        if not slots:
+            console.print("Ray has no room for a cell now: waiting for nodes that have")
+    with Display(job, console, max(1, slots)) as display:
         counts = runs.execute(job, walker, display)
     ran = ", ".join(f"{count} {status}" for status, count in sorted(counts.items())) or "none"
     console.print(f"cells run: {ran}")

@@ -117,9 +117,7 @@ def prepare(sweep: Sweep, context: Context, *, need_data: bool = True) -> Job:
     return Job(plan, store, context, done, (have["defend"] & set(plan.cells)) - done)
 
 
-def execute(
-    job: Job, walker: Callable[[Job, Walk, Ending, Watcher], None], watcher: Watcher
-) -> Counter[str]:
+def execute(job: Job, walker: Walker, watcher: Watcher) -> Counter[str]:
     """Run what is missing and leave the rows compacted.
 
     Args:
@@ -199,6 +197,10 @@ class Ending:
     def _row(self, cell: Cell, status: str, error: str) -> dict[str, Any]:
         victim = self.job.plan.cells[cell.params["victim"]]
         return cells.blank_row(cell, victim, self.job.plan.sweep.name, status, error)
+
+
+Walker = Callable[[Job, Walk, Ending, Watcher], None]
+"""What runs the cells of a walk."""
 
 
 def _inapplicable(cell: Cell, job: Job) -> dict[str, Any]:
