@@ -24,7 +24,10 @@ from sweeper.arguments import (
 from sweeper.errors import SweepError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from sweeper.material import Context
+    from sweeper.run import Walker
     from sweeper.spec import Sweep
 
 app = typer.Typer(
@@ -107,22 +110,11 @@ def run(
         f"{sweep.name}: {facts['total']} cells, {facts['done']} done, {facts['to_run']} to run; "
         f"trainings saved by sharing victims: {facts['trainings_saved']}"
     )
-    walker: runs.Walker = runs.inline
+    walker: Walker = runs.inline
     slots = 1
     if executor == "ray" and job.todo:
-        if not address:  # a Ray of our own listens on loopback; read at its import
-            os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-        from sweeper import schedule
-
-        shape = sweep.resources
-        url = schedule.connect(address, shape.cpus, shape.gpus)
-        slots = schedule.room(shape.cpus, shape.gpus)
-        walker = partial(schedule.walk_with_tune, ahead=schedule.AHEAD if address else 0)
-        if url:
-            console.print(f"Ray dashboard: {url}")
-        if not slots:
-            console.print("Ray has no room for a cell now: waiting for nodes that have")
-    with Display(job, console, max(1, slots)) as display:
+        walker, slots = _with_ray(sweep, address, console)
+    with Display(job, console, slots) as display:
         counts = runs.execute(job, walker, display)
     ran = ", ".join(f"{count} {status}" for status, count in sorted(counts.items())) or "none"
     console.print(f"cells run: {ran}")
@@ -138,6 +130,23 @@ def run(
         )
     if left or set(counts) - {"ok"}:
         raise typer.Exit(1)
+
+
+def _with_ray(sweep: Sweep, address: str | None, console: Console) -> tuple[Walker, int]:
+    """Start or join Ray: what walks the cells, and how many at once."""
+    if not address:  # a Ray of our own listens on loopback; read at its import
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    from sweeper import schedule
+
+    shape = sweep.resources
+    url = schedule.connect(address, shape.cpus, shape.gpus)
+    slots = schedule.room(shape.cpus, shape.gpus)
+    if url:
+        console.print(f"Ray dashboard: {url}")
+    if not slots:
+        console.print("Ray has no room for a cell now: waiting for nodes that have")
+    ahead = schedule.AHEAD if address else 0
+    return partial(schedule.walk_with_tune, ahead=ahead), max(1, slots)
 
 
 @app.command()
