@@ -65,13 +65,11 @@ def connect(address: str | None, cpus: int, gpus: float = 0) -> str | None:
     url = None
     if not ray.is_initialized():
         options: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
-        if address:
-            options["address"] = address
-        else:
+        if not address:  # a new Ray, not one that somebody left running, or dead, on this machine
             options |= {"include_dashboard": True, "dashboard_host": "127.0.0.1"}
         try:
-            url = ray.init(**options).dashboard_url
-        except (ConnectionError, ValueError, RuntimeError) as error:
+            url = ray.init(address=address or "local", **options).dashboard_url
+        except Exception as error:  # Ray raises this very class where a node does not start
             raise SweepError(f"cannot reach Ray at {address or 'this machine'}: {error}") from None
         _guard_token()
     if not (address or room(cpus, gpus)):
