@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sweeper import arguments, figures
+from sweeper import arguments, figures, remote
 from sweeper.arguments import (
     DEFAULT_STORE,
     DataOption,
@@ -21,6 +23,10 @@ from sweeper.arguments import (
 from sweeper.errors import SweepError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
+    from sweeper.run import Walker
+    from sweeper.spec import Sweep
     from sweeper.view import View
 
 app = typer.Typer(
@@ -30,6 +36,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+for command in (remote.submit, remote.status, remote.watch):
+    app.command()(command)
+app.add_typer(remote.clusters, name="cluster")
 
 
 def _say(**values: Any) -> None:
@@ -71,27 +81,43 @@ def run(
         f"{sweep.name}: {facts['total']} cells, {facts['done']} done, {facts['to_run']} to run; "
         f"trainings saved by sharing victims: {facts['trainings_saved']}"
     )
-    walker, slots = runs.inline, 1
+    walker: Walker = runs.inline
+    slots = 1
     if executor == "ray" and job.todo:
-        from sweeper import schedule
-
-        url = schedule.connect(address, sweep.resources.cpus)
-        slots = schedule.slots(sweep.resources.cpus, sweep.resources.gpus)
-        walker = schedule.walk_with_tune
-        if url:
-            console.print(f"Ray dashboard: {url}")
+        walker, slots = _with_ray(sweep, address, console)
     with Display(job, console, slots) as display:
         counts = runs.execute(job, walker, display)
     ran = ", ".join(f"{count} {status}" for status, count in sorted(counts.items())) or "none"
     console.print(f"cells run: {ran}")
     typer.echo(_table(sweep.name, store, "markdown", sweep.table))
+    left = len(job.todo) - sum(counts.values())
+    if left:
+        console.print(f"{left} cells are left; the same command runs them.")
     if set(counts) - {"ok"}:
         console.print(
             f"Not all cells ended well; run `sweeper run {spec}` again to retry them, or "
             f"`sweeper cell {spec} KEY`, with the same --set, to see one fail here.",
             soft_wrap=True,
         )
+    if left or set(counts) - {"ok"}:
         raise typer.Exit(1)
+
+
+def _with_ray(sweep: Sweep, address: str | None, console: Console) -> tuple[Walker, int]:
+    """Start or join Ray: what walks the cells, and how many at once."""
+    if not address:  # a Ray of our own listens on loopback; read at its import
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    from sweeper import schedule
+
+    shape = sweep.resources
+    url = schedule.connect(address, shape.cpus, shape.gpus)
+    slots = schedule.room(shape.cpus, shape.gpus)
+    if url:
+        console.print(f"Ray dashboard: {url}")
+    if not slots:
+        console.print("Ray has no room for a cell now: waiting for nodes that have")
+    ahead = schedule.AHEAD if address else 0
+    return partial(schedule.walk_with_tune, ahead=ahead), max(1, slots)
 
 
 @app.command()

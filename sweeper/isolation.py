@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import faulthandler
 import gc
 import os
 import random
@@ -16,6 +17,9 @@ import numpy as np
 import torch
 
 from sweeper import seeds
+
+GRACE = 10.0
+"""Seconds after its time is up in which a cell's watchdog may record it."""
 
 
 class CellTimeout(BaseException):
@@ -72,7 +76,8 @@ def limit(seconds: float | None, record: Callable[[], None]) -> Iterator[None]:
 
     In the main thread an alarm raises `CellTimeout`. In any other (a Ray worker runs cells in one)
     nothing can interrupt the code, so a watchdog calls `record` and ends the process; the
-    scheduler starts another.
+    scheduler starts another. C code that never lets go of the interpreter stops the watchdog too:
+    `GRACE` seconds later the process is ended without a record, by a thread that needs none.
     """
     if not seconds:
         yield
@@ -99,7 +104,9 @@ def limit(seconds: float | None, record: Callable[[], None]) -> Iterator[None]:
         watchdog = threading.Timer(seconds, end)
         watchdog.daemon = True
         watchdog.start()
+        faulthandler.dump_traceback_later(seconds + GRACE, exit=True, file=2)
         try:
             yield
         finally:
             watchdog.cancel()
+            faulthandler.cancel_dump_traceback_later()

@@ -1,17 +1,19 @@
 """Rows of a store: written one part a cell, listed, compacted, read back. No torch.
 
-    sweeps/<sweep>/sweep.yaml, plan.json
+    sweeps/<sweep>/sweep.yaml, plan.json, driver.json
     sweeps/<sweep>/results/<key>.<status>.parquet, compact-<n>.parquet
     sweeps/<sweep>/failures/<key>.json
 
-A file is written under a temporary name and moved; a row is there once its part is. A part that
-cannot be read (a power cut) is moved to `damaged/`; the next run enters its row again. The root is
-a local folder, NFS, or any pyarrow filesystem URI.
+A file is written under a temporary name and moved, or, where renaming is copying (S3), written in
+one piece whose size is checked; a row is there once its part is. A part that cannot be read (a
+power cut) is moved to `damaged/`; the next run enters its row again. The root is a local folder,
+NFS, or any pyarrow filesystem URI.
 """
 
 from __future__ import annotations
 
 import contextlib
+import datetime
 import json
 import re
 import time
@@ -67,17 +69,22 @@ class Ledger:
 
     def _write(self, path: str, content: bytes) -> None:
         """Write a file so that it is there whole or not at all."""
-        folder = path.rpartition("/")[0]
-        self._fs.create_dir(folder, recursive=True)
-        target = f"{folder}/.{uuid.uuid4().hex}.part" if self.local else path
+        target = path
+        if self.local:  # an object store has no folders, and shows no object before it is whole
+            folder = path.rpartition("/")[0]
+            self._fs.create_dir(folder, recursive=True)
+            target = f"{folder}/.{uuid.uuid4().hex}.part"
         try:
             with self._fs.open_output_stream(target) as stream:
                 stream.write(content)
+            if (size := self._fs.get_file_info(target).size) != len(content):
+                raise OSError(f"{path}: {size} of {len(content)} bytes arrived")
             if self.local:
                 self._fs.move(target, path)
         except BaseException:
-            if self.local and self._exists(target):
-                self._fs.delete_file(target)
+            with contextlib.suppress(OSError):
+                if self.local or self._fs.get_file_info(target).size != len(content):
+                    self._fs.delete_file(target)
             raise
 
     def _read(self, path: str) -> bytes:
@@ -95,11 +102,31 @@ class Ledger:
         selector = pafs.FileSelector(folder, allow_not_found=True)
         return [f for f in self._fs.get_file_info(selector) if not f.base_name.startswith(".")]
 
+    def keys(self, kind: str) -> set[str]:
+        """Keys of the artifacts of a kind that are there, by one listing."""
+        selector = pafs.FileSelector(f"artifacts/{kind}", allow_not_found=True, recursive=True)
+        paths = [info.path for info in self._fs.get_file_info(selector)]
+        found = {path.split("/")[-2] for path in paths if path.endswith("/manifest.json")}
+        return {key for key in found if KEY.fullmatch(key)}
+
+    def _artifact(self, kind: str, key: str) -> str:
+        if not kind.isalpha():
+            raise SweepError(f"{kind!r} is not a kind of cell")
+        return f"artifacts/{kind}/{self._key(key)}"
+
     def _set_aside(self, path: str) -> None:
         """Move what cannot be read to `damaged/`, where it can be looked at."""
-        self._fs.create_dir("damaged", recursive=True)
+        place = f"damaged/{path.replace('/', '-')}-{time.time_ns()}"
         with contextlib.suppress(FileNotFoundError):
-            self._fs.move(path, f"damaged/{path.replace('/', '-')}-{time.time_ns()}")
+            if self.local:
+                self._fs.create_dir("damaged", recursive=True)
+                self._fs.move(path, place)
+                return
+            inside = self._fs.get_file_info(pafs.FileSelector(path, allow_not_found=True))
+            for found in sorted(inside, key=lambda f: f.base_name != "manifest.json"):
+                self._fs.move(found.path, place + found.path.removeprefix(path))
+            if not inside:  # an object store moves no folders, and a file has nothing inside
+                self._fs.move(path, place)
 
     # Rows
 
@@ -223,12 +250,19 @@ class Ledger:
         """Keep which cells the sweep now has: rows of other cells are not shown."""
         self._write(f"{self._sweep(sweep)}/plan.json", json.dumps(outline).encode())
 
-    def plan(self, sweep: str) -> dict[str, Any] | None:
-        """The outline `save_plan` kept; None before the first run."""
-        path = f"{self._sweep(sweep)}/plan.json"
-        if not self._exists(path):
-            return None
-        found: dict[str, Any] = json.loads(self._read(path))
+    def plan(self, sweep: str) -> dict[str, Any]:
+        """The outline `save_plan` kept.
+
+        Raises:
+            SweepError: The sweep has not been run into this store.
+        """
+        found = self._json(f"{self._sweep(sweep)}/plan.json")
+        if found is None:
+            known = ", ".join(self.sweeps()) or "none"
+            raise SweepError(
+                f"store {self.root} has no results of sweep {sweep!r} (it has: {known}): "
+                f"run `sweeper run` first, or name the store with --store"
+            )
         return found
 
     def sweeps(self) -> list[str]:
@@ -242,7 +276,34 @@ class Ledger:
 
     def failure(self, sweep: str, key: str) -> dict[str, Any] | None:
         """The recorded failure of a cell; None where there is none."""
-        path = f"{self._sweep(sweep)}/failures/{self._key(key)}.json"
+        return self._json(f"{self._sweep(sweep)}/failures/{self._key(key)}.json")
+
+    def failures(self, sweep: str) -> set[str]:
+        """Keys of the cells with a recorded failure, those that ended well later among them."""
+        found = self._list(f"{self._sweep(sweep)}/failures")
+        return {info.base_name.removesuffix(".json") for info in found}
+
+    def activity(self, sweep: str) -> datetime.datetime | None:
+        """When a file of a sweep last changed, by the clock of the store."""
+        selector = pafs.FileSelector(self._sweep(sweep), allow_not_found=True, recursive=True)
+        return max((f.mtime for f in self._fs.get_file_info(selector) if f.is_file), default=None)
+
+    # Who runs a sweep (sweeper.claim)
+
+    def claim(self, sweep: str) -> dict[str, Any] | None:
+        """What the driver of a sweep last said of itself; None where nobody runs it."""
+        return self._json(f"{self._sweep(sweep)}/driver.json")
+
+    def save_claim(self, sweep: str, claim: Mapping[str, Any]) -> None:
+        """Say who runs a sweep; the last to say so counts."""
+        self._write(f"{self._sweep(sweep)}/driver.json", json.dumps(claim).encode())
+
+    def drop_claim(self, sweep: str) -> None:
+        """Nobody runs the sweep any more."""
+        self._delete(f"{self._sweep(sweep)}/driver.json")
+
+    def _json(self, path: str) -> dict[str, Any] | None:
+        """A JSON file; None where there is none that can be read."""
         try:
             found: dict[str, Any] = json.loads(self._read(path))
         except (FileNotFoundError, ValueError):
@@ -261,12 +322,6 @@ def load(root: str, sweep: str) -> tuple[list[pa.Table], dict[str, list[str]]]:
     """
     ledger = Ledger(root)
     outline = ledger.plan(sweep)
-    if outline is None:
-        known = ", ".join(ledger.sweeps()) or "none"
-        raise SweepError(
-            f"store {root} has no results of sweep {sweep!r} (it has: {known}): "
-            f"run `sweeper run` first, or name the store with --store"
-        )
     keys = pa.array(list(outline["cells"]), pa.string())
     tables = ledger.tables(sweep)
     return [t.filter(pc.is_in(t["key"], keys)) for t in tables], outline["order"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import signal
 import time
 import uuid
@@ -18,6 +19,7 @@ import yaml
 
 from sweeper import cells, matrix, rows
 from sweeper.cells import Result
+from sweeper.claim import claimed
 from sweeper.errors import SweepError
 from sweeper.material import Context, Progress
 from sweeper.spec import Sweep
@@ -115,9 +117,7 @@ def prepare(sweep: Sweep, context: Context, *, need_data: bool = True) -> Job:
     return Job(plan, store, context, done, (have["defend"] & set(plan.cells)) - done)
 
 
-def execute(
-    job: Job, walker: Callable[[Job, Walk, Ending, Watcher], None], watcher: Watcher
-) -> Counter[str]:
+def execute(job: Job, walker: Walker, watcher: Watcher) -> Counter[str]:
     """Run what is missing and leave the rows compacted.
 
     Args:
@@ -127,27 +127,31 @@ def execute(
 
     Returns:
         How many cells of this call ended in each state, reused ones aside.
+
+    Raises:
+        SweepError: Another driver runs this sweep into this store.
     """
     sweep, store = job.plan.sweep, job.store
     store.save_sweep(sweep.name, yaml.safe_dump(sweep.model_dump(mode="json"), sort_keys=False))
-    store.save_plan(sweep.name, _outline(job))
-    for key in list(job.adopted):
+    with claimed(store, sweep.name, job.context.run):
+        store.save_plan(sweep.name, _outline(job))
+        for key in list(job.adopted):
+            try:
+                row = store.meta("defend", key)["row"]
+            except DamagedError:
+                job.adopted.discard(key)
+            else:
+                cells.adopt(store, job.plan.cells[key], sweep.name, row)
+        walk = Walk(job.plan.cells, job.todo)
+        have = store.statuses(sweep.name)
+        for cell in job.plan.inapplicable:
+            if have.get(cell.key) != "not_applicable":
+                store.write_row(_inapplicable(cell, job))
+        ending = Ending(job, walk, watcher)
         try:
-            row = store.meta("defend", key)["row"]
-        except DamagedError:
-            job.adopted.discard(key)
-        else:
-            cells.adopt(store, job.plan.cells[key], sweep.name, row)
-    walk = Walk(job.plan.cells, job.todo)
-    have = store.statuses(sweep.name)
-    for cell in job.plan.inapplicable:
-        if have.get(cell.key) != "not_applicable":
-            store.write_row(_inapplicable(cell, job))
-    ending = Ending(job, walk, watcher)
-    try:
-        walker(job, walk, ending, watcher)
-    finally:
-        store.compact(sweep.name)
+            walker(job, walk, ending, watcher)
+        finally:
+            store.compact(sweep.name)
     return ending.counts
 
 
@@ -178,17 +182,25 @@ class Ending:
             self.watcher.finished(below, {"status": "blocked", "error": error, "seconds": None})
 
     def lost(self, key: str, why: str) -> None:
-        """A cell whose process was lost too often: the driver writes what it could not."""
+        """A cell whose process was lost too often."""
+        self.record(key, "failed", why)
+        self(key, {"status": "failed", "error": why, "seconds": None})
+
+    def record(self, key: str, status: str, why: str) -> None:
+        """Write what a lost process could not; in this run the cell is not tried again."""
         cell = self.walk.cells[key]
-        record = {"status": "failed", "error": why, "run": self.job.context.run, "kind": cell.kind}
+        record = {"status": status, "error": why, "run": self.job.context.run, "kind": cell.kind}
         self.job.store.fail(self.job.plan.sweep.name, key, {**record, "axes": dict(cell.axes)})
         if cell.kind == "defend":
-            self.job.store.write_row(self._row(cell, "failed", why))
-        self(key, {"status": "failed", "error": why, "seconds": None})
+            self.job.store.write_row(self._row(cell, status, why))
 
     def _row(self, cell: Cell, status: str, error: str) -> dict[str, Any]:
         victim = self.job.plan.cells[cell.params["victim"]]
         return cells.blank_row(cell, victim, self.job.plan.sweep.name, status, error)
+
+
+Walker = Callable[[Job, Walk, Ending, Watcher], None]
+"""What runs the cells of a walk."""
 
 
 def _inapplicable(cell: Cell, job: Job) -> dict[str, Any]:
@@ -197,7 +209,7 @@ def _inapplicable(cell: Cell, job: Job) -> dict[str, Any]:
 
 
 def _outline(job: Job) -> dict[str, Any]:
-    """What a table must know of the matrix: its cells, the order of labels, digests of data."""
+    """What tables, reports and `sweeper status` must know of the matrix."""
     sweep = job.plan.sweep
     every = [*job.plan.cells.values(), *job.plan.inapplicable]
     return {
@@ -207,6 +219,7 @@ def _outline(job: Job) -> dict[str, Any]:
         },
         "cells": {c.key: dict(c.axes) for c in every if c.kind == "defend"},
         "data": {c.axes["dataset"]: c.params["data"] for c in every if c.kind == "train"},
+        "above": {c.key: c.kind for c in every if c.kind != "defend"},
     }
 
 
@@ -215,7 +228,7 @@ def inline(job: Job, walk: Walk, ending: Ending, watcher: Watcher) -> None:
 
     Ctrl-C stops after the running cell; a second one at once.
     """
-    with _gentle_interrupt() as stopped:
+    with gentle_interrupt() as stopped:
         while not stopped() and (item := walk.next()):
             cell, last = item
             progress = Progress()
@@ -226,14 +239,15 @@ def inline(job: Job, walk: Walk, ending: Ending, watcher: Watcher) -> None:
 
 
 @contextmanager
-def _gentle_interrupt() -> Iterator[Callable[[], bool]]:
-    """Turn the first Ctrl-C into a wish to stop; the second interrupts."""
+def gentle_interrupt() -> Iterator[Callable[[], bool]]:
+    """Turn the first Ctrl-C into a wish to stop, which is yielded; the second interrupts."""
     asked: list[float] = []
 
     def hear(*_: Any) -> None:
         if asked:
             raise KeyboardInterrupt
         asked.append(time.time())
+        os.write(2, b"\nstopping after the running cells; Ctrl-C again stops at once\n")
 
     try:
         before = signal.signal(signal.SIGINT, hear)

@@ -1,4 +1,4 @@
-"""Ray Tune runs the walk: one Tuner, one resource shape, reused actors. The only file with ray.
+"""Ray Tune runs the walk: one Tuner, one resource shape, reused actors.
 
 A trial is a cell. Tune asks our searcher for the next one; while parents run the answer is "none
 yet", so nothing waits at a barrier. Resume is not Tune's: the store says what is finished.
@@ -12,11 +12,14 @@ import os
 import shutil
 import sys
 import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # loggers cost more than a cell
 os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "600")  # we never restore from Tune's state
+os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C is run.gentle_interrupt's
 if "ray" not in sys.modules:  # ray reads it at its import; later, server and client disagree
     os.environ.setdefault("RAY_AUTH_MODE", "token")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -24,46 +27,57 @@ os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 
 import ray
 from ray import tune
+from ray._raylet import setproctitle  # type: ignore[attr-defined]
 from ray.tune.search import Searcher
 
 from sweeper import cells
 from sweeper.cells import Result
 from sweeper.errors import SweepError
+from sweeper.isolation import GRACE
 from sweeper.material import Context
-from sweeper.run import Ending, Job, Watcher, payload, unpack
+from sweeper.meter import Meter
+from sweeper.run import Ending, Job, Watcher, gentle_interrupt, payload, unpack
+from sweeper.types import Cell
 from sweeper.walk import Walk
 
 CHAIN = 5000
 """Cells of one Tuner: its bookkeeping grows with every trial, so longer sweeps chain several."""
+AHEAD = 8
+"""Cells that wait with a joined cluster beyond what it has room for, so that it may grow."""
 RETRIES = 2
 """How often a cell whose process or node was lost is started again."""
 
 
-def connect(address: str | None, cpus: int) -> str | None:
+def connect(address: str | None, cpus: int, gpus: float = 0) -> str | None:
     """Start Ray on this machine, or join the cluster at `address`.
+
+    Args:
+        address: Of a running cluster.
+        cpus: What a cell asks for.
+        gpus: Likewise; a fraction shares one.
 
     Returns:
         The dashboard's URL, where there is one.
 
     Raises:
-        SweepError: The cluster cannot be reached or has no room for one cell.
+        SweepError: The cluster cannot be reached, or this machine has no room for one cell.
     """
     url = None
     if not ray.is_initialized():
         options: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
-        if address:
-            options["address"] = address
-        else:
+        if not address:  # a new Ray, not one that somebody left running, or dead, on this machine
             options |= {"include_dashboard": True, "dashboard_host": "127.0.0.1"}
         try:
-            url = ray.init(**options).dashboard_url
-        except (ConnectionError, ValueError, RuntimeError) as error:
+            url = ray.init(address=address or "local", **options).dashboard_url
+        except Exception as error:  # Ray raises this very class where a node does not start
             raise SweepError(f"cannot reach Ray at {address or 'this machine'}: {error}") from None
         _guard_token()
-    have = ray.cluster_resources().get("CPU", 0)
-    if have < cpus:
+    if not (address or room(cpus, gpus)):
+        have = ray.cluster_resources()
         raise SweepError(
-            f"resources: a cell asks for {cpus} CPUs, Ray has {have:g}: lower resources.cpus"
+            f"resources: a cell asks for {cpus} CPUs and {gpus:g} GPUs, Ray has "
+            f"{have.get('CPU', 0):g} and {have.get('GPU', 0):g}: lower resources.cpus or "
+            "resources.gpus"
         )
     return f"http://{url}" if url else None
 
@@ -75,30 +89,42 @@ def _guard_token() -> None:
         token.chmod(0o600)
 
 
-def walk_with_tune(job: Job, walk: Walk, ending: Ending, watcher: Watcher) -> None:
+def walk_with_tune(job: Job, walk: Walk, ending: Ending, watcher: Watcher, ahead: int = 0) -> None:
     """Run the cells of a walk on the connected Ray.
+
+    Ctrl-C stops after the cells already handed to Ray; a second one at once.
+
+    Args:
+        job: The sweep.
+        walk: Its cells.
+        ending: Is told how they end.
+        watcher: Looks on.
+        ahead: Cells handed to Ray beyond what it has room for, so that a cluster grows.
 
     Raises:
         SweepError: Several nodes and a store only this machine can see.
     """
-    nodes = [node for node in ray.nodes() if node["Alive"]]
-    if len(nodes) > 1 and job.store.local and not os.environ.get("SWEEPER_SHARED_STORE"):
+    nodes, shape = [node for node in ray.nodes() if node["Alive"]], job.plan.sweep.resources
+    elsewhere = len(nodes) > 1 or not room(shape.cpus, shape.gpus)
+    if elsewhere and job.store.local and not os.environ.get("SWEEPER_SHARED_STORE"):
         raise SweepError(
-            f"store: {job.context.store} is a folder and Ray has {len(nodes)} nodes: give --store "
-            "a place all of them see (s3://..., or a shared folder with SWEEPER_SHARED_STORE=1)"
+            f"store: {job.context.store} is a folder and Ray's cells run on several nodes: give "
+            "--store a place all of them see (s3://..., or a shared folder with "
+            "SWEEPER_SHARED_STORE=1)"
         )
-    while not walk.finished:
-        before = len(walk.status)
-        _one_tuner(job, walk, ending, watcher)
-        if len(walk.status) == before:
-            return
+    watcher = ending.watcher = Meter(job, watcher)
+    with gentle_interrupt() as stopped:
+        while not (walk.finished or stopped()):
+            before = len(walk.status)
+            _one_tuner(job, ending, _Graph(job, walk, ending, watcher, stopped, ahead))
+            if len(walk.status) == before:
+                return
 
 
-def _one_tuner(job: Job, walk: Walk, ending: Ending, watcher: Watcher) -> None:
+def _one_tuner(job: Job, ending: Ending, graph: _Graph) -> None:
     """Run up to `CHAIN` cells with one Tuner."""
     shape = job.plan.sweep.resources
     gpus = {"gpu": shape.gpus} if shape.gpus else {}
-    searcher = _Graph(walk, ending, watcher)
     scratch = tempfile.mkdtemp(prefix="sweeper-tune-")
     try:
         tune.Tuner(
@@ -106,9 +132,9 @@ def _one_tuner(job: Job, walk: Walk, ending: Ending, watcher: Watcher) -> None:
                 tune.with_parameters(run_trial, context=job.context), {"cpu": shape.cpus, **gpus}
             ),
             tune_config=tune.TuneConfig(
-                search_alg=searcher,
+                search_alg=graph,
                 num_samples=-1,
-                max_concurrent_trials=slots(shape.cpus, shape.gpus),
+                max_concurrent_trials=CHAIN,  # the graph knows how many may run
                 reuse_actors=True,
                 trial_name_creator=_name,
                 trial_dirname_creator=_folder,
@@ -117,6 +143,7 @@ def _one_tuner(job: Job, walk: Walk, ending: Ending, watcher: Watcher) -> None:
                 name="cells",
                 storage_path=scratch,
                 verbose=0,
+                callbacks=[_Overdue(ending)],
                 failure_config=tune.FailureConfig(max_failures=RETRIES),
                 checkpoint_config=tune.CheckpointConfig(num_to_keep=1),
             ),
@@ -125,20 +152,26 @@ def _one_tuner(job: Job, walk: Walk, ending: Ending, watcher: Watcher) -> None:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def slots(cpus: int, gpus: float) -> int:
-    """How many cells the cluster can run at once; a few more wait, so that it may grow."""
+def room(cpus: int, gpus: float) -> int:
+    """How many cells fit on the cluster as it is now."""
     have = ray.cluster_resources()
-    by_cpu = int(have.get("CPU", 1) // cpus)
-    by_gpu = int(have.get("GPU", 0) / gpus + 1e-6) if gpus else by_cpu
-    slots = max(1, min(by_cpu, by_gpu))
-    return slots if len(ray.nodes()) == 1 else slots + 8
+    by_cpu = int(have.get("CPU", 0) // cpus)
+    return min(by_cpu, int(have.get("GPU", 0) / gpus + 1e-6)) if gpus else by_cpu
 
 
 def run_trial(config: dict[str, Any], context: Context) -> None:
     """What a worker runs: one cell; its result is the trial's only report."""
     *ancestors, cell = (unpack(values) for values in json.loads(config["cell"]))
+    setproctitle(f"ray::{title(cell)}")  # in `top`, and in the dashboard's list of processes
     result = cells.run(cell, ancestors, context, last_try=config["last_try"])
     tune.report({"key": cell.key, **result})
+
+
+def title(cell: Cell) -> str:
+    """What people call a cell: kind, attack, data set, defense, then the other axes."""
+    first = [axis for axis in ("attack", "dataset", "defense") if axis in cell.axes]
+    axes = dict.fromkeys([*first, *cell.axes])
+    return "-".join([cell.kind, *(str(cell.axes[axis]) for axis in axes)])
 
 
 def _name(trial: Any) -> str:
@@ -149,14 +182,50 @@ def _folder(trial: Any) -> str:
     return str(trial.config["key"])
 
 
+class _Overdue(tune.Callback):  # type: ignore[misc]
+    """Records the timeout of a cell whose process ended too late to do so itself."""
+
+    def __init__(self, ending: Ending) -> None:
+        self._ending = ending
+        self._timeout = ending.job.context.timeout
+        self._started: dict[str, float] = {}
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        """Its process has begun the cell."""
+        self._started[trial.trial_id] = time.monotonic()
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        """Its process was lost and the cell will be tried again, unless its time was up."""
+        since = time.monotonic() - self._started[trial.trial_id]
+        if self._timeout and since > self._timeout + GRACE:
+            why = f"gave up after {since:.0f} s: code that cannot be interrupted"
+            self._ending.record(trial.config["key"], "timeout", why)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune keeps a copy of its parts for a restore we never do."""
+        return {}
+
+
 class _Graph(Searcher):  # type: ignore[misc]
     """Tune's view of a walk: the next cell, none yet, or finished."""
 
-    def __init__(self, walk: Walk, ending: Ending, watcher: Watcher) -> None:
+    def __init__(
+        self,
+        job: Job,
+        walk: Walk,
+        ending: Ending,
+        watcher: Watcher,
+        stopped: Callable[[], bool],
+        ahead: int,
+    ) -> None:
         super().__init__()
+        self._shape = job.plan.sweep.resources
+        self._ahead = ahead
+        self._slots, self._asked = 0, float("-inf")
         self._walk = walk
         self._ending = ending
         self._watcher = watcher
+        self._stopped = stopped
         self._keys: dict[str, str] = {}
         self._left = CHAIN
 
@@ -166,22 +235,30 @@ class _Graph(Searcher):  # type: ignore[misc]
 
     def suggest(self, trial_id: str) -> Any:
         """The next cell as a flat configuration."""
-        item = self._walk.next() if self._left else None
+        over = self._stopped() or not self._left
+        full = len(self._walk.running) >= self._room()
+        item = None if over or full else self._walk.next()
         if item is None:
-            done = self._walk.finished or (not self._left and not self._walk.running)
+            done = self._walk.finished or (over and not self._walk.running)
             return Searcher.FINISHED if done else None
         cell, last = item
         self._left -= 1
         self._keys[trial_id] = cell.key
         self._watcher.started(cell)
-        words = "-".join(str(value) for value in cell.axes.values())
         return {
             **cell.axes,
-            "name": f"{cell.kind}-{words}",
+            "name": title(cell),
             "key": cell.key,
             "last_try": last,
             "cell": payload(cell, self._walk.ancestors(cell.key)),
         }
+
+    def _room(self) -> int:
+        """How many cells Ray may have now; the cluster is asked again every other second."""
+        if time.monotonic() - self._asked > 2:
+            self._slots = room(self._shape.cpus, self._shape.gpus) + self._ahead
+            self._asked = time.monotonic()
+        return max(1, self._slots)
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False

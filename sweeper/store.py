@@ -15,13 +15,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import pyarrow.fs as pafs
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from sweeper.errors import SweepError
-from sweeper.ledger import KEY, Ledger
+from sweeper.ledger import Ledger
 
 _DAMAGE = (FileNotFoundError, ValueError, KeyError, TypeError)
 """What reading an artifact raises where it is not what was written."""
@@ -110,15 +108,3 @@ class Store(Ledger):
     def has(self, kind: str, key: str) -> bool:
         """Whether an artifact is there."""
         return self._exists(f"{self._artifact(kind, key)}/manifest.json")
-
-    def keys(self, kind: str) -> set[str]:
-        """Keys of the artifacts of a kind that are there, by one listing."""
-        selector = pafs.FileSelector(f"artifacts/{kind}", allow_not_found=True, recursive=True)
-        paths = [info.path for info in self._fs.get_file_info(selector)]
-        found = {path.split("/")[-2] for path in paths if path.endswith("/manifest.json")}
-        return {key for key in found if KEY.fullmatch(key)}
-
-    def _artifact(self, kind: str, key: str) -> str:
-        if not kind.isalpha():
-            raise SweepError(f"{kind!r} is not a kind of cell")
-        return f"artifacts/{kind}/{self._key(key)}"

@@ -66,6 +66,18 @@ class Hangs(Faulty):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Holds(Faulty):
+    """Hangs in C code that never lets go of the interpreter."""
+
+    def defend(self, case: Case) -> Outcome:
+        import ctypes
+
+        self.mark()
+        ctypes.PyDLL(None).sleep(3600)
+        return Outcome(model=case.model)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Dies(Faulty):
     """Loses its process at the first attempt, as a machine's fault would."""
 

@@ -67,7 +67,7 @@ def inline(path: Path, store: Path) -> tuple[Counter[str], list[tuple[str, str]]
     return counts, watcher.cells
 
 
-def frame(store: Path, name: str = "small") -> pd.DataFrame:
+def frame(store: Path | str, name: str = "small") -> pd.DataFrame:
     """The rows of a sweep by key."""
     return results.frame(ledger.load(str(store), name)[0]).set_index("key").sort_index()
 

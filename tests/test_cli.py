@@ -12,13 +12,27 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from sweeper import cli, ledger, results
+from sweeper import cli, ledger, remote, results
 from sweeper.store import Store
 
 pytestmark = pytest.mark.xdist_group("cli")  # one process: its fixture runs a sweep
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = ("run", "plan", "table", "list", "cell", "show", "analyze", "plot", "report")
+COMMANDS = (
+    "run",
+    "submit",
+    "cluster kuberay",
+    "plan",
+    "status",
+    "watch",
+    "table",
+    "list",
+    "cell",
+    "show",
+    "analyze",
+    "plot",
+    "report",
+)
 SWEEP = """
 name: tiny
 datasets: [{dataset: digits, train_size: 300, test_size: 100}]
@@ -73,13 +87,15 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 @pytest.mark.parametrize("command", ["", *COMMANDS])
 def test_help_shows_an_example(capsys: pytest.CaptureFixture[str], command: str) -> None:
-    said = call(capsys, *filter(None, [command]), "--help")
+    said = call(capsys, *command.split(), "--help")
     assert said.code == 0 and not said.err
     assert f"Example: sweeper {command}" in said.out
 
 
 def test_every_command_is_tried_here() -> None:
-    assert {c.name or c.callback.__name__ for c in cli.app.registered_commands} == set(COMMANDS)
+    known = {(c.name or c.callback.__name__) for c in cli.app.registered_commands}
+    known |= {f"cluster {c.callback.__name__}" for c in remote.clusters.registered_commands}
+    assert known == set(COMMANDS)
 
 
 def test_examples_of_the_help_are_valid(capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -13,20 +14,55 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
+CLUSTER = (ROOT / "cluster.yaml").read_text(encoding="utf-8")
+
+
+def clusters() -> list[dict[str, Any]]:
+    """cluster.yaml as it stands, and with each of its commented blocks in place."""
+    found = [yaml.safe_load(CLUSTER)]
+    for head, text in re.findall(r"^# \[(.*)\]\n((?:# .*\n)+)", CLUSTER, re.MULTILINE):
+        block = yaml.safe_load(re.sub("^# ", "", text, flags=re.MULTILINE))
+        kept = {key: value for key, value in found[0].items() if key not in head}
+        found.append({**kept, **block})
+    return found
+
+
 def test_cluster_file_fits_rays_schema() -> None:
     import importlib.util
 
     import jsonschema
+    from ray.autoscaler._private.util import prepare_config
 
     spec = importlib.util.find_spec("ray")
     assert spec and spec.origin
     schema = json.loads((Path(spec.origin).parent / "autoscaler/ray-schema.json").read_text())
-    cluster = yaml.safe_load((ROOT / "cluster.yaml").read_text())
-    jsonschema.validate(cluster, schema)
+    aws, gcp, local = clusters()
+    assert [each["provider"]["type"] for each in (aws, gcp, local)] == ["aws", "gcp", "local"]
+    local = prepare_config(local)  # Ray turns its addresses into node types, without asking anyone
+    (kind,) = local["available_node_types"].values()
+    assert kind["max_workers"] == 2 and local["file_mounts"]
+    for cluster in (aws, gcp, local):
+        jsonschema.validate(cluster, schema)
+        with pytest.raises(jsonschema.ValidationError, match="max_worker"):
+            jsonschema.validate({**cluster, "max_worker": 3}, schema)
+
+
+def test_starting_ray_asks_for_a_token_and_keeps_the_dashboard_here() -> None:
+    cluster = yaml.safe_load(CLUSTER)
     commands = cluster["head_start_ray_commands"] + cluster["worker_start_ray_commands"]
     starts = [command for command in commands if "ray start" in command]
     assert len(starts) == 2 and all("RAY_AUTH_MODE=token" in command for command in starts)
     assert "--dashboard-host=127.0.0.1" in starts[0], "the dashboard listens on loopback only"
+
+
+def test_grafana_asks_for_what_is_counted() -> None:
+    """Every expression names a metric of `sweeper.meter` or one of Ray's nodes."""
+    dashboard = json.loads((ROOT / "grafana.json").read_text(encoding="utf-8"))
+    expressions = [t["expr"] for panel in dashboard["panels"] for t in panel["targets"]]
+    asked = set(re.findall(r"ray_(sweeper_\w+?)(?:_total|_bucket)?\b", " ".join(expressions)))
+    code = (ROOT / "sweeper/meter.py").read_text(encoding="utf-8")
+    assert asked == set(re.findall(r'"(sweeper_\w+)"', code)) and len(asked) == 5
+    assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])
 
 
 def test_the_readme_has_two_commands_and_a_real_table() -> None:

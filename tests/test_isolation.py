@@ -128,12 +128,15 @@ def test_a_limit_that_was_kept_in_another_thread_is_cancelled() -> None:
 
 
 WATCHED = """
-import threading, time
-from sweeper.isolation import limit
+import ctypes, sys, threading, time
+from sweeper import isolation
+
+isolation.GRACE = 0.2
+sleep = time.sleep if sys.argv[1] == "lets go" else ctypes.PyDLL(None).sleep
 
 def work():
-    with limit(0.05, lambda: print("recorded", flush=True)):
-        time.sleep(30)
+    with isolation.limit(0.05, lambda: print("recorded", flush=True)):
+        sleep(30)
 
 thread = threading.Thread(target=work)
 thread.start()
@@ -141,12 +144,17 @@ thread.join()
 """
 
 
-def test_time_runs_out_in_another_thread() -> None:
+@pytest.mark.parametrize(
+    ("code", "said", "returned"), [("lets go", "recorded\n", 70), ("holds the interpreter", "", 1)]
+)
+def test_time_runs_out_in_another_thread(code: str, said: str, returned: int) -> None:
+    started = time.monotonic()
     done = subprocess.run(
-        [sys.executable, "-c", WATCHED],
+        [sys.executable, "-c", WATCHED, code],
         capture_output=True,
         text=True,
         cwd=Path(__file__).parents[1],
     )
-    assert done.stdout == "recorded\n", "what happened is written before the process ends"
-    assert done.returncode == 70
+    assert done.stdout == said, "what happened is written before the process ends, where it can be"
+    assert done.returncode == returned and time.monotonic() - started < 28
+    assert ("Timeout" in done.stderr) == (not said), "the stack says where it hung"

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from sweeper import run
+from sweeper import cluster as submitter
+from sweeper import run, status
+from sweeper.errors import SweepError
+from sweeper.ledger import Ledger
 from tests import sweeps
 
 pytestmark = [
@@ -22,15 +30,20 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    """Ray on this machine, with two CPUs whatever it has."""
+def cluster() -> Iterator[str]:
+    """Ray on this machine, with two CPUs whatever it has: the URL of its dashboard."""
     import ray
 
     from sweeper import schedule  # before ray: it sets the token mode ray reads at its import
 
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    with pytest.MonkeyPatch.context() as patch:  # for the jobs submitted to it
+        patch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
+        patch.setenv("PYTHONPATH", str(Path(__file__).parents[1]), prepend=os.pathsep)
+        found = ray.init(
+            num_cpus=2, dashboard_host="127.0.0.1", log_to_driver=False, logging_level="ERROR"
+        )
     schedule.connect(None, 1)
-    yield
+    yield f"http://{found.dashboard_url}"
     ray.shutdown()
 
 
@@ -44,7 +57,7 @@ def with_ray(path: Path, store: Path) -> tuple[dict[str, int], list[tuple[str, s
     return dict(counts), watcher.cells
 
 
-def test_ray_gives_the_bits_of_inline(cluster: None, tmp_path: Path) -> None:
+def test_ray_gives_the_bits_of_inline(cluster: str, tmp_path: Path) -> None:
     path = sweeps.write(tmp_path, seeds=1)
     sweeps.inline(path, tmp_path / "inline")
     counts, ran = with_ray(path, tmp_path / "ray")
@@ -53,8 +66,8 @@ def test_ray_gives_the_bits_of_inline(cluster: None, tmp_path: Path) -> None:
     assert with_ray(path, tmp_path / "ray") == ({}, []), "nothing is left to run"
 
 
-def test_faults_become_rows_and_a_lost_process_is_retried(cluster: None, tmp_path: Path) -> None:
-    faulty = ["Raises", "Diverges", "OutOfMemory", "Hangs", "Dies"]
+def test_faults_become_rows_and_a_lost_process_is_retried(cluster: str, tmp_path: Path) -> None:
+    faulty = ["Raises", "Diverges", "OutOfMemory", "Hangs", "Holds", "Dies"]
     entries = [
         {"defense": f"tests.faulty:{name}", "as": name, "marks": str(tmp_path)} for name in faulty
     ]
@@ -64,7 +77,7 @@ def test_faults_become_rows_and_a_lost_process_is_retried(cluster: None, tmp_pat
         poison_rates=[0.1],
         seeds=1,
         defenses=["none", *entries],
-        timeout=30,
+        timeout=15,
     )
     counts, _ = with_ray(path, tmp_path / "store")
     found = sweeps.frame(tmp_path / "store").set_index(["attack", "defense"])
@@ -74,38 +87,195 @@ def test_faults_become_rows_and_a_lost_process_is_retried(cluster: None, tmp_pat
         "Diverges": "diverged",
         "OutOfMemory": "failed",
         "Hangs": "timeout",
+        "Holds": "timeout",
         "Dies": "ok",
     }
+    assert "15 s" in found.loc["badnets", "Hangs"]["error"]
+    assert "cannot be interrupted" in found.loc["badnets", "Holds"]["error"]
     assert set(found.loc["unbuilt"]["status"]) == {"blocked"}
-    assert counts == {"ok": 3, "failed": 3, "diverged": 1, "timeout": 1, "blocked": 6}
+    assert counts == {"ok": 3, "failed": 3, "diverged": 1, "timeout": 2, "blocked": 7}
     assert len(list(tmp_path.glob("OutOfMemory-*"))) == 2, "tried once more, alone"
-    assert len(list(tmp_path.glob("Hangs-*"))) == 1, "a timeout is not tried again in this run"
+    for hung in ("Hangs", "Holds"):
+        assert len(list(tmp_path.glob(f"{hung}-*"))) == 1, "a timeout is not tried again in a run"
     assert len(list(tmp_path.glob("Dies-*"))) == 2, "a lost process is a fault of the machine"
 
 
-def test_driver_killed_in_mid_sweep_loses_and_repeats_nothing(tmp_path: Path) -> None:
+def get(url: str, token: str | None = None) -> tuple[int, str]:
+    """Ask for a page: (status, text)."""
+    head = {"Authorization": f"Bearer {token}"} if token else {}
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, headers=head), timeout=30) as page:
+            return page.status, page.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, ""
+
+
+def test_more_than_this_machine_has_is_refused(cluster: str) -> None:
+    from sweeper import schedule
+
+    with pytest.raises(SweepError, match="asks for 1 CPUs and 64 GPUs, Ray has 2 and .*: lower"):
+        schedule.connect(None, 1, 64)
+    with pytest.raises(SweepError, match="asks for 99 CPUs and 0 GPUs"):
+        schedule.connect(None, 99)
+
+
+@pytest.mark.slow
+def test_the_dashboard_asks_for_a_token_and_prometheus_reads_the_cells(
+    cluster: str, tmp_path: Path
+) -> None:
+    token = Path("~/.ray/auth_token").expanduser().read_text().strip()
+    for page in ("/api/version", "/api/jobs/", "/nodes?view=summary", "/api/v0/actors"):
+        assert get(cluster + page)[0] == 401, "nothing is told without a token"
+        assert get(cluster + page, "a" * len(token))[0] == 403
+        assert get(cluster + page, token)[0] == 200
+    defenses = ["none", {"defense": "clp"}, "tests.faulty:Raises"]
+    one = {"attacks": ["badnets"], "poison_rates": [0.1], "seeds": 1}
+    path = sweeps.write(tmp_path, name="metered", **one, defenses=defenses)
+    with_ray(path, tmp_path / "store")
+    assert get(f"{cluster}/api/prometheus/sd")[0] == 401
+    (found,) = json.loads(get(f"{cluster}/api/prometheus/sd", token)[1])
+    wanted = {
+        'cells_ended_total{kind="train",status="ok"}': 1,
+        'cells_ended_total{kind="defend",status="ok"}': 2,
+        'cells_ended_total{kind="defend",status="failed"}': 1,
+        "victims_reused_total{}": 1,
+        'cell_seconds_count{kind="defend"}': 3,
+        "cells_left{}": 0,
+        "cells_running{}": 0,
+    }
+    deadline, counted = time.monotonic() + 60, {}
+    while counted != wanted:
+        assert time.monotonic() < deadline, counted
+        time.sleep(1)
+        text = "".join(get(f"http://{place}/metrics")[1] for place in found["targets"])
+        counted = {}
+        for name, labels, value in re.findall(
+            r'^ray_sweeper_(\w+)\{(.*sweep="metered".*)\} (\S+)$', text, re.MULTILINE
+        ):
+            kept = ",".join(re.findall(r'\b(?:kind|status)="\w+"', labels))
+            if f"{name}{{{kept}}}" in wanted:
+                counted[f"{name}{{{kept}}}"] = float(value)
+
+
+@pytest.mark.slow
+def test_a_submitted_sweep_runs_as_a_job(
+    cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ray.job_submission import JobSubmissionClient
+
+    one = {"attacks": ["badnets"], "poison_rates": [0.1], "seeds": 1}
+    path = sweeps.write(tmp_path, **one, defenses=["none", {"defense": "clp"}])
+    monkeypatch.chdir(tmp_path)
+    job = submitter.submit(
+        path.name, cluster, submitter.words(str(tmp_path / "store"), None, ["seeds=2"])
+    )
+    assert job.startswith("small-")
+    client, deadline = JobSubmissionClient(cluster), time.monotonic() + 200
+    while not client.get_job_status(job).is_terminal():
+        assert time.monotonic() < deadline, client.get_job_logs(job)
+        time.sleep(1)
+    logs = client.get_job_logs(job)
+    assert client.get_job_status(job) == "SUCCEEDED", logs
+    assert "small: 6 cells, 0 done, 6 to run" in logs and "| badnets" in logs
+    assert len(sweeps.frame(tmp_path / "store")) == 4
+
+
+def driver(path: Path, store: Path) -> subprocess.Popen[str]:
+    """`sweeper run`, with a process group of its own as a terminal gives it."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "sweeper.cli", "run", str(path), "--store", str(store)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_for(files: int, pattern: str, folder: Path, process: subprocess.Popen[str]) -> None:
+    """Wait until a folder has so many files; the process must still be running."""
+    deadline = time.monotonic() + 120
+    while len(list(folder.glob(pattern))) < files:
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+        time.sleep(0.05)
+
+
+def outside(root: int) -> list[str]:
+    """Addresses other machines could reach on which a process or what it started listens."""
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
+    tree = {root}
+    while more := {pid for pid, parent in parents.items() if parent in tree} - tree:
+        tree |= more
+    sockets = set()
+    for pid in tree:
+        for file in Path(f"/proc/{pid}/fd").glob("*"):
+            with contextlib.suppress(OSError):
+                sockets.add(os.readlink(file))
+    lines = [
+        line.split()
+        for name in ("tcp", "tcp6")
+        for line in Path(f"/proc/{root}/net/{name}").read_text().splitlines()[1:]
+    ]
+    listening = [line[1] for line in lines if line[3] == "0A" and f"socket:[{line[9]}]" in sockets]
+    assert listening, "Ray listens somewhere"
+    loopback = (
+        "0100007F:",
+        "00000000000000000000000001000000:",
+        "0000000000000000FFFF00000100007F:",
+    )
+    return [place for place in listening if not place.startswith(loopback)]
+
+
+@pytest.mark.slow
+def test_ctrl_c_finishes_the_running_cells_and_a_second_one_stops_at_once(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    hangs = {"defense": "tests.faulty:Hangs", "as": "hangs", "marks": str(tmp_path)}
+    path = sweeps.write(tmp_path, seeds=4, recipe={"epochs": 3})
+    process = driver(path, store)
+    wait_for(2, "*.ok.parquet", store / "sweeps/small/results", process)
+    os.killpg(process.pid, signal.SIGINT)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 1 and "Traceback" not in said, said
+    assert "stopping after the running cells" in said and "cells are left; the same" in said
+    found = status.status(Ledger(str(store)), "small")
+    assert found["left"] and not found["failed"] and found["driver"] is None
+    assert found["rows"] == {"ok": found["cells"]["defend"]["done"]}
+    assert len(list((store / "sweeps/small/results").iterdir())) == 1, "the rows are compacted"
+
+    path = sweeps.write(tmp_path, attacks=["badnets"], seeds=1, defenses=["none", hangs])
+    process = driver(path, store)
+    wait_for(1, "Hangs-*", tmp_path, process)
+    titles = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True)
+    assert "\nray::defend-badnets-digits-hangs" in titles.stdout
+    assert outside(process.pid) == [], "a Ray of our own listens on loopback alone"
+    os.killpg(process.pid, signal.SIGINT)
+    time.sleep(2)
+    assert process.poll() is None, "it waits for the running cell, which never ends"
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(timeout=30)
+    assert Ledger(str(store)).claim("small") is None
+
+
+def test_driver_killed_in_mid_sweep_loses_and_repeats_nothing(cluster: str, tmp_path: Path) -> None:
     path = sweeps.write(tmp_path, seeds=2, recipe={"epochs": 3})
     store = tmp_path / "store"
-    command = [sys.executable, "-m", "sweeper.cli", "run", str(path), "--store", str(store)]
     results = store / "sweeps/small/results"
-    driver = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    deadline = time.time() + 120
-    while len(list(results.glob("*.ok.parquet"))) < 4:
-        assert driver.poll() is None and time.time() < deadline, driver.stdout and (
-            driver.stdout.read1().decode()  # type: ignore[attr-defined]
-        )
-        time.sleep(0.05)
-    driver.send_signal(signal.SIGKILL)
-    driver.wait()
+    process = driver(path, store)
+    wait_for(4, "*.ok.parquet", results, process)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
     time.sleep(3)  # a worker may still finish the cell it is at
     rows = {p.name: p.stat().st_mtime_ns for p in results.glob("*.ok.parquet")}
     victims = {p: p.stat().st_mtime_ns for p in (store / "artifacts/train").glob("*/manifest.json")}
     assert 4 <= len(rows) < 16, "the driver must die in mid-sweep for this test to say anything"
     before = sweeps.frame(store)
 
-    again = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert again.returncode == 0, again.stderr
-    assert f"{len(rows) + len(victims)} done" in again.stderr
+    job = sweeps.prepared(path, store)
+    assert job.summary()["done"] == len(rows) + len(victims)
+    again, _ = with_ray(path, store)
+    assert again == {"ok": len(job.todo)}
     after = sweeps.frame(store)
     assert len(after) == 16 and not after.index.duplicated().any()
     assert (after.loc[before.index, "started_at"] == before["started_at"]).all()

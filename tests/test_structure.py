@@ -16,7 +16,7 @@ LEVELS = """
 errors
 seeds types rows source
 options ledger
-view
+view claim status
 data models tasks store isolation
 recipes augment
 training
@@ -29,8 +29,9 @@ material walk
 analyses
 cells
 run
-schedule display listing show analyze arguments
-figures
+meter
+schedule cluster display listing show analyze arguments
+figures remote
 cli
 """.split("\n")
 """The rooms, lowest first: a module imports from lower lines only, a package also from itself."""
@@ -129,8 +130,11 @@ def test_attacks_and_defenses_know_nothing_of_each_other() -> None:
     ("who", "banned"),
     [
         (r"(attacks|defenses)(\..*)?", "ray pandas pyarrow"),
-        (rf"sweeper\.({'|'.join(TABLES)}|ledger|rows|source|errors)", "torch torchvision ray"),
-        (r"(?!sweeper\.schedule$).*", "ray"),
+        (
+            rf"sweeper\.({'|'.join(TABLES)}|ledger|rows|source|errors|claim|status)",
+            "torch torchvision ray",
+        ),
+        (r"(?!sweeper\.(schedule|meter|cluster)$).*", "ray"),
         (r".*", "pickle cPickle dill cloudpickle joblib shelve marshal"),
     ],
 )

@@ -1,0 +1,132 @@
+"""One driver a sweep: a claim in the store, kept alive by a heartbeat. No torch.
+
+A store has no locks that hold on a laptop, NFS and S3 alike, so a claim is a file that its driver
+keeps rewriting. Who finds one watches it: a claim that changes is alive, one that does not for
+`SILENT` seconds is taken over. No two clocks are ever compared. Two drivers that start in the same
+instant both write; the one that finds the other's claim at its next beat stops as after Ctrl-C.
+Until then they share the work: a cell asks the store before it runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import getpass
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from sweeper.errors import SweepError
+from sweeper.ledger import Ledger
+
+BEAT = 5.0
+"""Seconds between two signs of life."""
+SILENT = 30.0
+"""Seconds without one after which a driver counts as dead."""
+
+
+@contextlib.contextmanager
+def claimed(ledger: Ledger, sweep: str, run: str) -> Iterator[None]:
+    """Be the only driver of a sweep.
+
+    Args:
+        ledger: The store.
+        sweep: Name of the sweep.
+        run: Name of this call, which no other has.
+
+    Raises:
+        SweepError: Another driver runs the sweep, or took it over from this one.
+    """
+    if found := ledger.claim(sweep):
+        _outlive(ledger, sweep, found)
+    mine = {"run": run, "who": _who(), "pid": os.getpid(), "place": _place(), "since": _now()}
+    ledger.save_claim(sweep, {**mine, "beat": 0})
+    over = threading.Event()
+    lost: list[dict[str, Any]] = []
+
+    def beat() -> None:
+        number = 0
+        while not over.wait(BEAT):
+            with contextlib.suppress(OSError):  # the store is away for a moment: try again
+                found = ledger.claim(sweep)
+                if found and found["run"] != run:
+                    lost.append(found)
+                    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+                    return
+                number += 1
+                ledger.save_claim(sweep, {**mine, "beat": number})
+
+    heart = threading.Thread(target=beat, daemon=True)
+    heart.start()
+    try:
+        yield
+    finally:
+        over.set()
+        heart.join()
+        if not lost:
+            ledger.drop_claim(sweep)
+    if lost:
+        raise SweepError(
+            f"sweep {sweep} was taken over by {told(lost[0])} while this one was silent: leave it "
+            "to that one; what was done here is kept"
+        )
+
+
+def told(claim: dict[str, Any]) -> str:
+    """A driver in words."""
+    return f"{claim['who']} (process {claim['pid']}, since {claim['since']})"
+
+
+def _outlive(ledger: Ledger, sweep: str, found: dict[str, Any]) -> None:
+    """Return once the driver that made a claim is known to be dead or gone.
+
+    Raises:
+        SweepError: It shows that it is alive.
+    """
+    if found["place"] == _place() and not _alive(found["pid"]):
+        return
+    deadline = time.monotonic() + SILENT
+    while time.monotonic() < deadline:
+        time.sleep(BEAT / 10)
+        now = ledger.claim(sweep)
+        if now is None:
+            return
+        if now != found:
+            raise SweepError(
+                f"sweep {sweep} is being run by {told(now)}: wait for it (`sweeper watch` shows "
+                f"how far it is), or stop it and type this again; a dead driver is replaced after "
+                f"{SILENT:g} s of silence"
+            )
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def _place() -> str:
+    """This machine or container: where a process number means something."""
+    with contextlib.suppress(OSError):
+        return f"{socket.gethostname()} {os.readlink('/proc/self/ns/pid')}"
+    return socket.gethostname()
+
+
+def _who() -> str:
+    try:
+        user = getpass.getuser()
+    except (OSError, KeyError):  # a container whose user has no name
+        user = str(os.getuid())
+    return f"{user}@{socket.gethostname()}"
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC")

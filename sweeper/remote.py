@@ -1,0 +1,111 @@
+"""Commands for a sweep that runs elsewhere: submit, status, watch, cluster kuberay."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from sweeper.arguments import (
+    DEFAULT_STORE,
+    DataOption,
+    JsonOption,
+    SetOption,
+    Spec,
+    StoreOption,
+    absolute,
+)
+
+clusters = typer.Typer(
+    help="What a cluster is started with.", no_args_is_help=True, rich_markup_mode=None
+)
+
+
+def submit(
+    spec: Spec,
+    address: Annotated[str, typer.Option(help="URL of the cluster's Ray dashboard.")],
+    store: StoreOption = DEFAULT_STORE,
+    data: DataOption = None,
+    overrides: SetOption = None,
+) -> None:
+    """Start `sweeper run` on a cluster as a Ray job, which goes on when you leave.
+
+    The cluster's token is read from RAY_AUTH_TOKEN or ~/.ray/auth_token.
+
+    Example: sweeper submit quickstart --address http://127.0.0.1:8265 --store s3://bucket/sweeps
+    """
+    from sweeper import cluster
+    from sweeper import spec as specs
+
+    specs.load(spec, overrides or [])  # its mistakes are told here, not there
+    job = cluster.submit(spec, address, cluster.words(store, data, overrides or []))
+    typer.echo(job)
+    typer.echo(f"`ray job logs {job} --address {address} --follow` shows what it says", err=True)
+
+
+def status(spec: Spec, store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
+    """Say how far a sweep is, from its store alone: on any machine, while it runs or after.
+
+    Example: sweeper status quickstart --json
+    """
+    from sweeper import ledger, source
+    from sweeper import status as states
+
+    found = states.status(ledger.Ledger(absolute(store)), source.name_of(spec))
+    typer.echo(json.dumps(found) if as_json else states.text(found))
+
+
+def watch(
+    spec: Spec,
+    store: StoreOption = DEFAULT_STORE,
+    every: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 2.0,
+) -> None:
+    """Show `sweeper status` live until nothing is left and nobody runs it.
+
+    Example: sweeper watch my-sweep.yaml --store s3://bucket/sweeps
+    """
+    import time
+
+    from rich.live import Live
+
+    from sweeper import ledger, source
+    from sweeper import status as states
+
+    place, name = ledger.Ledger(absolute(store)), source.name_of(spec)
+    with Live(auto_refresh=False) as live:
+        while True:
+            found = states.status(place, name)
+            live.update(states.text(found), refresh=True)
+            if not (found["left"] or found["driver"]):
+                return
+            time.sleep(every)
+
+
+@clusters.command()
+def kuberay(
+    spec: Spec,
+    image: Annotated[str, typer.Option(help="Image with this package and Ray.")],
+    store: StoreOption = DEFAULT_STORE,
+    data: DataOption = None,
+    overrides: SetOption = None,
+    workers: Annotated[int, typer.Option(min=1, help="Worker pods at most.")] = 4,
+    cpus: Annotated[int, typer.Option(min=1, help="CPUs of a worker pod.")] = 4,
+    gpus: Annotated[int, typer.Option(min=0, help="GPUs of a worker pod.")] = 0,
+    memory: Annotated[str, typer.Option(help="Memory of a pod.")] = "16Gi",
+    secret: Annotated[
+        str | None, typer.Option(help="A secret to be read as environment: the store's keys.")
+    ] = None,
+) -> None:
+    """Print a RayJob for `kubectl apply -f -`: a cluster that runs one sweep and goes away.
+
+    Example: sweeper cluster kuberay quickstart --image IMAGE --store s3://bucket/sweeps
+    """
+    from sweeper import cluster
+    from sweeper import spec as specs
+
+    specs.load(spec, overrides or [])
+    pods = cluster.Pods(
+        image=image, workers=workers, cpus=cpus, gpus=gpus, memory=memory, secret=secret
+    )
+    typer.echo(cluster.rayjob(spec, cluster.words(store, data, overrides or []), pods), nl=False)

@@ -1,0 +1,122 @@
+"""How far a sweep is, from its store alone: counted right, fast, and without torch."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from sweeper import remote, status
+from sweeper.errors import SweepError
+from sweeper.ledger import Ledger
+from sweeper.store import Store
+from tests import sweeps
+
+ROOT = Path(__file__).parents[1]
+TRAIN, DEFEND = (f"{number:020x}" for number in (1, 2))
+
+
+def test_a_sweep_that_never_ran(tmp_path: Path) -> None:
+    with pytest.raises(SweepError, match="has no results of sweep 'small'"):
+        status.status(Ledger(str(tmp_path)), "small")
+
+
+def test_cells_are_counted_by_kind_and_state(tmp_path: Path) -> None:
+    faulty = {"defense": "tests.faulty:Raises", "as": "raises"}
+    path = sweeps.write(
+        tmp_path,
+        attacks=["badnets", {"attack": "tests.faulty:FailsToPoison", "as": "unbuilt"}],
+        poison_rates=[0.1],
+        seeds=1,
+        defenses=["none", faulty],
+    )
+    sweeps.inline(path, tmp_path / "store")
+    ledger = Ledger(str(tmp_path / "store"))
+    found = status.status(ledger, "small")
+    assert found["cells"] == {
+        "train": {"done": 1, "failed": 1, "left": 0},
+        "defend": {"done": 1, "failed": 3, "left": 0},
+    }
+    assert found["rows"] == {"ok": 1, "failed": 1, "blocked": 2}
+    assert (found["total"], found["done"], found["failed"], found["left"]) == (6, 2, 4, 0)
+    assert found["driver"] is None
+    said = status.text(found)
+    assert "2 of 6 cells are done" in said and "nobody runs it" in said
+
+    grown = sweeps.prepared(sweeps.write(tmp_path, seeds=2), tmp_path / "store")
+    ledger.save_plan("small", {"cells": dict.fromkeys(grown.plan.cells, {})})
+    found = status.status(ledger, "small")
+    assert found["left"] == found["total"] - found["done"] > 20, "rows of the old matrix are none"
+
+
+def test_a_failure_that_was_made_good_is_no_failure(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    store.save_plan("small", {"cells": {DEFEND: {}}, "above": {TRAIN: "train"}})
+    assert status.status(store, "small")["left"] == 2
+    store.fail("small", TRAIN, {})
+    assert status.status(store, "small")["cells"]["train"]["failed"] == 1
+    store.put("train", TRAIN, {}, {})
+    assert status.status(store, "small")["cells"]["train"] == {"done": 1, "failed": 0, "left": 0}
+
+
+def test_twenty_thousand_cells_take_two_seconds(tmp_path: Path) -> None:
+    ledger = Ledger(str(tmp_path))
+    folder = tmp_path / "sweeps/small/results"
+    folder.mkdir(parents=True)
+    defend = [f"{number:020x}" for number in range(18000)]
+    train = [f"{number:020x}" for number in range(20000, 22000)]
+    for key in defend[:15000]:
+        (folder / f"{key}.ok.parquet").write_bytes(b"a row")
+    for key in train[:1900]:
+        made = tmp_path / "artifacts/train" / key
+        made.mkdir(parents=True)
+        (made / "manifest.json").write_bytes(b"{}")
+    plan = {"cells": dict.fromkeys(defend, {}), "above": dict.fromkeys(train, "train")}
+    ledger.save_plan("small", plan)
+    started = time.process_time()
+    found = status.status(ledger, "small")
+    assert time.process_time() - started < 2
+    assert found["cells"]["defend"] == {"done": 15000, "failed": 0, "left": 3000}
+    assert found["cells"]["train"] == {"done": 1900, "failed": 0, "left": 100}
+
+
+def test_the_commands_wait_for_neither_torch_nor_ray(tmp_path: Path) -> None:
+    ledger = Ledger(str(tmp_path / "store"))
+    ledger.save_plan("quickstart", {"cells": {}, "above": {}})
+    code = (
+        "import sys\nfrom sweeper import cli\n"
+        "try:\n    cli.main()\nexcept SystemExit as left:\n    assert not left.code\n"
+        "assert not {'torch', 'ray', 'torchvision'} & set(sys.modules)"
+    )
+    for command in (["status", "--json"], ["watch"]):
+        words = [*command, "quickstart", "--store", str(tmp_path / "store")]
+        done = subprocess.run(
+            [sys.executable, "-c", code, *words], capture_output=True, text=True, cwd=ROOT
+        )
+        assert not done.returncode, done.stderr
+        if "--json" in command:
+            assert json.loads(done.stdout)["total"] == 0
+        else:
+            assert "0 of 0 cells are done" in done.stdout, "it ends where nothing is left"
+
+
+def test_watch_looks_until_nothing_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = Store(str(tmp_path / "store"))
+    store.save_plan("quickstart", {"cells": {}, "above": {TRAIN: "train"}})
+    looks = []
+
+    def work(seconds: float) -> None:
+        looks.append(seconds)
+        if len(looks) == 2:
+            store.put("train", TRAIN, {}, {})
+
+    monkeypatch.setattr(time, "sleep", work)
+    remote.watch("quickstart", str(tmp_path / "store"), 5.0)
+    assert looks == [5.0, 5.0]
+    assert "1 of 1 cells are done" in capsys.readouterr().out
