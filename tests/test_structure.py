@@ -16,7 +16,8 @@ LEVELS = """
 errors
 seeds types rows source
 options ledger
-view claim status
+view claim
+status
 data models tasks store isolation
 recipes augment
 training
