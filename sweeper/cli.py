@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from sweeper.errors import SweepError
-
-if TYPE_CHECKING:
-    from sweeper.material import Context
-    from sweeper.spec import Sweep
+from sweeper.api import STORE, Sweep, rows
+from sweeper.arguments import DataOption, JsonOption, SetOption, Spec, StoreOption, pairs
+from sweeper.commands import COMMANDS
+from sweeper.errors import SweepError, one_key
 
 app = typer.Typer(
     help="Backdoor attacks x defenses: one sweep file in, one table out.\n\n"
@@ -23,67 +22,16 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-Spec = Annotated[str, typer.Argument(help="A sweep file, or the name of a shipped sweep.")]
-StoreOption = Annotated[
-    str, typer.Option("--store", envvar="SWEEPER_STORE", help="Where victims and rows are kept.")
-]
-DataOption = Annotated[
-    str | None, typer.Option("--data", envvar="SWEEPER_DATA", help="Folder of the data sets.")
-]
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="KEY=VALUE",
-        help="Over the file, e.g. seeds=1, recipe.epochs=2 or scale=small; may be repeated.",
-    ),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
-DEFAULT_STORE = "sweeps-store"
-
-
-def _absolute(store: str) -> str:
-    """A store as every process finds it, wherever it was started."""
-    return store if "://" in store else str(Path(store).expanduser().absolute())
-
-
-def _context(sweep: Sweep, store: str, data: str | None) -> Context:
-    from sweeper.material import Context
-    from sweeper.run import new_run
-
-    return Context(
-        store=_absolute(store),
-        sweep=sweep.name,
-        run=new_run(),
-        data=str(Path(data).expanduser().absolute()) if data else None,
-        threads=sweep.resources.cpus,
-        device="auto" if sweep.resources.gpus else "cpu",
-        timeout=sweep.timeout,
-    )
-
 
 def _say(**values: Any) -> None:
     """One line of a cell's progress."""
     typer.echo(" ".join(f"{key} {value}" for key, value in values.items()), err=True)
 
 
-def _pairs(flag: str, given: list[str] | None) -> dict[str, Any]:
-    """Options written as KEY=VALUE; a value is YAML."""
-    import yaml
-
-    found = {}
-    for option in given or []:
-        key, equals, text = option.partition("=")
-        if not equals:
-            raise SweepError(f"{flag} {option}: write option=value, such as opacity=0.5")
-        found[key] = yaml.safe_load(text)
-    return found
-
-
 @app.command()
 def run(
     spec: Spec,
-    store: StoreOption = DEFAULT_STORE,
+    store: StoreOption = STORE,
     data: DataOption = None,
     overrides: SetOption = None,
     executor: Annotated[
@@ -97,42 +45,14 @@ def run(
 
     Example: sweeper run quickstart
     """
-    from rich.console import Console
-
-    from sweeper import spec as specs
-
-    sweep = specs.load(spec, overrides or [])
-    if executor not in ("ray", "inline"):
-        raise SweepError(f"--executor: {executor!r} is not one of ray, inline")
-    from sweeper import run as runs
-    from sweeper.display import Display
-
-    job = runs.prepare(sweep, _context(sweep, store, data))
-    console = Console(stderr=True, highlight=False, markup=False)
-    facts = job.summary()
-    console.print(
-        f"{sweep.name}: {facts['total']} cells, {facts['done']} done, {facts['to_run']} to run; "
-        f"trainings saved by sharing victims: {facts['trainings_saved']}"
-    )
-    walker, slots = runs.inline, 1
-    if executor == "ray" and job.todo:
-        from sweeper import schedule
-
-        url = schedule.connect(address, sweep.resources.cpus)
-        slots = schedule.slots(sweep.resources.cpus, sweep.resources.gpus)
-        walker = schedule.walk_with_tune
-        if url:
-            console.print(f"Ray dashboard: {url}")
-    with Display(job, console, slots) as display:
-        counts = runs.execute(job, walker, display)
-    ran = ", ".join(f"{count} {status}" for status, count in sorted(counts.items())) or "none"
-    console.print(f"cells run: {ran}")
-    typer.echo(_table(sweep.name, store, "markdown"))
+    sweep = Sweep.from_yaml(spec, overrides or [])
+    counts = sweep.run(store=store, data=data, executor=executor, address=address)
+    typer.echo(_table(sweep.declared.name, store, "markdown"))
     if set(counts) - {"ok"}:
-        console.print(
+        typer.echo(
             f"Not all cells ended well; run `sweeper run {spec}` again to retry them, or "
             f"`sweeper cell {spec} KEY`, with the same --set, to see one fail here.",
-            soft_wrap=True,
+            err=True,
         )
         raise typer.Exit(1)
 
@@ -140,7 +60,7 @@ def run(
 @app.command()
 def plan(
     spec: Spec,
-    store: StoreOption = DEFAULT_STORE,
+    store: StoreOption = STORE,
     data: DataOption = None,
     overrides: SetOption = None,
     as_json: JsonOption = False,
@@ -149,11 +69,7 @@ def plan(
 
     Example: sweeper plan quickstart --json
     """
-    from sweeper import run as runs
-    from sweeper import spec as specs
-
-    sweep = specs.load(spec, overrides or [])
-    facts = runs.prepare(sweep, _context(sweep, store, data), need_data=False).summary()
+    facts = Sweep.from_yaml(spec, overrides or []).plan(store=store, data=data)
     if as_json:
         typer.echo(json.dumps(facts))
         return
@@ -171,9 +87,9 @@ def plan(
 @app.command()
 def table(
     spec: Spec,
-    store: StoreOption = DEFAULT_STORE,
-    rows: Annotated[
-        str, typer.Option(help="Axes down the side.")
+    store: StoreOption = STORE,
+    down: Annotated[
+        str, typer.Option("--rows", help="Axes down the side.")
     ] = "dataset,model,attack,poison_rate",
     cols: Annotated[str, typer.Option(help="Axes across the top.")] = "defense",
     values: Annotated[str, typer.Option(help="Metrics in each cell.")] = "acc,asr",
@@ -189,7 +105,7 @@ def table(
     from sweeper import source
 
     name = source.name_of(spec)
-    text = _table(name, store, style, rows.split(","), cols.split(","), values.split(","))
+    text = _table(name, store, style, down.split(","), cols.split(","), values.split(","))
     if out:
         out.write_text(text + "\n", encoding="utf-8")
     else:
@@ -200,16 +116,16 @@ def _table(
     name: str,
     store: str,
     style: str,
-    rows: list[str] | None = None,
+    down: list[str] | None = None,
     cols: list[str] | None = None,
     values: list[str] | None = None,
 ) -> str:
-    from sweeper import ledger, results, tables
+    from sweeper import tables
 
-    found, order = ledger.load(_absolute(store), name)
-    asked: dict[str, Any] = {"rows": rows, "cols": cols, "values": values}
+    found, order = rows(name, store)
+    asked: dict[str, Any] = {"rows": down, "cols": cols, "values": values}
     given = {key: [part.strip() for part in value] for key, value in asked.items() if value}
-    return tables.render(tables.build(results.frame(found), order=order, **given), style).rstrip()
+    return tables.render(tables.build(found, order=order, **given), style).rstrip()
 
 
 @app.command("list")
@@ -247,7 +163,7 @@ def list_(
 def cell(
     spec: Spec,
     key: Annotated[str, typer.Argument(help="The cell's key, or its first digits.")],
-    store: StoreOption = DEFAULT_STORE,
+    store: StoreOption = STORE,
     data: DataOption = None,
     overrides: SetOption = None,
 ) -> None:
@@ -257,20 +173,12 @@ def cell(
     """
     from sweeper import cells
     from sweeper import run as runs
-    from sweeper import spec as specs
     from sweeper.walk import Walk
 
-    sweep = specs.load(spec, overrides or [])
-    context = _context(sweep, store, data)
-    job = runs.prepare(sweep, context)
-    found = [known for known in job.plan.cells if known.startswith(key)]
-    if len(found) != 1:
-        raise SweepError(
-            f"{len(found) or 'no'} cells of {sweep.name} have a key that starts with {key!r}: "
-            "`sweeper run` prints the key of each failed cell, the rows have all of them; --set "
-            "must be as it was"
-        )
-    chosen = job.plan.cells[found[0]]
+    sweep = Sweep.from_yaml(spec, overrides or [])
+    context = sweep.context(store, data)
+    job = runs.prepare(sweep.declared, context)
+    chosen = job.plan.cells[one_key(job.plan.cells, key, f"cells of {sweep.declared.name}")]
     above = Walk(job.plan.cells, []).ancestors(chosen.key)
 
     result = cells.run(chosen, above, context, _say, force=True, last_try=True)
@@ -290,7 +198,7 @@ def show(
     ] = "tiny",
     rate: Annotated[float, typer.Option(help="The poison rate it is learned at.")] = 0.1,
     epochs: Annotated[int | None, typer.Option(help="Epochs of that victim.")] = None,
-    store: StoreOption = DEFAULT_STORE,
+    store: StoreOption = STORE,
     data: DataOption = None,
     options: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="The attack's options.")
@@ -304,15 +212,13 @@ def show(
     Example: sweeper show badnets --dataset cifar10 --data DIR --set preset=d-br-all2all
     """
     from sweeper import show as pictures
-    from sweeper import spec as specs
 
-    asked = {"attack": attack, **_pairs("--set", options)}
+    asked = {"attack": attack, **pairs("--set", options)}
     values: dict[str, Any] = {"name": "show", "seeds": 1, "defenses": ["none"]}
     values |= {"datasets": [dataset], "models": [model], "attacks": [asked]}
     values |= {"poison_rates": [rate]} | ({"recipe": {"epochs": epochs}} if epochs else {})
-    sweep = specs.parse(values)
-    context = _context(sweep, store, data)
-    clean, hit = pictures.triggered(sweep, context, _say)
+    sweep = Sweep.from_values(values)
+    clean, hit = pictures.triggered(sweep.declared, sweep.context(store, data), _say)
     pictures.figure(attack, clean, hit).savefig(out, dpi=150)
     typer.echo(f"{out}: {pictures.quality(clean, hit)}")
 
@@ -323,7 +229,7 @@ def analyze(
     spec: Spec,
     victim: Annotated[str, typer.Option(help="Only victims whose key begins so.")] = "",
     after: Annotated[str, typer.Option(help="Look at the models this defense leaves.")] = "",
-    store: StoreOption = DEFAULT_STORE,
+    store: StoreOption = STORE,
     data: DataOption = None,
     overrides: SetOption = None,
     options: Annotated[
@@ -337,13 +243,16 @@ def analyze(
     Example: sweeper analyze tsne quickstart --after fine-tuning
     """
     from sweeper import analyze as looks
-    from sweeper import spec as specs
 
-    sweep = specs.load(spec, overrides or [])
-    analysis = looks.make(what, _pairs("--option", options))
-    context = _context(sweep, store, data)
-    for picture in looks.pictures(what, analysis, sweep, context, out, victim, after):
+    sweep = Sweep.from_yaml(spec, overrides or [])
+    analysis = looks.make(what, pairs("--option", options))
+    context = sweep.context(store, data)
+    for picture in looks.pictures(what, analysis, sweep.declared, context, out, victim, after):
         typer.echo(picture)
+
+
+for command in COMMANDS:
+    app.command()(command)
 
 
 def main() -> None:

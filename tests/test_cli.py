@@ -189,7 +189,7 @@ def test_run_again_runs_nothing_and_prints_the_table(
 
 def test_an_unknown_executor(capsys: pytest.CaptureFixture[str], done: tuple[Path, Path]) -> None:
     line = call(capsys, "run", done[0], "--store", done[1], "--executor", "slurm").sentence
-    assert line == "--executor: 'slurm' is not one of ray, inline"
+    assert line == "executor: 'slurm' is not one of ray, inline: write one of them"
 
 
 def test_a_failed_cell_gives_exit_code_1_and_says_how_to_go_on(
@@ -296,7 +296,7 @@ def test_cell_of_an_unknown_or_ambiguous_key(
 ) -> None:
     path, store = done
     line = call(capsys, "cell", path, "xyz", "--store", store).sentence
-    assert line.startswith("no cells of tiny have a key that starts with 'xyz': `sweeper run` ")
+    assert line.startswith("no cells of tiny have a key that starts with 'xyz': the column")
     assert call(capsys, "cell", path, "", "--store", store).sentence.startswith("3 cells of tiny")
 
 

@@ -1,0 +1,47 @@
+"""Arguments and options that several commands share."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from sweeper.errors import SweepError
+
+Spec = Annotated[str, typer.Argument(help="A sweep file, or the name of a shipped sweep.")]
+StoreOption = Annotated[
+    str, typer.Option("--store", envvar="SWEEPER_STORE", help="Where victims and rows are kept.")
+]
+DataOption = Annotated[
+    str | None, typer.Option("--data", envvar="SWEEPER_DATA", help="Folder of the data sets.")
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Over the file, e.g. seeds=1, recipe.epochs=2 or scale=small; may be repeated.",
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+
+
+def pairs(flag: str, given: list[str] | None) -> dict[str, Any]:
+    """Options written as KEY=VALUE; a value is YAML.
+
+    Raises:
+        SweepError: One has no `=`, or its value is not YAML.
+    """
+    import yaml
+
+    found = {}
+    for option in given or []:
+        key, equals, text = option.partition("=")
+        if not equals:
+            raise SweepError(f"{flag} {option}: write option=value, such as opacity=0.5")
+        try:
+            found[key] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            why = getattr(error, "problem", None) or error
+            raise SweepError(f"{flag} {option}: the value is not YAML: {why}; quote it") from None
+    return found
