@@ -2,13 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from sweeper.errors import SweepError
 
-Spec = Annotated[str, typer.Argument(help="A sweep file, or the name of a shipped sweep.")]
+
+def specs(incomplete: str) -> list[str]:
+    """Complete a sweep: those that ship, and and files here."""
+    from sweeper import source
+
+    files = Path().glob(f"{incomplete}*")
+    shown = [str(path) for path in files if path.suffix in (".yaml", ".yml")]
+    return sorted([*shown, *(name for name in source.shipped() if name.startswith(incomplete))])
+
+
+def methods(kind: str) -> Callable[[str], list[str]]:
+    """Complete the name of an attack or a defense; waits for no torch."""
+
+    def complete(incomplete: str) -> list[str]:
+        from sweeper.names import names
+
+        return [name for name in names(kind) if name.startswith(incomplete)]
+
+    return complete
+
+
+def words(*known: str) -> Callable[[str], list[str]]:
+    """Complete one of these words."""
+    return lambda incomplete: [word for word in known if word.startswith(incomplete)]
+
+
+Spec = Annotated[
+    str,
+    typer.Argument(help="A sweep file, or the name of a shipped sweep.", autocompletion=specs),
+]
 StoreOption = Annotated[
     str, typer.Option("--store", envvar="SWEEPER_STORE", help="Where victims and rows are kept.")
 ]

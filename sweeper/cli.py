@@ -9,10 +9,20 @@ from typing import Annotated, Any
 
 import typer
 
-from sweeper.api import STORE, Sweep, rows
-from sweeper.arguments import DataOption, JsonOption, SetOption, Spec, StoreOption, pairs
+from sweeper.api import EXECUTORS, STORE, Sweep, rows
+from sweeper.arguments import (
+    DataOption,
+    JsonOption,
+    SetOption,
+    Spec,
+    StoreOption,
+    methods,
+    pairs,
+    words,
+)
 from sweeper.commands import COMMANDS
 from sweeper.errors import SweepError, one_key
+from sweeper.listing import KINDS
 
 app = typer.Typer(
     help="Backdoor attacks x defenses: one sweep file in, one table out.\n\n"
@@ -35,7 +45,11 @@ def run(
     data: DataOption = None,
     overrides: SetOption = None,
     executor: Annotated[
-        str, typer.Option(help="ray, or inline: in this process, one cell at a time.")
+        str,
+        typer.Option(
+            help="ray, or inline: in this process, one cell at a time.",
+            autocompletion=words(*EXECUTORS),
+        ),
     ] = "ray",
     address: Annotated[
         str | None, typer.Option(help="A running Ray cluster; default: this machine.")
@@ -94,7 +108,12 @@ def table(
     cols: Annotated[str, typer.Option(help="Axes across the top.")] = "defense",
     values: Annotated[str, typer.Option(help="Metrics in each cell.")] = "acc,asr",
     style: Annotated[
-        str, typer.Option("--format", help="markdown, csv, latex or html.")
+        str,
+        typer.Option(
+            "--format",
+            help="markdown, csv, latex or html.",
+            autocompletion=words("markdown", "csv", "latex", "html"),
+        ),
     ] = "markdown",
     out: Annotated[Path | None, typer.Option(help="File to write; default: the screen.")] = None,
 ) -> None:
@@ -130,14 +149,16 @@ def _table(
 
 @app.command("list")
 def list_(
-    what: Annotated[str, typer.Argument(help="attacks, defenses, datasets, models or sweeps.")],
+    what: Annotated[
+        str, typer.Argument(help=f"One of {', '.join(KINDS)}.", autocompletion=words(*KINDS))
+    ],
     as_json: JsonOption = False,
 ) -> None:
     """List what a sweep file can name.
 
     Example: sweeper list defenses
     """
-    from sweeper.listing import KINDS, records
+    from sweeper.listing import records
 
     if what not in KINDS:
         from sweeper.errors import unknown
@@ -191,7 +212,12 @@ def cell(
 
 @app.command()
 def show(
-    attack: Annotated[str, typer.Argument(help="An attack, as a sweep file names it.")],
+    attack: Annotated[
+        str,
+        typer.Argument(
+            help="An attack, as a sweep file names it.", autocompletion=methods("attack")
+        ),
+    ],
     dataset: Annotated[str, typer.Option(help="Whose test images to show.")] = "digits",
     model: Annotated[
         str, typer.Option(help="What a trigger that is learned is learned on.")
@@ -228,7 +254,12 @@ def analyze(
     what: Annotated[str, typer.Argument(help="An analysis; `sweeper list analyses` has them.")],
     spec: Spec,
     victim: Annotated[str, typer.Option(help="Only victims whose key begins so.")] = "",
-    after: Annotated[str, typer.Option(help="Look at the models this defense leaves.")] = "",
+    after: Annotated[
+        str,
+        typer.Option(
+            help="Look at the models this defense leaves.", autocompletion=methods("defense")
+        ),
+    ] = "",
     store: StoreOption = STORE,
     data: DataOption = None,
     overrides: SetOption = None,
@@ -252,7 +283,7 @@ def analyze(
 
 
 for command in COMMANDS:
-    app.command()(command)
+    app.command(command.__name__.replace("_", "-"))(command)
 
 
 def main() -> None:

@@ -9,10 +9,12 @@ import typer
 import yaml
 
 from sweeper.api import STORE, Sweep
-from sweeper.arguments import DataOption, SetOption, Spec, StoreOption, pairs
+from sweeper.arguments import DataOption, SetOption, Spec, StoreOption, pairs, words
 from sweeper.errors import SweepError
 
-Kind = Annotated[str, typer.Argument(help="attack or defense.")]
+Kind = Annotated[
+    str, typer.Argument(help="attack or defense.", autocompletion=words("attack", "defense"))
+]
 
 
 def new(

@@ -29,6 +29,8 @@ from sweeper.walk import Walk
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "netC", "weights")
 """Under which names checkpoints of others hold their weights."""
+COUNTER = "num_batches_tracked"
+"""BatchNorm's count of steps, which changes no output."""
 
 
 def save(folder: Path, about: Mapping[str, Any], tensors: Mapping[str, dict[str, Tensor]]) -> None:
@@ -252,8 +254,9 @@ def matched(net: nn.Module, weights: Mapping[str, Tensor], what: str) -> dict[st
     own = [name for name in ours if not name.startswith("normalise.")]
     if set(own) <= set(kept) and all(kept[name].shape == ours[name].shape for name in own):
         return {name: value for name, value in kept.items() if name in ours}
-    left = [n for n in own if not n.endswith("num_batches_tracked")]
-    theirs = [n for n in kept if not n.endswith("num_batches_tracked")]
+    theirs = list(kept)
+    counted = any(name.endswith(COUNTER) for name in theirs)  # old files have no such entries
+    left = [name for name in own if counted or not name.endswith(COUNTER)]
     for place, (mine, other) in enumerate(zip(left, theirs, strict=False), start=1):
         kinds = mine.rpartition(".")[2], other.rpartition(".")[2]
         if kinds[0] != kinds[1] or ours[mine].shape != kept[other].shape:

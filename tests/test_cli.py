@@ -18,7 +18,7 @@ from sweeper.store import Store
 pytestmark = pytest.mark.xdist_group("cli")  # one process: its fixture runs a sweep
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = ("run", "plan", "table", "list", "cell", "show", "analyze")
+COMMANDS = tuple(sorted(c.name or c.callback.__name__ for c in cli.app.registered_commands))
 SWEEP = """
 name: tiny
 datasets: [{dataset: digits, train_size: 300, test_size: 100}]
@@ -76,10 +76,47 @@ def test_help_shows_an_example(capsys: pytest.CaptureFixture[str], command: str)
     said = call(capsys, *filter(None, [command]), "--help")
     assert said.code == 0 and not said.err
     assert f"Example: sweeper {command}" in said.out
+    assert len(said.out.splitlines()) <= 40, "a help text fits a screen"
 
 
 def test_every_command_is_tried_here() -> None:
-    assert {c.name or c.callback.__name__ for c in cli.app.registered_commands} == set(COMMANDS)
+    assert len(COMMANDS) >= 10 and {"run", "import-model"} <= set(COMMANDS)
+
+
+@pytest.mark.parametrize(
+    ("line", "completed"),
+    [
+        ("run qui", {"quickstart"}),
+        ("run mi", {"mine.yaml"}),
+        ("show adaptive-", {"adaptive-blend", "adaptive-k-way", "adaptive-patch"}),
+        ("analyze tsne quickstart --after fine-", {"fine-pruning", "fine-tuning"}),
+        ("list da", {"datasets"}),
+        ("new de", {"defense"}),
+        ("run quickstart --executor i", {"inline"}),
+        ("table quickstart --format la", {"latex"}),
+    ],
+)
+def test_the_shell_completes_names(
+    line: str, completed: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from typer.main import get_command
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_text(SWEEP)
+    *words, incomplete = line.split()
+    shell = pytest.importorskip("typer._completion_classes").BashComplete
+    asked = shell(get_command(cli.app), {}, "sweeper", "_SWEEPER_COMPLETE")
+    assert {item.value for item in asked.get_completions(words, incomplete)} == completed
+
+
+def test_completion_waits_for_no_torch() -> None:
+    code = (
+        "import sys\nfrom sweeper import arguments\n"
+        "assert 'badnets' in arguments.methods('attack')('') and arguments.specs('quick')\n"
+        "print(sorted({'torch', 'ray', 'pandas'} & set(sys.modules)))"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert ran.stdout == "[]\n", ran.stderr
 
 
 def test_examples_of_the_help_are_valid(capsys: pytest.CaptureFixture[str]) -> None:
