@@ -58,9 +58,12 @@ def _dotted(name: str, contract: type) -> type[Any]:
     try:
         found = getattr(importlib.import_module(path), attribute)
     except (ImportError, AttributeError) as error:
-        raise SweepError(f"cannot import {name}: {error}") from None
+        raise SweepError(
+            f"cannot import {name} ({error}): correct it, or put its folder into PYTHONPATH"
+        ) from None
     if not (inspect.isclass(found) and issubclass(found, contract)):
-        raise SweepError(f"{name} is not a subclass of {contract.__module__}.{contract.__name__}")
+        base = f"{contract.__module__}.{contract.__name__}"
+        raise SweepError(f"{name} is not a subclass of {base}: derive it, or name a class that is")
     if inspect.isabstract(found):
         raise SweepError(f"{name} is abstract: name a class that can be built")
     return found
