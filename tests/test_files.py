@@ -43,3 +43,14 @@ def test_the_method_tables_are_current() -> None:
     assert "| `badnets` |" in README and "| `anp-oracle` |" in README
     message = "the files changed: run `python -m sweeper.listing README.md`"
     assert listing.rewrite(README) == README, message
+
+
+def test_every_package_is_installed() -> None:
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    listed = set(re.findall(r'"([\w.]+)"', text.partition("packages = [")[2].partition("]")[0]))
+    found = {
+        ".".join(path.parent.relative_to(ROOT).parts)
+        for package in ("attacks", "defenses", "sweeper")
+        for path in (ROOT / package).rglob("__init__.py")
+    }
+    assert listed == found
