@@ -2,8 +2,10 @@
 
 from typing import TYPE_CHECKING, Any
 
+from sweeper.errors import SweepError
+
 if TYPE_CHECKING:
-    from sweeper.api import Sweep, SweepError, Victim, load_victim
+    from sweeper.api import Sweep, Victim, load_victim
 
 __all__ = ["Sweep", "SweepError", "Victim", "load_victim"]
 
