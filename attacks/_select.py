@@ -32,6 +32,8 @@ def draw(pool: Tensor, count: int, rng: Generator) -> Tensor:
     """
     members = torch.nonzero(pool).flatten()
     if count > len(members):
-        raise SweepError(f"cannot poison {count} images: only {len(members)} are allowed")
+        raise SweepError(
+            f"cannot poison {count} images: only {len(members)} are allowed: lower the poison rate"
+        )
     chosen = members[torch.randperm(len(members), generator=rng)[:count]]
     return chosen.sort().values

@@ -54,7 +54,9 @@ class Neurons:
         """
         self.layers = layers(model)
         if not self.layers:
-            raise SweepError("the model has no norm, convolution or hidden linear layer to mask")
+            raise SweepError(
+                "the model has no norm, convolution or hidden linear layer to mask: use another"
+            )
         self.sizes = [width(layer) for _, layer in self.layers]
         device = self.layers[0][1].weight.device
         self.count = sum(self.sizes)

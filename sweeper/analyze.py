@@ -99,7 +99,9 @@ def _subject(work: Material, after: str) -> Subject:
     state = work.store.get("stage", parent).tensors["state"] if parent else {}
     model = work.defense.defend(work.case(work.defense.sees, state)).model
     if not isinstance(model, Net):
-        raise SweepError(f"--after {after}: it leaves no model whose features could be read")
+        raise SweepError(
+            f"--after {after}: it leaves no model to look at: name a repairing defense"
+        )
     return Subject(work, model, f"{label}, {work.cell.key[:8]}")
 
 

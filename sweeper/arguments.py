@@ -1,19 +1,45 @@
-"""What the commands are asked: the options they share, and what these stand for."""
+"""Arguments and options that several commands share."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from sweeper.errors import SweepError
 
-if TYPE_CHECKING:
-    from sweeper.material import Context
-    from sweeper.spec import Sweep
 
-Spec = Annotated[str, typer.Argument(help="A sweep file, or the name of a shipped sweep.")]
+def specs(incomplete: str) -> list[str]:
+    """Complete a sweep: those that ship, and files here."""
+    from sweeper import source
+
+    files = Path().glob(f"{incomplete}*")
+    shown = [str(path) for path in files if path.suffix in (".yaml", ".yml")]
+    return sorted([*shown, *(name for name in source.shipped() if name.startswith(incomplete))])
+
+
+def methods(kind: str) -> Callable[[str], list[str]]:
+    """Complete the name of an attack or a defense; waits for no torch."""
+
+    def complete(incomplete: str) -> list[str]:
+        from sweeper.names import names
+
+        return [name for name in names(kind) if name.startswith(incomplete)]
+
+    return complete
+
+
+def words(*known: str) -> Callable[[str], list[str]]:
+    """Complete one of these words."""
+    return lambda incomplete: [word for word in known if word.startswith(incomplete)]
+
+
+Spec = Annotated[
+    str,
+    typer.Argument(help="A sweep file, or the name of a shipped sweep.", autocompletion=specs),
+]
 StoreOption = Annotated[
     str, typer.Option("--store", envvar="SWEEPER_STORE", help="Where victims and rows are kept.")
 ]
@@ -29,32 +55,14 @@ SetOption = Annotated[
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
-DEFAULT_STORE = "sweeps-store"
-
-
-def absolute(store: str) -> str:
-    """A store as every process finds it, wherever it was started."""
-    return store if "://" in store else str(Path(store).expanduser().absolute())
-
-
-def context(sweep: Sweep, store: str, data: str | None) -> Context:
-    """Where the cells of a sweep run, and under what."""
-    from sweeper.material import Context
-    from sweeper.run import new_run
-
-    return Context(
-        store=absolute(store),
-        sweep=sweep.name,
-        run=new_run(),
-        data=str(Path(data).expanduser().absolute()) if data else None,
-        threads=sweep.resources.cpus,
-        device="auto" if sweep.resources.gpus else "cpu",
-        timeout=sweep.timeout,
-    )
 
 
 def pairs(flag: str, given: list[str] | None) -> dict[str, Any]:
-    """Options written as KEY=VALUE; a value is YAML."""
+    """Options written as KEY=VALUE; a value is YAML.
+
+    Raises:
+        SweepError: One has no `=`, or its value is not YAML.
+    """
     import yaml
 
     found = {}
@@ -62,5 +70,9 @@ def pairs(flag: str, given: list[str] | None) -> dict[str, Any]:
         key, equals, text = option.partition("=")
         if not equals:
             raise SweepError(f"{flag} {option}: write option=value, such as opacity=0.5")
-        found[key] = yaml.safe_load(text)
+        try:
+            found[key] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            why = getattr(error, "problem", None) or error
+            raise SweepError(f"{flag} {option}: the value is not YAML: {why}; quote it") from None
     return found

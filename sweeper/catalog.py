@@ -3,46 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import importlib
 import inspect
-import pkgutil
 import re
 from collections.abc import Mapping
-from importlib.metadata import EntryPoint, entry_points
-from types import ModuleType
 from typing import Any
 
-import attacks
-import defenses
 from attacks.base import Attack
 from defenses.base import Defense
+from sweeper import names as found
 from sweeper import options
 from sweeper.errors import SweepError, unknown
 
-ROOMS: dict[str, tuple[ModuleType, type]] = {
-    "attack": (attacks, Attack),
-    "defense": (defenses, Defense),
-}
-"""Kind of method -> the package its files lie in and the contract they keep."""
+names = found.names
+CONTRACTS: dict[str, type] = {"attack": Attack, "defense": Defense}
+"""Kind of method -> the contract its files keep."""
 _DOTTED = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
-
-
-@functools.lru_cache(maxsize=2)
-def _points(kind: str) -> tuple[EntryPoint, ...]:
-    """Return the entry points of third parties; looking them up costs 9 ms."""
-    return tuple(entry_points(group=f"sweeper.{kind}s"))
-
-
-def names(kind: str) -> list[str]:
-    """Return the names of all attacks or defenses, without importing them."""
-    package, _ = ROOMS[kind]
-    found = {
-        module.name.replace("_", "-")
-        for module in pkgutil.iter_modules(package.__path__)
-        if not module.name.startswith("_") and module.name != "base"
-    }
-    return sorted(found | {point.name for point in _points(kind)})
 
 
 def method(kind: str, name: str) -> type[Any]:
@@ -55,12 +31,12 @@ def method(kind: str, name: str) -> type[Any]:
     Raises:
         SweepError: No such method, or its file does not keep the contract.
     """
-    package, contract = ROOMS[kind]
+    package, contract = found.PACKAGES[kind], CONTRACTS[kind]
     if _DOTTED.fullmatch(name):
         return _dotted(name, contract)
     if name not in names(kind):
         raise SweepError(unknown(kind, name, names(kind)))
-    for point in _points(kind):
+    for point in found.points(kind):
         if point.name == name:
             return _dotted(point.value, contract)
     module = importlib.import_module(f"{package.__name__}.{name.replace('-', '_')}")
@@ -82,9 +58,12 @@ def _dotted(name: str, contract: type) -> type[Any]:
     try:
         found = getattr(importlib.import_module(path), attribute)
     except (ImportError, AttributeError) as error:
-        raise SweepError(f"cannot import {name}: {error}") from None
+        raise SweepError(
+            f"cannot import {name} ({error}): correct it, or put its folder into PYTHONPATH"
+        ) from None
     if not (inspect.isclass(found) and issubclass(found, contract)):
-        raise SweepError(f"{name} is not a subclass of {contract.__module__}.{contract.__name__}")
+        base = f"{contract.__module__}.{contract.__name__}"
+        raise SweepError(f"{name} is not a subclass of {base}: derive it, or name a class that is")
     if inspect.isabstract(found):
         raise SweepError(f"{name} is abstract: name a class that can be built")
     return found

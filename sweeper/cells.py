@@ -184,6 +184,8 @@ class _Work(Material):
         about = self.about(result) | {
             "losses": losses,
             "n_poisoned": int((poisoned.role == int(Role.POISON)).sum()),
+            "shape": list(self.attacker.images.shape[1:]),
+            "classes": list(self.attacker.classes),
         }
         tensors = {"model": model.state_dict()}
         if self.learned:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable, Collection, Iterable
 from typing import Any
@@ -34,7 +35,7 @@ def _entries(sweep: Sweep, skip: Collection[Loc]) -> list[Problem]:
     builders: dict[str, Callable[[Entry], Any]] = {
         "datasets": _dataset,
         "models": lambda entry: models.family(entry.name, entry.options),
-        "attacks": lambda entry: catalog.make("attack", entry.name, entry.options),
+        "attacks": _attack,
         "defenses": _defense,
     }
     for key, build in builders.items():
@@ -73,6 +74,14 @@ def _placed(at: Loc, error: SweepError, options: Iterable[str]) -> Iterable[Prob
 def _dataset(entry: Entry) -> Any:
     data.check_options({"dataset": entry.name, **entry.options})
     return entry.options
+
+
+def _attack(entry: Entry) -> Any:
+    attack = catalog.make("attack", entry.name, entry.options)
+    for item in dataclasses.fields(attack):
+        if (what := item.metadata.get("required")) and not getattr(attack, item.name):
+            raise SweepError(f"{entry.name}: {item.name}: is missing: needs {what}")
+    return attack
 
 
 def _defense(entry: Entry) -> Any:

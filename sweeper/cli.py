@@ -3,30 +3,28 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sweeper import arguments, figures, remote
+from sweeper import commands, figures, remote
+from sweeper.api import EXECUTORS, STORE, Sweep, rows
 from sweeper.arguments import (
-    DEFAULT_STORE,
     DataOption,
     JsonOption,
     SetOption,
     Spec,
     StoreOption,
+    methods,
+    pairs,
+    words,
 )
-from sweeper.errors import SweepError
+from sweeper.errors import SweepError, one_key
+from sweeper.listing import KINDS
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
-    from sweeper.run import Walker
-    from sweeper.spec import Sweep
     from sweeper.view import View
 
 app = typer.Typer(
@@ -37,10 +35,6 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-for command in (remote.submit, remote.status, remote.watch):
-    app.command()(command)
-app.add_typer(remote.clusters, name="cluster")
-
 
 def _say(**values: Any) -> None:
     """One line of a cell's progress."""
@@ -50,11 +44,15 @@ def _say(**values: Any) -> None:
 @app.command()
 def run(
     spec: Spec,
-    store: StoreOption = DEFAULT_STORE,
+    store: StoreOption = STORE,
     data: DataOption = None,
     overrides: SetOption = None,
     executor: Annotated[
-        str, typer.Option(help="ray, or inline: in this process, one cell at a time.")
+        str,
+        typer.Option(
+            help="ray, or inline: in this process, one cell at a time.",
+            autocompletion=words(*EXECUTORS),
+        ),
     ] = "ray",
     address: Annotated[
         str | None, typer.Option(help="A running Ray cluster; default: this machine.")
@@ -64,66 +62,23 @@ def run(
 
     Example: sweeper run quickstart
     """
-    from rich.console import Console
-
-    from sweeper import spec as specs
-
-    sweep = specs.load(spec, overrides or [])
-    if executor not in ("ray", "inline"):
-        raise SweepError(f"--executor: {executor!r} is not one of ray, inline")
-    from sweeper import run as runs
-    from sweeper.display import Display
-
-    job = runs.prepare(sweep, arguments.context(sweep, store, data))
-    console = Console(stderr=True, highlight=False, markup=False)
-    facts = job.summary()
-    console.print(
-        f"{sweep.name}: {facts['total']} cells, {facts['done']} done, {facts['to_run']} to run; "
-        f"trainings saved by sharing victims: {facts['trainings_saved']}"
-    )
-    walker: Walker = runs.inline
-    slots = 1
-    if executor == "ray" and job.todo:
-        walker, slots = _with_ray(sweep, address, console)
-    with Display(job, console, slots) as display:
-        counts = runs.execute(job, walker, display)
-    ran = ", ".join(f"{count} {status}" for status, count in sorted(counts.items())) or "none"
-    console.print(f"cells run: {ran}")
-    typer.echo(_table(sweep.name, store, "markdown", sweep.table))
-    left = len(job.todo) - sum(counts.values())
-    if left:
-        console.print(f"{left} cells are left; the same command runs them.")
-    if set(counts) - {"ok"}:
-        console.print(
+    sweep = Sweep.from_yaml(spec, overrides or [])
+    counts = sweep.run(store=store, data=data, executor=executor, address=address)
+    typer.echo(_table(sweep.declared.name, store, "markdown", sweep.declared.table))
+    if set(counts) - {"ok", "left"}:
+        typer.echo(
             f"Not all cells ended well; run `sweeper run {spec}` again to retry them, or "
             f"`sweeper cell {spec} KEY`, with the same --set, to see one fail here.",
-            soft_wrap=True,
+            err=True,
         )
-    if left or set(counts) - {"ok"}:
+    if set(counts) - {"ok"}:
         raise typer.Exit(1)
-
-
-def _with_ray(sweep: Sweep, address: str | None, console: Console) -> tuple[Walker, int]:
-    """Start or join Ray: what walks the cells, and how many at once."""
-    if not address:  # a Ray of our own listens on loopback; read at its import
-        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-    from sweeper import schedule
-
-    shape = sweep.resources
-    url = schedule.connect(address, shape.cpus, shape.gpus)
-    slots = schedule.room(shape.cpus, shape.gpus)
-    if url:
-        console.print(f"Ray dashboard: {url}")
-    if not slots:
-        console.print("Ray has no room for a cell now: waiting for nodes that have")
-    ahead = schedule.AHEAD if address else 0
-    return partial(schedule.walk_with_tune, ahead=ahead), max(1, slots)
 
 
 @app.command()
 def plan(
     spec: Spec,
-    store: StoreOption = DEFAULT_STORE,
+    store: StoreOption = STORE,
     data: DataOption = None,
     overrides: SetOption = None,
     as_json: JsonOption = False,
@@ -132,11 +87,7 @@ def plan(
 
     Example: sweeper plan quickstart --json
     """
-    from sweeper import run as runs
-    from sweeper import spec as specs
-
-    sweep = specs.load(spec, overrides or [])
-    facts = runs.prepare(sweep, arguments.context(sweep, store, data), need_data=False).summary()
+    facts = Sweep.from_yaml(spec, overrides or []).plan(store=store, data=data)
     if as_json:
         typer.echo(json.dumps(facts))
         return
@@ -154,12 +105,17 @@ def plan(
 @app.command()
 def table(
     spec: Spec,
-    store: StoreOption = DEFAULT_STORE,
-    rows: Annotated[str | None, typer.Option(help="Axes down the side.")] = None,
+    store: StoreOption = STORE,
+    down: Annotated[str | None, typer.Option("--rows", help="Axes down the side.")] = None,
     cols: Annotated[str | None, typer.Option(help="Axes across the top.")] = None,
     values: Annotated[str | None, typer.Option(help="Metrics in each cell.")] = None,
     style: Annotated[
-        str, typer.Option("--format", help="markdown, csv, latex or html.")
+        str,
+        typer.Option(
+            "--format",
+            help="markdown, csv, latex or html.",
+            autocompletion=words("markdown", "csv", "latex", "html"),
+        ),
     ] = "markdown",
     compare: Annotated[
         bool, typer.Option("--compare", help="Beside the published figures, each with its source.")
@@ -173,7 +129,7 @@ def table(
     from sweeper import source, view
 
     name = source.name_of(spec)
-    asked = {"rows": rows, "cols": cols, "values": values}
+    asked = {"rows": down, "cols": cols, "values": values}
     given = {key: [part.strip() for part in text.split(",")] for key, text in asked.items() if text}
     layout = view.of(source.read(spec)).model_copy(update=given)
     text = _table(name, store, style, layout, compare)
@@ -184,9 +140,9 @@ def table(
 
 
 def _table(name: str, store: str, style: str, layout: View, compare: bool = False) -> str:
-    from sweeper import ledger, published, results, tables
+    from sweeper import published, tables
 
-    found, labels = ledger.load(arguments.absolute(store), name)
+    found, labels = rows(name, store)
     known = published.of(name) if compare else ()
     if compare and not known:
         raise SweepError(
@@ -194,7 +150,7 @@ def _table(name: str, store: str, style: str, layout: View, compare: bool = Fals
             f"{', '.join(published.sweeps())}"
         )
     built = tables.build(
-        results.frame(found),
+        found,
         rows=layout.rows,
         cols=layout.cols,
         values=layout.values,
@@ -209,14 +165,16 @@ def _table(name: str, store: str, style: str, layout: View, compare: bool = Fals
 
 @app.command("list")
 def list_(
-    what: Annotated[str, typer.Argument(help="attacks, defenses, datasets, models or sweeps.")],
+    what: Annotated[
+        str, typer.Argument(help=f"One of {', '.join(KINDS)}.", autocompletion=words(*KINDS))
+    ],
     as_json: JsonOption = False,
 ) -> None:
     """List what a sweep file can name.
 
     Example: sweeper list defenses
     """
-    from sweeper.listing import KINDS, records
+    from sweeper.listing import records
 
     if what not in KINDS:
         from sweeper.errors import unknown
@@ -242,7 +200,7 @@ def list_(
 def cell(
     spec: Spec,
     key: Annotated[str, typer.Argument(help="The cell's key, or its first digits.")],
-    store: StoreOption = DEFAULT_STORE,
+    store: StoreOption = STORE,
     data: DataOption = None,
     overrides: SetOption = None,
 ) -> None:
@@ -252,20 +210,12 @@ def cell(
     """
     from sweeper import cells
     from sweeper import run as runs
-    from sweeper import spec as specs
     from sweeper.walk import Walk
 
-    sweep = specs.load(spec, overrides or [])
-    context = arguments.context(sweep, store, data)
-    job = runs.prepare(sweep, context)
-    found = [known for known in job.plan.cells if known.startswith(key)]
-    if len(found) != 1:
-        raise SweepError(
-            f"{len(found) or 'no'} cells of {sweep.name} have a key that starts with {key!r}: "
-            "`sweeper run` prints the key of each failed cell, the rows have all of them; --set "
-            "must be as it was"
-        )
-    chosen = job.plan.cells[found[0]]
+    sweep = Sweep.from_yaml(spec, overrides or [])
+    context = sweep.context(store, data)
+    job = runs.prepare(sweep.declared, context)
+    chosen = job.plan.cells[one_key(job.plan.cells, key, f"cells of {sweep.declared.name}")]
     above = Walk(job.plan.cells, []).ancestors(chosen.key)
 
     result = cells.run(chosen, above, context, _say, force=True, last_try=True)
@@ -278,14 +228,19 @@ def cell(
 
 @app.command()
 def show(
-    attack: Annotated[str, typer.Argument(help="An attack, as a sweep file names it.")],
+    attack: Annotated[
+        str,
+        typer.Argument(
+            help="An attack, as a sweep file names it.", autocompletion=methods("attack")
+        ),
+    ],
     dataset: Annotated[str, typer.Option(help="Whose test images to show.")] = "digits",
     model: Annotated[
         str, typer.Option(help="What a trigger that is learned is learned on.")
     ] = "tiny",
     rate: Annotated[float, typer.Option(help="The poison rate it is learned at.")] = 0.1,
     epochs: Annotated[int | None, typer.Option(help="Epochs of that victim.")] = None,
-    store: StoreOption = DEFAULT_STORE,
+    store: StoreOption = STORE,
     data: DataOption = None,
     options: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="The attack's options.")
@@ -299,15 +254,13 @@ def show(
     Example: sweeper show badnets --dataset cifar10 --data DIR --set preset=d-br-all2all
     """
     from sweeper import show as pictures
-    from sweeper import spec as specs
 
-    asked = {"attack": attack, **arguments.pairs("--set", options)}
+    asked = {"attack": attack, **pairs("--set", options)}
     values: dict[str, Any] = {"name": "show", "seeds": 1, "defenses": ["none"]}
     values |= {"datasets": [dataset], "models": [model], "attacks": [asked]}
     values |= {"poison_rates": [rate]} | ({"recipe": {"epochs": epochs}} if epochs else {})
-    sweep = specs.parse(values)
-    context = arguments.context(sweep, store, data)
-    clean, hit = pictures.triggered(sweep, context, _say)
+    sweep = Sweep.from_values(values)
+    clean, hit = pictures.triggered(sweep.declared, sweep.context(store, data), _say)
     pictures.figure(attack, clean, hit).savefig(out, dpi=150)
     typer.echo(f"{out}: {pictures.quality(clean, hit)}")
 
@@ -317,8 +270,13 @@ def analyze(
     what: Annotated[str, typer.Argument(help="An analysis; `sweeper list analyses` has them.")],
     spec: Spec,
     victim: Annotated[str, typer.Option(help="Only victims whose key begins so.")] = "",
-    after: Annotated[str, typer.Option(help="Look at the models this defense leaves.")] = "",
-    store: StoreOption = DEFAULT_STORE,
+    after: Annotated[
+        str,
+        typer.Option(
+            help="Look at the models this defense leaves.", autocompletion=methods("defense")
+        ),
+    ] = "",
+    store: StoreOption = STORE,
     data: DataOption = None,
     overrides: SetOption = None,
     options: Annotated[
@@ -332,17 +290,17 @@ def analyze(
     Example: sweeper analyze tsne quickstart --after fine-tuning
     """
     from sweeper import analyze as looks
-    from sweeper import spec as specs
 
-    sweep = specs.load(spec, overrides or [])
-    analysis = looks.make(what, arguments.pairs("--option", options))
-    context = arguments.context(sweep, store, data)
-    for picture in looks.pictures(what, analysis, sweep, context, out, victim, after):
+    sweep = Sweep.from_yaml(spec, overrides or [])
+    analysis = looks.make(what, pairs("--option", options))
+    context = sweep.context(store, data)
+    for picture in looks.pictures(what, analysis, sweep.declared, context, out, victim, after):
         typer.echo(picture)
 
 
-for command in (figures.plot, figures.report):
-    app.command()(command)
+for command in (*figures.COMMANDS, *remote.COMMANDS, *commands.COMMANDS):
+    app.command(command.__name__.replace("_", "-"))(command)
+app.add_typer(remote.clusters, name="cluster")
 
 
 def main() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 
 class SweepError(Exception):
@@ -24,3 +24,29 @@ def unknown(what: str, name: object, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(str(name), names, n=2, cutoff=0.55)
     hint = f", did you mean {' or '.join(repr(n) for n in near)}?" if near else "."
     return f"no {what} {str(name)!r}{hint} Known: {', '.join(names) or '(none)'}"
+
+
+def one_key(known: Collection[str], start: str, of: str) -> str:
+    """The one key of `known` that starts with these digits.
+
+    Args:
+        known: Keys of cells.
+        start: The first digits, or all.
+        of: Whose keys they are, for the error.
+
+    Raises:
+        SweepError: None does, or several do.
+    """
+    found = sorted(key for key in known if key.startswith(start))
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise SweepError(
+            f"{len(found)} {of} have a key that starts with {start!r}: give more of its digits: "
+            + ", ".join(key[:12] for key in found[:5])
+        )
+    raise SweepError(
+        f"no {of} have a key that starts with {start!r}: the column `key` of the rows has those of "
+        "defense cells, `victim` those of victims, `sweeper run` prints those of failed cells; "
+        "--set must be as it was"
+    )

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from collections import defaultdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from sweeper import arguments, source
-from sweeper.arguments import DEFAULT_STORE, DataOption, SetOption, Spec, StoreOption
-
-if TYPE_CHECKING:
-    import pandas as pd
+from sweeper import source
+from sweeper.api import STORE, Sweep, place, rows
+from sweeper.arguments import DataOption, SetOption, Spec, StoreOption, pairs, words
 
 
 def plot(
-    what: Annotated[str, typer.Argument(help="rates, tradeoff, bars or ranks.")],
+    what: Annotated[
+        str,
+        typer.Argument(
+            help="rates, tradeoff, bars or ranks.",
+            autocompletion=words("rates", "tradeoff", "bars", "ranks"),
+        ),
+    ],
     spec: Spec,
     out: Annotated[Path, typer.Option(help="File to write: .pdf, .svg or .png.")],
     metric: Annotated[str, typer.Option(help="asr, acc, acc_loss, ra, der, ...")] = "asr",
@@ -24,7 +28,7 @@ def plot(
         list[str] | None,
         typer.Option(metavar="AXIS=VALUE", help="Only these rows; may be repeated."),
     ] = None,
-    store: StoreOption = DEFAULT_STORE,
+    store: StoreOption = STORE,
 ) -> None:
     """Draw a figure of a sweep: rate curves, trade-off, bars with intervals, or average ranks.
 
@@ -32,10 +36,10 @@ def plot(
     """
     from sweeper import plots, points, results
 
-    frame, order = _rows(spec, store)
+    frame, order = rows(source.name_of(spec), store)
     wanted: dict[str, list[Any]] = defaultdict(list)
     for text in where or []:
-        for axis, value in arguments.pairs("--where", [text]).items():
+        for axis, value in pairs("--where", [text]).items():
             wanted[axis].append(value)
     found = points.points(results.select(frame, **wanted), order)
     plots.save(plots.draw(what, found, metric), out)
@@ -48,7 +52,7 @@ def report(
     pictures: Annotated[
         bool, typer.Option(help="Show the triggers; the data must be at hand.")
     ] = False,
-    store: StoreOption = DEFAULT_STORE,
+    store: StoreOption = STORE,
     data: DataOption = None,
     overrides: SetOption = None,
 ) -> None:
@@ -59,17 +63,16 @@ def report(
     from sweeper import ledger
     from sweeper import report as pages
 
-    frame, order = _rows(spec, store)
     name = source.name_of(spec)
-    kept = ledger.Ledger(arguments.absolute(store))
+    frame, order = rows(name, store)
+    kept = ledger.Ledger(place(store))
     digests = (kept.plan(name) or {}).get("data")
     shown: list[tuple[str, bytes]] = []
     if pictures:
         from sweeper import show
-        from sweeper import spec as specs
 
-        sweep = specs.load(spec, overrides or [])
-        shown = list(show.gallery(sweep, arguments.context(sweep, store, data)))
+        sweep = Sweep.from_yaml(spec, overrides or [])
+        shown = list(show.gallery(sweep.declared, sweep.context(store, data)))
     text = kept.sweep_text(name)
     page = pages.build(frame, name, order, text=text, data=digests, pictures=shown)
     path = out or Path(f"{name}.html")
@@ -77,9 +80,5 @@ def report(
     typer.echo(f"{path}: {len(page.encode()) / 1e6:.1f} MB")
 
 
-def _rows(spec: str, store: str) -> tuple[pd.DataFrame, dict[str, list[str]]]:
-    """The rows of a sweep, and the order of its labels."""
-    from sweeper import ledger, results
-
-    found, order = ledger.load(arguments.absolute(store), source.name_of(spec))
-    return results.frame(found), order
+COMMANDS = (plot, report)
+"""What `sweeper.cli` registers."""

@@ -221,7 +221,9 @@ class Ledger:
 
     def _sweep(self, sweep: str) -> str:
         if not NAME.fullmatch(sweep):
-            raise SweepError(f"{sweep!r} cannot name a sweep")
+            raise SweepError(
+                f"{sweep!r} cannot name a sweep: use letters, digits, dots, underscores, hyphens"
+            )
         return f"sweeps/{sweep}"
 
     # Sweeps

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 import types
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -49,7 +50,17 @@ def construct(cls: type[T], options: Mapping[str, Any], what: str, **axes: Any) 
     try:
         return cls(**values)
     except SweepError as error:
-        raise SweepError(f"{what}: {error}") from None
+        raise SweepError(f"{what}: {_with_values(str(error), options)}") from None
+
+
+def _with_values(message: str, options: Mapping[str, Any]) -> str:
+    """Add to a method's sentence about its options what was asked of those it names."""
+    asked = []
+    for name, value in options.items():
+        said = [f"{name}: {value}", f"{name} {value}", *([value] if isinstance(value, str) else ())]
+        if re.search(rf"\b{re.escape(name)}\b", message) and not any(s in message for s in said):
+            asked.append(f"{name}: {value}")
+    return f"{message}, not {', '.join(asked)}" if asked else message
 
 
 _hints = functools.lru_cache(maxsize=256)(get_type_hints)

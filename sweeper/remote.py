@@ -7,15 +7,8 @@ from typing import Annotated
 
 import typer
 
-from sweeper.arguments import (
-    DEFAULT_STORE,
-    DataOption,
-    JsonOption,
-    SetOption,
-    Spec,
-    StoreOption,
-    absolute,
-)
+from sweeper.api import STORE, place
+from sweeper.arguments import DataOption, JsonOption, SetOption, Spec, StoreOption
 
 clusters = typer.Typer(
     help="What a cluster is started with.", no_args_is_help=True, rich_markup_mode=None
@@ -25,7 +18,7 @@ clusters = typer.Typer(
 def submit(
     spec: Spec,
     address: Annotated[str, typer.Option(help="URL of the cluster's Ray dashboard.")],
-    store: StoreOption = DEFAULT_STORE,
+    store: StoreOption = STORE,
     data: DataOption = None,
     overrides: SetOption = None,
 ) -> None:
@@ -44,7 +37,7 @@ def submit(
     typer.echo(f"`ray job logs {job} --address {address} --follow` shows what it says", err=True)
 
 
-def status(spec: Spec, store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
+def status(spec: Spec, store: StoreOption = STORE, as_json: JsonOption = False) -> None:
     """Say how far a sweep is, from its store alone: on any machine, while it runs or after.
 
     Example: sweeper status quickstart --json
@@ -52,13 +45,13 @@ def status(spec: Spec, store: StoreOption = DEFAULT_STORE, as_json: JsonOption =
     from sweeper import ledger, source
     from sweeper import status as states
 
-    found = states.status(ledger.Ledger(absolute(store)), source.name_of(spec))
+    found = states.status(ledger.Ledger(place(store)), source.name_of(spec))
     typer.echo(json.dumps(found) if as_json else states.text(found))
 
 
 def watch(
     spec: Spec,
-    store: StoreOption = DEFAULT_STORE,
+    store: StoreOption = STORE,
     every: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 2.0,
 ) -> None:
     """Show `sweeper status` live until nothing is left and nobody runs it.
@@ -72,10 +65,10 @@ def watch(
     from sweeper import ledger, source
     from sweeper import status as states
 
-    place, name = ledger.Ledger(absolute(store)), source.name_of(spec)
+    kept, name = ledger.Ledger(place(store)), source.name_of(spec)
     with Live(auto_refresh=False) as live:
         while True:
-            found = states.status(place, name)
+            found = states.status(kept, name)
             live.update(states.text(found), refresh=True)
             if not (found["left"] or found["driver"]):
                 return
@@ -86,7 +79,7 @@ def watch(
 def kuberay(
     spec: Spec,
     image: Annotated[str, typer.Option(help="Image with this package and Ray.")],
-    store: StoreOption = DEFAULT_STORE,
+    store: StoreOption = STORE,
     data: DataOption = None,
     overrides: SetOption = None,
     workers: Annotated[int, typer.Option(min=1, help="Worker pods at most.")] = 4,
@@ -109,3 +102,7 @@ def kuberay(
         image=image, workers=workers, cpus=cpus, gpus=gpus, memory=memory, secret=secret
     )
     typer.echo(cluster.rayjob(spec, cluster.words(store, data, overrides or []), pods), nl=False)
+
+
+COMMANDS = (submit, status, watch)
+"""What `sweeper.cli` registers, beside the group `clusters`."""

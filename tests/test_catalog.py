@@ -179,7 +179,7 @@ def test_a_class_that_will_not_do_is_refused(kind: str, name: str, words: str) -
 
 def test_an_entry_point_is_a_name_like_any_other(monkeypatch: pytest.MonkeyPatch) -> None:
     point = SimpleNamespace(name="elsewhere", value=f"{__name__}:Elsewhere")
-    monkeypatch.setattr(catalog, "_points", lambda kind: (point,) if kind == "defense" else ())
+    monkeypatch.setattr("sweeper.names.points", lambda kind: (point,) if kind == "defense" else ())
     assert "elsewhere" in catalog.names("defense")
     assert "elsewhere" not in catalog.names("attack")
     assert catalog.make("defense", "elsewhere", {"strength": 4}).strength == 4

@@ -19,19 +19,8 @@ pytestmark = pytest.mark.xdist_group("cli")  # one process: its fixture runs a s
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = (
-    "run",
-    "submit",
-    "cluster kuberay",
-    "plan",
-    "status",
-    "watch",
-    "table",
-    "list",
-    "cell",
-    "show",
-    "analyze",
-    "plot",
-    "report",
+    *sorted(c.name or c.callback.__name__ for c in cli.app.registered_commands),
+    *(f"cluster {c.callback.__name__}" for c in remote.clusters.registered_commands),
 )
 SWEEP = """
 name: tiny
@@ -90,12 +79,47 @@ def test_help_shows_an_example(capsys: pytest.CaptureFixture[str], command: str)
     said = call(capsys, *command.split(), "--help")
     assert said.code == 0 and not said.err
     assert f"Example: sweeper {command}" in said.out
+    assert len(said.out.splitlines()) <= 40, "a help text fits a screen"
 
 
 def test_every_command_is_tried_here() -> None:
-    known = {(c.name or c.callback.__name__) for c in cli.app.registered_commands}
-    known |= {f"cluster {c.callback.__name__}" for c in remote.clusters.registered_commands}
-    assert known == set(COMMANDS)
+    assert len(COMMANDS) >= 10 and {"run", "import-model"} <= set(COMMANDS)
+
+
+@pytest.mark.parametrize(
+    ("line", "completed"),
+    [
+        ("run qui", {"quickstart"}),
+        ("run mi", {"mine.yaml"}),
+        ("show adaptive-", {"adaptive-blend", "adaptive-k-way", "adaptive-patch"}),
+        ("analyze tsne quickstart --after fine-", {"fine-pruning", "fine-tuning"}),
+        ("list da", {"datasets"}),
+        ("new de", {"defense"}),
+        ("run quickstart --executor i", {"inline"}),
+        ("table quickstart --format la", {"latex"}),
+    ],
+)
+def test_the_shell_completes_names(
+    line: str, completed: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from typer.main import get_command
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_text(SWEEP)
+    *words, incomplete = line.split()
+    shell = pytest.importorskip("typer._completion_classes").BashComplete
+    asked = shell(get_command(cli.app), {}, "sweeper", "_SWEEPER_COMPLETE")
+    assert {item.value for item in asked.get_completions(words, incomplete)} == completed
+
+
+def test_completion_waits_for_no_torch() -> None:
+    code = (
+        "import sys\nfrom sweeper import arguments\n"
+        "assert 'badnets' in arguments.methods('attack')('') and arguments.specs('quick')\n"
+        "print(sorted({'torch', 'ray', 'pandas'} & set(sys.modules)))"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert ran.stdout == "[]\n", ran.stderr
 
 
 def test_examples_of_the_help_are_valid(capsys: pytest.CaptureFixture[str]) -> None:
@@ -211,7 +235,7 @@ def test_run_again_runs_nothing_and_prints_the_table(
 
 def test_an_unknown_executor(capsys: pytest.CaptureFixture[str], done: tuple[Path, Path]) -> None:
     line = call(capsys, "run", done[0], "--store", done[1], "--executor", "slurm").sentence
-    assert line == "--executor: 'slurm' is not one of ray, inline"
+    assert line == "executor: 'slurm' is not one of ray, inline: write one of them"
 
 
 def test_a_failed_cell_gives_exit_code_1_and_says_how_to_go_on(
@@ -350,7 +374,7 @@ def test_cell_of_an_unknown_or_ambiguous_key(
 ) -> None:
     path, store = done
     line = call(capsys, "cell", path, "xyz", "--store", store).sentence
-    assert line.startswith("no cells of tiny have a key that starts with 'xyz': `sweeper run` ")
+    assert line.startswith("no cells of tiny have a key that starts with 'xyz': the column")
     assert call(capsys, "cell", path, "", "--store", store).sentence.startswith("3 cells of tiny")
 
 

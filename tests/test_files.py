@@ -7,7 +7,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-import pytest
 import yaml
 
 ROOT = Path(__file__).parent.parent
@@ -74,47 +73,20 @@ def test_the_readme_has_two_commands_and_a_real_table() -> None:
     assert len(re.findall(r"^\| (badnets|blend|blend-strip) ", table, re.MULTILINE)) == 6
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
-
-
-def test_the_readme_sweep_is_valid(tmp_path: Path) -> None:
-    from sweeper import spec
-
-    (text,) = blocks("yaml")
-    path = tmp_path / "my-sweep.yaml"
-    path.write_text(text)
-    assert spec.load(str(path)).name == "my-sweep"
-
-
-def test_the_readme_defense_is_listed_and_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import defenses
-    from sweeper import catalog
-    from tests import sweeps
-
-    (text,) = blocks("python")
-    package = tmp_path / "extra"
-    package.mkdir()
-    (package / "forget.py").write_text(text)
-    monkeypatch.setattr(defenses, "__path__", [*defenses.__path__, str(package)])
-    assert "forget" in catalog.names("defense")
-    path = sweeps.write(
-        tmp_path, attacks=["badnets"], poison_rates=[0.1], seeds=1, defenses=["none", "forget"]
-    )
-    counts, _ = sweeps.inline(path, tmp_path / "store")
-    assert counts == {"ok": 3}
-
-
-@pytest.mark.parametrize("link", re.findall(r"\]\(([^)#:]+)\)", README))
-def test_links_of_the_readme_lead_somewhere(link: str) -> None:
-    assert (ROOT / link).exists()
-
-
 def test_the_method_tables_are_current() -> None:
     from sweeper import listing
 
     assert "| `badnets` |" in README and "| `anp-oracle` |" in README
     message = "the files changed: run `python -m sweeper.listing README.md`"
     assert listing.rewrite(README) == README, message
+
+
+def test_every_package_is_installed() -> None:
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    listed = set(re.findall(r'"([\w.]+)"', text.partition("packages = [")[2].partition("]")[0]))
+    found = {
+        ".".join(path.parent.relative_to(ROOT).parts)
+        for package in ("attacks", "defenses", "sweeper")
+        for path in (ROOT / package).rglob("__init__.py")
+    }
+    assert listed == found

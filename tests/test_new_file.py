@@ -1,4 +1,4 @@
-"""A new method is one new file: written into a copy of the tree, it is listed, run and tested."""
+"""`sweeper new` writes one file: in a copy of the tree it is listed, run and contract-tested."""
 
 from __future__ import annotations
 
@@ -11,68 +11,23 @@ from pathlib import Path
 
 import pytest
 
+from sweeper import new
 from tests import sweeps
 
 ROOT = Path(__file__).parent.parent
-ATTACK = '''"""Foo: a white stripe down the left edge."""
-
-from dataclasses import dataclass
-
-from torch import Generator, Tensor
-
-from attacks.base import Attack
-from sweeper.types import State
-
-
-@dataclass(frozen=True, kw_only=True)
-class Foo(Attack):
-    """Paints the left columns."""
-
-    columns: int = 1
-    """Columns painted."""
-
-    title = "Foo"
-    paper = "test"
-
-    def stamp(self, images: Tensor, *, split: str, state: State, rng: Generator) -> Tensor:
-        """Paint."""
-        out = images.clone()
-        out[..., : self.columns] = 255
-        return out
-'''
-DEFENSE = '''"""Foo: gives the victim back."""
-
-from dataclasses import dataclass
-
-from defenses.base import Case, Defense
-from sweeper.types import Outcome
-
-
-@dataclass(frozen=True, kw_only=True)
-class Foo(Defense):
-    """Does nothing, honestly."""
-
-    title = "Foo"
-    paper = "test"
-    kind = "repair"
-    sees = frozenset({"model"})
-
-    def defend(self, case: Case) -> Outcome:
-        """Return the victim."""
-        return Outcome(model=case.model)
-'''
-BROKEN = ATTACK.replace("out = images.clone()", "out = images")
 
 
 @pytest.fixture
-def tree(tmp_path: Path) -> Path:
-    """A copy of the packages and tests, nothing installed."""
+def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the packages and tests, nothing installed, with an attack and a defense `foo`."""
     skip = shutil.ignore_patterns("__pycache__")
     for part in ("attacks", "defenses", "sweeper", "tests"):
         shutil.copytree(ROOT / part, tmp_path / part, ignore=skip)
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
-    (tmp_path / "attacks/foo.py").write_text(ATTACK)
-    (tmp_path / "defenses/foo.py").write_text(DEFENSE)
+    monkeypatch.chdir(tmp_path)
+    for kind in ("attack", "defense"):
+        new.write(kind, "foo")
+        (tmp_path / "tests/test_foo.py").rename(tmp_path / f"tests/test_{kind}_foo.py")
     return tmp_path
 
 
@@ -94,10 +49,10 @@ def test_it_is_listed(tree: Path, kind: str) -> None:
 def test_it_runs(tree: Path) -> None:
     path = sweeps.write(
         tree,
-        attacks=["foo", {"attack": "foo", "columns": 2, "as": "wide"}],
+        attacks=["foo", {"attack": "foo", "side": 3, "as": "wide"}],
         poison_rates=[0.1],
         seeds=1,
-        defenses=["none", "foo"],
+        defenses=["none", {"defense": "foo", "epochs": 1}],
     )
     store = tree / "store"
     ran = python(
@@ -115,7 +70,8 @@ def test_it_is_contract_tested(tree: Path) -> None:
 
 
 def test_a_broken_one_fails_its_contract(tree: Path) -> None:
-    (tree / "attacks/foo.py").write_text(BROKEN)
+    path = tree / "attacks/foo.py"
+    path.write_text(path.read_text().replace("out = images.clone()", "out = images"))
     suite = "tests/test_contract_attacks.py"
     found = python(tree, "-m", "pytest", suite, "-k", "foo", "-n0", "-p", "no:cacheprovider")
     assert found.returncode == 1 and "failed" in found.stdout, found.stdout

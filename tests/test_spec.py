@@ -413,3 +413,22 @@ def test_shipped_sweeps_load_and_say_what_for(name: str) -> None:
         plan = matrix.expand(small, {entry.label: facts for entry in small.datasets})
         assert small.name == name and not plan.inapplicable
         assert [m.name for m in small.models] == ["tiny"] and small.seeds == [0]
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "sentence"),
+    [
+        ("nad", {"betas": []}, "weight, as [500, 1000, 1000], not betas: []"),
+        ("d-br", {"epochs": -1}, "d-br: epochs and lr >= 0; batch >= 1, not epochs: -1"),
+        ("clp", {"u": -1.0}, "clp: u: -1.0 is not above 0; 3 is the paper's"),
+        ("clp", {"pairing": "x"}, "clp: pairing: 'x' is not one of graph, registered"),
+    ],
+)
+def test_a_refused_option_is_said_with_its_value(
+    name: str, options: dict[str, object], sentence: str
+) -> None:
+    from sweeper import catalog
+
+    with pytest.raises(SweepError) as refused:
+        catalog.make("defense", name, options)
+    assert str(refused.value).endswith(sentence)

@@ -23,7 +23,8 @@ recipes augment
 training
 curvature metrics
 attacks defenses
-catalog
+names templates
+catalog new
 spec
 check matrix record
 material walk
@@ -31,8 +32,10 @@ analyses
 cells
 run
 meter
-schedule cluster display listing show analyze arguments
-figures remote
+schedule cluster display listing show analyze exchange
+arguments
+api
+figures remote commands
 cli
 """.split("\n")
 """The rooms, lowest first: a module imports from lower lines only, a package also from itself."""
@@ -106,7 +109,7 @@ def test_imports_go_down(module: str) -> None:
             allowed = ("errors", "rows", "source", *TABLES[: TABLES.index(own)])
             assert other in allowed, f"{where}: tables know rows and nothing else"
         elif other in TABLES:
-            assert own in ("figures", "cli"), f"{where}: data flow to the tables, never back"
+            assert own in ("api", "figures", "cli"), f"{where}: data flow to the tables, never back"
         elif (own, other) not in UPWARD:
             assert level(other) < level(own), f"{where}: that is upward"
 
@@ -169,6 +172,10 @@ def test_banned_calls(module: str) -> None:
     for node in ast.walk(tree(module)):
         if isinstance(node, ast.Call):
             called = ast.unparse(node.func)
+            if called == "torch.load" and module == "sweeper.exchange":
+                named = {word.arg: ast.unparse(word.value) for word in node.keywords}
+                assert named.get("weights_only") == "True", "code of a stranger's file never runs"
+                continue
             assert called not in banned, f"{module}:{node.lineno} {called}: {banned[called]}"
 
 

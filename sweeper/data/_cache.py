@@ -92,7 +92,9 @@ def fingerprint(source: Source, root: Path) -> str:
         try:
             state = file.stat()
         except OSError as error:
-            raise SweepError(f"{source.name}: {file} cannot be read ({error})") from error
+            raise SweepError(
+                f"{source.name}: {file} cannot be read ({error}): restore it"
+            ) from error
         files.append([str(file.absolute()), state.st_size, state.st_mtime_ns])
     kind = type(source)
     return seeds.digest([_FORMAT, kind.__name__, kind.version, options, files])
@@ -121,7 +123,9 @@ def _unwritable(cache: Path, error: OSError) -> SweepError:
 def _check(name: str, splits: Splits) -> None:
     """Refuse splits that break the contract of `ImageSet`, whatever source they come from."""
     if splits.train.classes != splits.test.classes:
-        raise SweepError(f"{name}: train and test have different classes")
+        raise SweepError(
+            f"{name}: train and test have different classes: give files of one data set"
+        )
     for word, part in (("train", splits.train), ("test", splits.test)):
         images, labels, count = part.images, part.labels, len(part.classes)
         if part.positions is not None and part.positions.shape != labels.shape:

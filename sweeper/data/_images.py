@@ -59,7 +59,9 @@ def decode(
         SweepError: An image cannot be read, or sizes differ and `size` is not given.
     """
     if count == 0:
-        raise SweepError(f"{what}: there are no images")
+        raise SweepError(
+            f"{what}: there are no images: add some, or name another place with `path`"
+        )
     image = _open(next(iter(next(iter(batches())))), f"{what}, image 0")
     if like is not None:
         shape = (like.shape[1], like.shape[2], like.shape[3])

@@ -64,7 +64,9 @@ class Parquet(FileSource):
         if test_files is not None:
             test_classes, test_labels = self._labels(test_files)
             if test_classes and classes and test_classes != classes:
-                raise SweepError(f"{self.name}: train and test files name different classes")
+                raise SweepError(
+                    f"{self.name}: train and test files name different classes: give one data set's"
+                )
         if not classes:
             known = labels if test_labels is None else torch.cat([labels, test_labels])
             highest = int(known.max()) if len(known) else 0
@@ -115,7 +117,9 @@ class Parquet(FileSource):
             column = pa.concat_tables(pq.read_table(f, columns=[name]) for f in files)[name]
             labels = torch.tensor(column.fill_null(-1).to_numpy().astype("int64"))
         except (pa.ArrowException, OSError, KeyError, ValueError) as error:
-            raise SweepError(f"{files[0]}: column {name!r} cannot be read ({error})") from error
+            raise SweepError(
+                f"{files[0]}: column {name!r} cannot be read ({error}): fetch it again"
+            ) from error
         if bool((labels < 0).any()):
             raise SweepError(
                 f"{files[0]}: has images without a label (null or negative): leave the file out"
@@ -159,7 +163,9 @@ def _opened(file: Path) -> Any:
     try:
         return pq.ParquetFile(file)
     except (pa.ArrowException, OSError) as error:
-        raise SweepError(f"{file}: is not a readable Parquet file ({error})") from error
+        raise SweepError(
+            f"{file}: is not a readable Parquet file ({error}): fetch it again"
+        ) from error
 
 
 def _batches(files: list[Path], part: str) -> Iterator[list[Any]]:
@@ -176,7 +182,9 @@ def _batches(files: list[Path], part: str) -> Iterator[list[Any]]:
                 for batch in opened.iter_batches(_BATCH, columns=[f"{column}.{part}"]):
                     values = batch.column(0).field(part)
                     if part == "bytes" and values.null_count:
-                        raise SweepError(f"{file}: has images not embedded (`bytes` is null)")
+                        raise SweepError(
+                            f"{file}: has images not embedded (`bytes` is null): embed them"
+                        )
                     yield values.to_pylist()
             except (pa.ArrowException, OSError) as error:
                 raise SweepError(f"{file}: is damaged ({error}): fetch it again") from error

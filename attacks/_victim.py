@@ -1,0 +1,75 @@
+"""A victim as a folder of plain files, which `sweeper import-model` and `sweeper export` write.
+
+victim.json             architecture, image shape, classes, target, label rule
+model.safetensors       weights by the names of ours; `normalise.*` where they are known
+trigger.safetensors     a patch: `pattern` [C, H, W] of 0..255 and `mask` [H, W] of 0..1;
+                        or the triggered test images: uint8 `images` [M, C, H, W], and of
+                        `labels`, `true_labels`, `counts`, `leaks`, `index` those that are known
+poison.safetensors      where known, the poisoned samples: `images`, `labels`, `true_labels`,
+                        `role` and `index`, their places in the attacker's training split
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from sweeper.errors import SweepError
+
+ABOUT, MODEL, TRIGGER = "victim.json", "model.safetensors", "trigger.safetensors"
+POISON = "poison.safetensors"
+
+
+def about(folder: str) -> dict[str, Any]:
+    """Read what the victim is.
+
+    Raises:
+        SweepError: The folder is not one of a victim.
+    """
+    lacking = [n for n in (ABOUT, MODEL, TRIGGER) if not (Path(folder).expanduser() / n).is_file()]
+    if lacking:
+        raise SweepError(
+            f"path: no {' and no '.join(lacking)} in {folder}: name a folder that `sweeper "
+            "import-model` or `sweeper export` wrote"
+        )
+    try:
+        text = (Path(folder).expanduser() / ABOUT).read_text(encoding="utf-8")
+        found: dict[str, Any] = json.loads(text)
+        return {**found, "shape": tuple(found["shape"]), "classes": int(found["classes"])}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise SweepError(f"path: {folder}/{ABOUT} is damaged ({error}): write it anew") from None
+
+
+def read(folder: str, name: str) -> dict[str, Tensor]:
+    """Read the tensors of one file; none where it is not there.
+
+    Raises:
+        SweepError: It is no safetensors file.
+    """
+    path = Path(folder).expanduser() / name
+    try:
+        return dict(load_file(path)) if path.is_file() else {}
+    except (OSError, SafetensorError) as error:
+        raise SweepError(f"path: {path} cannot be read ({error}): write it anew") from None
+
+
+def content(folder: str) -> str:
+    """The hash of the tensors, whatever the folder is called."""
+    paths = [Path(folder).expanduser() / name for name in (MODEL, TRIGGER, POISON)]
+    there = [path for path in paths if path.is_file()]
+    return _content(tuple((str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in there))
+
+
+@functools.lru_cache(maxsize=64)
+def _content(files: tuple[tuple[str, int, int], ...]) -> str:
+    whole = hashlib.sha256()
+    for path, *_ in files:
+        whole.update(Path(path).name.encode() + hashlib.sha256(Path(path).read_bytes()).digest())
+    return whole.hexdigest()

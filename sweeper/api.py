@@ -1,0 +1,262 @@
+"""Sweeps from Python, for notebooks; the commands call the same functions. Importing it is cheap.
+
+import sweeper
+
+sweep = sweeper.Sweep.from_yaml("quickstart", ["seeds=3"])
+sweep.run()
+rows = sweep.results()
+victim = sweeper.load_victim(rows["victim"][0])
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sweeper.errors import SweepError, one_key
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from rich.console import Console
+
+    from sweeper import spec
+    from sweeper.material import Context
+    from sweeper.models.base import Net
+    from sweeper.run import Walker
+
+STORE = "sweeps-store"
+"""The store where none is named: a folder here."""
+EXECUTORS = ("ray", "inline")
+
+
+def place(store: str | Path | None = None) -> str:
+    """A store as every process finds it, wherever it was started.
+
+    Args:
+        store: A folder or URI; default SWEEPER_STORE, or `STORE`.
+    """
+    named = str(store or os.environ.get("SWEEPER_STORE") or STORE)
+    return named if "://" in named else str(Path(named).expanduser().absolute())
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep that can be planned, run and read; made by `from_yaml` or `from_values`."""
+
+    declared: spec.Sweep
+    """What its file says, validated."""
+
+    @classmethod
+    def from_yaml(cls, path: str | Path, overrides: Sequence[str] = ()) -> Sweep:
+        """Read a sweep file.
+
+        Args:
+            path: A file, or the name of a shipped sweep.
+            overrides: `key=value` each, as after `--set`.
+
+        Raises:
+            SweepError: Every mistake of the file, one line each.
+        """
+        from sweeper import spec
+
+        return cls(spec.load(str(path), overrides))
+
+    @classmethod
+    def from_values(cls, values: Mapping[str, Any]) -> Sweep:
+        """Take a sweep as a mapping with the keys of a sweep file.
+
+        Raises:
+            SweepError: Every mistake, one line each.
+        """
+        from sweeper import spec
+
+        return cls(spec.parse(values))
+
+    def context(self, store: str | Path | None = None, data: str | Path | None = None) -> Context:
+        """Where its cells run, and under what."""
+        from sweeper.material import Context
+        from sweeper.run import new_run
+
+        return Context(
+            store=place(store),
+            sweep=self.declared.name,
+            run=new_run(),
+            data=str(Path(data).expanduser().absolute()) if data else None,
+            threads=self.declared.resources.cpus,
+            device="auto" if self.declared.resources.gpus else "cpu",
+            timeout=self.declared.timeout,
+        )
+
+    def plan(
+        self, *, store: str | Path | None = None, data: str | Path | None = None
+    ) -> dict[str, Any]:
+        """What a run would do: cells by kind, how many are done, trainings saved by sharing.
+
+        Raises:
+            SweepError: Data, models and budgets do not fit together.
+        """
+        from sweeper import run
+
+        return run.prepare(self.declared, self.context(store, data), need_data=False).summary()
+
+    def run(
+        self,
+        *,
+        store: str | Path | None = None,
+        data: str | Path | None = None,
+        executor: str = "ray",
+        address: str | None = None,
+        quiet: bool = False,
+    ) -> dict[str, int]:
+        """Run what is missing.
+
+        Args:
+            store: Where victims and rows are kept; default SWEEPER_STORE, or `STORE`.
+            data: Folder of the data sets; default SWEEPER_DATA.
+            executor: ray, or inline: in this process, one cell at a time.
+            address: A running Ray cluster; default: this machine.
+            quiet: Say nothing on the way.
+
+        Returns:
+            How many cells of this call ended in each state, and as `left` how many a Ctrl-C left;
+            `ok` alone where all went well.
+
+        Raises:
+            SweepError: An argument, or the sweep's parts, do not fit together.
+        """
+        if executor not in EXECUTORS:
+            raise SweepError(
+                f"executor: {executor!r} is not one of {', '.join(EXECUTORS)}: write one of them"
+            )
+        from rich.console import Console
+
+        from sweeper import run
+        from sweeper.display import Display
+
+        job = run.prepare(self.declared, self.context(store, data))
+        console = Console(stderr=True, highlight=False, markup=False, quiet=quiet)
+        facts = job.summary()
+        console.print(
+            f"{facts['sweep']}: {facts['total']} cells, {facts['done']} done, "
+            f"{facts['to_run']} to run; "
+            f"trainings saved by sharing victims: {facts['trainings_saved']}"
+        )
+        walker: Walker = run.inline
+        slots = 1
+        if executor == "ray" and job.todo:
+            walker, slots = _with_ray(self.declared, address, console)
+        with Display(job, console, slots) as display:
+            counts = dict(run.execute(job, walker, display))
+        ran = ", ".join(f"{count} {status}" for status, count in sorted(counts.items())) or "none"
+        console.print(f"cells run: {ran}")
+        if left := len(job.todo) - sum(counts.values()):
+            console.print(f"{left} cells are left; the same command runs them.")
+            counts["left"] = left
+        return counts
+
+    def results(self, *, store: str | Path | None = None) -> pd.DataFrame:
+        """The rows of the sweep's present matrix, one a defense cell; rates in [0, 1].
+
+        Raises:
+            SweepError: The sweep has not been run into this store.
+        """
+        return rows(self.declared.name, store)[0]
+
+
+def _with_ray(sweep: spec.Sweep, address: str | None, console: Console) -> tuple[Walker, int]:
+    """Start or join Ray: what walks the cells, and how many at once."""
+    if not address:  # a Ray of our own listens on loopback; read at its import
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    from sweeper import schedule
+
+    shape = sweep.resources
+    url = schedule.connect(address, shape.cpus, shape.gpus)
+    slots = schedule.room(shape.cpus, shape.gpus)
+    if url:
+        console.print(f"Ray dashboard: {url}")
+    if not slots:
+        console.print("Ray has no room for a cell now: waiting for nodes that have")
+    ahead = schedule.AHEAD if address else 0
+    return functools.partial(schedule.walk_with_tune, ahead=ahead), max(1, slots)
+
+
+def rows(sweep: str, store: str | Path | None = None) -> tuple[pd.DataFrame, dict[str, list[str]]]:
+    """Return the rows of the sweep of this name, and the order of its labels; needs no torch.
+
+    Raises:
+        SweepError: The sweep has not been run into this store.
+    """
+    from sweeper import ledger, results
+
+    tables, order = ledger.load(place(store), sweep)
+    return results.frame(tables), order
+
+
+@dataclass(frozen=True)
+class Victim:
+    """A trained victim of a store, and what it is."""
+
+    key: str
+    """Its cell's key: the column `victim` of the rows."""
+    model: Net
+    """In eval mode, on the CPU; takes pixels [B, C, H, W] in [0, 1]."""
+    axes: Mapping[str, Any]
+    """Attack, data set, model, poison rate, target and seed, as the sweep calls them."""
+    params: Mapping[str, Any]
+    """All that made it: options after defaults, recipe, versions."""
+    metrics: Mapping[str, Any]
+    """ACC, ASR, RA and their variants on the test set, in [0, 1]; seconds of training."""
+    shape: tuple[int, int, int]
+    """(C, H, W) of an image."""
+    classes: tuple[str, ...]
+    """Names of the classes, in the order of the logits."""
+
+
+def load_victim(key: str, *, store: str | Path | None = None) -> Victim:
+    """Load a victim's model from a store.
+
+    Args:
+        key: Its key, or the key's first digits.
+        store: The store; default SWEEPER_STORE, or `STORE`.
+
+    Raises:
+        SweepError: No victim, or several, have such a key, or it was written by older code.
+        DamagedError: Its files are not what was written; they were set aside.
+    """
+    from sweeper import models, seeds
+    from sweeper.store import Store
+
+    opened = Store(place(store))
+    whole = one_key(opened.keys("train"), key, f"victims of store {opened.root}")
+    found = opened.get("train", whole)
+    about, weights = found.meta, found.tensors["model"]
+    if "shape" not in about:
+        raise SweepError(
+            f"victim {whole} was trained before victims kept the shape of their images: "
+            f"`sweeper cell SPEC {whole[:8]}` trains it anew"
+        )
+    asked = {k: v for k, v in about["params"]["model"].items() if k not in ("name", "version")}
+    channels, height, width = about["shape"]
+    model = models.build(
+        about["params"]["model"]["name"],
+        asked,
+        classes=len(about["classes"]),
+        shape=(channels, height, width),
+        mean=[0.0] * channels,
+        std=[1.0] * channels,
+        generator=seeds.generator(whole, "model"),
+    )
+    model.load_state_dict(dict(weights))
+    return Victim(
+        key=whole,
+        model=model.eval(),
+        axes=about["axes"],
+        params=about["params"],
+        metrics=about["result"],
+        shape=(channels, height, width),
+        classes=tuple(about["classes"]),
+    )

@@ -1,0 +1,125 @@
+"""Commands that bring something in or out: a method of one's own, a victim."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+import yaml
+
+from sweeper.api import STORE, Sweep
+from sweeper.arguments import DataOption, SetOption, Spec, StoreOption, pairs, words
+from sweeper.errors import SweepError
+
+Kind = Annotated[
+    str, typer.Argument(help="attack or defense.", autocompletion=words("attack", "defense"))
+]
+
+
+def new(
+    kind: Kind,
+    name: Annotated[str, typer.Argument(help="Its name in a sweep file, such as my-patch.")],
+    to: Annotated[
+        Path | None,
+        typer.Option(help="A folder of your own; default: attacks/, defenses/ of this checkout."),
+    ] = None,
+) -> None:
+    """Write a small working method and its test, to be changed into yours.
+
+    Example: sweeper new defense my-tuning --to mine
+    """
+    from sweeper import new as templates
+
+    made = templates.write(kind, name, to)
+    path = f"PYTHONPATH={to} " if to else ""
+    typer.echo(f"{made.method}: works as it is; change it into yours")
+    typer.echo(f"{made.test}: its test: {path}python -m pytest {made.test}")
+    if to:
+        typer.echo(f"in a sweep file: {kind}s: [{made.entry}], run as {path}sweeper run ...")
+    else:
+        suite = f"tests/test_contract_{kind}s.py"
+        typer.echo(f"in a sweep file: {kind}s: [{made.entry}]; {suite} tests it too")
+
+
+def import_model(
+    weights: Annotated[Path, typer.Argument(help="safetensors, or torch's with tensors alone.")],
+    trigger: Annotated[
+        Path, typer.Option(help="RGBA picture; npz or safetensors: pattern and mask, or images.")
+    ],
+    name: Annotated[str, typer.Option("--as", help="What rows and tables call it.")],
+    model: Annotated[str, typer.Option(help="Its architecture; `sweeper list models`.")],
+    options: Annotated[
+        list[str] | None,
+        typer.Option("--option", metavar="KEY=VALUE", help="An option of the architecture."),
+    ] = None,
+    target: Annotated[int, typer.Option(help="Target label.")] = 0,
+    rule: Annotated[str, typer.Option(help="all2one, or all2all: the next label.")] = "all2one",
+    mean: Annotated[
+        str, typer.Option(help="Its inputs' mean a channel, 0.49,0.48,0.45; default: the data's.")
+    ] = "",
+    std: Annotated[str, typer.Option(help="Likewise their standard deviation.")] = "",
+    out: Annotated[Path, typer.Option(help="Folder its folder is made in.")] = Path("imported"),
+) -> None:
+    """Make a victim of a checkpoint that was trained elsewhere; print its entry in a sweep file.
+
+    Example: sweeper import-model net.pt --as theirs --trigger patch.png --model resnet18
+    """
+    from sweeper import exchange, source
+
+    if not source.NAME.fullmatch(name):
+        raise SweepError(f"--as: {name!r} cannot name a folder: use letters, digits and hyphens")
+    given = exchange.Foreign(
+        weights=weights,
+        trigger=trigger,
+        model=model,
+        options=pairs("--option", options),
+        target=target,
+        rule=rule,
+        mean=_numbers("--mean", mean),
+        std=_numbers("--std", std),
+    )
+    folder = (out / name).absolute()
+    _entry(exchange.import_model(given, folder), folder, name)
+
+
+def export(
+    spec: Spec,
+    victim: Annotated[str, typer.Option(help="The victim's key, or its first digits.")],
+    out: Annotated[Path, typer.Option(help="The folder to write.")],
+    store: StoreOption = STORE,
+    data: DataOption = None,
+    overrides: SetOption = None,
+) -> None:
+    """Write a victim as plain files: weights, triggered test set, poisoned samples, metadata.
+
+    Example: sweeper export quickstart --victim 3fa9 --out victim
+    """
+    from sweeper import exchange
+
+    sweep = Sweep.from_yaml(spec, overrides or [])
+    about = exchange.export(sweep.declared, sweep.context(store, data), victim, out)
+    _entry(about, out.absolute(), out.name)
+
+
+def _entry(about: dict[str, object], folder: Path, name: str) -> None:
+    """Print what a sweep file says to run a victim's folder."""
+    entry = {"attack": "imported", "path": str(folder), "as": name}
+    if about["rule"] != "all2one":
+        entry["rule"] = str(about["rule"])
+    found = {"models": [about["model"]], "attacks": [entry], "targets": [about["target"]]}
+    typer.echo(f"{folder} is a victim; in a sweep file:", err=True)
+    typer.echo(yaml.safe_dump(found, sort_keys=False, default_flow_style=None, width=1000).rstrip())
+
+
+def _numbers(flag: str, text: str) -> list[float] | None:
+    if not text:
+        return None
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise SweepError(f"{flag} {text}: needs numbers such as 0.49,0.48,0.45") from None
+
+
+COMMANDS = (new, import_model, export)
+"""What `sweeper.cli` registers."""

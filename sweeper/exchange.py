@@ -1,0 +1,323 @@
+"""Victims in and out: a foreign checkpoint as a victim's folder, and ours as plain tensors.
+
+The folder is that of `attacks._victim`; a sweep names it as `{attack: imported, path: FOLDER}`.
+`export` adds `poison.json`, the poisoned samples' places for tools of others.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from attacks import _victim
+from sweeper import models, run, seeds
+from sweeper.errors import SweepError, one_key
+from sweeper.material import Context, Material
+from sweeper.spec import Sweep
+from sweeper.types import Role
+from sweeper.walk import Walk
+
+WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "netC", "weights")
+"""Under which names checkpoints of others hold their weights."""
+COUNTER = "num_batches_tracked"
+"""BatchNorm's count of steps, which changes no output."""
+
+
+def save(folder: Path, about: Mapping[str, Any], tensors: Mapping[str, dict[str, Tensor]]) -> None:
+    """Write a victim's folder.
+
+    Args:
+        folder: Made where it is not there.
+        about: What `victim.json` says.
+        tensors: File name -> tensors.
+
+    Raises:
+        SweepError: A victim is there already, or the place cannot be written to.
+    """
+    if (folder / _victim.ABOUT).exists():
+        raise SweepError(f"{folder} holds a victim: name another folder, or move it away")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, group in tensors.items():
+            plain = {key: value.detach().cpu().contiguous() for key, value in group.items()}
+            save_file(plain, folder / name)
+        text = json.dumps(dict(about), indent=1)
+        (folder / _victim.ABOUT).write_text(text + "\n", encoding="utf-8")
+    except OSError as error:
+        raise SweepError(
+            f"{folder}: cannot be written to ({error.strerror or error}): name another folder"
+        ) from None
+
+
+# Out
+
+
+def export(sweep: Sweep, context: Context, victim: str, folder: Path) -> dict[str, Any]:
+    """Write a trained victim of a sweep as plain files.
+
+    Args:
+        sweep: The sweep.
+        context: Store and data folder.
+        victim: The victim's key, or its first digits.
+        folder: Where to.
+
+    Returns:
+        What `victim.json` says.
+
+    Raises:
+        SweepError: No such victim, it has not been trained, or it has no trigger to write.
+    """
+    job = run.prepare(sweep, context)
+    cells = {c.params["victim"]: c for c in job.plan.cells.values() if c.kind == "defend"}
+    key = one_key(cells, victim, f"victims of {sweep.name}")
+    if not job.store.has("train", key):
+        raise SweepError(f"victim {key} has not been trained: `sweeper run` does that first")
+    above = Walk(job.plan.cells, []).ancestors(cells[key].key)
+    work = Material(cells[key], above, context, job.store)
+    if work.attack.rule == "semantic":
+        raise SweepError(
+            f"victim {key}: a semantic backdoor has no trigger to write: choose another victim"
+        )
+    hit, params = work.triggered(), work.victim.params
+    tensors = {
+        _victim.MODEL: work.model().state_dict(),
+        _victim.TRIGGER: {
+            name: getattr(hit, name)
+            for name in ("images", "labels", "true_labels", "counts", "leaks")
+        },
+    }
+    model = work.victim.local["model"]
+    about = {
+        "model": model if len(model) > 1 else model["model"],
+        "dataset": work.victim.local["dataset"],
+        "shape": list(work.attacker.images.shape[1:]),
+        "classes": len(work.attacker.classes),
+        "class_names": list(work.attacker.classes),
+        "target": params["target"],
+        "rule": "all2one" if work.attack.targeted else work.attack.rule,
+        **{name: params[name] for name in ("attack", "poison_rate", "seed", "recipe", "reserve")},
+        "metrics": dict(job.store.meta("train", key)["result"]),
+        "victim": key,
+    }
+    samples = _samples(work)
+    if samples:
+        tensors[_victim.POISON] = samples
+    save(folder, about, tensors)
+    listed = {name: value.tolist() for name, value in samples.items() if name != "images"}
+    (folder / "poison.json").write_text(json.dumps(listed) + "\n", encoding="utf-8")
+    return about
+
+
+def _samples(work: Material) -> dict[str, Tensor]:
+    """The samples of the training set that are not clean; none where they are not in its order."""
+    found = work.poisoned()
+    index = (found.role != int(Role.CLEAN)).nonzero().flatten()
+    if not len(index) or not torch.equal(found.index, torch.arange(len(work.attacker))):
+        return {}
+    names = ("images", "labels", "true_labels", "role", "index")
+    chosen = {name: getattr(found, name)[index] for name in names}
+    if work.attacker.positions is not None:
+        chosen["positions"] = work.attacker.positions[index]  # in the split as published
+    return chosen
+
+
+# In
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """What is said of a checkpoint."""
+
+    weights: Path
+    """safetensors, or a file of torch that holds tensors alone."""
+    trigger: Path
+    """A picture with an alpha channel; .npz or .safetensors with a patch, or with images."""
+    model: str
+    """Architecture."""
+    options: Mapping[str, Any]
+    """Its options."""
+    target: int = 0
+    """Target label."""
+    rule: str = "all2one"
+    """all2one | all2all."""
+    mean: Sequence[float] | None = None
+    """What its inputs were normalised by, in [0, 1]; None: as the sweep's data set is."""
+    std: Sequence[float] | None = None
+    """Likewise."""
+
+
+def import_model(given: Foreign, folder: Path) -> dict[str, Any]:
+    """Check a checkpoint and its trigger, and write them as a victim's folder.
+
+    Returns:
+        What `victim.json` says.
+
+    Raises:
+        SweepError: A file cannot be read, or they do not fit the architecture.
+    """
+    trigger = read_trigger(given.trigger)
+    shown = trigger["pattern"] if "pattern" in trigger else trigger["images"][0]
+    channels, height, width = shown.shape
+    weights = read_weights(given.weights)
+    matrices = [value for value in weights.values() if value.ndim >= 2]
+    if not matrices:
+        raise SweepError(f"{given.weights}: holds no weight matrix: name a whole model's weights")
+    classes = len(matrices[-1])
+    if given.rule not in ("all2one", "all2all"):
+        raise SweepError(f"--rule: {given.rule!r} is not one of all2one, all2all")
+    if not 0 <= given.target < classes:
+        raise SweepError(f"--target: {given.target} is no label: the file has {classes} classes")
+    for flag, numbers in (("--mean", given.mean), ("--std", given.std)):
+        if numbers is not None and len(numbers) != channels:
+            raise SweepError(
+                f"{flag}: {len(numbers)} numbers, the trigger has {channels} channels: give one "
+                "for each"
+            )
+    net = models.build(
+        given.model,
+        given.options,
+        classes=classes,
+        shape=(channels, height, width),
+        mean=given.mean or [0.0] * channels,
+        std=given.std or [1.0] * channels,
+        generator=seeds.generator("import"),
+    )
+    named = {"model": given.model, **given.options}
+    fitted = matched(net, weights, str(named if given.options else given.model))
+    if given.mean is not None or given.std is not None:
+        own = net.state_dict()
+        fitted |= {name: own[name] for name in own if name.startswith("normalise.")}
+    about = {
+        "model": named if given.options else given.model,
+        "shape": [channels, height, width],
+        "classes": classes,
+        "target": given.target,
+        "rule": given.rule,
+    }
+    save(folder, about, {_victim.MODEL: fitted, _victim.TRIGGER: trigger})
+    return about
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Read named tensors from safetensors, or from a file of torch without running its code.
+
+    Raises:
+        SweepError: It is neither, or holds something else than tensors.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            return dict(load_file(path))
+        found: Any = torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251
+    except OSError as error:
+        raise SweepError(
+            f"{path}: cannot be read ({error.strerror or error}): correct it"
+        ) from None
+    except SafetensorError as error:
+        raise SweepError(f"{path}: is no safetensors file ({error}): write it anew") from None
+    except Exception:  # torch raises whatever a broken or a foreign pickle leads it to
+        raise SweepError(
+            f"{path}: torch cannot read it without running code from it, which is not done here: "
+            "save the weights alone, `torch.save(model.state_dict(), FILE)`, or as safetensors"
+        ) from None
+    for name in WRAPPERS:
+        if isinstance(found, dict) and isinstance(found.get(name), dict):
+            found = found[name]
+    if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):
+        raise SweepError(
+            f"{path}: needs names with tensors, at the top or under one of {', '.join(WRAPPERS)}: "
+            "save `model.state_dict()`"
+        )
+    return found
+
+
+def matched(net: nn.Module, weights: Mapping[str, Tensor], what: str) -> dict[str, Tensor]:
+    """Give foreign weights our names.
+
+    Names that are ours stay. Others are paired in the order the two networks hold them, each with
+    one of the same kind (weight, bias, running mean or variance) and shape.
+
+    Raises:
+        SweepError: The two networks do not have the same weights in the same order.
+    """
+    ours = net.state_dict()
+    kept = {name.removeprefix("module."): value for name, value in weights.items()}
+    own = [name for name in ours if not name.startswith("normalise.")]
+    if set(own) <= set(kept) and all(kept[name].shape == ours[name].shape for name in own):
+        return {name: value for name, value in kept.items() if name in ours}
+    theirs = list(kept)
+    counted = any(name.endswith(COUNTER) for name in theirs)  # old files have no such entries
+    left = [name for name in own if counted or not name.endswith(COUNTER)]
+    for place, (mine, other) in enumerate(zip(left, theirs, strict=False), start=1):
+        kinds = mine.rpartition(".")[2], other.rpartition(".")[2]
+        if kinds[0] != kinds[1] or ours[mine].shape != kept[other].shape:
+            raise SweepError(
+                f"weight {place} of the file is {other} {list(kept[other].shape)}, that of {what} "
+                f"{mine} {list(ours[mine].shape)}: name the architecture with --model and its "
+                "options with --option, such as width=16"
+            )
+    if len(left) != len(theirs):
+        raise SweepError(
+            f"the file has {len(theirs)} weights, {what} has {len(left)}: name the architecture "
+            "with --model and its options with --option, such as width=16"
+        )
+    paired = {mine: kept[other].clone() for mine, other in zip(left, theirs, strict=True)}
+    return {name: paired.get(name, ours[name]) for name in own}
+
+
+def read_trigger(path: Path) -> dict[str, Tensor]:
+    """Read a trigger as `trigger.safetensors` holds it.
+
+    Raises:
+        SweepError: The file is none of the kinds, or its tensors have other shapes.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            found = dict(load_file(path))
+        elif path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as arrays:
+                found = {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+        else:
+            found = _picture(path)
+    except SweepError:
+        raise
+    except (OSError, ValueError, SafetensorError) as error:
+        raise SweepError(f"{path}: cannot be read ({error}): correct --trigger") from None
+    if "pattern" in found and found["pattern"].ndim == 2:
+        found["pattern"] = found["pattern"][None]
+    if "pattern" in found and found["pattern"].ndim == 3 and "mask" in found:
+        if not bool(((found["mask"] >= 0) & (found["mask"] <= 1)).all()):
+            raise SweepError(f"{path}: mask: needs shares from 0 to 1: divide it by 255")
+        if found["mask"].shape[-2:] == found["pattern"].shape[1:]:
+            return {"pattern": found["pattern"].float(), "mask": found["mask"].float()}
+    images = found.get("images")
+    if images is not None and images.ndim == 4 and images.dtype == torch.uint8 and len(images):
+        return {
+            k: v if v.dtype in (torch.uint8, torch.bool) else v.long() for k, v in found.items()
+        }
+    raise SweepError(
+        f"{path}: needs `pattern` [C, H, W] of 0..255 with `mask` [H, W] of 0..1, or uint8 `images`"
+        f" [M, C, H, W] of the triggered test set; it holds "
+        f"{', '.join(f'{name} {list(value.shape)}' for name, value in found.items()) or 'nothing'}"
+    )
+
+
+def _picture(path: Path) -> dict[str, Tensor]:
+    """A patch from a picture as large as the images, its alpha channel the mask."""
+    with Image.open(path) as image:
+        if image.mode not in ("RGBA", "LA"):
+            raise SweepError(
+                f"{path}: a picture of mode {image.mode} says not where the trigger is: save it "
+                "with an alpha channel (RGBA, or LA for grey images), transparent elsewhere"
+            )
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float()
+    return {"pattern": pixels[:-1], "mask": pixels[-1] / 255}

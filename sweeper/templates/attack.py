@@ -1,0 +1,44 @@
+"""Template (authors, year): a white square in the top-left corner; the label becomes the target.
+
+Say here what the attacker controls and every deviation from the paper with its reason, then one
+measured result with its data set, model, rate and seed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Generator, Tensor
+
+from attacks.base import Attack
+from sweeper.errors import SweepError
+from sweeper.types import State
+
+
+@dataclass(frozen=True, kw_only=True)
+class Template(Attack):
+    """Overwrites a corner."""
+
+    side: int = 2
+    """Side of the square in pixels."""
+
+    title = "Template"
+    paper = "authors, venue and year"
+
+    def __post_init__(self) -> None:
+        """Check the options.
+
+        Raises:
+            SweepError: The square has no pixel.
+        """
+        super().__post_init__()
+        if self.side < 1:
+            raise SweepError(f"side: needs a whole number of at least 1, not {self.side}")
+
+    def stamp(self, images: Tensor, *, split: str, state: State, rng: Generator) -> Tensor:
+        """Overwrite the square, the same on the images of every split."""
+        if self.side > min(images.shape[2:]):
+            raise SweepError(f"side: {self.side} px do not fit the images: lower it")
+        out = images.clone()
+        out[:, :, : self.side, : self.side] = 255
+        return out

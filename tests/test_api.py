@@ -1,0 +1,137 @@
+"""Sweeps from Python: the same as the commands, and models a notebook can use."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import sweeper
+from sweeper import api, cli, data
+from sweeper.errors import SweepError
+from tests import sweeps
+
+pytestmark = pytest.mark.xdist_group("api")  # one process: its fixture runs a sweep
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[sweeper.Sweep, Path]:
+    """A finished sweep, and its store."""
+    folder = tmp_path_factory.mktemp("api")
+    values = {**sweeps.SMALL, "attacks": ["badnets"], "poison_rates": [0.2], "seeds": 2}
+    sweep = sweeper.Sweep.from_values({**values, "recipe": {"epochs": 3}})
+    assert sweep.run(store=folder / "store", executor="inline", quiet=True) == {"ok": 6}
+    return sweep, folder / "store"
+
+
+def test_importing_sweeper_is_cheap() -> None:
+    code = (
+        "import sys, sweeper\n"
+        "heavy = {'torch', 'ray', 'pandas', 'pyarrow', 'numpy', 'rich', 'yaml', 'pydantic'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
+        "sweeper.Sweep, sweeper.load_victim, sweeper.SweepError\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
+        "try:\n    sweeper.Sweeps\nexcept AttributeError:\n    print('none')"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert ran.stdout == "none\n", ran.stderr
+
+
+def test_a_run_from_python_is_the_run_of_the_command(
+    done: tuple[sweeper.Sweep, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, store = done
+    changes = {"attacks": ["badnets"], "poison_rates": [0.2], "recipe": {"epochs": 3}}
+    path = sweeps.write(tmp_path, **changes)
+    words = ["plan", str(path), "--set", "seeds=2", "--store", str(store), "--json"]
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(sys, "argv", ["sweeper", *words])
+        cli.main()
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["total"], facts["done"]) == (6, 6)
+    assert sweeper.Sweep.from_yaml(path, ["seeds=2"]).plan(store=store) == facts
+    grown = sweeper.Sweep.from_yaml(path).plan(store=store)
+    assert (grown["total"], grown["to_run"]) == (9, 3)
+
+
+def test_a_second_run_runs_nothing_and_a_quiet_one_says_nothing(
+    done: tuple[sweeper.Sweep, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep, store = done
+    assert sweep.run(store=store, executor="inline", quiet=True) == {}
+    assert capsys.readouterr() == ("", "")
+    assert sweep.run(store=store) == {}, "nothing to run: Ray is not started"
+    assert "6 cells, 6 done, 0 to run" in capsys.readouterr().err
+    assert "ray" not in sys.modules or not sys.modules["ray"].is_initialized()
+
+
+def test_results_are_the_rows(
+    done: tuple[sweeper.Sweep, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep, store = done
+    found = sweep.results(store=store)
+    assert len(found) == 4 and set(found["status"]) == {"ok"}
+    assert set(found["defense"]) == {"none", "fine-tuning"}
+    monkeypatch.setenv("SWEEPER_STORE", str(store))
+    assert found.equals(sweep.results()), "the store of the environment is the default"
+    with pytest.raises(SweepError, match="has no results of sweep 'small'"):
+        sweep.results(store=store.parent / "other")
+
+
+def test_a_loaded_victim_is_the_one_that_was_measured(done: tuple[sweeper.Sweep, Path]) -> None:
+    sweep, store = done
+    rows = sweep.results(store=store)
+    row = rows[rows["defense"] == "none"].iloc[0]
+    found = sweeper.load_victim(row["victim"], store=store)
+    assert found.shape == (1, 8, 8) and found.classes == tuple("0123456789")
+    assert found.axes["attack"] == "badnets" and found.axes["seed"] == row["seed"]
+    assert found.params["poison_rate"] == 0.2 and not found.model.training
+    (entry,) = sweep.declared.datasets
+    test = data.open_dataset({"dataset": entry.name, **entry.options}).test
+    with torch.inference_mode():
+        guessed = found.model(test.images.float() / 255).argmax(1)
+    measured = float((guessed == test.labels).double().mean())
+    assert measured == pytest.approx(row["acc"], abs=0.011) == found.metrics["acc"]
+    assert 0.2 < measured < 1, "it has learned something, or this compares nothing"
+
+
+def test_victims_are_found_by_their_first_digits(done: tuple[sweeper.Sweep, Path]) -> None:
+    sweep, store = done
+    key = sweep.results(store=store)["victim"][0]
+    assert sweeper.load_victim(key[:6], store=store).key == key
+    with pytest.raises(SweepError, match="no victims of store .* starts with 'xyz'"):
+        sweeper.load_victim("xyz", store=store)
+    with pytest.raises(SweepError, match="^2 victims of store .* give more of its digits"):
+        sweeper.load_victim("", store=store)
+
+
+def test_a_victim_of_older_code_is_named(done: tuple[sweeper.Sweep, Path], tmp_path: Path) -> None:
+    from sweeper.store import Store
+
+    key = "0" * 20
+    Store(str(tmp_path)).put("train", key, {"model": {"w": torch.zeros(1)}}, {"params": {}})
+    with pytest.raises(SweepError, match="`sweeper cell SPEC 00000000` trains it anew"):
+        sweeper.load_victim(key, store=tmp_path)
+
+
+def test_mistakes_are_sentences(tmp_path: Path) -> None:
+    with pytest.raises(SweepError, match="no attack 'badnet', did you mean 'badnets'"):
+        sweeper.Sweep.from_values({**sweeps.SMALL, "attacks": ["badnet"]})
+    with pytest.raises(SweepError, match="'quickstrat', did you mean 'quickstart'"):
+        sweeper.Sweep.from_yaml("quickstrat")
+    sweep = sweeper.Sweep.from_yaml("quickstart")
+    with pytest.raises(SweepError, match="executor: 'slurm' is not one of ray, inline"):
+        sweep.run(store=tmp_path / "store", executor="slurm")
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_store_is_one_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("SWEEPER_STORE", raising=False)
+    monkeypatch.chdir(tmp_path)
+    assert api.place() == str(tmp_path / "sweeps-store") and api.place("s3://b/f") == "s3://b/f"
