@@ -190,6 +190,10 @@ def test_triggered_images_are_measured_as_they_are(foreign: Path, tmp_path: Path
     hit = attack.trigger_set(test, {}, seeds.generator("t"))
     assert torch.equal(hit.true_labels, test.labels[index]) and torch.equal(hit.images, images)
     assert bool(hit.counts.all()) and set(hit.labels.tolist()) == {0}
+    np.savez(path, images=images.numpy(), index=index.numpy(), labels=index.numpy() * 0 + 2)
+    exchange.import_model(arguments(foreign, trigger=path), tmp_path / "again")
+    told = Imported(path=str(tmp_path / "again")).trigger_set(test, {}, seeds.generator("t"))
+    assert set(told.labels.tolist()) == {2}, "labels the file gives are kept"
     with pytest.raises(SweepError, match="no other image can be triggered"):
         attack.stamp(test.images, split="train", state={}, rng=seeds.generator("s"))
     with pytest.raises(SweepError, match="a test split of 5: import the victim with"):
