@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
 import inspect
@@ -85,6 +86,16 @@ def make(kind: str, name: str, asked: Mapping[str, Any], **axes: Any) -> Any:
     if kind == "attack" and not asked.get("rule"):
         asked["rule"] = cls.rules[0]
     return options.construct(cls, asked, name, **axes)
+
+
+def ready(kind: str) -> list[str]:
+    """Return the names of the methods that can be built without an option."""
+    found = []
+    for name in names(kind):
+        with contextlib.suppress(SweepError):
+            make(kind, name, {})
+            found.append(name)
+    return found
 
 
 def describe(kind: str) -> list[dict[str, Any]]:

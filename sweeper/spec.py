@@ -128,10 +128,10 @@ def _chain(item: dict[str, Any]) -> dict[str, Any]:
 
 
 def _every(kind: str, value: Any) -> Any:
-    """`all` stands for every attack or defense there is, each with its defaults."""
+    """`all` stands for every attack or defense that needs no option, each with its defaults."""
     from sweeper import catalog  # here: it imports torch
 
-    return catalog.names(kind) if value == "all" else value
+    return catalog.ready(kind) if value == "all" else value
 
 
 Datasets = list[Annotated[Entry, BeforeValidator(functools.partial(_entry, "dataset"))]]
