@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import importlib
 import inspect
@@ -89,13 +88,13 @@ def make(kind: str, name: str, asked: Mapping[str, Any], **axes: Any) -> Any:
 
 
 def ready(kind: str) -> list[str]:
-    """Return the names of the methods that can be built without an option."""
-    found = []
-    for name in names(kind):
-        with contextlib.suppress(SweepError):
-            make(kind, name, {})
-            found.append(name)
-    return found
+    """Return the names of the methods that need no option."""
+
+    def needs(name: str) -> bool:
+        fields = dataclasses.fields(method(kind, name))
+        return any(item.metadata.get("required") for item in fields)
+
+    return [name for name in names(kind) if not needs(name)]
 
 
 def describe(kind: str) -> list[dict[str, Any]]:
