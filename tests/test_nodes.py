@@ -39,16 +39,9 @@ class Striking(sweeps.Silent):
         super().__init__()
         self.after = after
         self.strike = strike
-        self.most = 0
-        self.running: set[str] = set()
-
-    def started(self, cell: Any, progress: Any = None) -> None:
-        self.running.add(cell.key)
-        self.most = max(self.most, len(self.running))
 
     def finished(self, cell: Any, result: Any) -> None:
         super().finished(cell, result)
-        self.running.discard(cell.key)
         if len(self.cells) == self.after:
             self.strike()
 
