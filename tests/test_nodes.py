@@ -1,9 +1,16 @@
-"""Several nodes, of which one is lost in mid-run."""
+"""Several nodes: one is lost in mid-run; a cluster grows from a head that runs no cell."""
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
+import shutil
 import signal
+import subprocess
+import sys
+import tempfile
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -11,6 +18,7 @@ from typing import Any
 
 import pytest
 import ray
+from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
 
 from sweeper import run
 from tests import sweeps
@@ -89,3 +97,85 @@ def test_a_node_that_is_killed_costs_only_the_cells_it_ran(tmp_path: Path) -> No
     assert 4 <= attempts <= 5, "4 cells, of which the lost node ran at most one"
     sweeps.inline(path, tmp_path / "undisturbed")
     sweeps.assert_same(sweeps.frame(store), sweeps.frame(tmp_path / "undisturbed"))
+
+
+@contextlib.contextmanager
+def growing(folder: Path) -> Iterator[str]:
+    """A head without CPUs and Ray's autoscaler with pretended machines of one CPU, two at most.
+
+    Ray's own `AutoscalingCluster` stops every Ray of the machine; this one only its own.
+    """
+    lists = (
+        "cluster_synced_files rsync_exclude rsync_filter initialization_commands setup_commands "
+        "head_setup_commands worker_setup_commands head_start_ray_commands "
+        "worker_start_ray_commands"
+    )
+    config = {
+        "cluster_name": "fake",
+        "max_workers": 2,
+        "idle_timeout_minutes": 1,
+        "provider": {
+            "type": "fake_multinode",
+            "head_node_id": FAKE_HEAD_NODE_ID,
+            "disable_node_updaters": True,
+            "disable_launch_config_check": True,
+        },
+        "available_node_types": {
+            "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
+            "worker": {
+                "resources": {"CPU": 1, "object_store_memory": 200_000_000},
+                "node_config": {},
+                "min_workers": 0,
+                "max_workers": 2,
+            },
+        },
+        "head_node_type": "ray.head.default",
+        "upscaling_speed": 1.0,
+        "auth": {"ssh_user": "nobody"},
+        "docker": {},
+        "file_mounts_sync_continuously": False,
+        "file_mounts": {},
+        **dict.fromkeys(lists.split(), []),
+    }
+    path = folder / "cluster.json"
+    path.write_text(json.dumps(config))
+    words = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block"]
+    words += ["--num-cpus=0", "--port=6379", "--include-dashboard=false", "--disable-usage-stats"]
+    words += [f"--autoscaling-config={path}", "--object-store-memory=200000000"]
+    temporary = tempfile.mkdtemp(prefix="ray-")  # a socket's path must be short
+    log = folder / "ray.log"
+    with log.open("wb") as out:
+        head = subprocess.Popen(
+            [*words, f"--temp-dir={temporary}"],
+            stdout=out,
+            stderr=out,
+            start_new_session=True,
+            env=os.environ | {"AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_FAKE_CLUSTER": "1"},
+        )
+    try:
+        deadline = time.monotonic() + 120
+        while "--address='" not in log.read_text():
+            assert head.poll() is None and time.monotonic() < deadline, log.read_text()
+            time.sleep(0.5)
+        yield log.read_text().partition("--address='")[2].partition("'")[0]
+    finally:
+        ray.shutdown()  # before its head goes, which would end this process
+        head.terminate()
+        head.wait(60)
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def test_a_cluster_grows_with_the_sweep(tmp_path: Path) -> None:
+    from sweeper import schedule
+
+    with growing(tmp_path) as address:
+        schedule.connect(address, 1)
+        assert schedule.room(1, 0) == 0, "the head runs no cell"
+        seen: list[int] = []
+        watcher = Striking(6, lambda: seen.append(schedule.room(1, 0)))
+        path = sweep(tmp_path)
+        job = sweeps.prepared(path, tmp_path / "store", cache=os.environ.get("SWEEPER_CACHE"))
+        counts = run.execute(job, partial(schedule.walk_with_tune, ahead=schedule.AHEAD), watcher)
+    assert counts == {"ok": 16} and seen == [2], "machines came because cells waited"
+    sweeps.inline(path, tmp_path / "undisturbed")
+    sweeps.assert_same(sweeps.frame(tmp_path / "store"), sweeps.frame(tmp_path / "undisturbed"))
