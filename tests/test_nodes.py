@@ -1,0 +1,181 @@
+"""Several nodes: one is lost in mid-run; a cluster grows from a head that runs no cell."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
+
+from sweeper import run
+from tests import sweeps
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore"),
+    pytest.mark.xdist_group("nodes"),
+]
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def shared(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """All nodes are this machine, so a folder is a shared store; no Ray is left behind."""
+    monkeypatch.setenv("SWEEPER_SHARED_STORE", "1")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
+    yield
+    ray.shutdown()
+
+
+class Striking(sweeps.Silent):
+    """Does something once, when so many cells have ended."""
+
+    def __init__(self, after: int, strike: Any) -> None:
+        super().__init__()
+        self.after = after
+        self.strike = strike
+
+    def finished(self, cell: Any, result: Any) -> None:
+        super().finished(cell, result)
+        if len(self.cells) == self.after:
+            self.strike()
+
+
+def sweep(folder: Path) -> Path:
+    """3 x 4 cells, of which those of `counted` leave a mark at every attempt."""
+    counted = {"defense": "tests.faulty:Faulty", "as": "counted", "marks": str(folder)}
+    slow = {"defense": "fine-tuning", "epochs": 30, "as": "slow"}
+    defenses = ["none", counted, slow]
+    return sweeps.write(folder, attacks=["badnets"], defenses=defenses, poison_rates=[0.1], seeds=4)
+
+
+def test_a_node_that_is_killed_costs_only_the_cells_it_ran(tmp_path: Path) -> None:
+    from ray.cluster_utils import Cluster
+
+    from sweeper import schedule
+
+    nodes = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
+    )
+    try:
+        lost, _ = nodes.add_node(num_cpus=1), nodes.add_node(num_cpus=1)
+        schedule.connect(nodes.address, 1)
+        assert schedule.room(1, 0) == 3
+        store = tmp_path / "store"
+        done: dict[Path, int] = {}
+
+        def strike() -> None:
+            for kind in ("train", "defend"):
+                for made in (store / "artifacts" / kind).glob("*/manifest.json"):
+                    done[made] = made.stat().st_mtime_ns
+            os.kill(lost.all_processes["raylet"][0].process.pid, signal.SIGKILL)
+
+        watcher = Striking(5, strike)
+        path = sweep(tmp_path)
+        job = sweeps.prepared(path, store, cache=os.environ.get("SWEEPER_CACHE"))
+        counts = run.execute(job, partial(schedule.walk_with_tune, ahead=schedule.AHEAD), watcher)
+        assert counts == {"ok": 16}
+        assert lost.all_processes["raylet"][0].process.wait(30) == -signal.SIGKILL
+    finally:
+        ray.shutdown()
+        nodes.shutdown()
+    assert len(done) >= 5 and {path: path.stat().st_mtime_ns for path in done} == done
+    attempts = len(list(tmp_path.glob("Faulty-*")))
+    assert 4 <= attempts <= 5, "4 cells, of which the lost node ran at most one"
+    sweeps.inline(path, tmp_path / "undisturbed")
+    sweeps.assert_same(sweeps.frame(store), sweeps.frame(tmp_path / "undisturbed"))
+
+
+@contextlib.contextmanager
+def growing(folder: Path) -> Iterator[str]:
+    """A head without CPUs and Ray's autoscaler with pretended machines of one CPU, two at most.
+
+    Ray's own `AutoscalingCluster` stops every Ray of the machine; this one only its own.
+    """
+    lists = (
+        "cluster_synced_files rsync_exclude rsync_filter initialization_commands setup_commands "
+        "head_setup_commands worker_setup_commands head_start_ray_commands "
+        "worker_start_ray_commands"
+    )
+    config = {
+        "cluster_name": "fake",
+        "max_workers": 2,
+        "idle_timeout_minutes": 1,
+        "provider": {
+            "type": "fake_multinode",
+            "head_node_id": FAKE_HEAD_NODE_ID,
+            "disable_node_updaters": True,
+            "disable_launch_config_check": True,
+        },
+        "available_node_types": {
+            "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
+            "worker": {
+                "resources": {"CPU": 1, "object_store_memory": 200_000_000},
+                "node_config": {},
+                "min_workers": 0,
+                "max_workers": 2,
+            },
+        },
+        "head_node_type": "ray.head.default",
+        "upscaling_speed": 1.0,
+        "auth": {"ssh_user": "nobody"},
+        "docker": {},
+        "file_mounts_sync_continuously": False,
+        "file_mounts": {},
+        **dict.fromkeys(lists.split(), []),
+    }
+    path = folder / "cluster.json"
+    path.write_text(json.dumps(config))
+    words = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block"]
+    words += ["--num-cpus=0", "--port=6379", "--include-dashboard=false", "--disable-usage-stats"]
+    words += [f"--autoscaling-config={path}", "--object-store-memory=200000000"]
+    temporary = tempfile.mkdtemp(prefix="ray-")  # a socket's path must be short
+    log = folder / "ray.log"
+    with log.open("wb") as out:
+        head = subprocess.Popen(
+            [*words, f"--temp-dir={temporary}"],
+            stdout=out,
+            stderr=out,
+            start_new_session=True,
+            env=os.environ | {"AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_FAKE_CLUSTER": "1"},
+        )
+    try:
+        deadline = time.monotonic() + 120
+        while "--address='" not in log.read_text():
+            assert head.poll() is None and time.monotonic() < deadline, log.read_text()
+            time.sleep(0.5)
+        yield log.read_text().partition("--address='")[2].partition("'")[0]
+    finally:
+        ray.shutdown()  # before its head goes, which would end this process
+        head.terminate()
+        head.wait(60)
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def test_a_cluster_grows_with_the_sweep(tmp_path: Path) -> None:
+    from sweeper import schedule
+
+    with growing(tmp_path) as address:
+        schedule.connect(address, 1)
+        assert schedule.room(1, 0) == 0, "the head runs no cell"
+        seen: list[int] = []
+        watcher = Striking(6, lambda: seen.append(schedule.room(1, 0)))
+        path = sweep(tmp_path)
+        job = sweeps.prepared(path, tmp_path / "store", cache=os.environ.get("SWEEPER_CACHE"))
+        counts = run.execute(job, partial(schedule.walk_with_tune, ahead=schedule.AHEAD), watcher)
+    assert counts == {"ok": 16} and seen == [2], "machines came because cells waited"
+    sweeps.inline(path, tmp_path / "undisturbed")
+    sweeps.assert_same(sweeps.frame(tmp_path / "store"), sweeps.frame(tmp_path / "undisturbed"))
