@@ -25,3 +25,11 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("SWEEPER_CACHE", str(tmp_path_factory.mktemp("decoded")))
         yield
     torch.set_num_threads(before)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep the contract tests of one method in one process, so that its state is learned once."""
+    for item in items:
+        name = getattr(item, "callspec", None) and item.callspec.params.get("name")
+        if name and item.path.name.startswith("test_contract_"):
+            item.add_marker(pytest.mark.xdist_group(f"{item.path.stem} {name}"))
