@@ -15,7 +15,7 @@ from defenses._outputs import convolutions
 from defenses.cbd import CBD, Weighted, weights
 from defenses.fine_tuning import FrozenInEval
 from defenses.none_training import NONE, gaps, natural_break, readers, reset
-from sweeper import catalog, metrics, seeds, training
+from sweeper import catalog, seeds, training
 from sweeper.errors import SweepError
 
 
@@ -25,15 +25,6 @@ def draws(*shape: int, name: str = "draws") -> Tensor:
 
 GREY: dict[str, Any] = {"shape": toys.GREY}
 """Of a toy victim on small images, on which trainings take less than a second."""
-
-
-def rank(scores: Tensor | None) -> float:
-    """AUROC of scores of the small toy training set for its poisoned samples."""
-    assert scores is not None
-    poisoned = toys.poisoned_set(**GREY).role == 1
-    found = metrics.auroc(scores.double().numpy(), poisoned.numpy())
-    assert found is not None
-    return found
 
 
 @pytest.mark.parametrize(
@@ -183,7 +174,7 @@ def test_with_nothing_to_reset_or_drop_none_is_plain_training_and_tuning() -> No
 def test_none_drops_what_carries_the_toy_trigger_and_loses_the_backdoor() -> None:
     asked = NONE(share=0.1, epochs=8, lr=0.05, tune_epochs=4, tune_lr=0.01, batch=32)
     outcome = asked.defend(toys.case(NONE.sees, **GREY))
-    assert rank(outcome.scores) > 0.95
+    assert toys.auroc(outcome.scores) > 0.95
     poisoned = toys.poisoned_set(**GREY).role == 1
     assert outcome.flagged is not None and outcome.model is not None
     assert float((outcome.flagged == poisoned).float().mean()) > 0.95
@@ -238,7 +229,9 @@ def test_the_confounder_stays_as_it_was_and_leaves_nothing_behind() -> None:
 def test_cbd_does_not_learn_what_the_confounder_has_learned() -> None:
     case, asked = toys.case(CBD.sees, **GREY), CBD(confounder_epochs=2, epochs=6, lr=0.01, batch=16)
     outcome, without = asked.defend(case), replace(asked, confounder_epochs=0).defend(case)
-    assert rank(outcome.scores) > 0.8 and outcome.model is not None and without.model is not None
+    assert (
+        toys.auroc(outcome.scores) > 0.8 and outcome.model is not None and without.model is not None
+    )
     ask = toys.oracle(**GREY)
     (acc, asr), (_, plain) = ask(outcome.model), ask(without.model)
     assert asr < 0.1 and plain > 0.9 and acc > 0.3, (acc, asr, plain)

@@ -22,7 +22,7 @@ from defenses.confusion_training import (
     rarity,
     ratio,
 )
-from sweeper import catalog, metrics, seeds
+from sweeper import catalog, seeds
 from sweeper.errors import SweepError
 
 
@@ -32,15 +32,6 @@ def draws(*shape: int, name: str = "draws") -> Tensor:
 
 GREY: dict[str, Any] = {"shape": toys.GREY}
 """Of a toy victim on small images, on which trainings take less than a second."""
-
-
-def rank(scores: Tensor | None) -> float:
-    """AUROC of scores of the small toy training set for its poisoned samples."""
-    assert scores is not None
-    poisoned = toys.poisoned_set(**GREY).role == 1
-    found = metrics.auroc(scores.double().numpy(), poisoned.numpy())
-    assert found is not None
-    return found
 
 
 @pytest.mark.parametrize(
@@ -161,7 +152,7 @@ def test_ct_finds_the_toy_trigger() -> None:
     )
     outcome = asked.defend(toys.case(asked.sees, **GREY))
     assert outcome.notes["left"][0] == 240 and 120 <= outcome.notes["left"][1] < 130
-    assert rank(outcome.scores) > 0.95 and outcome.flagged is not None
+    assert toys.auroc(outcome.scores) > 0.95 and outcome.flagged is not None
     poisoned = toys.poisoned_set(**GREY).role == 1
     assert float((outcome.flagged == poisoned).float().mean()) > 0.95
 
@@ -240,7 +231,7 @@ def test_agpd_flags_the_poisoned_samples_of_the_target_alone() -> None:
     outcome = AGPD().defend(toys.case(AGPD.sees, **GREY))
     roles = toys.poisoned_set(**GREY)
     assert outcome.notes["classes"] == [0]
-    assert rank(outcome.scores) > 0.9
+    assert toys.auroc(outcome.scores) > 0.9
     assert outcome.flagged is not None and not outcome.flagged[roles.labels != 0].any()
     assert float(outcome.flagged[roles.role == 1].float().mean()) > 0.9
     clean = (roles.role == 0) & (roles.labels == 0)

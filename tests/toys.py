@@ -20,7 +20,7 @@ from sweeper import catalog, metrics, models, options, seeds, training
 from sweeper.models.base import Net
 from sweeper.recipes import Recipe
 from sweeper.training import Hooks
-from sweeper.types import Facts, ImageSet, Poisoned, State
+from sweeper.types import Facts, ImageSet, Poisoned, Role, State
 
 CPU = torch.device("cpu")
 COLOUR = (3, 32, 32)
@@ -182,6 +182,15 @@ def oracle(
         return float(found["acc"] or 0), float(found["asr"] or 0)
 
     return ask
+
+
+def auroc(scores: Tensor | None, shape: tuple[int, int, int] = GREY) -> float:
+    """AUROC of scores of the toy training set for its poisoned samples."""
+    assert scores is not None
+    poisoned = poisoned_set(shape=shape).role == int(Role.POISON)
+    found = metrics.auroc(scores.double().numpy(), poisoned.numpy())
+    assert found is not None
+    return found
 
 
 class ToyLab:
