@@ -65,31 +65,36 @@ def sweep(folder: Path, cells: int) -> Path:
     return path
 
 
-def timed(folder: Path, cells: int) -> float:
-    """Seconds of `sweeper run` from start to table."""
+def run(folder: Path, cells: int) -> float:
+    """Seconds of `sweeper run` from start to table; what the store has is not run again."""
     words = ["run", str(sweep(folder, cells)), "--store", str(folder / "store")]
     start = time.perf_counter()
     subprocess.run([sys.executable, "-m", "sweeper.cli", *words], check=True, capture_output=True)
     return time.perf_counter() - start
 
 
-def rows() -> list[dict[str, Any]]:
-    """ms a cell end to end, start-up included and not, and ms a Tune trial."""
-    with tempfile.TemporaryDirectory() as place:
-        first = timed(Path(place), 2)
-        whole = timed(Path(place), CELLS)
-        memory = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
-    trials = max(20, CELLS // 100)
+def peer(trials: int) -> float:
+    """Seconds of a Tuner over this many trials, Ray being started."""
     with tempfile.TemporaryDirectory() as place:
         words = [sys.executable, "-c", PEER, str(trials), place]
         said = subprocess.run(words, check=True, capture_output=True, text=True).stdout
-    peer = float(said.rpartition("seconds")[2])
+    return float(said.rpartition("seconds")[2])
+
+
+def rows() -> list[dict[str, Any]]:
+    """ms a cell and ms a Tune trial, with and without what a run costs once."""
+    with tempfile.TemporaryDirectory() as place:
+        run(Path(place), 1)  # trains the victim
+        once, whole = run(Path(place), 2), run(Path(place), 2 + CELLS)
+        memory = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+    trials = max(20, CELLS // 100)
+    few, many = peer(2), peer(2 + trials)
+    found = [
+        ("cells, all of a run", CELLS, whole),
+        ("cells, each more", CELLS, whole - once),
+        ("Tune trials, each more", trials, many - few),
+    ]
     return [
-        {"what": f"{CELLS} cells, start-up included", "ms": round(1000 * whole / CELLS, 1)},
-        {
-            "what": f"{CELLS} cells, less a run of two",
-            "ms": round(1000 * (whole - first) / (CELLS - 2), 1),
-        },
-        {"what": f"{trials} Tune trials, default loggers", "ms": round(1000 * peer / trials, 1)},
-        {"what": "largest process, MB", "ms": round(memory)},
+        *({"what": w, "number": n, "ms each": round(1000 * t / n, 1)} for w, n, t in found),
+        {"what": "MB of the largest process", "number": round(memory)},
     ]
