@@ -84,13 +84,14 @@ class Chained(Defense):
     """What the defense itself sees."""
 
     def __post_init__(self) -> None:
-        """See and require what the detector does too.
+        """See and require what the detector does too; all its options become part of the key.
 
         Raises:
             SweepError: There is no such detector, or it detects no training samples.
         """
         name, made = detector(self.detect)
         self.accept(name, made)
+        object.__setattr__(self, "detect", {"defense": name, **options.canonical(made)})
         object.__setattr__(self, "sees", self.acts | made.sees)
         object.__setattr__(self, "requires", made.requires)
 

@@ -16,7 +16,7 @@ Deviations, each with its reason:
 - The factor 2, the bound 0.5 and the expert's learning rate are those of ResNet-18 on CIFAR-10;
   presets have those of other networks and of GTSRB.
 - The expert's one pass is 16 updates of the release's 2,000 images; a smaller budget makes fewer
-  and needs more passes (`small`).
+  and needs more passes at a higher rate (`small`).
 """
 
 from __future__ import annotations

@@ -49,8 +49,9 @@ class Unlearn(Chained):
             raise SweepError("epochs and lr >= 0; batch >= 1")
         if self.bound is not None and self.bound <= 0:
             raise SweepError(f"bound: {self.bound:g} is not above 0; leave it out for none")
-        if self.own:
-            object.__setattr__(self, "sees", self.own.sees)
+        if own := self.own:
+            object.__setattr__(self, "sees", own.sees)
+            object.__setattr__(self, "version", own.version)
 
     @property
     def own(self) -> Defense | None:

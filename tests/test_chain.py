@@ -14,7 +14,7 @@ from defenses.base import Case
 from defenses.neural_cleanse import NeuralCleanse
 from defenses.retrain import Retrain
 from defenses.unlearn import Unlearn
-from sweeper import spec
+from sweeper import options, spec
 from sweeper.errors import SweepError
 from sweeper.types import Role
 
@@ -132,6 +132,9 @@ def test_unlearning_behind_neural_cleanse_is_its_own() -> None:
 def test_the_detector_is_part_of_the_stage_as_it_is_after_defaults() -> None:
     one, other = Retrain(detect="scan").stage(), Unlearn(detect={"defense": "scan"}).stage()
     assert one == other
+    assert Retrain(detect="scan") == Retrain(detect={"defense": "scan"}), "two ways to say one"
+    own = options.canonical(Unlearn(detect="neural-cleanse"))["detect"]
+    assert own == {"defense": "neural-cleanse", **options.canonical(NeuralCleanse())}
     assert one != Retrain(detect="spectre").stage()
 
 
