@@ -12,6 +12,8 @@ Deviations, each with its reason:
 - The exclusionary reclassification of the paper, a training without the cluster, is left out.
 - The score of a sample, which the paper does not define, is how much nearer it lies to the centre
   of the smaller cluster, in units of the centres' distance, times the class's silhouette.
+- The size rule supposes that poison is a minority of its class. At 10 % of ten equal classes, all
+  into one, it is half of it: nothing can be flagged, while the score still tells the two apart.
 - Classes with fewer samples than `least` are not judged: their scores are 0.
 """
 

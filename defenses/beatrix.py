@@ -3,13 +3,16 @@
 The defender sees the model, the poisoned training set and clean images. Of each image the feature
 map before the last stage gives Gram matrices of eight orders; entries outside the range of clean
 images of the class add up to a deviation. In an infected class the deviating images have features
-of another distribution: a kernel MMD that stands out among the classes.
+of another distribution: a kernel two-sample statistic that stands out among the classes.
 
 Deviations, each with its reason:
 
 - Order p takes powers of the features and then the root, as in the paper. BackdoorBench takes the
   root of one and the same matrix (`backdoorbench`).
 - Only classes above the median are flagged; BackdoorBench's index has two sides.
+- The discrepancy is the unbiased one times n m / (n + m), the statistic of a two-sample test: the
+  plain one is largest where two or three clean images deviate, so that no class stands out
+  (`weighted: false`, also in `backdoorbench`).
 - The score of a sample is its deviation over the threshold of its class; a class is the one
   predicted, for clean and for training images. A class that is predicted of fewer than two clean
   images takes the limits and threshold of the class with the highest threshold.
@@ -130,19 +133,31 @@ def held_out(clean: Tensor, channels: int) -> Tensor:
     return found
 
 
-def mmd(one: Tensor, other: Tensor) -> float:
+def mmd(one: Tensor, other: Tensor, weighted: bool = True) -> float:
     """Squared mean discrepancy of two samples [N, D], [M, D] under two Gaussian kernels.
 
     Their widths are the median distance of all points and twice that; 0 for fewer than two points.
+
+    Args:
+        one: float64 [N, D].
+        other: float64 [M, D].
+        weighted: The unbiased estimate times N M / (N + M), else the biased one alone.
     """
-    if min(len(one), len(other)) < 2:
+    first, second = len(one), len(other)
+    if min(first, second) < 2:
         return 0.0
     both = torch.cat([one, other])
     squares = torch.cdist(both, both).square()
     width = squares[squares > 0].median() if bool((squares > 0).any()) else squares.new_ones(())
     kernel = (-squares / (2 * width)).exp() + (-squares / (8 * width)).exp()
-    side = torch.cat([both.new_full((len(one),), 1 / len(one)), -1 / len(other) + 0 * other[:, 0]])
-    return (side @ kernel @ side).clamp(min=0).item()
+    inner = [kernel[:first, :first], kernel[first:, first:]]
+    across = kernel[:first, first:].mean()
+    if not weighted:
+        found = inner[0].mean() + inner[1].mean() - 2 * across
+        return found.clamp(min=0).item()
+    pairs = [(part.sum() - part.trace()) / (len(part) * (len(part) - 1)) for part in inner]
+    found = pairs[0] + pairs[1] - 2 * across
+    return first * second / (first + second) * found.clamp(min=0).item()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,12 +174,15 @@ class Beatrix(Defense):
     """Anomaly index above which a class is infected."""
     powers: bool = True
     """Whether features are raised to the order."""
+    weighted: bool = True
+    """Whether a class's discrepancy counts by how many samples show it."""
 
     title = "Beatrix"
     paper = "Ma et al., NDSS 2023"
     kind = "detection"
+    version = 2
     sees = frozenset({"model", "clean", "train"})
-    presets = {"backdoorbench": {"powers": False}}
+    presets = {"backdoorbench": {"powers": False, "weighted": False}}
 
     def __post_init__(self) -> None:
         """Check the options.
@@ -230,7 +248,11 @@ class Beatrix(Defense):
         """Flag the deviating samples of the classes that stand out."""
         away = scores > 1
         found = {
-            label: mmd(means[index[away[index]]][:SAMPLES], means[index[~away[index]]][:SAMPLES])
+            label: mmd(
+                means[index[away[index]]][:SAMPLES],
+                means[index[~away[index]]][:SAMPLES],
+                self.weighted,
+            )
             for label, index in members(labels, classes)
         }
         values = torch.tensor(list(found.values()), dtype=torch.float64)

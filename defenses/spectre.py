@@ -14,7 +14,8 @@ Deviations, each with its reason:
 - The matrix exponential is one; toolboxes exponentiate the entries, which has no such meaning.
 - The filter tests the share of samples beyond a deviation, as its derivation has it; the release
   tests the share below it.
-- The bound is an option, never the true rate.
+- The bound is an option, never the true rate. It holds of a class: at 10 % of ten equal classes,
+  all into one, half of that class is poisoned, beyond what any robust covariance stands.
 """
 
 from __future__ import annotations

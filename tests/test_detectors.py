@@ -614,6 +614,12 @@ def test_the_discrepancy_tells_distributions_apart() -> None:
     assert mmd(one, other) > 10 * mmd(one, same) >= 0
     assert mmd(one, other) == pytest.approx(mmd(other, one), rel=1e-4)
     assert mmd(one, other[:1]) == 0 and mmd(torch.ones(3, 2), torch.ones(3, 2)) == 0
+    assert mmd(one, other, weighted=False) == pytest.approx(
+        mmd(other, one, weighted=False), rel=1e-4
+    )
+    few = one[:3], gaussian(300, 3, seed=3)
+    assert mmd(*few, weighted=False) > 0.3, "of three samples the biased estimate is large"
+    assert mmd(*few) < mmd(one, other) / 20
 
 
 @pytest.mark.parametrize("name", ["resnet18", "preact-resnet18", "vgg16-bn", "mobilenet-v2"])
@@ -632,6 +638,18 @@ def test_beatrix_flags_deviating_samples_of_a_class_that_stands_out_alone() -> N
     found = Beatrix().judge(scores, means, labels, 8)
     assert found.notes["classes"].tolist() == [3]
     assert torch.equal(found.flagged, (labels == 3) & (scores > 1))
+
+
+def test_beatrix_is_not_misled_by_a_few_odd_images_of_clean_classes() -> None:
+    means, labels = gaussian(4000, 4), torch.arange(4000) % 8
+    scores = torch.full((4000,), 0.5)
+    for label in range(8):  # class 3 has 200 of another distribution, the others 2 to 5
+        odd = (labels == label).nonzero().flatten()[: 200 if label == 3 else 2 + label % 4]
+        scores[odd] = 2.0
+        means[odd] += 3
+    assert Beatrix().judge(scores, means, labels, 8).notes["classes"].tolist() == [3]
+    plain = Beatrix(weighted=False).judge(scores, means, labels, 8)
+    assert not len(plain.notes["classes"]), "the plain discrepancy sees no difference"
 
 
 def test_beatrix_groups_by_prediction_and_never_by_the_labels_given() -> None:
