@@ -11,8 +11,8 @@ from __future__ import annotations
 import functools
 import itertools
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -276,25 +276,15 @@ class _Expansion:
             )
         parents = [victim.key]
         why = why or self.unfit(place, fighter, count)
+        form = fighter.form(count)
         if stage is not None:
-            shared = {
-                "kind": "stage",
-                "stage": {"name": stage.name, **options.canonical(stage), "version": stage.version},
-                "victim": victim.key,
-                "n_clean": count if "clean" in stage.sees else 0,
-            }
+            key, shared = form.stage_key(victim.key), {**form.stage, "victim": victim.key}
             words = {**victim.axes, "stage": stage.name}
-            cell = Cell("stage", seeds.digest(shared), shared, (victim.key,), words, fighter.local)
+            cell = Cell("stage", key, shared, (victim.key,), words, fighter.local)
             parents.append(self.add(cell, not why).key)
-        params = {
-            "kind": "defend",
-            "victim": victim.key,
-            "defense": fighter.params,
-            "n_clean": count,
-            "stage": parents[1] if stage is not None else None,
-            "versions": {"metrics": metrics.VERSION},
-        }
-        cell = Cell("defend", seeds.digest(params), params, tuple(parents), axes, fighter.local)
+        above = {"victim": victim.key, "stage": parents[1] if stage is not None else None}
+        key, params = form.key(above["stage"], victim.key), {**form.params, **above}
+        cell = Cell("defend", key, params, tuple(parents), axes, fighter.local)
         self.refuse_twin(cell)
         if why:
             local = {**fighter.local, "victim_cell": victim}
@@ -355,12 +345,51 @@ class _Fighter:
     stage: Any
     params: dict[str, Any]
     local: dict[str, Any]
+    forms: dict[int, _Form] = field(default_factory=dict)
 
     @classmethod
     def of(cls, entry: Entry, defense: Defense) -> _Fighter:
         own = {"name": entry.name, **options.canonical(defense), "version": defense.version}
         local = {"defense": {"defense": entry.name, **entry.options}}
         return cls(entry, defense, defense.stage(), own, local)
+
+    def form(self, count: int) -> _Form:
+        """What its cells with so many clean images have in their keys, whatever the victim."""
+        if count not in self.forms:
+            self.forms[count] = _Form.of(self, count)
+        return self.forms[count]
+
+
+@dataclass(frozen=True)
+class _Form:
+    """The keys of a defense's cells, but for the victim."""
+
+    params: dict[str, Any]
+    key: Callable[..., str]
+    """(stage's key or None, victim's key) -> the cell's key."""
+    stage: dict[str, Any]
+    stage_key: Callable[..., str]
+    """Victim's key -> the stage's key."""
+
+    @classmethod
+    def of(cls, fighter: _Fighter, count: int) -> _Form:
+        params = {
+            "kind": "defend",
+            "victim": None,
+            "defense": fighter.params,
+            "n_clean": count,
+            "stage": None,
+            "versions": {"metrics": metrics.VERSION},
+        }
+        stage = fighter.stage
+        shared: dict[str, Any] = {"kind": "stage", "victim": None}
+        if stage is not None:
+            shared |= {
+                "stage": {"name": stage.name, **options.canonical(stage), "version": stage.version},
+                "n_clean": count if "clean" in stage.sees else 0,
+            }
+        key = seeds.digester(params, "stage", "victim")
+        return cls(params, key, shared, seeds.digester(shared, "victim"))
 
 
 def _attack_params(name: str, attack: Attack) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,29 @@ def canonical(value: Any) -> str:
 def digest(value: Any) -> str:
     """Return the 20 hexadecimal digits that identify `value` by its canonical JSON."""
     return hashlib.sha256(canonical(value).encode()).hexdigest()[:20]
+
+
+def digester(value: Mapping[str, Any], *names: str) -> Callable[..., str]:
+    """Return `digest` for dicts that differ in other cells' keys alone; the rest is encoded once.
+
+    Args:
+        value: The dict.
+        names: Where it names another cell, in alphabetical order.
+
+    Returns:
+        A function that takes those cells' keys, or None, in that order.
+    """
+    entries = [
+        f"{canonical(name)}:{'%s' if name in names else canonical(part).replace('%', '%%')}"
+        for name, part in sorted(value.items())
+    ]
+    text = "{" + ",".join(entries) + "}"
+
+    def of(*keys: str | None) -> str:
+        whole = text % tuple("null" if key is None else f'"{key}"' for key in keys)
+        return hashlib.sha256(whole.encode()).hexdigest()[:20]
+
+    return of
 
 
 def seed(*parts: str | int) -> int:

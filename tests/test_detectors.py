@@ -618,7 +618,8 @@ def test_the_discrepancy_tells_distributions_apart() -> None:
         mmd(other, one, weighted=False), rel=1e-4
     )
     few = one[:3], gaussian(300, 3, seed=3)
-    assert mmd(*few, weighted=False) > 0.3, "of three samples the biased estimate is large"
+    large = 5 * mmd(one, same, weighted=False)
+    assert mmd(*few, weighted=False) > large, "of three samples the biased estimate is large"
     assert mmd(*few) < mmd(one, other) / 20
 
 

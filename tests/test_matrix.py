@@ -134,6 +134,13 @@ def test_a_key_is_the_hash_of_its_params() -> None:
         assert all(parent in str(cell.params) for parent in cell.parents)
 
 
+def test_a_digest_with_holes_is_the_digest_of_the_whole() -> None:
+    value = {"b": 'say "100 %s"', "victim": None, "a": {"z": [1, 2.5, None], "y": True}, "up": 0}
+    of = seeds.digester(value, "up", "victim")
+    for up, victim in ((None, "0f"), ("a1", "b2")):
+        assert of(up, victim) == seeds.digest({**value, "up": up, "victim": victim})
+
+
 @pytest.mark.parametrize(
     "changes",
     [
