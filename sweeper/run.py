@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import os
 import signal
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -263,18 +261,3 @@ def gentle_interrupt() -> Iterator[Callable[[], bool]]:
 def new_run() -> str:
     """Return the name of one call of `sweeper run`."""
     return uuid.uuid4().hex[:12]
-
-
-def pack(cell: Cell) -> dict[str, Any]:
-    """A cell as JSON values."""
-    return dataclasses.asdict(cell)
-
-
-def unpack(values: Mapping[str, Any]) -> Cell:
-    """The cell of `pack`."""
-    return Cell(**{**values, "parents": tuple(values["parents"])})
-
-
-def payload(cell: Cell, ancestors: list[Cell]) -> str:
-    """A cell with its ancestors as one JSON text."""
-    return json.dumps([pack(item) for item in (*ancestors, cell)])
