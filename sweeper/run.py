@@ -130,7 +130,7 @@ def execute(job: Job, walker: Walker, watcher: Watcher) -> Counter[str]:
         SweepError: Another driver runs this sweep into this store.
     """
     sweep, store = job.plan.sweep, job.store
-    store.save_sweep(sweep.name, yaml.safe_dump(sweep.model_dump(mode="json"), sort_keys=False))
+    store.save_sweep(sweep.name, as_file(sweep))
     with claimed(store, sweep.name, job.context.run):
         store.save_plan(sweep.name, _outline(job))
         for key in list(job.adopted):
@@ -151,6 +151,22 @@ def execute(job: Job, walker: Walker, watcher: Watcher) -> Counter[str]:
         finally:
             store.compact(sweep.name)
     return ending.counts
+
+
+def as_file(sweep: Sweep) -> str:
+    """A sweep as the text of a file that `spec.load` reads as the same sweep, defaults and all."""
+    values = sweep.model_dump(mode="json")
+    for kind in ("dataset", "model", "attack", "defense"):
+        entries: list[Any] = []
+        for entry in values[f"{kind}s"]:
+            rates = {"poison_rates": entry["poison_rates"]} if entry["poison_rates"] else {}
+            asked = {**entry["options"], **rates}
+            named = {kind: entry["name"], "as": entry["label"]}
+            plain = entry["name"] == entry["label"] and not asked
+            entries.append(entry["name"] if plain else {**named, **asked})
+        values[f"{kind}s"] = entries
+    dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+    return str(yaml.dump(values, Dumper=dumper, sort_keys=False, allow_unicode=True))
 
 
 class Ending:
