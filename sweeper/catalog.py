@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 import inspect
 import re
@@ -21,6 +22,7 @@ CONTRACTS: dict[str, type] = {"attack": Attack, "defense": Defense}
 _DOTTED = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
+@functools.cache
 def method(kind: str, name: str) -> type[Any]:
     """Return the class of a method.
 

@@ -42,8 +42,8 @@ def run(
             cell may be tried again alone.
     """
     store = Store(context.store)
-    if not force and (known := _known(store, cell, context)):
-        return known
+    if not force and (had := known(store, cell, context)):
+        return had
     work = _Work(cell, ancestors, context, store, log)
 
     def give_up() -> Result:
@@ -73,7 +73,7 @@ def _out_of_memory(error: Exception) -> bool:
     return isinstance(error, RuntimeError) and "allocate memory" in str(error)
 
 
-def _known(store: Store, cell: Cell, context: Context) -> Result | None:
+def known(store: Store, cell: Cell, context: Context) -> Result | None:
     """The result the store already has for a cell; None where it must run."""
     meta = _meta(store, cell)
     if meta is not None:

@@ -39,25 +39,43 @@ def _entries(sweep: Sweep, skip: Collection[Loc]) -> list[Problem]:
         "defenses": _defense,
     }
     for key, build in builders.items():
-        made: dict[str, Any] = {}
+        made: set[str] = set()
+        twins = _Twins()
         for place, entry in enumerate(getattr(sweep, key)):
             at: Loc = (key, place)
             if (key,) in skip or at in skip:
                 continue
             built: Any = object()
             try:
-                built = entry.name, build(entry), entry.poison_rates
+                built = entry.name, build(entry), tuple(entry.poison_rates or ())
             except SweepError as error:
                 found.extend(_placed(at, error, entry.options))
-            twin = next((label for label, other in made.items() if other == built), None)
+            twin = twins.of(entry.label, built)
             if entry.label in made:
                 text = f"{entry.label!r} stands twice; name one of them with `as: OTHER`"
                 found.append((at, f"{key}: {text}"))
             elif twin is not None:
                 text = f"{entry.label!r} is the same as {twin!r} in every option; leave one out"
                 found.append((at, f"{key}: {text}"))
-            made[entry.label] = built
+            made.add(entry.label)
     return found
+
+
+class _Twins:
+    """Finds equal values among many; not all of them have a hash."""
+
+    def __init__(self) -> None:
+        self._hashed: dict[Any, str] = {}
+        self._others: list[tuple[Any, str]] = []
+
+    def of(self, label: str, value: Any) -> str | None:
+        """The label of the first value equal to this one; None where it is new."""
+        try:
+            known = self._hashed.setdefault(value, label)
+        except TypeError:
+            known = next((other for seen, other in self._others if seen == value), label)
+            self._others.append((value, label))
+        return None if known is label else known
 
 
 def _placed(at: Loc, error: SweepError, options: Iterable[str]) -> Iterable[Problem]:

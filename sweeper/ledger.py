@@ -36,6 +36,10 @@ STATES = (*rows.UNFINISHED, *rows.FINISHED)
 """The states of a row, those that count less first."""
 RETRIES = 20
 """How often rows are listed anew while another process compacts them."""
+_MANY: dict[str, Any] = {"compression": "zstd", "write_page_checksum": True}
+"""How many rows are written."""
+_ONE = {"compression": "none", "use_dictionary": False, "write_statistics": False}
+"""How a part is written otherwise: one row has no use for more, and is sooner read without."""
 _PART = re.compile(r"([0-9a-f]{20})\.([a-z_]+)\.parquet")
 
 
@@ -136,7 +140,7 @@ class Ledger:
         if status not in STATES:
             raise ValueError(f"{status!r} is not the state of a row: {', '.join(STATES)}")
         buffer = pa.BufferOutputStream()
-        pq.write_table(rows.table([row]), buffer)
+        pq.write_table(rows.table([row]), buffer, **_MANY | _ONE)
         self._write(f"{folder}/{key}.{status}.parquet", buffer.getvalue().to_pybytes())
         for other in STATES:
             if other != status:
@@ -171,7 +175,7 @@ class Ledger:
             latest[key] = max(latest.get(key, ("", -1)), (started or "", place))
         merged = merged.take(sorted(place for _, place in latest.values()))
         buffer = pa.BufferOutputStream()
-        pq.write_table(merged, buffer, compression="zstd")
+        pq.write_table(merged, buffer, **_MANY)
         name = f"compact-{time.time_ns()}.parquet"
         self._write(f"{self._results(sweep)}/{name}", buffer.getvalue().to_pybytes())
         for path, _ in parts:
@@ -198,9 +202,10 @@ class Ledger:
                 for info in self._list(self._results(sweep)):
                     name = info.base_name
                     if name.startswith(prefix) and name.endswith(".parquet"):
-                        with contextlib.suppress(pa.ArrowInvalid):
-                            content = pa.BufferReader(self._read(info.path))
-                            found.append((info.path, pq.read_table(content, columns=columns)))
+                        content = pa.BufferReader(self._read(info.path))
+                        with contextlib.suppress(pa.ArrowException, OSError, ValueError):
+                            file = pq.ParquetFile(content, page_checksum_verification=True)
+                            found.append((info.path, file.read(columns, use_threads=False)))
                             continue
                         self._set_aside(info.path)
                 return found

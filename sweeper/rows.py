@@ -34,6 +34,7 @@ SCHEMA = pa.schema(
 that does not apply to a row is null. `attack`, `defense`, `dataset` and `model` are the labels of
 the sweep file, the `_name` columns the methods behind them. `sees` is comma-separated."""
 
+_COLUMNS = frozenset(SCHEMA.names)
 METRICS = tuple(_REAL[2:])
 """The numeric columns a table can show."""
 DEVICES = {"seconds": "device", "victim_seconds": "victim_device", "peak_memory_mb": "device"}
@@ -49,6 +50,6 @@ def table(rows: list[Mapping[str, Any]]) -> pa.Table:
         KeyError: A row has a column the schema does not know.
     """
     for row in rows:
-        if stray := set(row) - set(SCHEMA.names):
+        if stray := set(row) - _COLUMNS:
             raise KeyError(f"not a column of a row: {sorted(stray)}")
     return pa.Table.from_pylist([dict(row) for row in rows], schema=SCHEMA)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import os
 import signal
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -132,7 +130,7 @@ def execute(job: Job, walker: Walker, watcher: Watcher) -> Counter[str]:
         SweepError: Another driver runs this sweep into this store.
     """
     sweep, store = job.plan.sweep, job.store
-    store.save_sweep(sweep.name, yaml.safe_dump(sweep.model_dump(mode="json"), sort_keys=False))
+    store.save_sweep(sweep.name, as_file(sweep))
     with claimed(store, sweep.name, job.context.run):
         store.save_plan(sweep.name, _outline(job))
         for key in list(job.adopted):
@@ -153,6 +151,22 @@ def execute(job: Job, walker: Walker, watcher: Watcher) -> Counter[str]:
         finally:
             store.compact(sweep.name)
     return ending.counts
+
+
+def as_file(sweep: Sweep) -> str:
+    """A sweep as the text of a file that `spec.load` reads as the same sweep, defaults and all."""
+    values = sweep.model_dump(mode="json")
+    for kind in ("dataset", "model", "attack", "defense"):
+        entries: list[Any] = []
+        for entry in values[f"{kind}s"]:
+            rates = {"poison_rates": entry["poison_rates"]} if entry["poison_rates"] else {}
+            asked = {**entry["options"], **rates}
+            named = {kind: entry["name"], "as": entry["label"]}
+            plain = entry["name"] == entry["label"] and not asked
+            entries.append(entry["name"] if plain else {**named, **asked})
+        values[f"{kind}s"] = entries
+    dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+    return str(yaml.dump(values, Dumper=dumper, sort_keys=False, allow_unicode=True))
 
 
 class Ending:
@@ -263,18 +277,3 @@ def gentle_interrupt() -> Iterator[Callable[[], bool]]:
 def new_run() -> str:
     """Return the name of one call of `sweeper run`."""
     return uuid.uuid4().hex[:12]
-
-
-def pack(cell: Cell) -> dict[str, Any]:
-    """A cell as JSON values."""
-    return dataclasses.asdict(cell)
-
-
-def unpack(values: Mapping[str, Any]) -> Cell:
-    """The cell of `pack`."""
-    return Cell(**{**values, "parents": tuple(values["parents"])})
-
-
-def payload(cell: Cell, ancestors: list[Cell]) -> str:
-    """A cell with its ancestors as one JSON text."""
-    return json.dumps([pack(item) for item in (*ancestors, cell)])

@@ -1,7 +1,8 @@
 """Ray Tune runs the walk: one Tuner, one resource shape, reused actors.
 
-A trial is a cell. Tune asks our searcher for the next one; while parents run the answer is "none
-yet", so nothing waits at a barrier. Resume is not Tune's: the store says what is finished.
+A trial is a cell, or several short ones. Tune asks our searcher for the next; while parents run the
+answer is "none yet", so nothing waits at a barrier. Resume is not Tune's: the store says what is
+finished.
 """
 
 from __future__ import annotations
@@ -30,22 +31,22 @@ from ray import tune
 from ray._raylet import setproctitle  # type: ignore[attr-defined]
 from ray.tune.search import Searcher
 
-from sweeper import cells
-from sweeper.cells import Result
+from sweeper import bundle
+from sweeper.bundle import Bundles
 from sweeper.errors import SweepError
 from sweeper.isolation import GRACE
 from sweeper.material import Context
 from sweeper.meter import Meter
-from sweeper.run import Ending, Job, Watcher, gentle_interrupt, payload, unpack
+from sweeper.run import Ending, Job, Watcher, gentle_interrupt
 from sweeper.types import Cell
 from sweeper.walk import Walk
 
 CHAIN = 5000
-"""Cells of one Tuner: its bookkeeping grows with every trial, so longer sweeps chain several."""
+"""Trials of one Tuner: its bookkeeping grows with every trial, so longer sweeps chain several."""
 AHEAD = 8
 """Cells that wait with a joined cluster beyond what it has room for, so that it may grow."""
 RETRIES = 2
-"""How often a cell whose process or node was lost is started again."""
+"""How often a trial whose process or node was lost is started again."""
 
 
 def connect(address: str | None, cpus: int, gpus: float = 0) -> str | None:
@@ -113,16 +114,17 @@ def walk_with_tune(job: Job, walk: Walk, ending: Ending, watcher: Watcher, ahead
             "SWEEPER_SHARED_STORE=1)"
         )
     watcher = ending.watcher = Meter(job, watcher)
+    bundles = Bundles(walk)
     with gentle_interrupt() as stopped:
         while not (walk.finished or stopped()):
             before = len(walk.status)
-            _one_tuner(job, ending, _Graph(job, walk, ending, watcher, stopped, ahead))
+            _one_tuner(job, ending, _Graph(job, walk, bundles, ending, watcher, stopped, ahead))
             if len(walk.status) == before:
                 return
 
 
 def _one_tuner(job: Job, ending: Ending, graph: _Graph) -> None:
-    """Run up to `CHAIN` cells with one Tuner."""
+    """Run up to `CHAIN` trials with one Tuner."""
     shape = job.plan.sweep.resources
     gpus = {"gpu": shape.gpus} if shape.gpus else {}
     scratch = tempfile.mkdtemp(prefix="sweeper-tune-")
@@ -160,11 +162,14 @@ def room(cpus: int, gpus: float) -> int:
 
 
 def run_trial(config: dict[str, Any], context: Context) -> None:
-    """What a worker runs: one cell; its result is the trial's only report."""
-    *ancestors, cell = (unpack(values) for values in json.loads(config["cell"]))
-    setproctitle(f"ray::{title(cell)}")  # in `top`, and in the dashboard's list of processes
-    result = cells.run(cell, ancestors, context, last_try=config["last_try"])
-    tune.report({"key": cell.key, **result})
+    """What a worker runs: its cells; their results are the trial's only report."""
+
+    def starting(cell: Cell) -> None:
+        setproctitle(f"ray::{title(cell)}")  # in `top`, and in the dashboard's list of processes
+
+    again = config.get("again", False)
+    found = bundle.run(config["cells"], context, starting, last_try=config["last_try"], again=again)
+    tune.report({"results": json.dumps(found), "again": again})
 
 
 def title(cell: Cell) -> str:
@@ -196,6 +201,9 @@ class _Overdue(tune.Callback):  # type: ignore[misc]
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         """Its process was lost and the cell will be tried again, unless its time was up."""
+        trial.set_config({**trial.config, "again": True})
+        if trial.config["more"]:
+            return  # a bundle is not run again: each of its cells will be, by itself
         since = time.monotonic() - self._started[trial.trial_id]
         if self._timeout and since > self._timeout + GRACE:
             why = f"gave up after {since:.0f} s: code that cannot be interrupted"
@@ -213,6 +221,7 @@ class _Graph(Searcher):  # type: ignore[misc]
         self,
         job: Job,
         walk: Walk,
+        bundles: Bundles,
         ending: Ending,
         watcher: Watcher,
         stopped: Callable[[], bool],
@@ -223,10 +232,11 @@ class _Graph(Searcher):  # type: ignore[misc]
         self._ahead = ahead
         self._slots, self._asked = 0, float("-inf")
         self._walk = walk
+        self._bundles = bundles
         self._ending = ending
         self._watcher = watcher
         self._stopped = stopped
-        self._keys: dict[str, str] = {}
+        self._taken: dict[str, list[Cell]] = {}
         self._left = CHAIN
 
     def set_search_properties(self, *args: Any, **spec: Any) -> bool:
@@ -235,22 +245,24 @@ class _Graph(Searcher):  # type: ignore[misc]
 
     def suggest(self, trial_id: str) -> Any:
         """The next cell as a flat configuration."""
-        over = self._stopped() or not self._left
-        full = len(self._walk.running) >= self._room()
-        item = None if over or full else self._walk.next()
-        if item is None:
+        over, slots = self._stopped() or not self._left, self._room()
+        taken: list[Cell] = []
+        if not over and len(self._taken) < slots:
+            taken, last = self._bundles.take(slots)
+        if not taken:
             done = self._walk.finished or (over and not self._walk.running)
             return Searcher.FINISHED if done else None
-        cell, last = item
         self._left -= 1
-        self._keys[trial_id] = cell.key
-        self._watcher.started(cell)
+        self._taken[trial_id] = taken
+        self._watcher.started(taken[0])
+        more = len(taken) - 1
         return {
-            **cell.axes,
-            "name": title(cell),
-            "key": cell.key,
+            **taken[0].axes,
+            "name": title(taken[0]) + (f"-and-{more}-more" if more else ""),
+            "key": taken[0].key,
+            "more": more,
             "last_try": last,
-            "cell": payload(cell, self._walk.ancestors(cell.key)),
+            "cells": bundle.pack(taken, self._walk),
         }
 
     def _room(self) -> int:
@@ -264,14 +276,22 @@ class _Graph(Searcher):  # type: ignore[misc]
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
         """A cell reported, or its process was lost for good."""
-        key = self._keys.pop(trial_id)
-        if error or not result or "status" not in result:
+        taken = {cell.key: cell for cell in self._taken.pop(trial_id)}
+        first, lost = next(iter(taken)), error or not result or "results" not in result
+        if lost and len(taken) == 1:
             why = f"its process or node was lost {RETRIES + 1} times (killed, or out of memory)"
-            self._ending.lost(key, why)
-        else:
-            names = ("status", "error", "seconds", "acc", "asr", "reused")
-            found: Result = {name: result.get(name) for name in names}
+            self._ending.lost(first, why)
+            return
+        said: dict[str, Any] = {"results": "[]", "again": True}
+        if result and not lost:
+            said = result
+        for key, found, seconds in json.loads(said["results"]):
+            cell = taken.pop(key)
+            if key != first:
+                self._watcher.started(cell)
+            self._bundles.learn(cell, seconds)
             self._ending(key, found)
+        self._bundles.put_back(list(taken), lost=said["again"])
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune keeps a copy of its parts for a restore we never do: leave the walk out of it."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from yaml.constructor import SafeConstructor
 
 from sweeper.errors import SweepError, unknown
 
@@ -74,8 +75,8 @@ def read(spec: str) -> Source:
     except UnicodeDecodeError as error:
         raise SweepError(f"{spec}: not UTF-8 at byte {error.start}: save it as UTF-8") from None
     try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        values = yaml.safe_load(text)
+        node = _compose(text)
+        values = SafeConstructor().construct_document(node) if node else None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{spec}:{mark.line + 1}" if mark else spec
@@ -86,6 +87,14 @@ def read(spec: str) -> Source:
     lines: dict[Loc, int] = {}
     _mark(node, (), lines, spec)
     return Source(spec, values, lines)
+
+
+def _compose(text: str) -> Any:
+    """Parse YAML in C where PyYAML has that: ten times as fast; the other has the better errors."""
+    try:
+        return yaml.compose(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except yaml.YAMLError:
+        return yaml.compose(text, Loader=yaml.SafeLoader)
 
 
 def _mark(node: Any, at: Loc, lines: dict[Loc, int], spec: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from sweeper.types import Cell
 
@@ -57,12 +57,27 @@ class Walk:
         """Whether nothing can ever run again."""
         return not (self._ready or self.running or self.alone)
 
-    def next(self) -> tuple[Cell, bool] | None:
-        """Take the next cell: (cell, whether this is its last try); None while none may start."""
+    @property
+    def ready(self) -> int:
+        """How many cells may start now."""
+        return len(self._ready)
+
+    def next(self, fits: Callable[[Cell], bool] | None = None) -> tuple[Cell, bool] | None:
+        """Take the next cell.
+
+        Args:
+            fits: Take it only if this says so.
+
+        Returns:
+            The cell, and whether this is its last try; None while none may start.
+        """
         if self._lonely in self.running:
             return None
         if self._ready:
-            key = heapq.heappop(self._ready)[2]
+            key = self._ready[0][2]
+            if fits and not fits(self.cells[key]):
+                return None
+            heapq.heappop(self._ready)
             self.running.add(key)
             return self.cells[key], False
         if self.alone and not self.running:
@@ -70,6 +85,11 @@ class Walk:
             self.running.add(self._lonely)
             return self.cells[self._lonely], True
         return None
+
+    def put_back(self, key: str) -> None:
+        """Return a cell that was taken and did not run."""
+        self.running.discard(key)
+        self._push(key)
 
     def complete(self, key: str, status: str) -> list[tuple[Cell, Cell]]:
         """Record how a cell ended: release its children, or block all that hangs on it.

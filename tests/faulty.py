@@ -92,6 +92,23 @@ class Dies(Faulty):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Numbered(Faulty):
+    """One of many short ones; it may lose its process at the first attempt."""
+
+    number: int = 0
+    dies: bool = False
+
+    def defend(self, case: Case) -> Outcome:
+        import os
+
+        first = not list(Path(self.marks).glob(f"Numbered-{self.number}-*"))
+        Path(self.marks, f"Numbered-{self.number}-{time.time_ns()}").touch()
+        if self.dies and first:
+            os._exit(9)
+        return Outcome(model=case.model)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Peeks(Faulty):
     def defend(self, case: Case) -> Outcome:
         return Outcome(model=case.model, notes={"clean": len(case.clean)})

@@ -12,6 +12,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -98,6 +99,31 @@ def test_faults_become_rows_and_a_lost_process_is_retried(cluster: str, tmp_path
     for hung in ("Hangs", "Holds"):
         assert len(list(tmp_path.glob(f"{hung}-*"))) == 1, "a timeout is not tried again in a run"
     assert len(list(tmp_path.glob("Dies-*"))) == 2, "a lost process is a fault of the machine"
+
+
+def test_short_cells_share_a_trial_and_a_lost_process_costs_one_cell(
+    cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sweeper import bundle
+
+    sizes: list[int] = []
+    packed = bundle.pack
+    monkeypatch.setattr(
+        bundle, "pack", lambda taken, walk: sizes.append(len(taken)) or packed(taken, walk)
+    )
+    defenses = [
+        {"defense": "tests.faulty:Numbered", "marks": str(tmp_path), "number": i, "dies": i == 30}
+        for i in range(48)
+    ]
+    labelled = [{**entry, "as": f"n{entry['number']}"} for entry in defenses]
+    one = {"attacks": ["badnets"], "poison_rates": [0.1], "seeds": 1}
+    path = sweeps.write(tmp_path, **one, defenses=labelled)
+    counts, _ = with_ray(path, tmp_path / "store")
+    assert counts == {"ok": 49} and sum(sizes) > 49, "what a lost bundle had not run came back"
+    assert max(sizes) > 3 and len(sizes) < 40, sizes
+    assert sweeps.frame(tmp_path / "store")["status"].to_list() == ["ok"] * 48
+    tries = Counter(mark.name.split("-")[1] for mark in tmp_path.glob("Numbered-*"))
+    assert tries == {str(i): 1 + (i == 30) for i in range(48)}, "what had ended is not run again"
 
 
 def get(url: str, token: str | None = None) -> tuple[int, str]:

@@ -364,6 +364,20 @@ def test_rows_that_cannot_be_read_are_set_aside(store: Store) -> None:
     assert len([name for name in files(store) if name.startswith("damaged/sweeps-study-")]) == 2
 
 
+def test_a_row_with_a_flipped_bit_stops_nothing_and_says_nothing_else(store: Store) -> None:
+    store.write_row(row(notes="a value of its own"))
+    folder = Path(store.root, "sweeps", "study", "results")
+    whole = (folder / f"{KEY}.ok.parquet").read_bytes()
+    for place in range(0, len(whole), 97):
+        flipped = bytearray(whole)
+        flipped[place] ^= 16
+        (folder / f"{KEY}.ok.parquet").write_bytes(flipped)
+        store.tables("study")
+    at = whole.index(b"a value of its own")
+    (folder / f"{KEY}.ok.parquet").write_bytes(whole[:at] + b"A" + whole[at + 1 :])
+    assert store.tables("study") == [], "set aside: its checksum is another"
+
+
 def test_parts_of_an_older_and_a_newer_schema(store: Store) -> None:
     folder = Path(store.root, "sweeps", "study", "results")
     store.write_row(row())

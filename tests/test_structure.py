@@ -30,7 +30,7 @@ check matrix record
 material walk
 analyses
 cells
-run
+run bundle
 meter
 schedule cluster display listing show analyze exchange
 arguments

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from sweeper import cells, run
+from sweeper import cells, run, source, spec
 from sweeper.store import Store
 from sweeper.types import Role
 from sweeper.walk import Walk
@@ -43,6 +43,50 @@ def test_same_command_again_runs_nothing(done: tuple[Path, Path]) -> None:
     path, store = done
     counts, ran = sweeps.inline(path, store)
     assert not counts and not ran
+
+
+def test_the_file_the_store_keeps_gives_the_same_cells(done: tuple[Path, Path]) -> None:
+    _, store = done
+    kept = store / "sweeps" / "small" / "sweep.yaml"
+    job = sweeps.prepared(kept, store)
+    assert job.summary()["done"] == 60 and not job.todo
+
+
+def scaled() -> list[tuple[str, str]]:
+    """Every shipped sweep at each of its scales, and as it is."""
+    found = []
+    for name in source.shipped():
+        found += [(name, scale) for scale in ("", *source.read(name).values.get("scales", {}))]
+    return found
+
+
+@pytest.mark.parametrize(("name", "scale"), scaled())
+def test_a_sweep_as_a_file_is_the_same_sweep(name: str, scale: str, tmp_path: Path) -> None:
+    sweep = spec.load(name, [f"scale={scale}"] if scale else [])
+    (tmp_path / "again.yaml").write_text(run.as_file(sweep))
+    assert spec.load(str(tmp_path / "again.yaml")) == sweep
+
+
+def test_every_sort_of_entry_as_a_file(tmp_path: Path) -> None:
+    first = sweeps.write(
+        tmp_path,
+        attacks=[
+            {"attack": "badnets", "rule": "all2all", "as": "ä: 5", "poison_rates": [0.3]},
+            "none",
+        ],
+        defenses=[
+            {"detect": {"defense": "spectre"}, "then": {"defense": "unlearn", "lr": 0.02}},
+            {"defense": "fine-tuning", "as": 7},
+        ],
+        clean_budgets=[0.05, 20],
+        seeds=[3, 1],
+        timeout=5.5,
+        exclude=[{"attack": "none", "seed": 3}],
+        table={"rows": ["attack"], "labels": {"defense": {"7": "seven"}}},
+    )
+    sweep = spec.load(str(first), ["recipe.lr=0.02", "resources.cpus=2"])
+    (tmp_path / "again.yaml").write_text(run.as_file(sweep))
+    assert spec.load(str(tmp_path / "again.yaml")) == sweep
 
 
 def test_another_sweep_with_one_more_defense_trains_nothing(

@@ -1,0 +1,141 @@
+"""Bundles: cells so short that one trial runs several of them, so that its cost is paid once.
+
+How long a cell takes is known from the last ones of its method. Every cell still has its own row,
+time limit and failure; what a bundle has no time left for, and what it lost its process over, goes
+back to the walk.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import time
+from collections import defaultdict, deque
+from collections.abc import Callable
+from typing import Any
+
+from sweeper import cells
+from sweeper.cells import Result
+from sweeper.material import Context
+from sweeper.store import Store
+from sweeper.types import Cell
+from sweeper.walk import Walk
+
+SECONDS = 1.0
+"""What the cells of a bundle may take together, by what their like took; at twice that it ends."""
+SAMPLE = 4
+"""So many cells of a method must have been short, the last ones, for others to be bundled."""
+
+Reported = list[tuple[str, Result, float]]
+"""Of each cell that ended: its key, its result, and the seconds it took in all."""
+
+
+class Bundles:
+    """Takes cells from a walk: one, or several short ones at once."""
+
+    def __init__(self, walk: Walk) -> None:
+        self._walk = walk
+        self._took: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=SAMPLE))
+        self._single: set[str] = set()
+
+    def take(self, slots: int) -> tuple[list[Cell], bool]:
+        """Take what the next trial runs; no cells while none may start.
+
+        Args:
+            slots: How many trials run at once: a bundle leaves as much to each other one.
+
+        Returns:
+            The cells, and whether this is their last try.
+        """
+        item = self._walk.next()
+        if item is None:
+            return [], False
+        cell, last = item
+        found, most = [cell], math.ceil((self._walk.ready + 1) / (2 * slots))
+        left = SECONDS - self._expected(cell)
+        while left > 0 and not last and len(found) < most:
+            more = self._walk.next(functools.partial(self._fits, left))
+            if more is None:
+                break
+            found.append(more[0])
+            left -= self._expected(more[0])
+        return found, last
+
+    def _fits(self, left: float, cell: Cell) -> bool:
+        return self._expected(cell) <= left
+
+    def _expected(self, cell: Cell) -> float:
+        """Seconds a cell will take; infinite where nothing says that it is short."""
+        took = self._took[_method(cell)]
+        short = cell.kind == "defend" and len(took) == SAMPLE and cell.key not in self._single
+        return max(took) if short else math.inf
+
+    def learn(self, cell: Cell, seconds: float) -> None:
+        """Note how long a cell took."""
+        self._took[_method(cell)].append(seconds)
+
+    def put_back(self, keys: list[str], *, lost: bool) -> None:
+        """Return cells that were taken and did not run.
+
+        Args:
+            keys: Their keys.
+            lost: Whether their process was lost: then each is run by itself.
+        """
+        for key in keys:
+            self._walk.put_back(key)
+        if lost:
+            self._single |= set(keys)
+
+
+def _method(cell: Cell) -> str:
+    return str(cell.params.get("defense", {}).get("name"))
+
+
+def pack(taken: list[Cell], walk: Walk) -> str:
+    """Cells with their ancestors as one JSON text."""
+    above = {cell.key: walk.ancestors(cell.key) for cell in taken}
+    every = {item.key: vars(item) for group in above.values() for item in group}
+    every |= {cell.key: vars(cell) for cell in taken}
+    order = {key: [item.key for item in group] for key, group in above.items()}
+    return json.dumps({"cells": every, "run": order})
+
+
+def run(
+    packed: str,
+    context: Context,
+    starting: Callable[[Cell], None],
+    *,
+    last_try: bool = False,
+    again: bool = False,
+) -> Reported:
+    """Run a bundle in a worker.
+
+    Args:
+        packed: What `pack` made.
+        context: Where it runs.
+        starting: Is told of each cell as it starts.
+        last_try: See `cells.run`.
+        again: Its process was lost once: of several cells only those the store has are reported.
+    """
+    values = json.loads(packed)
+    known = {key: _cell(value) for key, value in values["cells"].items()}
+    found: Reported = []
+    began = time.perf_counter()
+    for key, above in values["run"].items():
+        started = time.perf_counter()
+        if started - began > 2 * SECONDS:
+            break
+        if again and len(values["run"]) > 1:
+            had = cells.known(Store(context.store), known[key], context)
+            found += [(key, had, 0.0)] if had else []
+            continue
+        starting(known[key])
+        ancestors = [known[parent] for parent in above]
+        result = cells.run(known[key], ancestors, context, last_try=last_try)
+        found.append((key, result, time.perf_counter() - started))
+    return found
+
+
+def _cell(values: dict[str, Any]) -> Cell:
+    return Cell(**{**values, "parents": tuple(values["parents"])})
