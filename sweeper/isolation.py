@@ -23,6 +23,10 @@ GRACE = 10.0
 """Seconds after its time is up in which a cell's watchdog may record it."""
 
 
+MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1
+"""Of glibc's malloc.h."""
+
+
 class CellTimeout(BaseException):
     """The cell's time is up; no `except Exception` of a method may catch it."""
 
@@ -34,6 +38,7 @@ def isolated(key: str, threads: int) -> Iterator[None]:
     Methods draw from generators of their own; this covers what a library draws behind their back
     (dropout), so that a reused process gives the same bits as a fresh one.
     """
+    _keep_freed()
     numpy_state, python_state = np.random.get_state(), random.getstate()
     count, backend = torch.get_num_threads(), torch.backends.cudnn
     flags = backend.deterministic, backend.benchmark
@@ -59,6 +64,20 @@ def isolated(key: str, threads: int) -> Iterator[None]:
         else:
             gc.collect(1)  # a full collection takes 0.2 s, longer than many a cell
         _give_back()
+
+
+@functools.cache
+def _keep_freed() -> None:
+    """Let a running cell use its freed memory again instead of returning it at once.
+
+    By default glibc maps every tensor above 32 MB anew and the system clears each of its pages: a
+    third of MobileNetV2's step in fp32 (on one core 46 -> 69 images/s), 7 % of ResNet-18's in
+    bf16. What a cell no longer needs goes back after it, by `_give_back`.
+    """
+    with contextlib.suppress(OSError, AttributeError):  # not Linux, or another C library
+        libc = ctypes.CDLL(None)
+        if libc.mallopt(MMAP_THRESHOLD, 2**30):
+            libc.mallopt(TRIM_THRESHOLD, -1)
 
 
 def _give_back() -> None:

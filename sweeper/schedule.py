@@ -21,6 +21,7 @@ from typing import Any
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # loggers cost more than a cell
 os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "600")  # we never restore from Tune's state
 os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C is run.gentle_interrupt's
+os.environ.setdefault("MALLOC_ARENA_MAX", "1")  # else a cell's thread cannot keep freed memory
 if "ray" not in sys.modules:  # ray reads it at its import; later, server and client disagree
     os.environ.setdefault("RAY_AUTH_MODE", "token")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from torch import nn
 
 from sweeper import models
 from sweeper.errors import SweepError
+from sweeper.models._depthwise import fast_depthwise
 from sweeper.models.base import Family, Net
 
 NAMES = tuple(models.families())
@@ -299,3 +301,41 @@ def test_a_file_without_a_family_is_refused(folder: Path) -> None:
 def test_the_package_is_light() -> None:
     code = "import sys, sweeper.models; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_strided_depthwise_convolution_has_the_numbers_of_torchs() -> None:
+    plain = torch.nn.Conv2d(24, 24, 3, 2, 1, groups=24, bias=False)
+    fast = copy.deepcopy(plain)
+    fast_depthwise(fast)
+    assert type(fast) is not type(plain)
+    images = torch.randn(4, 24, 9, 8, generator=torch.Generator().manual_seed(0))
+    found = []
+    for conv in (plain, fast):
+        x = images.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16):
+            out = conv(x)
+        first = torch.autograd.grad(out.float().pow(3).sum(), (x, conv.weight), create_graph=True)
+        second = torch.autograd.grad(first[1].square().sum(), (x, conv.weight))
+        found.append([out, *first, *second])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(
+            one, other, rtol=0.02, atol=0.02 * float(one.detach().abs().max())
+        )
+    for one, other in zip(found[0][:3], found[1][:3], strict=True):
+        assert torch.equal(one, other), "the first derivative has the same bits"
+
+
+def test_a_strided_depthwise_convolution_gives_gradients_of_single_samples() -> None:
+    conv = torch.nn.Conv2d(4, 4, 3, 2, 1, groups=4, bias=False)
+    fast_depthwise(conv)
+    weights = dict(conv.named_parameters())
+
+    def score(weights: dict[str, torch.Tensor], image: torch.Tensor) -> torch.Tensor:
+        return torch.func.functional_call(conv, weights, (image[None],)).float().square().sum()
+
+    images = pixels(2, 4, 8, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        each = torch.func.vmap(torch.func.grad(score), in_dims=(None, 0))(weights, images)
+        for image, found in zip(images, each["weight"], strict=True):
+            expected = torch.autograd.grad(score(weights, image), conv.weight)[0]
+            torch.testing.assert_close(found, expected, rtol=0.02, atol=0.1)

@@ -14,6 +14,7 @@ from typing import ClassVar
 from torch import nn
 
 from sweeper.errors import SweepError
+from sweeper.models._depthwise import fast_depthwise
 from sweeper.models._layers import (
     GlobalAverage,
     conv,
@@ -57,5 +58,6 @@ class MobileNet(Family):
         layers[0][0] = conv(shape[0], 32, 3, 1 if small else 2)
         trunk = nn.Sequential(*layers, GlobalAverage(), nn.Dropout(self.dropout))
         not_in_place(trunk)
+        fast_depthwise(trunk)
         initialise(trunk)
         return trunk, nn.Linear(1280, classes)

@@ -11,6 +11,7 @@ from typing import ClassVar
 
 from torch import nn
 
+from sweeper.models._depthwise import fast_depthwise
 from sweeper.models._layers import (
     GlobalAverage,
     conv,
@@ -47,5 +48,6 @@ class ShuffleNet(Family):
             GlobalAverage(),
         )
         not_in_place(trunk)
+        fast_depthwise(trunk)
         initialise(trunk)
         return trunk, nn.Linear(1024, classes)
