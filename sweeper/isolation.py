@@ -75,9 +75,8 @@ def _keep_freed() -> None:
     bf16. What a cell no longer needs goes back after it, by `_give_back`.
     """
     with contextlib.suppress(OSError, AttributeError):  # not Linux, or another C library
-        libc = ctypes.CDLL(None)
-        if libc.mallopt(MMAP_THRESHOLD, 2**30):
-            libc.mallopt(TRIM_THRESHOLD, -1)
+        if _libc().mallopt(MMAP_THRESHOLD, 2**30):
+            _libc().mallopt(TRIM_THRESHOLD, -1)
 
 
 def _give_back() -> None:
