@@ -75,7 +75,7 @@ def support() -> list[dict[str, Any]]:
 
     shape = (3, 32, 32)
     victims = [
-        Needs(10, shape, name, matrix.has_batchnorm(name, (), 10, shape), 500)
+        Needs(10, shape, name, models.has_batchnorm(name, {}, 10, shape), 500)
         for name in models.families()
     ]
     found = []

@@ -8,7 +8,6 @@ key. Cells that come out with the same key are one cell: that is how victims are
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -17,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.overrides import TorchFunctionMode
 
 from attacks.base import Attack
 from defenses.base import Defense, Needs
@@ -139,7 +137,7 @@ class _Expansion:
         family = models.family(model.name, model.options)
         classes = facts.classes or 10
         try:
-            batchnorm = has_batchnorm(model.name, _frozen(model.options), classes, facts.shape)
+            batchnorm = models.has_batchnorm(model.name, model.options, classes, facts.shape)
         except SweepError as error:
             raise SweepError(f"model {model.label} on data set {dataset.label}: {error}") from None
         recipe = recipes.resolve(self.sweep.recipe, dataset.name, model.name)
@@ -153,14 +151,8 @@ class _Expansion:
             "reserve": self.sweep.reserve,
             "model": known,
         }
-        return _Place(
-            facts,
-            batchnorm,
-            common,
-            recipe,
-            local,
-            {"dataset": dataset.label, "model": model.label},
-        )
+        axes = {"dataset": dataset.label, "model": model.label}
+        return _Place(facts, batchnorm, common, recipe, local, axes)
 
     def victims(
         self, place: _Place, entry: Entry, sample: Attack
@@ -396,33 +388,8 @@ def _attack_params(name: str, attack: Attack) -> dict[str, Any]:
     return {"name": name, **options.canonical(attack), "version": attack.version}
 
 
-def _frozen(asked: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
-    return tuple(sorted(asked.items()))
-
-
 def misfit(defense: Defense, needs: Needs, label: str) -> str:
     """Why a defense cannot be run on a victim whose model is called `label`; empty where it can."""
     if "batchnorm" in defense.requires and not needs.batchnorm:
         return f"needs BatchNorm layers, {label} has none"
     return defense.applies(needs) or ""
-
-
-class _Undrawn(TorchFunctionMode):
-    """Leaves weights undrawn: the first draw on the meta device imports a compiler (1.8 s)."""
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        if func in (torch.Tensor.normal_, torch.Tensor.uniform_):
-            return args[0]
-        return func(*args, **(kwargs or {}))
-
-
-@functools.lru_cache(maxsize=256)
-def has_batchnorm(
-    model: str, asked: tuple[tuple[str, Any], ...], classes: int, shape: tuple[int, int, int]
-) -> bool:
-    """Build the model without memory and look; raises SweepError where it does not fit."""
-    with torch.device("meta"), _Undrawn():
-        trunk, _ = models.family(model, dict(asked)).build(classes, shape)
-    return any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in trunk.modules())

@@ -472,4 +472,4 @@ def test_a_model_is_looked_at_without_drawing_its_weights(name: str) -> None:
     shape = (3, 32, 32)
     trunk, _ = models.family(name, {}).build(10, shape)
     norms = any(isinstance(m, torch.nn.BatchNorm2d) for m in trunk.modules())
-    assert matrix.has_batchnorm(name, (), 10, shape) == norms == (name != "vit-tiny")
+    assert models.has_batchnorm(name, {}, 10, shape) == norms == (name != "vit-tiny")

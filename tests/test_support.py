@@ -9,7 +9,7 @@ import torch
 import toys
 
 from defenses.base import Case, Needs
-from sweeper import catalog, matrix, seeds
+from sweeper import catalog, matrix, models, seeds
 from sweeper.models.base import Net
 
 SHAPE = (3, 32, 32)
@@ -43,7 +43,7 @@ def test_it_runs_or_says_why_not(
     defense = toys.short("defense", name, {})
     rng = seeds.generator("support", model, classes)
     victim = toys.network(rng, classes=classes, shape=SHAPE, model=model, **MODELS[model]).eval()
-    norms = matrix.has_batchnorm(model, tuple(sorted(MODELS[model].items())), classes, SHAPE)
+    norms = models.has_batchnorm(model, MODELS[model], classes, SHAPE)
     needs = Needs(classes, SHAPE, model, norms, 2 * classes)
     if why := matrix.misfit(defense, needs, model):
         assert len(why.split()) > 3 and "\n" not in why, "one clear sentence"

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from sweeper.models.base import Family, Net
 
-__all__ = ["build", "families", "family"]
+__all__ = ["build", "families", "family", "has_batchnorm"]
 
 
 def families() -> dict[str, type[Family]]:
@@ -99,6 +99,19 @@ def build(
         torch.default_generator.manual_seed(seed)
         trunk, head = chosen.build(classes, shape)
         return Net(trunk, head, mean, std)
+
+
+def has_batchnorm(
+    name: str, options: Mapping[str, Any], classes: int, shape: tuple[int, int, int]
+) -> bool:
+    """Return whether a network has BatchNorm layers; it is built without memory.
+
+    Raises:
+        SweepError: Unknown name or option, or the architecture does not fit the image size.
+    """
+    from sweeper.models import _undrawn
+
+    return _undrawn.has_batchnorm(name, tuple(sorted(options.items())), classes, shape)
 
 
 def _family_of(module: ModuleType) -> type[Family]:
