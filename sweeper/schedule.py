@@ -30,6 +30,7 @@ os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 import ray
 from ray import tune
 from ray._raylet import setproctitle  # type: ignore[attr-defined]
+from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
 from sweeper import bundle
@@ -136,6 +137,7 @@ def _one_tuner(job: Job, ending: Ending, graph: _Graph) -> None:
             ),
             tune_config=tune.TuneConfig(
                 search_alg=graph,
+                scheduler=_Patient(),
                 num_samples=-1,
                 max_concurrent_trials=CHAIN,  # the graph knows how many may run
                 reuse_actors=True,
@@ -213,6 +215,30 @@ class _Overdue(tune.Callback):  # type: ignore[misc]
     def __getstate__(self) -> dict[str, Any]:
         """Tune keeps a copy of its parts for a restore we never do."""
         return {}
+
+
+class _Patient(FIFOScheduler):  # type: ignore[misc]
+    """First come, first served, and each trial waits for the actor it asked for.
+
+    Tune's own would give an actor that is free to a trial whose actor is starting, and end that
+    one: where cells are shorter than an import, one actor would work and others start for ever.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._chosen: set[str] = set()
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        """A trial is new, or its process was lost."""
+        self._chosen.discard(trial.trial_id)
+
+    def choose_trial_to_run(self, tune_controller: Any) -> Any:
+        """The first trial that has asked for no actor."""
+        for trial in tune_controller.get_live_trials():
+            if trial.status == trial.PENDING and trial.trial_id not in self._chosen:
+                self._chosen.add(trial.trial_id)
+                return trial
+        return None
 
 
 class _Graph(Searcher):  # type: ignore[misc]

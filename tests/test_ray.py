@@ -126,6 +126,25 @@ def test_short_cells_share_a_trial_and_a_lost_process_costs_one_cell(
     assert tries == {str(i): 1 + (i == 30) for i in range(48)}, "what had ended is not run again"
 
 
+def test_a_trial_that_waits_for_its_actor_gets_no_other() -> None:
+    from ray.tune.experiment import Trial
+
+    from sweeper import schedule
+
+    class Live:
+        def get_live_trials(self) -> list[Trial]:
+            return [running, first, second]
+
+    running, first, second = (Trial("x", stub=True) for _ in range(3))
+    running.status = Trial.RUNNING
+    scheduler = schedule._Patient()
+    assert scheduler.choose_trial_to_run(Live()) is first
+    assert scheduler.choose_trial_to_run(Live()) is second, "the first waits for its own"
+    assert scheduler.choose_trial_to_run(Live()) is None
+    scheduler.on_trial_add(Live(), first)
+    assert scheduler.choose_trial_to_run(Live()) is first, "it lost its process"
+
+
 def get(url: str, token: str | None = None) -> tuple[int, str]:
     """Ask for a page: (status, text)."""
     head = {"Authorization": f"Bearer {token}"} if token else {}

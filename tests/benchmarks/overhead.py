@@ -1,14 +1,15 @@
 """What a cell costs beside its own work: no-op cells under Ray, and a Tune trial a cell beside it.
 
-`SWEEPER_CELLS` says how many cells (2,000); the trials, the peers' way with Tune's default loggers
-and an actor a trial, are a hundredth as many and at least 20.
+`SWEEPER_CELLS` says how many cells, separated by commas (2000,10000); the trials, the peers' way
+with Tune's default loggers and an actor a trial, are a hundredth of the first and at least 20.
+Memory is the peak of resident MB as Linux counts them.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -20,7 +21,7 @@ from typing import Any
 from defenses.base import Case, Defense
 from sweeper.types import Outcome
 
-CELLS = int(os.environ.get("SWEEPER_CELLS", "2000"))
+CELLS = [int(count) for count in os.environ.get("SWEEPER_CELLS", "2000,10000").split(",")]
 SWEEP = {
     "name": "overhead",
     "datasets": [{"dataset": "digits", "train_size": 200, "test_size": 50}],
@@ -65,12 +66,51 @@ def sweep(folder: Path, cells: int) -> Path:
     return path
 
 
-def run(folder: Path, cells: int) -> float:
-    """Seconds of `sweeper run` from start to table; what the store has is not run again."""
+@dataclass
+class Run:
+    """What a run cost."""
+
+    seconds: float
+    driver: float
+    """MB of the process that was started."""
+    other: float
+    """MB of the largest process below it."""
+
+
+def peaks(root: int) -> dict[int, float]:
+    """Process -> MB at its peak so far, of a process and all below it."""
+    parents, found = {}, {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
+    tree = {root}
+    while more := {pid for pid, parent in parents.items() if parent in tree} - tree:
+        tree |= more
+    for pid in tree:
+        with contextlib.suppress(OSError):
+            for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+                if line.startswith("VmHWM:"):
+                    found[pid] = int(line.split()[1]) / 1024
+    return found
+
+
+def run(folder: Path, cells: int) -> Run:
+    """`sweeper run` from start to table; what the store has is not run again."""
     words = ["run", str(sweep(folder, cells)), "--store", str(folder / "store")]
+    most: dict[int, float] = {}
     start = time.perf_counter()
-    subprocess.run([sys.executable, "-m", "sweeper.cli", *words], check=True, capture_output=True)
-    return time.perf_counter() - start
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "sweeper.cli", *words], stdout=log, stderr=log
+        )
+        while process.poll() is None:
+            most |= peaks(process.pid)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(1)
+    seconds = time.perf_counter() - start
+    if process.returncode:
+        raise RuntimeError((folder / "log").read_text()[-2000:])
+    return Run(seconds, most.pop(process.pid), max(most.values()))
 
 
 def peer(trials: int) -> float:
@@ -82,19 +122,20 @@ def peer(trials: int) -> float:
 
 
 def rows() -> list[dict[str, Any]]:
-    """ms a cell and ms a Tune trial, with and without what a run costs once."""
-    with tempfile.TemporaryDirectory() as place:
-        run(Path(place), 1)  # trains the victim
-        once, whole = run(Path(place), 2), run(Path(place), 2 + CELLS)
-        memory = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
-    trials = max(20, CELLS // 100)
+    """ms a cell and ms a Tune trial, with and without what a run costs once, and memory."""
+    found: list[dict[str, Any]] = []
+
+    def add(what: str, number: int, seconds: float) -> None:
+        found.append({"what": what, "number": number, "ms each": round(1000 * seconds / number, 1)})
+
+    for count in CELLS:
+        with tempfile.TemporaryDirectory() as place:
+            run(Path(place), 1)  # trains the victim
+            once, whole = run(Path(place), 2), run(Path(place), 2 + count)
+        add("cells, all of a run", count, whole.seconds)
+        add("cells, each more", count, whole.seconds - once.seconds)
+        found[-2] |= {"MB driver": round(whole.driver), "MB largest other": round(whole.other)}
+    trials = max(20, CELLS[0] // 100)
     few, many = peer(2), peer(2 + trials)
-    found = [
-        ("cells, all of a run", CELLS, whole),
-        ("cells, each more", CELLS, whole - once),
-        ("Tune trials, each more", trials, many - few),
-    ]
-    return [
-        *({"what": w, "number": n, "ms each": round(1000 * t / n, 1)} for w, n, t in found),
-        {"what": "MB of the largest process", "number": round(memory)},
-    ]
+    add("Tune trials, each more", trials, many - few)
+    return found
