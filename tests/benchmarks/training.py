@@ -1,7 +1,7 @@
 """Images/s of poisoned training on two cores, beside the toolbox way in the same run.
 
 The loops take turns, `ROUNDS` times; medians, and the median of each round's ratio to the toolbox
-way. `SWEEPER_MODELS` says which models (`pipeline` and all four). Batch 128 of 32x32, BadNets at 10 %.
+way. `SWEEPER_MODELS` says which (`pipeline` and all four models). Batch 128 of 32x32, 10 % BadNets.
 """
 
 from __future__ import annotations
