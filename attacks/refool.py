@@ -53,6 +53,7 @@ class Refool(Attack):
 
     title = "Refool"
     paper = "Liu et al., ECCV 2020"
+    version = 2
     rules = ("all2one", "clean")
     presets = {
         "paper": {"rule": "clean"},
@@ -110,7 +111,7 @@ class Refool(Attack):
         for far in order[kind[order] >= self.ghost].split(BATCH):
             light, alpha = _light(images[far]), own[far, None, None, None]
             soft = _unfocused(light, pool, pick[far], sigma[far])
-            out[far] = _pixels((1 - alpha / 2) * soft + alpha * light)
+            out[far] = _pixels(soft.mul_(1 - alpha / 2).add_(light.mul_(alpha)))
         return out
 
     def _pool(self, channels: int, height: int, width: int) -> Tensor:
@@ -130,8 +131,10 @@ def _light(images: Tensor) -> Tensor:
 
 
 def _pixels(light: Tensor) -> Tensor:
-    """uint8 images of linear light."""
-    return quantise(light.clamp_(0, 1).pow_(1 / GAMMA).mul_(255))
+    """uint8 images of linear light, in steps of 1 / 65,535 of it."""
+    steps = (torch.arange(65_536) / 65_535).pow(1 / GAMMA).mul_(255)
+    found = light.clamp_(0, 1).mul_(65_535).flatten().int()
+    return quantise(steps).index_select(0, found).view(light.shape)
 
 
 def _ghosts(
@@ -151,15 +154,16 @@ def _ghosts(
 
 def _unfocused(light: Tensor, pool: Tensor, pick: Tensor, sigma: Tensor) -> Tensor:
     """Float [B, C, H, W]: each picture blurred, less what it overexposes, under a vignette."""
-    height, width = light.shape[2:]
+    count, channels, height, width = light.shape
     down, across = (_blurs(sigma, size) for size in (height, width))
-    soft = down[:, None] @ pool[pick, :, :height, :width] @ across[:, None].transpose(2, 3)
+    rows = pool[:, :, :height, :width].transpose(1, 2).flatten(2)  # one product for all channels
+    soft = (down @ rows.index_select(0, pick)).view(count, height * channels, width) @ across.mT
+    soft = soft.view(count, height, channels, width).transpose(1, 2).contiguous()
     total = soft + light
-    over = total > 1
-    excess = (total * over).sum((2, 3), keepdim=True) / over.sum((2, 3), keepdim=True).clamp(min=1)
-    soft = (soft - (excess - 1).clamp_(min=0)).clamp_(0, 1)
+    over = (total > 1).sum((2, 3), keepdim=True)
+    excess = total.sub_(1).clamp_(min=0).sum((2, 3), keepdim=True) / over.clamp_(min=1)
     y, x = (torch.linspace(-3, 3, size).square() / 4 for size in (height, width))
-    return soft * torch.exp(-(y[:, None] + x))
+    return soft.sub_(excess).clamp_(0, 1).mul_(torch.exp(-(y[:, None] + x)))
 
 
 def _blurs(sigma: Tensor, size: int) -> Tensor:

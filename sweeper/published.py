@@ -93,6 +93,9 @@ def add_missing(data: pd.DataFrame, known: Iterable[Figure]) -> pd.DataFrame:
     What a published cell does not say (target, seed, clean budget) is taken from the row nearest to
     it: of its attack, else of its data set, else any.
     """
+    known = list(known)
+    if not known:  # spares a set of all rows
+        return data
     have = set(zip(data["dataset"], data["attack"], data["defense"], strict=True))
     lacking = {f.cell: f for f in known if f.cell not in have}
     rows = []
@@ -153,6 +156,8 @@ def compare(
         constants: The axes with one value in the whole table.
         known: The published cells.
     """
+    if not known:
+        return Comparison(tuple(lines), (), ())
     grid = [[_axes(line, column, axes, constants) for column in columns] for line in lines]
     at: dict[Cell, set[tuple[Any, Any]]] = {}
     for row in grid:
