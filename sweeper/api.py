@@ -10,8 +10,10 @@ victim = sweeper.load_victim(rows["victim"][0])
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,16 +94,32 @@ class Sweep:
         )
 
     def plan(
-        self, *, store: str | Path | None = None, data: str | Path | None = None
+        self,
+        *,
+        store: str | Path | None = None,
+        data: str | Path | None = None,
+        calibrate: bool = False,
     ) -> dict[str, Any]:
-        """What a run would do: cells by kind, how many are done, trainings saved by sharing.
+        """What a run would do: cells by kind, how many are done, what sharing saves, the cost.
+
+        Args:
+            store: Where victims and rows are kept; default SWEEPER_STORE, or `STORE`.
+            data: Folder of the data sets; default SWEEPER_DATA.
+            calibrate: Whether to train for about 5 s to learn costs the store does not know.
+
+        Returns:
+            Counts, and `estimate`: the fields of `sweeper.estimate.Estimate`.
 
         Raises:
             SweepError: Data, models and budgets do not fit together.
         """
-        from sweeper import run
+        from sweeper import estimate, run
 
-        return run.prepare(self.declared, self.context(store, data), need_data=False).summary()
+        job = run.prepare(self.declared, self.context(store, data), need_data=False)
+        known, shape = estimate.known(job, calibrated=calibrate), self.declared.resources
+        parallel = estimate.at_once(shape.cpus, shape.gpus)
+        about = estimate.estimate(job, known, parallel)
+        return {**job.summary(), "estimate": dataclasses.asdict(about)}
 
     def run(
         self,
@@ -134,10 +152,10 @@ class Sweep:
             )
         from rich.console import Console
 
-        from sweeper import run
+        from sweeper import estimate, run
         from sweeper.display import Display
 
-        job = run.prepare(self.declared, self.context(store, data))
+        job, shape = run.prepare(self.declared, self.context(store, data)), self.declared.resources
         console = Console(stderr=True, highlight=False, markup=False, quiet=quiet)
         facts = job.summary()
         console.print(
@@ -145,14 +163,21 @@ class Sweep:
             f"{facts['to_run']} to run; "
             f"trainings saved by sharing victims: {facts['trainings_saved']}"
         )
+        known = estimate.known(job, elsewhere=bool(address))
         walker: Walker = run.inline
-        slots = 1
-        if executor == "ray" and job.todo:
+        slots = estimate.at_once(shape.cpus, shape.gpus) if executor == "ray" else 1
+        if executor == "ray" and job.todo and address:
             walker, slots = _with_ray(self.declared, address, console)
-        with Display(job, console, slots) as display:
-            counts = dict(run.execute(job, walker, display))
+        for line in estimate.told(estimate.estimate(job, known, slots), self.declared.name):
+            console.print(line)
+        if executor == "ray" and job.todo and not address:
+            walker, slots = _with_ray(self.declared, address, console)
+        began = time.monotonic()
+        with Display(job, console, slots, known) as display:
+            bill = estimate.Bill(job, display)
+            counts = dict(run.execute(job, walker, bill))
         ran = ", ".join(f"{count} {status}" for status, count in sorted(counts.items())) or "none"
-        console.print(f"cells run: {ran}")
+        console.print(f"cells run: {ran}{bill.told(time.monotonic() - began)}")
         if left := len(job.todo) - sum(counts.values()):
             console.print(f"{left} cells are left; the same command runs them.")
             counts["left"] = left

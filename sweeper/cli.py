@@ -81,13 +81,18 @@ def plan(
     store: StoreOption = STORE,
     data: DataOption = None,
     overrides: SetOption = None,
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="Train 5 s for costs the store does not know.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Say what a sweep would run, what sharing saves, and what is done.
+    """Say what a sweep would run and cost, what sharing saves, and what is done.
 
     Example: sweeper plan quickstart --json
     """
-    facts = Sweep.from_yaml(spec, overrides or []).plan(store=store, data=data)
+    from sweeper.estimate import Estimate, spoken, told
+
+    facts = Sweep.from_yaml(spec, overrides or []).plan(store=store, data=data, calibrate=calibrate)
     if as_json:
         typer.echo(json.dumps(facts))
         return
@@ -97,7 +102,12 @@ def plan(
         if count:
             typer.echo(f"  {kind:<15}{count:>7}" + (f", {left} to run" if left else ""))
     typer.echo(f"done already      {facts['done']:>5}")
-    typer.echo(f"trainings saved   {facts['trainings_saved']:>5}  (against one per defense cell)")
+    cost = Estimate(**facts["estimate"])
+    time = f", about {spoken(cost.saved_seconds)}" if cost.saved_seconds else ""
+    saved = facts["trainings_saved"]
+    typer.echo(f"trainings saved   {saved:>5}{time}  (against one per defense cell)")
+    for line in told(cost, spec):
+        typer.echo(line)
     for label in facts["unresolved"]:
         typer.echo(f"data set {label} is not on this machine: what is done of it is not known")
 

@@ -12,6 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from sweeper.cells import Result
+from sweeper.costs import Book, Sorts
+from sweeper.estimate import spoken
 from sweeper.material import Progress
 from sweeper.run import Job
 from sweeper.types import Cell
@@ -25,7 +27,9 @@ _SHARES = {"poison_rate": "", "clean_budget": "clean "}
 class Display:
     """A `Watcher` for people: live where there is a terminal, plain lines where there is none."""
 
-    def __init__(self, job: Job, console: Console, slots: int = 1) -> None:
+    def __init__(
+        self, job: Job, console: Console, slots: int = 1, known: Book | None = None
+    ) -> None:
         self.console = console
         self.total = len(job.todo)
         self.ended: Counter[str] = Counter()
@@ -38,9 +42,12 @@ class Display:
             values = {cell.axes[axis] for cell in job.plan.cells.values() if axis in cell.axes}
             if len(values - ({0} if axis in _SHARES else set())) > 1:
                 self.axes.append(axis)
-        self.left = Counter(job.plan.cells[key].kind for key in job.todo)
-        self.seconds: dict[str, list[float]] = defaultdict(list)
+        self.costs = known or Book()
+        self.sorts = Sorts(job.plan)
         todo = set(job.todo)
+        self.left = Counter(self.sorts.of(job.plan.cells[key]) for key in todo)
+        self.seconds: dict[str, list[float]] = defaultdict(list)
+        self.victims: dict[str, float] = {}
         self.grid: dict[tuple[str, str], list[str]] = defaultdict(list)
         self.asr: dict[tuple[str, str], list[float]] = defaultdict(list)
         for key, cell in job.plan.cells.items():
@@ -67,9 +74,7 @@ class Display:
         self.running.pop(cell.key, None)
         status = result["status"]
         self.ended[status] += 1
-        self.left[cell.kind] -= 1
-        if result.get("seconds") is not None and not result.get("reused"):
-            self.seconds[cell.kind].append(result["seconds"])
+        self._count(cell, result)
         if cell.kind == "defend":
             states = self.grid[_place(cell)]
             if "waits" in states:
@@ -80,6 +85,19 @@ class Display:
             self.console.print(self._line(cell, result), soft_wrap=True, highlight=False)
         elif status != "ok":
             self.live.console.print(self._line(cell, result), soft_wrap=True, highlight=False)
+
+    def _count(self, cell: Cell, result: Result) -> None:
+        """A cell is left no more; what it took tells what others will."""
+        sort = self.sorts.of(cell)
+        self.left[sort] -= 1
+        seconds = result.get("seconds")
+        if seconds is None or result.get("reused"):
+            return
+        self.seconds[cell.kind].append(seconds)
+        if result["status"] == "ok":
+            if cell.kind == "train":
+                self.victims[cell.key] = seconds
+            self.costs.add(sort, seconds, self.victims.get(cell.params.get("victim", "")))
 
     def _line(self, cell: Cell, result: Result) -> Text:
         """One line on a finished cell."""
@@ -157,17 +175,19 @@ class Display:
         return Text("" if short else " ").join(Text(*part) for part in parts if part[0])
 
     def _eta(self) -> str:
-        """When it ends, from the mean cost of each kind so far."""
-        if not self.seconds:
-            return "measuring"
+        """When it ends, from cells of the same sort, else from the mean of its kind so far."""
         known = [s for costs in self.seconds.values() for s in costs]
-        fallback = sum(known) / len(known)
         left = 0.0
-        for kind, count in self.left.items():
-            costs = self.seconds.get(kind)
-            left += count * (sum(costs) / len(costs) if costs else fallback)
-        minutes, seconds = divmod(round(left / self.slots), 60)
-        return f"about {minutes} min {seconds:02d} s left"
+        for sort, count in self.left.items():
+            found = self.costs.seconds(sort)
+            costs = self.seconds.get(sort.kind, known)
+            if found and not found[1]:
+                left += count * found[0]
+            elif costs:
+                left += count * sum(costs) / len(costs)
+            elif count:
+                return "measuring"
+        return f"about {spoken(left / self.slots)} left"
 
     def _words(self, cell: Cell) -> str:
         """A cell's axes in the order people say them."""

@@ -44,6 +44,8 @@ class Plan:
     """Defense cells that cannot be run, with their reasons."""
     unresolved: tuple[str, ...]
     """Data sets that are not on this machine; their keys stand for nothing yet."""
+    facts: Mapping[str, Facts]
+    """Data set label -> what is known of it."""
 
     def counts(self) -> dict[str, int]:
         """Number of cells by kind."""
@@ -132,6 +134,7 @@ class _Expansion:
             {key: cell for key, cell in self.cells.items() if key in wanted},
             tuple(self.inapplicable.values()),
             tuple(label for label, fact in self.facts.items() if not fact.digest),
+            self.facts,
         )
 
     def place(self, dataset: Entry, model: Entry) -> _Place:
@@ -153,14 +156,8 @@ class _Expansion:
             "reserve": self.sweep.reserve,
             "model": known,
         }
-        return _Place(
-            facts,
-            batchnorm,
-            common,
-            recipe,
-            local,
-            {"dataset": dataset.label, "model": model.label},
-        )
+        axes = {"dataset": dataset.label, "model": model.label}
+        return _Place(facts, batchnorm, common, recipe, local, axes)
 
     def victims(
         self, place: _Place, entry: Entry, sample: Attack

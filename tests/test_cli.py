@@ -158,6 +158,8 @@ def test_plan(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     path.write_text(SWEEP)
     said = call(capsys, "plan", path, "--store", store, "--set", "seeds=2", "--json")
     found = json.loads(said.out)
+    cost = found.pop("estimate")
+    assert (cost["cells_unknown"], cost["cell_seconds"]) == (6, 0), "nothing was measured yet"
     assert found == {
         "sweep": "tiny",
         "cells": {"prepare": 0, "train": 2, "stage": 0, "defend": 4, "not_applicable": 0},
@@ -170,6 +172,9 @@ def test_plan(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     }
     words = call(capsys, "plan", path, "--store", store).out
     assert "sweep tiny: 3 cells" in words and "trainings saved" in words
+    assert "cost: unknown" in words and f"`sweeper plan {path} --calibrate`" in words
+    guess = call(capsys, "plan", path, "--store", store, "--calibrate").out
+    assert "cost, a rough estimate: about " in guess and " of core time on " in guess
     assert not store.exists(), "a plan leaves nothing"
 
 
@@ -179,9 +184,13 @@ def test_plan_of_a_finished_sweep(
     path, store = done
     found = json.loads(call(capsys, "plan", path, "--store", store, "--json").out)
     assert (found["total"], found["done"], found["to_run"]) == (3, 3, 0)
+    assert found["estimate"]["cell_seconds"] == 0 < found["estimate"]["saved_seconds"]
+    assert "cost:" not in call(capsys, "plan", path, "--store", store).out
     grown = ("--set", "seeds=2", "--json")
     found = json.loads(call(capsys, "plan", path, "--store", store, *grown).out)
     assert (found["total"], found["done"], found["to_run"]) == (6, 3, 3)
+    cost = found["estimate"]
+    assert cost["cells_measured"] == 3 and cost["cell_seconds"] >= cost["wall_seconds"] > 0
 
 
 def test_a_run_records_the_digest_of_its_data(done: tuple[Path, Path]) -> None:

@@ -30,8 +30,9 @@ check matrix record
 material walk
 analyses
 cells
-run
-meter
+run costs
+calibrate
+estimate meter
 schedule cluster display listing show analyze exchange
 arguments
 api
