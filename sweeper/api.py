@@ -13,7 +13,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -168,16 +167,15 @@ class Sweep:
         slots = estimate.at_once(shape.cpus, shape.gpus) if executor == "ray" else 1
         if executor == "ray" and job.todo and address:
             walker, slots = _with_ray(self.declared, address, console)
-        for line in estimate.told(estimate.estimate(job, known, slots), self.declared.name):
+        for line in estimate.told(estimate.estimate(job, known, slots), facts["sweep"]):
             console.print(line)
         if executor == "ray" and job.todo and not address:
             walker, slots = _with_ray(self.declared, address, console)
-        began = time.monotonic()
         with Display(job, console, slots, known) as display:
             bill = estimate.Bill(job, display)
             counts = dict(run.execute(job, walker, bill))
         ran = ", ".join(f"{count} {status}" for status, count in sorted(counts.items())) or "none"
-        console.print(f"cells run: {ran}{bill.told(time.monotonic() - began)}")
+        console.print(f"cells run: {ran}{bill.told()}")
         if left := len(job.todo) - sum(counts.values()):
             console.print(f"{left} cells are left; the same command runs them.")
             counts["left"] = left

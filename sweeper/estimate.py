@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -151,6 +152,7 @@ class Bill:
         """
         self._job = job
         self._watcher = watcher
+        self._began = time.monotonic()
         self._spent: dict[str, float] = {}
         self._ended: list[str] = []
 
@@ -166,12 +168,12 @@ class Bill:
                 self._ended.append(cell.key)
         self._watcher.finished(cell, result)
 
-    def told(self, seconds: float) -> str:
-        """What a run of so many seconds took, for people; empty where no cell ran."""
+    def told(self) -> str:
+        """What the run took, for people; empty where no cell ran."""
         if not self._spent:
             return ""
-        said = f" in {spoken(seconds)}, cells together {spoken(sum(self._spent.values()))}"
-        saved = self.saved()
+        wall, cells, saved = time.monotonic() - self._began, sum(self._spent.values()), self.saved()
+        said = f" in {spoken(wall)}, cells together {spoken(cells)}"
         return said + (f"; sharing victims and states saved {spoken(saved)}" if saved else "")
 
     def saved(self) -> float:

@@ -254,7 +254,7 @@ def test_a_failed_cell_gives_exit_code_1_and_says_how_to_go_on(
     path.write_text(SWEEP.replace("{defense: fine-tuning, epochs: 1}", "tests.faulty:Raises"))
     said = call(capsys, "run", path, "--store", store, "--executor", "inline")
     assert said.code == 1
-    assert "cells run: 1 failed, 2 ok" in said.err
+    assert "\ncost: unknown, " in said.err and "\ncells run: 1 failed, 2 ok in " in said.err
     assert "ValueError: broken on purpose" in said.err and "Traceback" not in said.err
     again = " ".join(said.err.split())
     assert f"`sweeper run {path}` again" in again and f"`sweeper cell {path} KEY`" in again

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import sweeps
 import torch
 
 import sweeper
 from sweeper import calibrate, costs, estimate, record, run
 from sweeper.costs import Book, Sort, Sorts
 from sweeper.run import Job
+from tests import sweeps
 
 DATA = '{"dataset": "digits"}'
 VICTIM = Sort("train", "badnets", "{}", DATA, "tiny {}", images=1000, epochs=10)
@@ -179,12 +179,11 @@ def test_a_bill_says_what_sharing_saved(ran: tuple[Path, Path], tmp_path: Path) 
     bill = estimate.Bill(job, sweeps.Silent())
     run.execute(job, run.inline, Priced(bill))
     assert bill.saved() == 2 * 10 + 2 * (10 + 1 + 10)
-    said = " in 30 s, cells together 53 s; sharing victims and states saved 62 s"
-    assert bill.told(30.0) == said
+    assert bill.told().endswith(" s, cells together 53 s; sharing victims and states saved 62 s")
     again = sweeps.prepared(ran[0], tmp_path)
     bill = estimate.Bill(again, sweeps.Silent())
     run.execute(again, run.inline, bill)
-    assert bill.told(30.0) == "", "nothing ran"
+    assert bill.told() == "", "nothing ran"
 
 
 def test_a_victim_of_an_earlier_run_saves_all_it_took(
