@@ -147,7 +147,7 @@ class Sweep:
         """
         if executor not in EXECUTORS:
             raise SweepError(
-                f"executor: {executor!r} is not one of {', '.join(EXECUTORS)}: write one of them"
+                f"--executor: {executor!r} is not one of {', '.join(EXECUTORS)}: write one of them"
             )
         from rich.console import Console
 

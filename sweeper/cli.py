@@ -96,16 +96,22 @@ def plan(
     if as_json:
         typer.echo(json.dumps(facts))
         return
-    typer.echo(f"sweep {facts['sweep']}: {facts['total']} cells")
+    typer.echo(f"sweep {facts['sweep']}: {facts['total']:,} cells")
     for kind, count in facts["cells"].items():
         left = facts["to_run_by_kind"].get(kind, 0)
         if count:
-            typer.echo(f"  {kind:<15}{count:>7}" + (f", {left} to run" if left else ""))
-    typer.echo(f"done already      {facts['done']:>5}")
+            typer.echo(f"  {kind:<15}{count:>7,}" + (f", {left:,} to run" if left else ""))
+    for item in facts["why_not"]:
+        some = [
+            item[axis] for axis in ("attacks", "defenses", "datasets", "models") if axis in item
+        ]
+        who = " x ".join(", ".join(labels) if len(labels) < 6 else "..." for labels in some)
+        typer.echo(f"{item['cells']:>8,}  {who}{': ' if who else ''}{item['reason']}")
+    typer.echo(f"done already     {facts['done']:>7,}")
     cost = Estimate(**facts["estimate"])
     time = f", about {spoken(cost.saved_seconds)}" if cost.saved_seconds else ""
     saved = facts["trainings_saved"]
-    typer.echo(f"trainings saved   {saved:>5}{time}  (against one per defense cell)")
+    typer.echo(f"trainings saved  {saved:>7,}{time}  (against one per defense cell)")
     for line in told(cost, spec):
         typer.echo(line)
     for label in facts["unresolved"]:

@@ -48,7 +48,7 @@ def render(table: Table, format: str) -> str:
         SweepError: There is no such format.
     """
     if format not in FORMATS:
-        raise SweepError(f"tables: {unknown('format', format, FORMATS)}")
+        raise SweepError(f"--format: {unknown('format', format, FORMATS)}")
     return FORMATS[format](table)
 
 

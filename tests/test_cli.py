@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -168,6 +169,7 @@ def test_plan(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
         "to_run": 6,
         "to_run_by_kind": {"train": 2, "defend": 4},
         "trainings_saved": 2,
+        "why_not": [],
         "unresolved": [],
     }
     words = call(capsys, "plan", path, "--store", store).out
@@ -244,7 +246,7 @@ def test_run_again_runs_nothing_and_prints_the_table(
 
 def test_an_unknown_executor(capsys: pytest.CaptureFixture[str], done: tuple[Path, Path]) -> None:
     line = call(capsys, "run", done[0], "--store", done[1], "--executor", "slurm").sentence
-    assert line == "executor: 'slurm' is not one of ray, inline: write one of them"
+    assert line == "--executor: 'slurm' is not one of ray, inline: write one of them"
 
 
 def test_a_failed_cell_gives_exit_code_1_and_says_how_to_go_on(
@@ -309,7 +311,7 @@ def test_table_of_a_file_without_a_name(capsys: pytest.CaptureFixture[str], tmp_
     path = tmp_path / "tiny.yaml"
     path.write_text("# a study\nseeds: 1\nname: a/b\n")
     line = call(capsys, "table", path).sentence
-    assert line.startswith(f"{path}:3: name: needs a name of letters")
+    assert line.startswith(f"{path}:3: name: needs letters, ") and line.endswith(", not 'a/b'")
 
 
 def test_a_store_is_the_same_place_for_every_command(
@@ -400,3 +402,17 @@ def test_a_table_waits_for_neither_torch_nor_ray(done: tuple[Path, Path]) -> Non
     )
     assert ran.stdout.splitlines()[-1] == "[]"
     assert "badnets" in ran.stdout
+
+
+def test_a_plan_says_what_does_not_apply_and_why(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(SWEEP.replace("[badnets]", "[badnets, tact]"))
+    words = ("plan", path, "--store", tmp_path / "store", "--set", "poison_rates=[0.3]")
+    (why,) = json.loads(call(capsys, *words, "--json").out)["why_not"]
+    assert set(why) == {"cells", "reason", "attacks"}, "it is so for every defense"
+    assert (why["cells"], why["attacks"]) == (2, ["tact"])
+    said = call(capsys, *words).out
+    assert f"       2  tact: {why['reason']}\n" in said
+    assert re.search(r"needs 81 images to poison at rate 0.3 of all, class 1 has \d\d: ", said)
