@@ -156,11 +156,11 @@ class Sweep:
 
         job, shape = run.prepare(self.declared, self.context(store, data)), self.declared.resources
         console = Console(stderr=True, highlight=False, markup=False, quiet=quiet)
+        console.soft_wrap = not console.is_terminal
         facts = job.summary()
         console.print(
-            f"{facts['sweep']}: {facts['total']} cells, {facts['done']} done, "
-            f"{facts['to_run']} to run; "
-            f"trainings saved by sharing victims: {facts['trainings_saved']}"
+            f"{facts['sweep']}: {facts['total']} cells, {facts['done']} done, {facts['to_run']} to "
+            f"run; trainings saved by sharing victims: {facts['trainings_saved']}"
         )
         known = estimate.known(job, elsewhere=bool(address))
         walker: Walker = run.inline

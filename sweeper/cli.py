@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -64,7 +66,7 @@ def run(
     """
     sweep = Sweep.from_yaml(spec, overrides or [])
     counts = sweep.run(store=store, data=data, executor=executor, address=address)
-    typer.echo(_table(sweep.declared.name, store, "markdown", sweep.declared.table))
+    typer.echo(_table(sweep.declared.name, store, "", sweep.declared.table))
     if set(counts) - {"ok", "left"}:
         typer.echo(
             f"Not all cells ended well; run `sweeper run {spec}` again to retry them, or "
@@ -73,6 +75,12 @@ def run(
         )
     if set(counts) - {"ok"}:
         raise typer.Exit(1)
+    at = "" if store == os.environ.get("SWEEPER_STORE", STORE) else f" --store {store}"
+    typer.echo(
+        f"Next: `sweeper report {spec}{at}` for one page with all of it, or "
+        f"`sweeper table {spec}{at} --format latex`.",
+        err=True,
+    )
 
 
 @app.command()
@@ -126,13 +134,13 @@ def table(
     cols: Annotated[str | None, typer.Option(help="Axes across the top.")] = None,
     values: Annotated[str | None, typer.Option(help="Metrics in each cell.")] = None,
     style: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--format",
-            help="markdown, csv, latex or html.",
+            help="markdown, csv, latex or html; default: to fit a terminal, else markdown.",
             autocompletion=words("markdown", "csv", "latex", "html"),
         ),
-    ] = "markdown",
+    ] = None,
     compare: Annotated[
         bool, typer.Option("--compare", help="Beside the published figures, each with its source.")
     ] = False,
@@ -148,7 +156,7 @@ def table(
     asked = {"rows": down, "cols": cols, "values": values}
     given = {key: [part.strip() for part in text.split(",")] for key, text in asked.items() if text}
     layout = view.of(source.read(spec)).model_copy(update=given)
-    text = _table(name, store, style, layout, compare)
+    text = _table(name, store, style or ("markdown" if out else ""), layout, compare)
     if out:
         out.write_text(text + "\n", encoding="utf-8")
     else:
@@ -156,7 +164,8 @@ def table(
 
 
 def _table(name: str, store: str, style: str, layout: View, compare: bool = False) -> str:
-    from sweeper import published, tables
+    """The table as text; an empty style is what suits the standard output."""
+    from sweeper import published, screen, tables
 
     found, labels = rows(name, store)
     known = published.of(name) if compare else ()
@@ -176,7 +185,9 @@ def _table(name: str, store: str, style: str, layout: View, compare: bool = Fals
         average=layout.average,
         known=known,
     )
-    return tables.render(built, style).rstrip()
+    if not style and sys.stdout.isatty():
+        return screen.render(built, shutil.get_terminal_size().columns).rstrip()
+    return tables.render(built, style or "markdown").rstrip()
 
 
 @app.command("list")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections import Counter, defaultdict
 
@@ -33,6 +34,7 @@ class Display:
         self.console = console
         self.total = len(job.todo)
         self.ended: Counter[str] = Counter()
+        self.causes: Counter[tuple[str, str, str]] = Counter()
         self.running: dict[str, tuple[Cell, float, Progress | None]] = {}
         self.slots = slots
         self.began = time.time()
@@ -64,6 +66,10 @@ class Display:
 
     def __exit__(self, *_: object) -> None:
         self.live.stop()
+        for (kind, status, why), count in self.causes.items():
+            if count > 1:
+                said = f"{count - 1} more {kind} cells {status} likewise: {why}"
+                self.console.print(said, soft_wrap=True)
 
     def started(self, cell: Cell, progress: Progress | None = None) -> None:
         """A cell starts."""
@@ -84,7 +90,10 @@ class Display:
         if not self.console.is_terminal:
             self.console.print(self._line(cell, result), soft_wrap=True, highlight=False)
         elif status != "ok":
-            self.live.console.print(self._line(cell, result), soft_wrap=True, highlight=False)
+            cause = cell.kind, status, _last_line(result)
+            self.causes[cause] += 1
+            if self.causes[cause] == 1:
+                self.live.console.print(self._line(cell, result), soft_wrap=True, highlight=False)
 
     def _count(self, cell: Cell, result: Result) -> None:
         """A cell is left no more; what it took tells what others will."""
@@ -114,7 +123,7 @@ class Display:
         if result.get("reused"):
             text.append("  (had)")
         if status != "ok" and result.get("error"):
-            text.append(f"  {cell.key}: {result['error'].strip().splitlines()[-1]}")
+            text.append(f"  {cell.key}: {_last_line(result)}")
         return text
 
     def _render(self) -> Group:
@@ -122,7 +131,7 @@ class Display:
         now = time.time()
         lines = [
             Text(
-                f"  {cell.kind} {self._words(cell)}  {_step(progress)}  {now - since:.0f} s",
+                f"  {cell.kind} {self._words(cell)}  {_step(progress)}{now - since:.0f} s",
                 style="dim",
             )
             for cell, since, progress in list(self.running.values())[: 2 * self.slots]
@@ -142,9 +151,9 @@ class Display:
         for short in (False, True):
             columns = [[self._square([(a, d)], short) for a in attacks] for d in defenses]
             least = [max(map(len, column), default=0) for column in columns]
-            if not short:
-                least = [max(len(d), w) for d, w in zip(defenses, least, strict=True)]
-            if side + sum(width + 3 for width in least) <= self.console.width:
+            room = self.console.width - side - 3 * len(defenses)
+            if fitting := _widths(defenses, least, room):
+                least = fitting
                 break
         else:
             defenses = ["all defenses"]
@@ -153,7 +162,7 @@ class Display:
         table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, show_edge=False)
         table.add_column("ASR %", no_wrap=True)
         for defense, width in zip(defenses, least, strict=True):
-            table.add_column(Text(defense), justify="right", overflow="fold", min_width=width)
+            table.add_column(Text(_folded(defense, width)), justify="right", min_width=width)
         for attack, *squares in zip(attacks, *columns, strict=True):
             table.add_row(Text(attack), *squares)
         return table
@@ -205,8 +214,44 @@ class Display:
         return " ".join(words)
 
 
+def _pieces(name: str) -> list[str]:
+    """A name in pieces that may stand on lines of their own."""
+    return re.findall(r"[^-+:._]*[-+:._]*", name)[:-1] or [name]
+
+
+def _widths(names: list[str], least: list[int], room: int) -> list[int]:
+    """Widths for columns with these heads, whole where there is room; empty where they do not fit.
+
+    Args:
+        names: The heads.
+        least: What each column needs below its head.
+        room: For all of them.
+    """
+    found = [max(w, *map(len, _pieces(name))) for name, w in zip(names, least, strict=True)]
+    lack = [max(0, len(name) - w) for name, w in zip(names, found, strict=True)]
+    for place in sorted(range(len(names)), key=lack.__getitem__):
+        if sum(found) + lack[place] <= room:
+            found[place] += lack[place]
+    return found if sum(found) <= room else []
+
+
+def _folded(name: str, width: int) -> str:
+    """A name in lines of at most this width, where its pieces allow."""
+    lines = [""]
+    for piece in _pieces(name):
+        if lines[-1] and len(lines[-1]) + len(piece) > width:
+            lines.append("")
+        lines[-1] += piece
+    return "\n".join(lines)
+
+
 def _place(cell: Cell) -> tuple[str, str]:
     return str(cell.axes["attack"]), str(cell.axes["defense"])
+
+
+def _last_line(result: Result) -> str:
+    """What went wrong, in a line."""
+    return (result.get("error") or "").strip().rpartition("\n")[2]
 
 
 def _step(progress: Progress | None) -> str:
@@ -214,4 +259,4 @@ def _step(progress: Progress | None) -> str:
     values = progress.values if progress else {}
     if "step" not in values:
         return ""
-    return f"step {values['step']}" + (f"/{values['steps']}" if "steps" in values else "")
+    return f"step {values['step']}" + (f"/{values['steps']}  " if "steps" in values else "  ")

@@ -173,8 +173,8 @@ class Bill:
         if not self._spent:
             return ""
         wall, cells, saved = time.monotonic() - self._began, sum(self._spent.values()), self.saved()
-        said = f" in {spoken(wall)}, cells together {spoken(cells)}"
-        return said + (f"; sharing victims and states saved {spoken(saved)}" if saved else "")
+        said = f" in {spoken(wall)}; {spoken(cells)} of cell time"
+        return said + (f", sharing victims saved {spoken(saved)}" if saved else "")
 
     def saved(self) -> float:
         """Seconds beyond that if each defense cell that ended well had made its own victim."""

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from sweeper import matrix
+from sweeper import display, matrix
 from sweeper.costs import Book
 from sweeper.display import Display
 from sweeper.estimate import spoken
@@ -254,3 +254,42 @@ def test_nothing_to_run() -> None:
     with show.display:
         pass
     assert show.said() == []
+
+
+def test_names_too_long_for_the_terminal_break_at_their_hyphens() -> None:
+    long = ["activation-clustering", "spectral-signatures", "strip-cleanser", "fine-pruning"]
+    show = Show(job(attacks=["badnets"], poison_rates=[0.1], defenses=long), width=61)
+    lines = show.seen()
+    assert all(len(line) <= 61 for line in lines)
+    assert lines[0].split() == ["activation-", "spectral-", "strip-"]
+    assert lines[1].split() == ["ASR", "%", "clustering", "signatures", "cleanser", "fine-pruning"]
+
+
+@pytest.mark.parametrize(
+    ("name", "lines"),
+    [
+        ("spectral-signatures+retrain", ["spectral-", "signatures+", "retrain"]),
+        ("tests.faulty:Raises", ["tests.", "faulty:", "Raises"]),
+        ("anp", ["anp"]),
+        ("a-b-c-d", ["a-b-c-d"]),
+    ],
+)
+def test_where_a_name_breaks(name: str, lines: list[str]) -> None:
+    assert display._folded(name, 11).split("\n") == lines
+
+
+def test_a_cause_is_told_once_on_a_terminal_and_counted() -> None:
+    show = Show(job())
+    with show.display:
+        for _ in range(3):
+            show.end(show.start(), "failed", error=FAILURE)
+        show.end(show.start(), "failed", error="ValueError: another")
+    said = "\n".join(show.said())
+    assert said.count("broken on purpose") == 3, "train, defend, and the end"
+    assert said.count("another") == 1
+    assert "1 more defend cells failed likewise: ValueError: broken on purpose" in said
+    plain = Show(job(), terminal=False)
+    with plain.display:
+        for _ in range(3):
+            plain.end(plain.start(), "failed", error=FAILURE)
+    assert len([line for line in plain.said() if line.startswith("[")]) == 3, "a line each in a log"
