@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,9 +25,10 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from sweeper import spec
+    from sweeper.estimate import Bill
     from sweeper.material import Context
     from sweeper.models.base import Net
-    from sweeper.run import Walker
+    from sweeper.run import Job, Walker
 
 STORE = "sweeps-store"
 """The store where none is named: a folder here."""
@@ -128,6 +129,7 @@ class Sweep:
         executor: str = "ray",
         address: str | None = None,
         quiet: bool = False,
+        tell: Callable[[dict[str, Any]], None] | None = None,
     ) -> dict[str, int]:
         """Run what is missing.
 
@@ -137,6 +139,7 @@ class Sweep:
             executor: ray, or inline: in this process, one cell at a time.
             address: A running Ray cluster; default: this machine.
             quiet: Say nothing on the way.
+            tell: Is given what happens as JSON values, in place of people: `sweeper run --json`.
 
         Returns:
             How many cells of this call ended in each state, and as `left` how many a Ctrl-C left;
@@ -152,10 +155,10 @@ class Sweep:
         from rich.console import Console
 
         from sweeper import estimate, run
-        from sweeper.display import Display
+        from sweeper.display import Display, Lines
 
         job, shape = run.prepare(self.declared, self.context(store, data)), self.declared.resources
-        console = Console(stderr=True, highlight=False, markup=False, quiet=quiet)
+        console = Console(stderr=True, highlight=False, markup=False, quiet=quiet or bool(tell))
         console.soft_wrap = not console.is_terminal
         facts = job.summary()
         console.print(
@@ -167,19 +170,17 @@ class Sweep:
         slots = estimate.at_once(shape.cpus, shape.gpus) if executor == "ray" else 1
         if executor == "ray" and job.todo and address:
             walker, slots = _with_ray(self.declared, address, console)
-        for line in estimate.told(estimate.estimate(job, known, slots), facts["sweep"]):
+        about = estimate.estimate(job, known, slots)
+        for line in estimate.told(about, facts["sweep"]):
             console.print(line)
+        if tell:
+            tell({"event": "plan", **facts, "estimate": dataclasses.asdict(about)})
         if executor == "ray" and job.todo and not address:
             walker, slots = _with_ray(self.declared, address, console)
-        with Display(job, console, slots, known) as display:
-            bill = estimate.Bill(job, display)
+        with Lines(tell) if tell else Display(job, console, slots, known) as watcher:
+            bill = estimate.Bill(job, watcher)
             counts = dict(run.execute(job, walker, bill))
-        ran = ", ".join(f"{count} {status}" for status, count in sorted(counts.items())) or "none"
-        console.print(f"cells run: {ran}{bill.told()}")
-        if left := len(job.todo) - sum(counts.values()):
-            console.print(f"{left} cells are left; the same command runs them.")
-            counts["left"] = left
-        return counts
+        return _ended(job, counts, bill, console, tell)
 
     def results(self, *, store: str | Path | None = None) -> pd.DataFrame:
         """The rows of the sweep's present matrix, one a defense cell; rates in [0, 1].
@@ -188,6 +189,24 @@ class Sweep:
             SweepError: The sweep has not been run into this store.
         """
         return rows(self.declared.name, store)[0]
+
+
+def _ended(
+    job: Job,
+    counts: dict[str, int],
+    bill: Bill,
+    console: Console,
+    tell: Callable[[dict[str, Any]], None] | None,
+) -> dict[str, int]:
+    """Say what a run did; its counts with what is left."""
+    ran = ", ".join(f"{count} {status}" for status, count in sorted(counts.items())) or "none"
+    console.print(f"cells run: {ran}{bill.told()}")
+    if left := len(job.todo) - sum(counts.values()):
+        console.print(f"{left} cells are left; the same command runs them.")
+        counts["left"] = left
+    if tell:
+        tell({"event": "end", "cells": counts, **bill.sums()})
+    return counts
 
 
 def _with_ray(sweep: spec.Sweep, address: str | None, console: Console) -> tuple[Walker, int]:

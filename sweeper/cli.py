@@ -59,13 +59,19 @@ def run(
     address: Annotated[
         str | None, typer.Option(help="A running Ray cluster; default: this machine.")
     ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="A line of JSON for each event, and no table.")
+    ] = False,
 ) -> None:
     """Run what is missing of a sweep, then print its table.
 
     Example: sweeper run quickstart
     """
     sweep = Sweep.from_yaml(spec, overrides or [])
-    counts = sweep.run(store=store, data=data, executor=executor, address=address)
+    tell = (lambda event: typer.echo(json.dumps(event))) if as_json else None
+    counts = sweep.run(store=store, data=data, executor=executor, address=address, tell=tell)
+    if as_json:
+        raise typer.Exit(int(bool(set(counts) - {"ok"})))
     typer.echo(_table(sweep.declared.name, store, "", sweep.declared.table))
     if set(counts) - {"ok", "left"}:
         typer.echo(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import time
 from collections import Counter, defaultdict
+from collections.abc import Callable
+from typing import Any
 
 from rich import box
 from rich.console import Console, Group
@@ -217,6 +219,32 @@ class Display:
 def _pieces(name: str) -> list[str]:
     """A name in pieces that may stand on lines of their own."""
     return re.findall(r"[^-+:._]*[-+:._]*", name)[:-1] or [name]
+
+
+class Lines:
+    """A `Watcher` for machines: what happens as JSON values, one at a time."""
+
+    def __init__(self, tell: Callable[[dict[str, Any]], None]) -> None:
+        self._tell = tell
+
+    def __enter__(self) -> Lines:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def started(self, cell: Cell, progress: Progress | None = None) -> None:
+        """A cell starts."""
+        self._tell({"event": "start", "key": cell.key, "kind": cell.kind, **cell.axes})
+
+    def finished(self, cell: Cell, result: Result) -> None:
+        """A cell ended or was blocked."""
+        about = {"event": "cell", "key": cell.key, "kind": cell.kind, **cell.axes}
+        self._tell({**about, **{name: result.get(name) for name in TOLD}})
+
+
+TOLD = ("status", "acc", "asr", "seconds", "reused", "error")
+"""What `Lines` says of a cell that ended; null where it has none."""
 
 
 def _widths(names: list[str], least: list[int], room: int) -> list[int]:

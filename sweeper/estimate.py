@@ -172,9 +172,17 @@ class Bill:
         """What the run took, for people; empty where no cell ran."""
         if not self._spent:
             return ""
-        wall, cells, saved = time.monotonic() - self._began, sum(self._spent.values()), self.saved()
+        wall, cells, saved = self.sums().values()
         said = f" in {spoken(wall)}; {spoken(cells)} of cell time"
         return said + (f", sharing victims saved {spoken(saved)}" if saved else "")
+
+    def sums(self) -> dict[str, float]:
+        """The wall time, the time of all cells added up, and what sharing saved, in seconds."""
+        return {
+            "wall_seconds": round(time.monotonic() - self._began, 3),
+            "cell_seconds": round(sum(self._spent.values()), 3),
+            "saved_seconds": round(self.saved(), 3),
+        }
 
     def saved(self) -> float:
         """Seconds beyond that if each defense cell that ended well had made its own victim."""
@@ -193,9 +201,9 @@ class Bill:
 
 
 def spoken(seconds: float) -> str:
-    """A length of time as people say it: 8.1 s, 85 s, 12 min, 3 h 05 min, 2.5 days, 3,678 days."""
+    """A length of time as people say it: 0.3 s, 85 s, 12 min, 3 h 05 min, 2.5 days, 3,678 days."""
     if seconds < 99.5:
-        return f"{seconds:.0f} s" if seconds >= 9.95 else f"{seconds:.1f} s"
+        return f"{seconds:.0f} s" if seconds >= 0.95 else f"{seconds:.1f} s"
     if (minutes := round(seconds / 60)) < 100:
         return f"{minutes} min"
     if minutes < 48 * 60:

@@ -416,3 +416,31 @@ def test_a_plan_says_what_does_not_apply_and_why(
     said = call(capsys, *words).out
     assert f"       2  tact: {why['reason']}\n" in said
     assert re.search(r"needs 81 images to poison at rate 0.3 of all, class 1 has \d\d: ", said)
+
+
+def test_a_run_for_machines_is_lines_of_json(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path, store = tmp_path / "tiny.yaml", tmp_path / "store"
+    path.write_text(SWEEP.replace("{defense: fine-tuning, epochs: 1}", "tests.faulty:Raises"))
+    words = ("run", path, "--store", store, "--executor", "inline", "--json")
+    said = call(capsys, *words)
+    events = [json.loads(line) for line in said.out.splitlines()]
+    assert said.code == 1 and not said.err
+    plan, *between, end = events
+    assert plan["event"] == "plan" and plan["to_run"] == 3 and plan["estimate"]["parallel"] == 1
+    assert [(e["event"], e["kind"]) for e in between] == [
+        pair for kind in ("train", "defend", "defend") for pair in (("start", kind), ("cell", kind))
+    ]
+    ends = [event for event in between if event["event"] == "cell"]
+    assert [event["status"] for event in ends] == ["ok", "ok", "failed"]
+    assert "broken on purpose" in ends[2]["error"] and ends[1]["attack"] == "badnets"
+    assert ends[0]["acc"] > 0 and ends[0]["seconds"] > 0 and ends[0]["key"] in store_keys(store)
+    assert end["event"] == "end" and end["cells"] == {"ok": 2, "failed": 1}
+    assert end["cell_seconds"] > 0 and end["saved_seconds"] == 0
+    path.write_text(SWEEP)
+    assert call(capsys, *words).code == 0
+
+
+def store_keys(store: Path) -> set[str]:
+    return Store(str(store)).keys("train")

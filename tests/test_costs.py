@@ -224,8 +224,8 @@ def test_what_people_read_of_an_estimate() -> None:
     ("seconds", "said"),
     [
         (0.04, "0.0 s"),
-        (9.94, "9.9 s"),
-        (9.96, "10 s"),
+        (0.94, "0.9 s"),
+        (1.4, "1 s"),
         (99.4, "99 s"),
         (99.6, "2 min"),
         (5969, "99 min"),
