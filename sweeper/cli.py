@@ -100,7 +100,7 @@ def plan(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Say what a sweep would run and cost, what sharing saves, and what is done.
+    """Say what a sweep would run and cost, and what is done.
 
     Example: sweeper plan quickstart --json
     """
@@ -152,7 +152,7 @@ def table(
     ] = False,
     out: Annotated[Path | None, typer.Option(help="File to write; default: the screen.")] = None,
 ) -> None:
-    """Print a sweep's table from its rows, laid out by its `table:` section and these flags.
+    """Print a sweep's table; its file or these flags lay it out.
 
     Example: sweeper table quickstart --format latex --values acc,asr,der
     """
@@ -237,7 +237,7 @@ def cell(
     data: DataOption = None,
     overrides: SetOption = None,
 ) -> None:
-    """Run one cell again in this process, for debugging; its row is written anew.
+    """Run one cell again in this process, for debugging.
 
     Example: sweeper cell quickstart 3fa9
     """
@@ -280,7 +280,7 @@ def show(
     ] = None,
     out: Annotated[Path, typer.Option(help="The picture: .png, .svg or .pdf.")] = Path("show.png"),
 ) -> None:
-    """Draw what an attack does to images: clean, triggered, difference.
+    """Draw what an attack does to images.
 
     A trigger that must be learned is learned first, and kept in the store.
 
@@ -318,7 +318,7 @@ def analyze(
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder of the pictures.")] = Path("analyses"),
 ) -> None:
-    """Look into the victims of a sweep that has run: a picture and its numbers for each.
+    """Look into the victims of a sweep: a picture with numbers.
 
     Example: sweeper analyze tsne quickstart --after fine-tuning
     """
