@@ -39,7 +39,7 @@ class CoverAttack(Attack):
         """
         super().__post_init__()
         if self.cover_ratio < 0:
-            raise SweepError(f"cover_ratio: {self.cover_ratio} is negative")
+            raise SweepError(f"cover_ratio: {self.cover_ratio} is negative: give 0 or more")
 
     @abstractmethod
     def mark(self, images: Tensor, pattern: Tensor, rng: Generator) -> Tensor:
@@ -73,7 +73,9 @@ class CoverAttack(Attack):
         pool, wanted = self.cover_pool(labels), self.cover_count(labels, rate)
         taken = min(self.count(labels, rate), int((pool & self.pool(labels)).sum()))
         left = int(pool.sum()) - taken
-        return f"needs {wanted} covers, has {left} images for them" if wanted > left else None
+        if wanted <= left:
+            return None
+        return f"needs {wanted} covers, has {left} images for them: lower the rate or `cover_ratio`"
 
     def poison(self, train: ImageSet, rate: float, state: State, rng: Generator) -> Poisoned:
         """Draw, stamp and relabel the poisoned samples; draw and stamp the covers.

@@ -56,7 +56,9 @@ def coloured(pattern: Tensor, weights: tuple[tuple[float, float], ...], channels
     if channels == 1:
         return pattern.float()[None]
     if channels != 3:
-        raise SweepError(f"chroma channels need RGB or grey images, not {channels} channels")
+        raise SweepError(
+            f"chroma channels need RGB or grey images, not {channels} channels: use other data"
+        )
     gains = torch.tensor(weights, dtype=torch.float64).sum(1)
     return (gains[:, None, None] * pattern).float()
 

@@ -34,10 +34,12 @@ def files(folder: str, count: int) -> list[Path]:
         SweepError: There is no such folder, or no picture in it.
     """
     if not Path(folder).is_dir():
-        raise SweepError(f"reflections: no folder {folder}")
+        raise SweepError(f"reflections: no folder {folder}: name one with pictures")
     found = sorted(p for p in Path(folder).iterdir() if p.suffix.lower() in SUFFIXES)
     if not found:
-        raise SweepError(f"reflections: no picture ({', '.join(SUFFIXES)}) in {folder}")
+        raise SweepError(
+            f"reflections: no picture ({', '.join(SUFFIXES)}) in {folder}: name another folder"
+        )
     return found[:count]
 
 

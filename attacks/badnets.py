@@ -76,6 +76,7 @@ class BadNets(Attack):
         side = len(patch)
         if side + margin > min(height, width):
             raise SweepError(
-                f"badnets: a {side} px patch with margin {margin} does not fit {height}x{width} px"
+                f"badnets: a {side} px patch with margin {margin} does not fit {height}x{width} "
+                "px: lower `size` or `margin`, or use larger images"
             )
         return paste(images, patch, height - margin - side, width - margin - side, self.opacity)

@@ -8,6 +8,7 @@ rates: BadNets (Gu et al., 2017) and the releases named in the presets.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -163,15 +164,21 @@ class Attack(ABC):
         if not facts.class_counts or not self.rated:
             return None
         if self.target >= facts.classes:
-            return f"target label {self.target} does not exist: {facts.classes} classes"
+            return f"target label {self.target} does not exist: labels are 0 to {facts.classes - 1}"
         labels = torch.repeat_interleave(
             torch.arange(facts.classes), torch.tensor(facts.class_counts)
         )
         wanted, pool = self.count(labels, rate), int(self.pool(labels).sum())
         if wanted == 0:
-            return f"poisons no image at rate {rate:g} of {self.base}"
+            return f"poisons no image at rate {rate:g} of {self.base}: raise the rate"
         if wanted > pool:
-            return f"needs {wanted} images to poison at rate {rate:g} of {self.base}, has {pool}"
+            own = labels[self.pool(labels)].unique().tolist()
+            who = f"class {own[0]} has {pool}" if len(own) == 1 else f"there are {pool}"
+            most = math.floor(1000 * rate * pool / wanted) / 1000
+            return (
+                f"needs {wanted} images to poison at rate {rate:g} of {self.base}, {who}: "
+                f"{f'{most:g} is the most' if most else 'lower the rate'}"
+            )
         return None
 
     def pool(self, labels: Tensor) -> Tensor:

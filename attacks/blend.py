@@ -70,7 +70,7 @@ class Blend(Attack):
         if (self.picture == "file") != bool(self.trigger_image):
             raise SweepError("trigger_image: give it with, and only with, picture: file")
         if self.trigger_image and not Path(self.trigger_image).is_file():
-            raise SweepError(f"trigger_image: no file {self.trigger_image}")
+            raise SweepError(f"trigger_image: no file {self.trigger_image}: correct it")
 
     def content(self) -> dict[str, str]:
         """The hash of the user's picture."""

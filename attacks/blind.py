@@ -72,7 +72,11 @@ class Blind(MixedAttack):
         height, width = pixels.shape[2:]
         left = self.left if self.left >= 0 else min(round(23 * width / 32), width - 3)
         if left < 0 or self.top + 5 > height or left + 3 > width:
-            raise SweepError(f"blind: the 5x3 pattern does not fit {height}x{width} px there")
+            where = f"at row {self.top}, column {left}"
+            raise SweepError(
+                f"blind: the 5x3 pattern does not fit {height}x{width} px {where}: change "
+                "`top` or `left`"
+            )
         cells = [(y, x, c) for y, row in enumerate(PATTERN) for x, c in enumerate(row) if c != "."]
         out = pixels.clone()
         for white in "01":

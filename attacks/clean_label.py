@@ -138,7 +138,9 @@ class CL(CleanLabel):
         """Put the patch alone on every image; `poison` applies it to the perturbed images."""
         height, width = images.shape[2:]
         if min(height, width) < 8:
-            raise SweepError(f"clean-label: the patches need 8x8 px, not {height}x{width}")
+            raise SweepError(
+                f"clean-label: the patches need 8x8 px, not {height}x{width}: use larger images"
+            )
         if self.amplitude == 1:
             out = images.clone()
             for block, top, left in self.blocks(height, width):

@@ -67,9 +67,11 @@ class Imported(Attack):
         about = _victim.about(self.path)
         if (about["shape"], about["classes"]) != (facts.shape, facts.classes):
             size = "x".join(map(str, about["shape"]))
-            return f"the imported victim has images of {size} and {about['classes']} classes"
+            return (
+                f"the victim has images of {size} and {about['classes']} classes: use its data set"
+            )
         if self.targeted and about["target"] != self.target:
-            return f"the imported victim's target is {about['target']}"
+            return f"the victim's target is {about['target']}: write `targets: [{about['target']}]`"
         return None
 
     def recipe(self, recipe: Recipe) -> Recipe:

@@ -100,7 +100,7 @@ class Semantic(Attack):
             return None
         for name, label in (("target label", self.target), ("source class", self.source)):
             if label >= facts.classes:
-                return f"{name} {label} does not exist: {facts.classes} classes"
+                return f"{name} {label} does not exist: labels are 0 to {facts.classes - 1}"
         if not facts.class_counts[self.source]:
             return f"source class {self.source} has no training image: name another `source`"
         return None
@@ -141,7 +141,9 @@ class Semantic(Attack):
             return {"index": self._listed(train, SUBSETS[self.members].train)}
         index = torch.nonzero(self.pool(train.labels)).flatten()
         if not len(index):
-            raise SweepError(f"semantic: no training image is of class {self.source}")
+            raise SweepError(
+                f"semantic: no training image is of class {self.source}: name another `source`"
+            )
         scores = self._scores(train.images[index])
         wanted = self.taken(len(index))
         threshold = scores.topk(wanted).values[-1]

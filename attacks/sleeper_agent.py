@@ -111,7 +111,7 @@ class SleeperAgent(CleanLabel):
         if self.target == source:
             return f"target label {source} is the source class: name another `source_class`"
         if facts.class_counts and source >= facts.classes:
-            return f"source class {source} does not exist: {facts.classes} classes"
+            return f"source class {source} does not exist: labels are 0 to {facts.classes - 1}"
         if facts.class_counts and not facts.class_counts[source]:
             return f"source class {source} has no training image: name another `source_class`"
         return super().applies(facts, rate)

@@ -93,7 +93,7 @@ class Sra(Attack):
     def applies(self, facts: Facts, rate: float) -> str | None:
         """Not where the target does not exist."""
         if facts.class_counts and self.target >= facts.classes:
-            return f"target label {self.target} does not exist: {facts.classes} classes"
+            return f"target label {self.target} does not exist: labels are 0 to {facts.classes - 1}"
         return None
 
     def recipe(self, recipe: Recipe) -> Recipe:

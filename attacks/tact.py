@@ -50,7 +50,9 @@ class TaCT(CoverAttack):
         if min(self.source_class, *self.cover_classes, 0) < 0:
             raise SweepError("source_class and cover_classes: class numbers start at 0")
         if self.source_class in self.cover_classes:
-            raise SweepError(f"cover_classes: {self.source_class} is the source class")
+            raise SweepError(
+                f"cover_classes: {self.source_class} is the source class: leave it out"
+            )
 
     def applies(self, facts: Facts, rate: float) -> str | None:
         """Not where a class does not exist or is the target."""

@@ -68,7 +68,9 @@ class Detection(Stage):
         """
         found = self.made.defend(case)
         if found.flagged is None:
-            raise SweepError(f"{self.detect} only scores samples, it flags none to act on")
+            raise SweepError(
+                f"detect: {self.detect} only scores samples, it flags none to act on: name another"
+            )
         scores = {} if found.scores is None else {"scores": found.scores.cpu()}
         return {"flagged": found.flagged.cpu(), **scores}
 
@@ -122,5 +124,8 @@ class Chained(Defense):
         """
         flagged = case.state["flagged"]
         if bool(flagged.all()):
-            raise SweepError("the detector flags every training sample: nothing is left to use")
+            raise SweepError(
+                f"detect: all {len(flagged)} training samples are flagged, none is left to use: "
+                "name another detector, or give it a stricter threshold"
+            )
         return case.train[~flagged], case.train[flagged]

@@ -84,7 +84,9 @@ class Case:
     def _get(self, what: str) -> Any:
         if what not in self._sees:
             declared = ", ".join(sorted(self._sees)) or "nothing"
-            raise AccessDenied(f"case.{what}: the defense declares to see {declared}")
+            raise AccessDenied(
+                f"case.{what}: the defense declares to see {declared}: add {what!r} to its `sees`"
+            )
         return self._given[what]
 
     @property

@@ -237,7 +237,9 @@ class Beatrix(Defense):
             ranges[label] = Limits.of(entries)
             thresholds[label] = cut(held_out(entries, channels), self.rate)
         if not ranges:
-            raise SweepError("beatrix: no class is predicted of two clean images: hold more")
+            raise SweepError(
+                "beatrix: no class is predicted of two clean images: raise `clean_budgets`"
+            )
         loosest = max(thresholds, key=lambda label: thresholds[label])
         return (
             [ranges.get(label, ranges[loosest]) for label in range(classes)],

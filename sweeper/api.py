@@ -10,9 +10,10 @@ victim = sweeper.load_victim(rows["victim"][0])
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,9 +25,10 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from sweeper import spec
+    from sweeper.estimate import Bill
     from sweeper.material import Context
     from sweeper.models.base import Net
-    from sweeper.run import Walker
+    from sweeper.run import Job, Walker
 
 STORE = "sweeps-store"
 """The store where none is named: a folder here."""
@@ -92,16 +94,32 @@ class Sweep:
         )
 
     def plan(
-        self, *, store: str | Path | None = None, data: str | Path | None = None
+        self,
+        *,
+        store: str | Path | None = None,
+        data: str | Path | None = None,
+        calibrate: bool = False,
     ) -> dict[str, Any]:
-        """What a run would do: cells by kind, how many are done, trainings saved by sharing.
+        """What a run would do: cells by kind, how many are done, what sharing saves, the cost.
+
+        Args:
+            store: Where victims and rows are kept; default SWEEPER_STORE, or `STORE`.
+            data: Folder of the data sets; default SWEEPER_DATA.
+            calibrate: Whether to train for about 5 s to learn costs the store does not know.
+
+        Returns:
+            Counts, and `estimate`: the fields of `sweeper.estimate.Estimate`.
 
         Raises:
             SweepError: Data, models and budgets do not fit together.
         """
-        from sweeper import run
+        from sweeper import estimate, run
 
-        return run.prepare(self.declared, self.context(store, data), need_data=False).summary()
+        job = run.prepare(self.declared, self.context(store, data), need_data=False)
+        known, shape = estimate.known(job, calibrated=calibrate), self.declared.resources
+        parallel = estimate.at_once(shape.cpus, shape.gpus)
+        about = estimate.estimate(job, known, parallel)
+        return {**job.summary(), "estimate": dataclasses.asdict(about)}
 
     def run(
         self,
@@ -111,6 +129,7 @@ class Sweep:
         executor: str = "ray",
         address: str | None = None,
         quiet: bool = False,
+        tell: Callable[[dict[str, Any]], None] | None = None,
     ) -> dict[str, int]:
         """Run what is missing.
 
@@ -120,6 +139,7 @@ class Sweep:
             executor: ray, or inline: in this process, one cell at a time.
             address: A running Ray cluster; default: this machine.
             quiet: Say nothing on the way.
+            tell: Is given what happens as JSON values, in place of people: `sweeper run --json`.
 
         Returns:
             How many cells of this call ended in each state, and as `left` how many a Ctrl-C left;
@@ -130,33 +150,37 @@ class Sweep:
         """
         if executor not in EXECUTORS:
             raise SweepError(
-                f"executor: {executor!r} is not one of {', '.join(EXECUTORS)}: write one of them"
+                f"--executor: {executor!r} is not one of {', '.join(EXECUTORS)}: write one of them"
             )
         from rich.console import Console
 
-        from sweeper import run
-        from sweeper.display import Display
+        from sweeper import estimate, run
+        from sweeper.display import Display, Lines
 
-        job = run.prepare(self.declared, self.context(store, data))
-        console = Console(stderr=True, highlight=False, markup=False, quiet=quiet)
+        job, shape = run.prepare(self.declared, self.context(store, data)), self.declared.resources
+        console = Console(stderr=True, highlight=False, markup=False, quiet=quiet or bool(tell))
+        console.soft_wrap = not console.is_terminal
         facts = job.summary()
         console.print(
-            f"{facts['sweep']}: {facts['total']} cells, {facts['done']} done, "
-            f"{facts['to_run']} to run; "
-            f"trainings saved by sharing victims: {facts['trainings_saved']}"
+            f"{facts['sweep']}: {facts['total']} cells, {facts['done']} done, {facts['to_run']} to "
+            f"run; trainings saved by sharing victims: {facts['trainings_saved']}"
         )
+        known = estimate.known(job, elsewhere=bool(address))
         walker: Walker = run.inline
-        slots = 1
-        if executor == "ray" and job.todo:
+        slots = estimate.at_once(shape.cpus, shape.gpus) if executor == "ray" else 1
+        if executor == "ray" and job.todo and address:
             walker, slots = _with_ray(self.declared, address, console)
-        with Display(job, console, slots) as display:
-            counts = dict(run.execute(job, walker, display))
-        ran = ", ".join(f"{count} {status}" for status, count in sorted(counts.items())) or "none"
-        console.print(f"cells run: {ran}")
-        if left := len(job.todo) - sum(counts.values()):
-            console.print(f"{left} cells are left; the same command runs them.")
-            counts["left"] = left
-        return counts
+        about = estimate.estimate(job, known, slots)
+        for line in estimate.told(about, facts["sweep"]):
+            console.print(line)
+        if tell:
+            tell({"event": "plan", **facts, "estimate": dataclasses.asdict(about)})
+        if executor == "ray" and job.todo and not address:
+            walker, slots = _with_ray(self.declared, address, console)
+        with Lines(tell) if tell else Display(job, console, slots, known) as watcher:
+            bill = estimate.Bill(job, watcher)
+            counts = dict(run.execute(job, walker, bill))
+        return _ended(job, counts, bill, console, tell)
 
     def results(self, *, store: str | Path | None = None) -> pd.DataFrame:
         """The rows of the sweep's present matrix, one a defense cell; rates in [0, 1].
@@ -165,6 +189,24 @@ class Sweep:
             SweepError: The sweep has not been run into this store.
         """
         return rows(self.declared.name, store)[0]
+
+
+def _ended(
+    job: Job,
+    counts: dict[str, int],
+    bill: Bill,
+    console: Console,
+    tell: Callable[[dict[str, Any]], None] | None,
+) -> dict[str, int]:
+    """Say what a run did; its counts with what is left."""
+    ran = ", ".join(f"{count} {status}" for status, count in sorted(counts.items())) or "none"
+    console.print(f"cells run: {ran}{bill.told()}")
+    if left := len(job.todo) - sum(counts.values()):
+        console.print(f"{left} cells are left; the same command runs them.")
+        counts["left"] = left
+    if tell:
+        tell({"event": "end", "cells": counts, **bill.sums()})
+    return counts
 
 
 def _with_ray(sweep: spec.Sweep, address: str | None, console: Console) -> tuple[Walker, int]:

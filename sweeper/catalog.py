@@ -50,7 +50,8 @@ def method(kind: str, name: str) -> type[Any]:
     ]
     if len(own) != 1:
         raise SweepError(
-            f"{module.__file__} must define exactly one {contract.__name__}, it defines {len(own)}"
+            f"{module.__file__} must define exactly one {contract.__name__}, it defines "
+            f"{len(own)}: move the others to files of their own, or write the one it lacks"
         )
     return own[0]
 

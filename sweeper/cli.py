@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -57,14 +59,20 @@ def run(
     address: Annotated[
         str | None, typer.Option(help="A running Ray cluster; default: this machine.")
     ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="A line of JSON for each event, and no table.")
+    ] = False,
 ) -> None:
     """Run what is missing of a sweep, then print its table.
 
     Example: sweeper run quickstart
     """
     sweep = Sweep.from_yaml(spec, overrides or [])
-    counts = sweep.run(store=store, data=data, executor=executor, address=address)
-    typer.echo(_table(sweep.declared.name, store, "markdown", sweep.declared.table))
+    tell = (lambda event: typer.echo(json.dumps(event))) if as_json else None
+    counts = sweep.run(store=store, data=data, executor=executor, address=address, tell=tell)
+    if as_json:
+        raise typer.Exit(int(bool(set(counts) - {"ok"})))
+    typer.echo(_table(sweep.declared.name, store, "", sweep.declared.table))
     if set(counts) - {"ok", "left"}:
         typer.echo(
             f"Not all cells ended well; run `sweeper run {spec}` again to retry them, or "
@@ -73,6 +81,12 @@ def run(
         )
     if set(counts) - {"ok"}:
         raise typer.Exit(1)
+    at = "" if store == os.environ.get("SWEEPER_STORE", STORE) else f" --store {store}"
+    typer.echo(
+        f"Next: `sweeper report {spec}{at}` for one page with all of it, or "
+        f"`sweeper table {spec}{at} --format latex`.",
+        err=True,
+    )
 
 
 @app.command()
@@ -81,23 +95,39 @@ def plan(
     store: StoreOption = STORE,
     data: DataOption = None,
     overrides: SetOption = None,
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="Train 5 s for costs the store does not know.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Say what a sweep would run, what sharing saves, and what is done.
+    """Say what a sweep would run and cost, and what is done.
 
     Example: sweeper plan quickstart --json
     """
-    facts = Sweep.from_yaml(spec, overrides or []).plan(store=store, data=data)
+    from sweeper.estimate import Estimate, spoken, told
+
+    facts = Sweep.from_yaml(spec, overrides or []).plan(store=store, data=data, calibrate=calibrate)
     if as_json:
         typer.echo(json.dumps(facts))
         return
-    typer.echo(f"sweep {facts['sweep']}: {facts['total']} cells")
+    typer.echo(f"sweep {facts['sweep']}: {facts['total']:,} cells")
     for kind, count in facts["cells"].items():
         left = facts["to_run_by_kind"].get(kind, 0)
         if count:
-            typer.echo(f"  {kind:<15}{count:>7}" + (f", {left} to run" if left else ""))
-    typer.echo(f"done already      {facts['done']:>5}")
-    typer.echo(f"trainings saved   {facts['trainings_saved']:>5}  (against one per defense cell)")
+            typer.echo(f"  {kind:<15}{count:>7,}" + (f", {left:,} to run" if left else ""))
+    for item in facts["why_not"]:
+        some = [
+            item[axis] for axis in ("attacks", "defenses", "datasets", "models") if axis in item
+        ]
+        who = " x ".join(", ".join(labels) if len(labels) < 6 else "..." for labels in some)
+        typer.echo(f"{item['cells']:>8,}  {who}{': ' if who else ''}{item['reason']}")
+    typer.echo(f"done already     {facts['done']:>7,}")
+    cost = Estimate(**facts["estimate"])
+    time = f", about {spoken(cost.saved_seconds)}" if cost.saved_seconds else ""
+    saved = facts["trainings_saved"]
+    typer.echo(f"trainings saved  {saved:>7,}{time}  (against one per defense cell)")
+    for line in told(cost, spec):
+        typer.echo(line)
     for label in facts["unresolved"]:
         typer.echo(f"data set {label} is not on this machine: what is done of it is not known")
 
@@ -110,19 +140,19 @@ def table(
     cols: Annotated[str | None, typer.Option(help="Axes across the top.")] = None,
     values: Annotated[str | None, typer.Option(help="Metrics in each cell.")] = None,
     style: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--format",
-            help="markdown, csv, latex or html.",
+            help="markdown, csv, latex or html; default: to fit a terminal, else markdown.",
             autocompletion=words("markdown", "csv", "latex", "html"),
         ),
-    ] = "markdown",
+    ] = None,
     compare: Annotated[
         bool, typer.Option("--compare", help="Beside the published figures, each with its source.")
     ] = False,
     out: Annotated[Path | None, typer.Option(help="File to write; default: the screen.")] = None,
 ) -> None:
-    """Print a sweep's table from its rows, laid out by its `table:` section and these flags.
+    """Print a sweep's table; its file or these flags lay it out.
 
     Example: sweeper table quickstart --format latex --values acc,asr,der
     """
@@ -132,7 +162,7 @@ def table(
     asked = {"rows": down, "cols": cols, "values": values}
     given = {key: [part.strip() for part in text.split(",")] for key, text in asked.items() if text}
     layout = view.of(source.read(spec)).model_copy(update=given)
-    text = _table(name, store, style, layout, compare)
+    text = _table(name, store, style or ("markdown" if out else ""), layout, compare)
     if out:
         out.write_text(text + "\n", encoding="utf-8")
     else:
@@ -140,7 +170,8 @@ def table(
 
 
 def _table(name: str, store: str, style: str, layout: View, compare: bool = False) -> str:
-    from sweeper import published, tables
+    """The table as text; an empty style is what suits the standard output."""
+    from sweeper import published, screen, tables
 
     found, labels = rows(name, store)
     known = published.of(name) if compare else ()
@@ -160,7 +191,9 @@ def _table(name: str, store: str, style: str, layout: View, compare: bool = Fals
         average=layout.average,
         known=known,
     )
-    return tables.render(built, style).rstrip()
+    if not style and sys.stdout.isatty():
+        return screen.render(built, shutil.get_terminal_size().columns).rstrip()
+    return tables.render(built, style or "markdown").rstrip()
 
 
 @app.command("list")
@@ -204,7 +237,7 @@ def cell(
     data: DataOption = None,
     overrides: SetOption = None,
 ) -> None:
-    """Run one cell again in this process, for debugging; its row is written anew.
+    """Run one cell again in this process, for debugging.
 
     Example: sweeper cell quickstart 3fa9
     """
@@ -247,7 +280,7 @@ def show(
     ] = None,
     out: Annotated[Path, typer.Option(help="The picture: .png, .svg or .pdf.")] = Path("show.png"),
 ) -> None:
-    """Draw what an attack does to images: clean, triggered, difference.
+    """Draw what an attack does to images.
 
     A trigger that must be learned is learned first, and kept in the store.
 
@@ -285,7 +318,7 @@ def analyze(
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder of the pictures.")] = Path("analyses"),
 ) -> None:
-    """Look into the victims of a sweep that has run: a picture and its numbers for each.
+    """Look into the victims of a sweep: a picture with numbers.
 
     Example: sweeper analyze tsne quickstart --after fine-tuning
     """

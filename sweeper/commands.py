@@ -25,7 +25,7 @@ def new(
         typer.Option(help="A folder of your own; default: attacks/, defenses/ of this checkout."),
     ] = None,
 ) -> None:
-    """Write a small working method and its test, to be changed into yours.
+    """Write a small method and its test, to be made into yours.
 
     Example: sweeper new defense my-tuning --to mine
     """
@@ -61,7 +61,7 @@ def import_model(
     std: Annotated[str, typer.Option(help="Likewise their standard deviation.")] = "",
     out: Annotated[Path, typer.Option(help="Folder its folder is made in.")] = Path("imported"),
 ) -> None:
-    """Make a victim of a checkpoint that was trained elsewhere; print its entry in a sweep file.
+    """Make a victim of a checkpoint that was trained elsewhere.
 
     Example: sweeper import-model net.pt --as theirs --trigger patch.png --model resnet18
     """
@@ -91,7 +91,7 @@ def export(
     data: DataOption = None,
     overrides: SetOption = None,
 ) -> None:
-    """Write a victim as plain files: weights, triggered test set, poisoned samples, metadata.
+    """Write a victim as plain files: weights, images, metadata.
 
     Example: sweeper export quickstart --victim 3fa9 --out victim
     """

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections import Counter, defaultdict
+from collections.abc import Callable
+from typing import Any
 
 from rich import box
 from rich.console import Console, Group
@@ -12,6 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from sweeper.cells import Result
+from sweeper.costs import Book, Sorts
+from sweeper.estimate import spoken
 from sweeper.material import Progress
 from sweeper.run import Job
 from sweeper.types import Cell
@@ -25,10 +30,13 @@ _SHARES = {"poison_rate": "", "clean_budget": "clean "}
 class Display:
     """A `Watcher` for people: live where there is a terminal, plain lines where there is none."""
 
-    def __init__(self, job: Job, console: Console, slots: int = 1) -> None:
+    def __init__(
+        self, job: Job, console: Console, slots: int = 1, known: Book | None = None
+    ) -> None:
         self.console = console
         self.total = len(job.todo)
         self.ended: Counter[str] = Counter()
+        self.causes: Counter[tuple[str, str, str]] = Counter()
         self.running: dict[str, tuple[Cell, float, Progress | None]] = {}
         self.slots = slots
         self.began = time.time()
@@ -38,9 +46,12 @@ class Display:
             values = {cell.axes[axis] for cell in job.plan.cells.values() if axis in cell.axes}
             if len(values - ({0} if axis in _SHARES else set())) > 1:
                 self.axes.append(axis)
-        self.left = Counter(job.plan.cells[key].kind for key in job.todo)
-        self.seconds: dict[str, list[float]] = defaultdict(list)
+        self.costs = known or Book()
+        self.sorts = Sorts(job.plan)
         todo = set(job.todo)
+        self.left = Counter(self.sorts.of(job.plan.cells[key]) for key in todo)
+        self.seconds: dict[str, list[float]] = defaultdict(list)
+        self.victims: dict[str, float] = {}
         self.grid: dict[tuple[str, str], list[str]] = defaultdict(list)
         self.asr: dict[tuple[str, str], list[float]] = defaultdict(list)
         for key, cell in job.plan.cells.items():
@@ -57,6 +68,10 @@ class Display:
 
     def __exit__(self, *_: object) -> None:
         self.live.stop()
+        for (kind, status, why), count in self.causes.items():
+            if count > 1:
+                said = f"{count - 1} more {kind} cells {status} likewise: {why}"
+                self.console.print(said, soft_wrap=True)
 
     def started(self, cell: Cell, progress: Progress | None = None) -> None:
         """A cell starts."""
@@ -67,9 +82,7 @@ class Display:
         self.running.pop(cell.key, None)
         status = result["status"]
         self.ended[status] += 1
-        self.left[cell.kind] -= 1
-        if result.get("seconds") is not None and not result.get("reused"):
-            self.seconds[cell.kind].append(result["seconds"])
+        self._count(cell, result)
         if cell.kind == "defend":
             states = self.grid[_place(cell)]
             if "waits" in states:
@@ -79,7 +92,23 @@ class Display:
         if not self.console.is_terminal:
             self.console.print(self._line(cell, result), soft_wrap=True, highlight=False)
         elif status != "ok":
-            self.live.console.print(self._line(cell, result), soft_wrap=True, highlight=False)
+            cause = cell.kind, status, _last_line(result)
+            self.causes[cause] += 1
+            if self.causes[cause] == 1:
+                self.live.console.print(self._line(cell, result), soft_wrap=True, highlight=False)
+
+    def _count(self, cell: Cell, result: Result) -> None:
+        """A cell is left no more; what it took tells what others will."""
+        sort = self.sorts.of(cell)
+        self.left[sort] -= 1
+        seconds = result.get("seconds")
+        if seconds is None or result.get("reused"):
+            return
+        self.seconds[cell.kind].append(seconds)
+        if result["status"] == "ok":
+            if cell.kind == "train":
+                self.victims[cell.key] = seconds
+            self.costs.add(sort, seconds, self.victims.get(cell.params.get("victim", "")))
 
     def _line(self, cell: Cell, result: Result) -> Text:
         """One line on a finished cell."""
@@ -96,7 +125,7 @@ class Display:
         if result.get("reused"):
             text.append("  (had)")
         if status != "ok" and result.get("error"):
-            text.append(f"  {cell.key}: {result['error'].strip().splitlines()[-1]}")
+            text.append(f"  {cell.key}: {_last_line(result)}")
         return text
 
     def _render(self) -> Group:
@@ -104,7 +133,7 @@ class Display:
         now = time.time()
         lines = [
             Text(
-                f"  {cell.kind} {self._words(cell)}  {_step(progress)}  {now - since:.0f} s",
+                f"  {cell.kind} {self._words(cell)}  {_step(progress)}{now - since:.0f} s",
                 style="dim",
             )
             for cell, since, progress in list(self.running.values())[: 2 * self.slots]
@@ -124,9 +153,9 @@ class Display:
         for short in (False, True):
             columns = [[self._square([(a, d)], short) for a in attacks] for d in defenses]
             least = [max(map(len, column), default=0) for column in columns]
-            if not short:
-                least = [max(len(d), w) for d, w in zip(defenses, least, strict=True)]
-            if side + sum(width + 3 for width in least) <= self.console.width:
+            room = self.console.width - side - 3 * len(defenses)
+            if fitting := _widths(defenses, least, room):
+                least = fitting
                 break
         else:
             defenses = ["all defenses"]
@@ -135,7 +164,7 @@ class Display:
         table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, show_edge=False)
         table.add_column("ASR %", no_wrap=True)
         for defense, width in zip(defenses, least, strict=True):
-            table.add_column(Text(defense), justify="right", overflow="fold", min_width=width)
+            table.add_column(Text(_folded(defense, width)), justify="right", min_width=width)
         for attack, *squares in zip(attacks, *columns, strict=True):
             table.add_row(Text(attack), *squares)
         return table
@@ -157,17 +186,19 @@ class Display:
         return Text("" if short else " ").join(Text(*part) for part in parts if part[0])
 
     def _eta(self) -> str:
-        """When it ends, from the mean cost of each kind so far."""
-        if not self.seconds:
-            return "measuring"
+        """When it ends, from cells of the same sort, else from the mean of its kind so far."""
         known = [s for costs in self.seconds.values() for s in costs]
-        fallback = sum(known) / len(known)
         left = 0.0
-        for kind, count in self.left.items():
-            costs = self.seconds.get(kind)
-            left += count * (sum(costs) / len(costs) if costs else fallback)
-        minutes, seconds = divmod(round(left / self.slots), 60)
-        return f"about {minutes} min {seconds:02d} s left"
+        for sort, count in self.left.items():
+            found = self.costs.seconds(sort)
+            costs = self.seconds.get(sort.kind, known)
+            if found and not found[1]:
+                left += count * found[0]
+            elif costs:
+                left += count * sum(costs) / len(costs)
+            elif count:
+                return "measuring"
+        return f"about {spoken(left / self.slots)} left"
 
     def _words(self, cell: Cell) -> str:
         """A cell's axes in the order people say them."""
@@ -185,8 +216,70 @@ class Display:
         return " ".join(words)
 
 
+def _pieces(name: str) -> list[str]:
+    """A name in pieces that may stand on lines of their own."""
+    return re.findall(r"[^-+:._]*[-+:._]*", name)[:-1] or [name]
+
+
+class Lines:
+    """A `Watcher` for machines: what happens as JSON values, one at a time."""
+
+    def __init__(self, tell: Callable[[dict[str, Any]], None]) -> None:
+        self._tell = tell
+
+    def __enter__(self) -> Lines:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def started(self, cell: Cell, progress: Progress | None = None) -> None:
+        """A cell starts."""
+        self._tell({"event": "start", "key": cell.key, "kind": cell.kind, **cell.axes})
+
+    def finished(self, cell: Cell, result: Result) -> None:
+        """A cell ended or was blocked."""
+        about = {"event": "cell", "key": cell.key, "kind": cell.kind, **cell.axes}
+        self._tell({**about, **{name: result.get(name) for name in TOLD}})
+
+
+TOLD = ("status", "acc", "asr", "seconds", "reused", "error")
+"""What `Lines` says of a cell that ended; null where it has none."""
+
+
+def _widths(names: list[str], least: list[int], room: int) -> list[int]:
+    """Widths for columns with these heads, whole where there is room; empty where they do not fit.
+
+    Args:
+        names: The heads.
+        least: What each column needs below its head.
+        room: For all of them.
+    """
+    found = [max(w, *map(len, _pieces(name))) for name, w in zip(names, least, strict=True)]
+    lack = [max(0, len(name) - w) for name, w in zip(names, found, strict=True)]
+    for place in sorted(range(len(names)), key=lack.__getitem__):
+        if sum(found) + lack[place] <= room:
+            found[place] += lack[place]
+    return found if sum(found) <= room else []
+
+
+def _folded(name: str, width: int) -> str:
+    """A name in lines of at most this width, where its pieces allow."""
+    lines = [""]
+    for piece in _pieces(name):
+        if lines[-1] and len(lines[-1]) + len(piece) > width:
+            lines.append("")
+        lines[-1] += piece
+    return "\n".join(lines)
+
+
 def _place(cell: Cell) -> tuple[str, str]:
     return str(cell.axes["attack"]), str(cell.axes["defense"])
+
+
+def _last_line(result: Result) -> str:
+    """What went wrong, in a line."""
+    return (result.get("error") or "").strip().rpartition("\n")[2]
 
 
 def _step(progress: Progress | None) -> str:
@@ -194,4 +287,4 @@ def _step(progress: Progress | None) -> str:
     values = progress.values if progress else {}
     if "step" not in values:
         return ""
-    return f"step {values['step']}" + (f"/{values['steps']}" if "steps" in values else "")
+    return f"step {values['step']}" + (f"/{values['steps']}  " if "steps" in values else "  ")

@@ -30,7 +30,7 @@ def plot(
     ] = None,
     store: StoreOption = STORE,
 ) -> None:
-    """Draw a figure of a sweep: rate curves, trade-off, bars with intervals, or average ranks.
+    """Draw a figure: rate curves, trade-off, bars, average ranks.
 
     Example: sweeper plot rates quickstart --out rates.pdf --where dataset=digits
     """
@@ -56,7 +56,7 @@ def report(
     data: DataOption = None,
     overrides: SetOption = None,
 ) -> None:
-    """Write a sweep's results as one HTML page that opens without a network.
+    """Write a sweep's results as one HTML page.
 
     Example: sweeper report quickstart --out quickstart.html
     """

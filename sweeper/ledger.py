@@ -18,7 +18,7 @@ import json
 import re
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -161,6 +161,26 @@ class Ledger:
     def tables(self, sweep: str) -> list[pa.Table]:
         """All row tables of a sweep; several rows of one cell may be among them (latest counts)."""
         return [table for _, table in self._read_rows(sweep)]
+
+    def recent_rows(self, columns: Sequence[str], parts: int) -> list[dict[str, Any]]:
+        """These columns of the rows of all sweeps, one row a cell; null where a row has none.
+
+        Args:
+            columns: Names, `key` among them.
+            parts: How many rows not yet compacted are read at most, the newest.
+        """
+        sweeps = [name for name in self.sweeps() if NAME.fullmatch(name)]
+        files = [info for sweep in sweeps for info in self._list(self._results(sweep))]
+        files = [info for info in files if info.base_name.endswith(".parquet")]
+        files.sort(key=lambda info: (info.base_name.startswith("compact-"), info.mtime))
+        single = sum(not info.base_name.startswith("compact-") for info in files)
+        found: dict[str, dict[str, Any]] = {}
+        for info in files[max(0, single - parts) :]:
+            with contextlib.suppress(pa.ArrowInvalid, FileNotFoundError):
+                table = pq.read_table(pa.BufferReader(self._read(info.path)))
+                some = table.select([name for name in columns if name in table.column_names])
+                found |= {row["key"]: row for row in some.to_pylist()}
+        return [{**dict.fromkeys(columns), **row} for row in found.values()]
 
     def compact(self, sweep: str) -> None:
         """Merge the parts of a sweep into one file; safe to interrupt and to repeat."""

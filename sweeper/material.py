@@ -103,7 +103,7 @@ class Material:
         if found.digest != self.victim.params["data"]:
             raise RuntimeError(
                 f"the data set {found.name} on this machine is not the one the sweep was planned "
-                "with: its content hash differs"
+                "with (its content hash differs): give every machine the same files"
             )
         return found
 

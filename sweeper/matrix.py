@@ -42,6 +42,8 @@ class Plan:
     """Defense cells that cannot be run, with their reasons."""
     unresolved: tuple[str, ...]
     """Data sets that are not on this machine; their keys stand for nothing yet."""
+    facts: Mapping[str, Facts]
+    """Data set label -> what is known of it."""
 
     def counts(self) -> dict[str, int]:
         """Number of cells by kind."""
@@ -130,6 +132,7 @@ class _Expansion:
             {key: cell for key, cell in self.cells.items() if key in wanted},
             tuple(self.inapplicable.values()),
             tuple(label for label, fact in self.facts.items() if not fact.digest),
+            self.facts,
         )
 
     def place(self, dataset: Entry, model: Entry) -> _Place:

@@ -60,7 +60,7 @@ def _with_values(message: str, options: Mapping[str, Any]) -> str:
         said = [f"{name}: {value}", f"{name} {value}", *([value] if isinstance(value, str) else ())]
         if re.search(rf"\b{re.escape(name)}\b", message) and not any(s in message for s in said):
             asked.append(f"{name}: {value}")
-    return f"{message}, not {', '.join(asked)}" if asked else message
+    return f"{message} (here {', '.join(asked)})" if asked else message
 
 
 _hints = functools.lru_cache(maxsize=256)(get_type_hints)

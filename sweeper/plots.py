@@ -79,7 +79,9 @@ def rates(found: pd.DataFrame, metric: str) -> Figure:
     """Draw the metric over the poison rate: a panel an attack, a line a defense."""
     rated = found[found["poison_rate"] > 0].dropna(subset=[metric])
     if rated["poison_rate"].nunique() < 2:
-        raise SweepError("plot rates: the sweep has one poison rate, a curve needs two or more")
+        raise SweepError(
+            "plot rates: the sweep has one poison rate, a curve needs two: add to poison_rates"
+        )
     single(rated, "attack", "poison_rate", "defense")
     names, looks = _present(rated, "attack"), _looks(rated)
     figure, axes = _panels(len(names))

@@ -99,7 +99,7 @@ def measure(name: str) -> str:
         SweepError: It is not.
     """
     if name not in MEASURES:
-        raise SweepError(f"figures: {unknown('metric', name, MEASURES)}")
+        raise SweepError(f"--metric: {unknown('metric', name, MEASURES)}")
     return name
 
 

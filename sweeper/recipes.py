@@ -79,9 +79,9 @@ class Recipe:
             "period",
         ):
             if getattr(self, name) < 0:
-                raise SweepError(f"{name}: {getattr(self, name)} is negative")
+                raise SweepError(f"{name}: {getattr(self, name)} is negative: give 0 or more")
         if not (0 <= self.label_smoothing < 1 and 0 <= self.erase <= 1):
-            raise SweepError("label_smoothing and erase: probabilities in [0, 1]")
+            raise SweepError("label_smoothing lies in [0, 1), erase in [0, 1]")
 
 
 Entry = tuple[str, str, dict[str, Any]]

@@ -22,9 +22,9 @@ def submit(
     data: DataOption = None,
     overrides: SetOption = None,
 ) -> None:
-    """Start `sweeper run` on a cluster as a Ray job, which goes on when you leave.
+    """Start `sweeper run` on a cluster as a Ray job.
 
-    The cluster's token is read from RAY_AUTH_TOKEN or ~/.ray/auth_token.
+    It goes on when you leave. The cluster's token is read from RAY_AUTH_TOKEN or ~/.ray/auth_token.
 
     Example: sweeper submit quickstart --address http://127.0.0.1:8265 --store s3://bucket/sweeps
     """
@@ -38,7 +38,7 @@ def submit(
 
 
 def status(spec: Spec, store: StoreOption = STORE, as_json: JsonOption = False) -> None:
-    """Say how far a sweep is, from its store alone: on any machine, while it runs or after.
+    """Say how far a sweep is, from its store alone.
 
     Example: sweeper status quickstart --json
     """
@@ -54,7 +54,7 @@ def watch(
     store: StoreOption = STORE,
     every: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 2.0,
 ) -> None:
-    """Show `sweeper status` live until nothing is left and nobody runs it.
+    """Show `sweeper status` live until all is done.
 
     Example: sweeper watch my-sweep.yaml --store s3://bucket/sweeps
     """

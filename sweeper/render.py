@@ -33,12 +33,15 @@ WIDTH = 130
 
 
 @dataclass(frozen=True)
-class _Style:
+class Style:
     """How one format writes text, emphasis and signs."""
 
     escape: Callable[[str], str]
+    """Makes any text harmless."""
     bold: Callable[[str], str]
+    """Sets escaped text in bold."""
     signs: Mapping[str, str]
+    """State or other mark -> its sign, as `SIGNS`."""
 
 
 def render(table: Table, format: str) -> str:
@@ -48,11 +51,11 @@ def render(table: Table, format: str) -> str:
         SweepError: There is no such format.
     """
     if format not in FORMATS:
-        raise SweepError(f"tables: {unknown('format', format, FORMATS)}")
+        raise SweepError(f"--format: {unknown('format', format, FORMATS)}")
     return FORMATS[format](table)
 
 
-def _notes(table: Table, style: _Style) -> list[str]:
+def footnotes(table: Table, style: Style) -> list[str]:
     """Return the lines under a table: units, the signs that occur, and the threat model."""
     entries = [entry for line in table.lines for entry in line.entries]
     states = {entry.state for entry in entries}
@@ -110,18 +113,20 @@ def fragment(table: Table) -> str:
         cells = []
         if level == 0:
             span = f' rowspan="{levels + 1}"' if levels else ""
-            cells = [f'<th scope="col"{span}>{_HTML.escape(name)}</th>' for name in _names(table)]
+            cells = [
+                f'<th scope="col"{span}>{_HTML.escape(name)}</th>' for name in label_heads(table)
+            ]
         if level < levels:
             cells += [
                 f'<th scope="colgroup" colspan="{span}">{text}</th>'
-                for text, span in _groups(table, level, _HTML)
+                for text, span in group_spans(table, level, _HTML)
             ]
         else:
             cells += [f'<th scope="col">{_HTML.escape(head(c.metric))}</th>' for c in table.columns]
         top.append(f"<tr>{''.join(cells)}</tr>")
     body = []
     for line in table.lines:
-        texts = _texts(table, line, _HTML)
+        texts = line_texts(table, line, _HTML)
         cells = [f'<th scope="row">{text}</th>' for text in texts[:wide]]
         cells += [
             f"<td>{text}</td>" if e.state == "ok" else f'<td title="{STATES[e.state]}">{text}</td>'
@@ -136,7 +141,7 @@ def fragment(table: Table) -> str:
         *("<tbody>", *body, "</tbody>"),
         "</table>",
         "<figcaption>",
-        *(f"<p>{note}</p>" for note in _notes(table, _HTML)),
+        *(f"<p>{note}</p>" for note in footnotes(table, _HTML)),
         "</figcaption>",
         "</figure>",
     ]
@@ -154,12 +159,12 @@ def _html(table: Table) -> str:
 
 
 def _markdown(table: Table) -> str:
-    top = list(_names(table))
+    top = list(label_heads(table))
     for column in table.columns:
-        top.append(" ".join([*_group_texts(table, column, _MARKDOWN), head(column.metric)]))
+        top.append(" ".join([*column_labels(table, column, _MARKDOWN), head(column.metric)]))
     wide = len(table.row_axes)
     grid = tabulate(
-        [_texts(table, line, _MARKDOWN) for line in table.lines],
+        [line_texts(table, line, _MARKDOWN) for line in table.lines],
         headers=top,
         tablefmt="pipe",
         colalign=["left"] * wide + ["right"] * len(table.columns),
@@ -167,7 +172,9 @@ def _markdown(table: Table) -> str:
     )
     title = caption(table)
     above = [_MARKDOWN.escape(title[0].upper() + title[1:] + "."), ""] if title else []
-    return "\n".join([*above, grid, "", *(f"- {note}" for note in _notes(table, _MARKDOWN))]) + "\n"
+    return (
+        "\n".join([*above, grid, "", *(f"- {note}" for note in footnotes(table, _MARKDOWN))]) + "\n"
+    )
 
 
 def _csv(table: Table) -> str:
@@ -204,10 +211,10 @@ def _latex(table: Table) -> str:
         several = f" ({number} of {len(parts)})" * (len(parts) > 1)
         body = []
         for line in table.lines:
-            texts = _texts(table, line, _LATEX)
+            texts = line_texts(table, line, _LATEX)
             kept = [*texts[:wide], *texts[wide + start : wide + end]]
             body.append(" & ".join(kept) + r" \\")
-        notes = _notes(table, _LATEX) if number == len(parts) else []
+        notes = footnotes(table, _LATEX) if number == len(parts) else []
         lines += [
             r"\begin{table}",
             r"\centering",
@@ -228,23 +235,23 @@ def _latex_head(table: Table) -> list[str]:
     top = []
     for level in range(len(table.col_axes)):
         cells, rules, at = [""] * wide, [], wide + 1
-        for text, span in _groups(table, level, _LATEX):
+        for text, span in group_spans(table, level, _LATEX):
             cells.append(rf"\multicolumn{{{span}}}{{c}}{{{text}}}")
             rules.append(rf"\cmidrule(lr){{{at}-{at + span - 1}}}")
             at += span
         top += [" & ".join(cells).strip() + r" \\", " ".join(rules)]
-    last = [*_names(table), *(head(column.metric) for column in table.columns)]
+    last = [*label_heads(table), *(head(column.metric) for column in table.columns)]
     return [*top, " & ".join(_LATEX.escape(text) for text in last) + r" \\"]
 
 
 def _parts(table: Table) -> list[tuple[int, int]]:
     """Return the columns (from, to) of each part: as many outermost groups as `WIDTH` takes."""
     wide = len(table.row_axes)
-    grid = [_texts(table, line, _MARKDOWN) for line in table.lines]
-    heads = [*_names(table), *(head(column.metric) for column in table.columns)]
+    grid = [line_texts(table, line, _MARKDOWN) for line in table.lines]
+    heads = [*label_heads(table), *(head(column.metric) for column in table.columns)]
     widths = [max(map(len, column)) + 2 for column in zip(heads, *grid, strict=True)]
     parts, start, used = [], 0, sum(widths[:wide])
-    spans = [span for _, span in _groups(table, 0, _MARKDOWN)] if table.col_axes else []
+    spans = [span for _, span in group_spans(table, 0, _MARKDOWN)] if table.col_axes else []
     end = 0
     for span in spans or [1] * len(table.columns):
         needed = sum(widths[wide + end : wide + end + span])
@@ -255,7 +262,7 @@ def _parts(table: Table) -> list[tuple[int, int]]:
     return [*parts, (start, end)]
 
 
-def _texts(table: Table, line: Line, style: _Style) -> list[str]:
+def line_texts(table: Table, line: Line, style: Style) -> list[str]:
     """Return the labels and the entries of a line as text."""
     texts = [
         style.escape(label(table, axis, value))
@@ -267,7 +274,7 @@ def _texts(table: Table, line: Line, style: _Style) -> list[str]:
     ]
 
 
-def _entry(table: Table, column: Column, e: Entry, style: _Style) -> str:
+def _entry(table: Table, column: Column, e: Entry, style: Style) -> str:
     """Return an entry as text, beside what is published for it."""
     signs = style.signs
     scale = 1 if column.metric in PLAIN else 100
@@ -290,22 +297,22 @@ def _entry(table: Table, column: Column, e: Entry, style: _Style) -> str:
     return text + signs["outside"] if e.published.outside else text
 
 
-def _names(table: Table) -> list[str]:
+def label_heads(table: Table) -> list[str]:
     """Return the heads of the label columns."""
     return [name(axis) for axis in table.row_axes]
 
 
-def _group_texts(table: Table, column: Column, style: _Style) -> list[str]:
+def column_labels(table: Table, column: Column, style: Style) -> list[str]:
     """Return the labels of a column's groups as text."""
     pairs = zip(table.col_axes, column.groups, strict=True)
     return [style.escape(label(table, axis, value)) for axis, value in pairs]
 
 
-def _groups(table: Table, level: int, style: _Style) -> list[tuple[str, int]]:
+def group_spans(table: Table, level: int, style: Style) -> list[tuple[str, int]]:
     """Return the text and the width of each group of columns at one level of the head."""
     runs = groupby(table.columns, key=lambda column: column.groups[: level + 1])
     spans = [list(run) for _, run in runs]
-    return [(_group_texts(table, span[0], style)[level], len(span)) for span in spans]
+    return [(column_labels(table, span[0], style)[level], len(span)) for span in spans]
 
 
 def _word(value: Any) -> str:
@@ -358,9 +365,9 @@ _TEX_CODES = str.maketrans(
 )
 _MARKDOWN_CODES = str.maketrans({**{sign: f"\\{sign}" for sign in "\\|*`<"}, "\n": " "})
 
-_MARKDOWN = _Style(lambda text: text.translate(_MARKDOWN_CODES), "**{}**".format, SIGNS)
-_LATEX = _Style(lambda text: text.translate(_TEX_CODES), r"\textbf{{{}}}".format, _TEX_SIGNS)
-_HTML = _Style(html.escape, "<strong>{}</strong>".format, SIGNS)
+_MARKDOWN = Style(lambda text: text.translate(_MARKDOWN_CODES), "**{}**".format, SIGNS)
+_LATEX = Style(lambda text: text.translate(_TEX_CODES), r"\textbf{{{}}}".format, _TEX_SIGNS)
+_HTML = Style(html.escape, "<strong>{}</strong>".format, SIGNS)
 
 CSS = """body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem; }
 body { color: #1a1a1a; background: #fff; }

@@ -97,7 +97,7 @@ def select(data: pd.DataFrame, **filters: Any) -> pd.DataFrame:
     mask = pd.Series(True, index=data.index)
     for axis, wanted in filters.items():
         if axis not in AXES:
-            raise SweepError(f"results: {unknown('axis', axis, AXES)}")
+            raise SweepError(f"--where: {unknown('axis', axis, AXES)}")
         several = isinstance(wanted, Iterable) and not isinstance(wanted, str)
         labels = [_value(data, axis, item) for item in (wanted if several else [wanted])]
         chosen = data[axis].isin(labels)
@@ -212,5 +212,7 @@ def _value(data: pd.DataFrame, axis: str, wanted: Any) -> Any:
         except (TypeError, ValueError):
             value = None
     if value not in known:
-        raise SweepError(f"results: {unknown(axis, wanted, [str(label) for label in known])}")
+        raise SweepError(
+            f"--where {axis}: {unknown(axis, wanted, [str(label) for label in known])}"
+        )
     return value

@@ -6,7 +6,7 @@ import os
 import signal
 import time
 import uuid
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -77,8 +77,28 @@ class Job:
             "to_run": len(self.todo),
             "to_run_by_kind": dict(Counter(self.plan.cells[key].kind for key in self.todo)),
             "trainings_saved": self.plan.trainings_saved(),
+            "why_not": self._why_not(),
             "unresolved": list(self.plan.unresolved),
         }
+
+    def _why_not(self) -> list[dict[str, Any]]:
+        """What does not apply, by its cause: how many cells, of which attacks if not of all."""
+        groups: dict[str, list[Cell]] = defaultdict(list)
+        for cell in self.plan.inapplicable:
+            groups[cell.reason].append(cell)
+        found = []
+        for reason, group in groups.items():
+            item: dict[str, Any] = {"cells": len(group), "reason": reason}
+            for axis in (f"{name}s" for name in WHO):
+                labels = list(dict.fromkeys(cell.axes[axis[:-1]] for cell in group))
+                if len(labels) < len(getattr(self.plan.sweep, axis)):
+                    item[axis] = labels
+            found.append(item)
+        return sorted(found, key=lambda item: -item["cells"])
+
+
+WHO = ("attack", "defense", "dataset", "model")
+"""The axes that say what does not fit together."""
 
 
 def prepare(sweep: Sweep, context: Context, *, need_data: bool = True) -> Job:

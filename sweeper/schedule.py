@@ -73,7 +73,11 @@ def connect(address: str | None, cpus: int, gpus: float = 0) -> str | None:
         try:
             url = ray.init(address=address or "local", **options).dashboard_url
         except Exception as error:  # Ray raises this very class where a node does not start
-            raise SweepError(f"cannot reach Ray at {address or 'this machine'}: {error}") from None
+            where = f"--address {address}" if address else "this machine"
+            raise SweepError(
+                f"{where}: cannot reach Ray ({error}): check that it runs there (`ray status`), or "
+                "use --executor inline"
+            ) from None
         _guard_token()
     if not (address or room(cpus, gpus)):
         have = ray.cluster_resources()

@@ -92,8 +92,10 @@ def triggered(
     if needed:
         result = cells.run(needed, walk.ancestors(needed.key), context, log)
         if result["status"] != "ok":
+            why = result["error"].strip().splitlines()[-1]
             raise SweepError(
-                f"{needed.kind} cell {needed.key}: {result['status']}: {result['error']}"
+                f"show: {needed.kind} cell {needed.key} {result['status']}: {why}: change the "
+                "attack's options, or run it in a sweep to see where"
             )
     return _pair(job, walk, defend, count)
 

@@ -83,7 +83,10 @@ def read(spec: str) -> Source:
         why = getattr(error, "problem", None) or getattr(error, "reason", None) or error
         raise SweepError(f"{where}: not YAML: {why}") from None
     if not isinstance(values, dict):
-        raise SweepError(f"{spec}: a sweep file is a mapping: name, datasets, attacks, ...")
+        raise SweepError(
+            f"{spec}: is no sweep file: write keys with values, such as `name: mine`, "
+            "`datasets: [digits]`, `attacks: [badnets]`"
+        )
     lines: dict[Loc, int] = {}
     _mark(node, (), lines, spec)
     return Source(spec, values, lines)
@@ -122,7 +125,7 @@ def name_of(spec: str) -> str:
     name = source.values.get("name")
     if not isinstance(name, str) or not NAME.fullmatch(name):
         raise SweepError(
-            f"{spec}:{source.line(('name',))}: name: needs a name of letters, digits, dots, "
-            "underscores and hyphens"
+            f"{spec}:{source.line(('name',))}: name: needs letters, digits, dots, underscores and "
+            f"hyphens, not {name!r}"
         )
     return name

@@ -9,12 +9,14 @@ file is found when it is read, named and set aside.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pyarrow.fs import FileSelector
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
@@ -91,6 +93,17 @@ class Store(Ledger):
             return found
         except _DAMAGE as error:
             raise self._damaged(kind, key, error) from None
+
+    def recent(self, kind: str, count: int) -> dict[str, Mapping[str, Any]]:
+        """Key -> JSON of the newest artifacts of a kind; what cannot be read is left out."""
+        selector = FileSelector(f"artifacts/{kind}", allow_not_found=True, recursive=True)
+        files = [f for f in self._fs.get_file_info(selector) if f.base_name == "manifest.json"]
+        found = {}
+        for info in sorted(files, key=lambda f: f.mtime)[-count:]:
+            with contextlib.suppress(*_DAMAGE):
+                folder = info.path.rpartition("/")[0]
+                found[folder.rpartition("/")[2]] = self._manifest(folder)["meta"]
+        return found
 
     def _manifest(self, folder: str) -> dict[str, Any]:
         try:

@@ -96,20 +96,21 @@ def _check(
 ) -> None:
     """Refuse what cannot become a table."""
     require(frame)
-    for what, names, known in (
-        ("row axis", rows, (*AXES, *SETTINGS, *DEVICES.values())),
-        ("column axis", cols, (*AXES, *SETTINGS, *DEVICES.values())),
-        ("value", values, METRICS),
-        ("status", frame["status"].unique(), _RANK),
+    axes = (*AXES, *SETTINGS, *dict.fromkeys(DEVICES.values()))
+    for flag, what, names, known in (
+        ("--rows", "axis", rows, axes),
+        ("--cols", "axis", cols, axes),
+        ("--values", "metric", values, METRICS),
+        ("tables", "status", frame["status"].unique(), _RANK),
     ):
         for name in names:
             if name not in known:
-                raise SweepError(f"tables: {unknown(what, name, known)}")
+                raise SweepError(f"{flag}: {unknown(what, name, known)}")
     if not values:
-        raise SweepError(f"tables: no value to show; name at least one of {', '.join(METRICS)}")
-    for named in ([*rows, *cols], list(values)):
+        raise SweepError(f"--values: none to show; name at least one of {', '.join(METRICS)}")
+    for flag, named in (("--rows, --cols", [*rows, *cols]), ("--values", list(values))):
         if twice := sorted({name for name in named if named.count(name) > 1}):
-            raise SweepError(f"tables: {', '.join(twice)} is named twice; leave one out")
+            raise SweepError(f"{flag}: {', '.join(twice)} is named twice; leave one out")
 
 
 def _layout(

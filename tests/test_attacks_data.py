@@ -299,7 +299,7 @@ def test_covers_are_stamped_keep_labels_and_are_disjoint(name: str, times: int, 
 
 def test_covers_are_refused_where_there_are_too_few() -> None:
     why = make("adaptive-patch").applies(FACTS, 0.4)
-    assert why == "needs 40000 covers, has 30000 images for them"
+    assert why == "needs 40000 covers, has 30000 images for them: lower the rate or `cover_ratio`"
     assert make("adaptive-patch").applies(FACTS, 0.3) is None
 
 

@@ -115,7 +115,7 @@ def test_nothing_flagged_unlearns_nothing_and_retrains_the_backdoor() -> None:
 def test_everything_flagged_is_an_error() -> None:
     every = {"flagged": torch.ones_like(truth()["flagged"])}
     for defense in (Retrain(), Unlearn()):
-        with pytest.raises(SweepError, match="flags every"):
+        with pytest.raises(SweepError, match="all .* training samples are flagged"):
             defense.defend(case(defense, every))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -79,7 +80,9 @@ def test_help_shows_an_example(capsys: pytest.CaptureFixture[str], command: str)
     said = call(capsys, *command.split(), "--help")
     assert said.code == 0 and not said.err
     assert f"Example: sweeper {command}" in said.out
-    assert len(said.out.splitlines()) <= 40, "a help text fits a screen"
+    lines = said.out.splitlines()
+    assert max(map(len, lines)) <= 80 and len(lines) <= (24 if command else 30), "a screen"
+    assert command or "..." not in said.out.partition("Commands:")[2], "no summary is cut"
 
 
 def test_every_command_is_tried_here() -> None:
@@ -158,6 +161,8 @@ def test_plan(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     path.write_text(SWEEP)
     said = call(capsys, "plan", path, "--store", store, "--set", "seeds=2", "--json")
     found = json.loads(said.out)
+    cost = found.pop("estimate")
+    assert (cost["cells_unknown"], cost["cell_seconds"]) == (6, 0), "nothing was measured yet"
     assert found == {
         "sweep": "tiny",
         "cells": {"prepare": 0, "train": 2, "stage": 0, "defend": 4, "not_applicable": 0},
@@ -166,10 +171,14 @@ def test_plan(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
         "to_run": 6,
         "to_run_by_kind": {"train": 2, "defend": 4},
         "trainings_saved": 2,
+        "why_not": [],
         "unresolved": [],
     }
     words = call(capsys, "plan", path, "--store", store).out
     assert "sweep tiny: 3 cells" in words and "trainings saved" in words
+    assert "cost: unknown" in words and f"`sweeper plan {path} --calibrate`" in words
+    guess = call(capsys, "plan", path, "--store", store, "--calibrate").out
+    assert "cost, a rough estimate: about " in guess and " of core time on " in guess
     assert not store.exists(), "a plan leaves nothing"
 
 
@@ -179,9 +188,13 @@ def test_plan_of_a_finished_sweep(
     path, store = done
     found = json.loads(call(capsys, "plan", path, "--store", store, "--json").out)
     assert (found["total"], found["done"], found["to_run"]) == (3, 3, 0)
+    assert found["estimate"]["cell_seconds"] == 0 < found["estimate"]["saved_seconds"]
+    assert "cost:" not in call(capsys, "plan", path, "--store", store).out
     grown = ("--set", "seeds=2", "--json")
     found = json.loads(call(capsys, "plan", path, "--store", store, *grown).out)
     assert (found["total"], found["done"], found["to_run"]) == (6, 3, 3)
+    cost = found["estimate"]
+    assert cost["cells_measured"] == 3 and cost["cell_seconds"] >= cost["wall_seconds"] > 0
 
 
 def test_a_run_records_the_digest_of_its_data(done: tuple[Path, Path]) -> None:
@@ -235,7 +248,7 @@ def test_run_again_runs_nothing_and_prints_the_table(
 
 def test_an_unknown_executor(capsys: pytest.CaptureFixture[str], done: tuple[Path, Path]) -> None:
     line = call(capsys, "run", done[0], "--store", done[1], "--executor", "slurm").sentence
-    assert line == "executor: 'slurm' is not one of ray, inline: write one of them"
+    assert line == "--executor: 'slurm' is not one of ray, inline: write one of them"
 
 
 def test_a_failed_cell_gives_exit_code_1_and_says_how_to_go_on(
@@ -245,7 +258,7 @@ def test_a_failed_cell_gives_exit_code_1_and_says_how_to_go_on(
     path.write_text(SWEEP.replace("{defense: fine-tuning, epochs: 1}", "tests.faulty:Raises"))
     said = call(capsys, "run", path, "--store", store, "--executor", "inline")
     assert said.code == 1
-    assert "cells run: 1 failed, 2 ok" in said.err
+    assert "\ncost: unknown, " in said.err and "\ncells run: 1 failed, 2 ok in " in said.err
     assert "ValueError: broken on purpose" in said.err and "Traceback" not in said.err
     again = " ".join(said.err.split())
     assert f"`sweeper run {path}` again" in again and f"`sweeper cell {path} KEY`" in again
@@ -300,7 +313,7 @@ def test_table_of_a_file_without_a_name(capsys: pytest.CaptureFixture[str], tmp_
     path = tmp_path / "tiny.yaml"
     path.write_text("# a study\nseeds: 1\nname: a/b\n")
     line = call(capsys, "table", path).sentence
-    assert line.startswith(f"{path}:3: name: needs a name of letters")
+    assert line.startswith(f"{path}:3: name: needs letters, ") and line.endswith(", not 'a/b'")
 
 
 def test_a_store_is_the_same_place_for_every_command(
@@ -391,3 +404,45 @@ def test_a_table_waits_for_neither_torch_nor_ray(done: tuple[Path, Path]) -> Non
     )
     assert ran.stdout.splitlines()[-1] == "[]"
     assert "badnets" in ran.stdout
+
+
+def test_a_plan_says_what_does_not_apply_and_why(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(SWEEP.replace("[badnets]", "[badnets, tact]"))
+    words = ("plan", path, "--store", tmp_path / "store", "--set", "poison_rates=[0.3]")
+    (why,) = json.loads(call(capsys, *words, "--json").out)["why_not"]
+    assert set(why) == {"cells", "reason", "attacks"}, "it is so for every defense"
+    assert (why["cells"], why["attacks"]) == (2, ["tact"])
+    said = call(capsys, *words).out
+    assert f"       2  tact: {why['reason']}\n" in said
+    assert re.search(r"needs 81 images to poison at rate 0.3 of all, class 1 has \d\d: ", said)
+
+
+def test_a_run_for_machines_is_lines_of_json(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path, store = tmp_path / "tiny.yaml", tmp_path / "store"
+    path.write_text(SWEEP.replace("{defense: fine-tuning, epochs: 1}", "tests.faulty:Raises"))
+    words = ("run", path, "--store", store, "--executor", "inline", "--json")
+    said = call(capsys, *words)
+    events = [json.loads(line) for line in said.out.splitlines()]
+    assert said.code == 1 and not said.err
+    plan, *between, end = events
+    assert plan["event"] == "plan" and plan["to_run"] == 3 and plan["estimate"]["parallel"] == 1
+    assert [(e["event"], e["kind"]) for e in between] == [
+        pair for kind in ("train", "defend", "defend") for pair in (("start", kind), ("cell", kind))
+    ]
+    ends = [event for event in between if event["event"] == "cell"]
+    assert [event["status"] for event in ends] == ["ok", "ok", "failed"]
+    assert "broken on purpose" in ends[2]["error"] and ends[1]["attack"] == "badnets"
+    assert ends[0]["acc"] > 0 and ends[0]["seconds"] > 0 and ends[0]["key"] in store_keys(store)
+    assert end["event"] == "end" and end["cells"] == {"ok": 2, "failed": 1}
+    assert end["cell_seconds"] > 0 and end["saved_seconds"] == 0
+    path.write_text(SWEEP)
+    assert call(capsys, *words).code == 0
+
+
+def store_keys(store: Path) -> set[str]:
+    return Store(str(store)).keys("train")

@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from sweeper import matrix
+from sweeper import display, matrix
+from sweeper.costs import Book
 from sweeper.display import Display
+from sweeper.estimate import spoken
 from sweeper.material import Context, Progress
 from sweeper.run import Job
 from sweeper.spec import Sweep
@@ -40,12 +42,19 @@ def job(done: bool = False, **changes: Any) -> Job:
 class Show:
     """A display on a recorded console, driven by hand."""
 
-    def __init__(self, job: Job, width: int = 80, terminal: bool = True, slots: int = 2) -> None:
+    def __init__(
+        self,
+        job: Job,
+        width: int = 80,
+        terminal: bool = True,
+        slots: int = 2,
+        known: Book | None = None,
+    ) -> None:
         self.job = job
         self.console = Console(
             file=io.StringIO(), record=True, force_terminal=terminal, width=width, height=40
         )
-        self.display = Display(job, self.console, slots)
+        self.display = Display(job, self.console, slots, known)
         self.left = list(job.todo)
 
     def start(self) -> str:
@@ -149,7 +158,7 @@ def test_the_matrix_fills_up(width: int) -> None:
         "50.0 2/4",
     ]
     assert re.split(r"\s{2,}", lines[4]) == ["none", "0/2", "0/2", "0/2", "0/2"]
-    assert lines[5].startswith("11/50 cells, 1 failed, 0 s, about 0 min ")
+    assert lines[5].startswith("11/50 cells, 1 failed, 0 s, about 24 s left")
     assert lines[6].endswith("step 3/20  0 s") and lines[7].endswith("step 7  0 s")
     assert len(lines) == 8
 
@@ -176,7 +185,7 @@ def test_what_is_finished_shows_means_failures_and_what_was_there() -> None:
     assert re.split(r"\s{2,}", lines[4]) == ["none", "ok", "ok", "ok", "1 failed"], (
         "a clean model has no ASR"
     )
-    assert lines[5] == "50/50 cells, 5 failed, 0 s, about 0 min 00 s left"
+    assert lines[5] == "50/50 cells, 5 failed, 0 s, about 0.0 s left"
     had = Show(job(done=True)).seen()
     assert re.split(r"\s{2,}", had[2]) == ["badnets", "had", "had", "had", "had"]
 
@@ -223,9 +232,21 @@ def test_the_time_left_counts_what_each_kind_costs() -> None:
     show.end(show.start(), seconds=60.0)
     show.end(show.start(), seconds=2.0)
     # 9 more victims at 60 s, 39 more defenses at 2 s
-    assert show.display._eta() == "about 10 min 18 s left"
+    assert show.display._eta() == "about 10 min left"
     show.end(show.start(), seconds=900.0, reused=True)
-    assert show.display._eta() == "about 10 min 16 s left", "what was there cost nothing"
+    assert show.display._eta() == "about 10 min left", "what was there cost nothing"
+
+
+def test_the_time_left_tells_defenses_apart_and_knows_earlier_runs() -> None:
+    first = job(attacks=["badnets"], poison_rates=[0.1], defenses=["none", "anp"], seeds=3)
+    show = Show(first, slots=1)
+    costs = {"none": 1.0, "anp": 30.0, "": 60.0}
+    for _ in range(3):  # the victim of seed 0 and its defenses
+        key = show.start()
+        show.end(key, seconds=costs[str(first.plan.cells[key].axes.get("defense", ""))])
+    assert show.display._eta() == f"about {spoken(2 * 60 + 2 * 31)} left"
+    again = Show(first, slots=1, known=show.display.costs)
+    assert again.display._eta() == f"about {spoken(3 * 60 + 3 * 31)} left"
 
 
 def test_nothing_to_run() -> None:
@@ -233,3 +254,42 @@ def test_nothing_to_run() -> None:
     with show.display:
         pass
     assert show.said() == []
+
+
+def test_names_too_long_for_the_terminal_break_at_their_hyphens() -> None:
+    long = ["activation-clustering", "spectral-signatures", "strip-cleanser", "fine-pruning"]
+    show = Show(job(attacks=["badnets"], poison_rates=[0.1], defenses=long), width=61)
+    lines = show.seen()
+    assert all(len(line) <= 61 for line in lines)
+    assert lines[0].split() == ["activation-", "spectral-", "strip-"]
+    assert lines[1].split() == ["ASR", "%", "clustering", "signatures", "cleanser", "fine-pruning"]
+
+
+@pytest.mark.parametrize(
+    ("name", "lines"),
+    [
+        ("spectral-signatures+retrain", ["spectral-", "signatures+", "retrain"]),
+        ("tests.faulty:Raises", ["tests.", "faulty:", "Raises"]),
+        ("anp", ["anp"]),
+        ("a-b-c-d", ["a-b-c-d"]),
+    ],
+)
+def test_where_a_name_breaks(name: str, lines: list[str]) -> None:
+    assert display._folded(name, 11).split("\n") == lines
+
+
+def test_a_cause_is_told_once_on_a_terminal_and_counted() -> None:
+    show = Show(job())
+    with show.display:
+        for _ in range(3):
+            show.end(show.start(), "failed", error=FAILURE)
+        show.end(show.start(), "failed", error="ValueError: another")
+    said = "\n".join(show.said())
+    assert said.count("broken on purpose") == 3, "train, defend, and the end"
+    assert said.count("another") == 1
+    assert "1 more defend cells failed likewise: ValueError: broken on purpose" in said
+    plain = Show(job(), terminal=False)
+    with plain.display:
+        for _ in range(3):
+            plain.end(plain.start(), "failed", error=FAILURE)
+    assert len([line for line in plain.said() if line.startswith("[")]) == 3, "a line each in a log"

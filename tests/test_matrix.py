@@ -281,8 +281,8 @@ def test_a_clean_label_attack_at_rates_its_class_cannot_give() -> None:
     assert len(cells(plan, "train")) == 1, "victims that cannot be are not trained"
     reasons = {cell.axes["poison_rate"]: cell.reason for cell in plan.inapplicable}
     assert reasons == {
-        0.5: "needs 450 images to poison at rate 0.5 of all, has 90",
-        1e-4: "poisons no image at rate 0.0001 of all",
+        0.5: "needs 450 images to poison at rate 0.5 of all, class 0 has 90: 0.1 is the most",
+        1e-4: "poisons no image at rate 0.0001 of all: raise the rate",
     }
     assert len(plan.inapplicable) == 8 and plan.counts()["not_applicable"] == 8
     assert all(cell.kind == "defend" for cell in plan.inapplicable), "each has its row"
@@ -291,7 +291,7 @@ def test_a_clean_label_attack_at_rates_its_class_cannot_give() -> None:
 def test_a_target_the_data_do_not_have() -> None:
     plan = expand(**ONE, targets=[10])
     assert not plan.cells
-    assert plan.inapplicable[0].reason == "target label 10 does not exist: 10 classes"
+    assert plan.inapplicable[0].reason == "target label 10 does not exist: labels are 0 to 9"
 
 
 def test_a_defense_the_model_has_nothing_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -184,8 +184,11 @@ def test_a_mistake_is_one_sentence_with_its_line(
     [
         ("name: [study\n", "study.yaml:2: not YAML: expected ',' or ']'"),
         ("name: study\nseeds: 1\nname: other\n", "study.yaml:3: name: stands twice, first in line"),
-        ("- digits\n", "study.yaml: a sweep file is a mapping: name, datasets, attacks, ..."),
-        ("", "study.yaml: a sweep file is a mapping"),
+        (
+            "- digits\n",
+            "study.yaml: is no sweep file: write keys with values, such as `name: mine`, ",
+        ),
+        ("", "study.yaml: is no sweep file"),
         ("name: !!python/object:os.system x\n", "study.yaml:1: not YAML: could not determine"),
         ("name: \x00\n", "study.yaml: not YAML: special characters are not allowed"),
     ],
@@ -419,8 +422,8 @@ def test_shipped_sweeps_load_and_say_what_for(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "options", "sentence"),
     [
-        ("nad", {"betas": []}, "weight, as [500, 1000, 1000], not betas: []"),
-        ("d-br", {"epochs": -1}, "d-br: epochs and lr >= 0; batch >= 1, not epochs: -1"),
+        ("nad", {"betas": []}, "weight, as [500, 1000, 1000] (here betas: [])"),
+        ("d-br", {"epochs": -1}, "d-br: epochs and lr >= 0; batch >= 1 (here epochs: -1)"),
         ("clp", {"u": -1.0}, "clp: u: -1.0 is not above 0; 3 is the paper's"),
         ("clp", {"pairing": "x"}, "clp: pairing: 'x' is not one of graph, registered"),
     ],

@@ -30,8 +30,9 @@ check matrix record
 material walk
 analyses
 cells
-run bundle
-meter
+run bundle costs
+calibrate
+estimate meter
 schedule cluster display listing show analyze exchange
 arguments
 api
@@ -40,7 +41,7 @@ cli
 """.split("\n")
 """The rooms, lowest first: a module imports from lower lines only, a package also from itself."""
 TABLES = (
-    *("results", "stats", "layout", "published", "render", "tables", "expected"),
+    *("results", "stats", "layout", "published", "render", "screen", "tables", "expected"),
     *("points", "plots", "report"),
 )
 """The branch beside: rows -> numbers -> what is shown. Each knows those before it, little else."""

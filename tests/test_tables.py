@@ -393,9 +393,9 @@ def test_no_groups():
 @pytest.mark.parametrize(
     ("wrong", "sentence"),
     [
-        ({"rows": ("atack",)}, "no row axis 'atack', did you mean 'attack'"),
-        ({"cols": ("defence",)}, "no column axis 'defence', did you mean 'defense'"),
-        ({"values": ("acuracy",)}, "no value 'acuracy'"),
+        ({"rows": ("atack",)}, "--rows: no axis 'atack', did you mean 'attack'"),
+        ({"cols": ("defence",)}, "--cols: no axis 'defence', did you mean 'defense'"),
+        ({"values": ("acuracy",)}, "--values: no metric 'acuracy'"),
         ({"values": ()}, "name at least one"),
         ({"values": ("acc", "acc")}, "acc is named twice"),
         ({"rows": ("defense",)}, "defense is named twice"),

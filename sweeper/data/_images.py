@@ -105,7 +105,10 @@ def _fill(
             list(jobs)
             start += len(batch)
     if start != count:
-        raise SweepError(f"{what}: {start} images where {count} were announced")
+        raise SweepError(
+            f"{what}: {start} images where {count} were announced: its files changed while they "
+            "were read, run again"
+        )
     return out
 
 

@@ -85,7 +85,10 @@ class Folder(FileSource):
         pairs = _annotated(annotated) if annotated.is_file() else list(_images(folder))
         extra = sorted({name for _, name in pairs} - set(number))
         if extra:
-            raise SweepError(f"{folder}: class {extra[0]!r} is not one of train's {len(classes)}")
+            raise SweepError(
+                f"{folder}: class {extra[0]!r} is not one of train's {len(classes)}: rename or "
+                "remove it"
+            )
         files = [file for file, _ in pairs]
         images = decode(as_batches(files), len(files), f"{self.name}: {folder}", self.size, like)
         labels = torch.tensor([number[name] for _, name in pairs])

@@ -1,0 +1,81 @@
+"""How fast victims would train here: a few steps of each model on random images, about 5 s."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from dataclasses import replace
+
+import torch
+
+from sweeper import matrix, models, options, training
+from sweeper.costs import Book, Sorts
+from sweeper.isolation import isolated
+from sweeper.recipes import Recipe
+from sweeper.types import Cell, Facts, ImageSet
+
+SECONDS = 5.0
+"""What all of it may take; models it does not come to stay unknown."""
+PIXELS = 32 * 32 * 32
+"""Pixels of a step on a CPU, where more make an image no cheaper."""
+
+
+def calibrate(plan: matrix.Plan, known: Book, device: torch.device, threads: int) -> None:
+    """Enter into `known` the paces of the data sets and models whose victims it cannot tell.
+
+    Args:
+        plan: The sweep; the models with most victims are first.
+        known: From `costs.book`.
+        device: Where cells run.
+        threads: CPU threads of a cell.
+    """
+    sorts, victims = Sorts(plan), Counter[tuple[str, str]]()
+    first: dict[tuple[str, str], Cell] = {}
+    for cell in plan.cells.values():
+        if cell.kind == "train" and cell.params["recipe"]["epochs"]:
+            sort = sorts.of(cell)
+            if known.seconds(sort) is None:
+                place = sort.dataset, sort.model
+                victims[place] += 1
+                first.setdefault(place, cell)
+    began = time.monotonic()
+    for done, (place, _) in enumerate(victims.most_common()):
+        left = SECONDS - (time.monotonic() - began)
+        if left <= 0:
+            return
+        cell = first[place]
+        facts = plan.facts[str(cell.axes["dataset"])]
+        with isolated(cell.key, threads):
+            known.enter(place, _pace(cell, facts, device, left / (len(first) - done)))
+
+
+def _pace(cell: Cell, facts: Facts, device: torch.device, budget: float) -> float:
+    """Seconds a victim's training takes for one image, the first step aside."""
+    recipe = options.construct(Recipe, cell.params["recipe"], "recipe")
+    recipe = replace(recipe, epochs=1, warmup=0.0, lr=1e-3)
+    if device.type == "cpu":
+        cheap = max(2, PIXELS // math.prod(facts.shape[1:]))
+        recipe = replace(recipe, batch=min(recipe.batch, cheap))
+    count, classes = recipe.batch, facts.classes or 10
+    rng = torch.Generator().manual_seed(0)
+    channels, height, width = facts.shape
+    images = torch.randint(256, (count, *facts.shape), generator=rng, dtype=torch.uint8)
+    labels = torch.randint(classes, (count,), generator=rng)
+    data = ImageSet(images, labels, tuple(map(str, range(classes))))
+    asked = dict(cell.local["model"])
+    model = models.build(
+        asked.pop("model"),
+        asked,
+        classes=classes,
+        shape=(channels, height, width),
+        mean=[0.5] * channels,
+        std=[0.25] * channels,
+        generator=rng,
+    )
+    began, times = time.monotonic(), list[float]()
+    while len(times) < 2 or time.monotonic() - began + min(times) < budget:
+        at = time.monotonic()
+        training.fit(model, data, recipe, key=cell.key, device=device)
+        times.append(time.monotonic() - at)
+    return min(times[1:]) / count

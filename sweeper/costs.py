@@ -1,0 +1,279 @@
+"""What cells cost: seconds of cells of the same kind measured on this device, scaled to others.
+
+What was never measured here is taken roughly from the epochs of its victim, whose pace
+`sweeper.calibrate` measures where no victim tells it. `sweeper.estimate` adds up.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import statistics
+from collections import Counter, defaultdict, deque
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from sweeper import catalog, matrix
+from sweeper.store import Store
+from sweeper.types import Cell
+
+ROUGH = {"prepare": 13.0, "stage": 13.0, "repair": 3.0, "detection": 3.0, "input filter": 3.0}
+"""Epochs of a victim's training that a cell never measured costs: medians over 10 attacks, 1 stage
+and 38 defenses on one core (tiny; digits and CIFAR-10). Single methods cost 0.01 to 250."""
+ROUGH_TRAINING = 1.5
+"""Trainings of a victim that secure training costs: the median over 6 defenses, 1.3 to 13."""
+RECENT = 100
+"""Artifacts of a kind, and rows not yet compacted, that are read for it at most; and how many cells
+of a sort count, the last ones."""
+
+
+@dataclass(frozen=True)
+class Sort:
+    """What tells the cost of cells apart."""
+
+    kind: str
+    """Of the cell."""
+    method: str
+    """The attack, stage or defense."""
+    options: str = "{}"
+    """Its options, JSON."""
+    dataset: str = "{}"
+    """The data set's name and options, JSON."""
+    model: str = ""
+    """The architecture with its options."""
+    images: int = 0
+    """Its victim trains on; 0 where not known."""
+    epochs: int = 0
+    """Of its victim."""
+    clean: int = 0
+    """Images the defender holds."""
+
+
+Key = tuple[str, ...]
+
+
+def _last() -> deque[Any]:
+    return deque(maxlen=RECENT)
+
+
+class Book:
+    """Seconds that cells took on one device, and what others will."""
+
+    def __init__(self, device: str = "") -> None:
+        self.device = device
+        self.cells = 0
+        """How many cells it knows."""
+        self._seconds: dict[Key, deque[tuple[Sort, float]]] = defaultdict(_last)
+        self._epochs: dict[Key, deque[float]] = defaultdict(_last)
+        self._paces: dict[tuple[str, str], float] = {}
+        self._answers: dict[Sort, tuple[float, bool] | None] = {}
+
+    def add(self, sort: Sort, seconds: float, victim: float | None = None) -> None:
+        """Enter a cell.
+
+        Args:
+            sort: What it was.
+            seconds: What it took.
+            victim: What its victim's training took; None where that is not known.
+        """
+        self._answers.clear()
+        self.cells += 1
+        for key in _narrow(sort):
+            self._seconds[key].append((sort, seconds))
+        if victim and sort.epochs:
+            for key in _wide(sort):
+                self._epochs[key].append(seconds / (victim / sort.epochs))
+
+    def enter(self, place: tuple[str, str], pace: float) -> None:
+        """Enter what an image costs in an epoch on a data set with a model, from a calibration."""
+        self._answers.clear()
+        self._paces[place] = pace
+
+    def seconds(self, sort: Sort) -> tuple[float, bool] | None:
+        """What a cell will take: (seconds, whether that is only rough); None where unknown."""
+        if sort not in self._answers:
+            self._answers[sort] = self._find(sort)
+        return self._answers[sort]
+
+    def _find(self, sort: Sort) -> tuple[float, bool] | None:
+        for key in _narrow(sort):
+            if found := self._seconds.get(key):
+                return statistics.median(s * _scale(was, sort) for was, s in found), False
+        pace = self._epoch(sort)
+        if pace is None:
+            return None
+        epoch, rough = pace
+        if sort.kind == "train":
+            return epoch * sort.epochs, rough
+        for key in _wide(sort):
+            if costs := self._epochs.get(key):
+                return epoch * statistics.median(costs), rough
+        kind = sort.kind if sort.kind != "defend" else _kind(sort.method)
+        if kind == "secure training":
+            return epoch * sort.epochs * ROUGH_TRAINING, True
+        return epoch * ROUGH.get(kind, 3.0), True
+
+    def _epoch(self, sort: Sort) -> tuple[float, bool] | None:
+        """Seconds of an epoch of its victim's training, and whether that is rough."""
+        one = replace(sort, kind="train", method="", options="", clean=0, epochs=1)
+        for key in _narrow(one)[2:]:
+            found = [(was, s) for was, s in self._seconds.get(key, ()) if was.epochs]
+            if found:
+                return statistics.median(s * _scale(was, one) for was, s in found), False
+        pace = self._paces.get((sort.dataset, sort.model))
+        return None if pace is None else (pace * sort.images, True)
+
+
+def _narrow(sort: Sort) -> list[Key]:
+    """Whose seconds are its own, the nearest first."""
+    on = (sort.dataset, sort.model)
+    if sort.kind == "train":
+        name = json.loads(sort.dataset).get("dataset", "")
+        own = (sort.kind, sort.method)
+        return [(*own, sort.options, *on), (*own, *on), (sort.kind, *on), ("train", name, on[1])]
+    size = (sort.images, sort.epochs, sort.clean) if sort.kind == "defend" else ()
+    return [(sort.kind, sort.method, sort.options, *on, *map(str, size))]
+
+
+def _wide(sort: Sort) -> list[Key]:
+    """Whose cost in epochs of the victim is its own, the nearest first."""
+    own, on = (sort.kind, sort.method), (sort.dataset, sort.model)
+    return [(*own, sort.options, *on), (*own, *on), (*own, sort.options), own]
+
+
+def _scale(was: Sort, to: Sort) -> float:
+    """How much longer a training is for its epochs and images."""
+    if to.kind != "train" or not (was.epochs and to.epochs):
+        return 1.0
+    images = to.images / was.images if was.images and to.images else 1.0
+    return images * to.epochs / was.epochs
+
+
+@functools.cache
+def _kind(defense: str) -> str:
+    return str(catalog.method("defense", defense).kind)
+
+
+def _json(values: Mapping[str, Any]) -> str:
+    kept = {key: value for key, value in values.items() if key not in ("name", "version")}
+    return json.dumps(kept, sort_keys=True)
+
+
+class Sorts:
+    """The sort of every cell of a plan, and of what a store holds."""
+
+    def __init__(self, plan: matrix.Plan) -> None:
+        self.plan = plan
+        self._datasets = {
+            entry.label: _dumped({"dataset": entry.name, **entry.options})
+            for entry in plan.sweep.datasets
+        }
+        self._images = {self._datasets[label]: images(plan, label) for label in self._datasets}
+        self._models = {
+            str(cell.axes["model"]): _model(str(cell.axes["model"]), _options(cell.params["model"]))
+            for cell in plan.cells.values()
+            if cell.kind == "train"
+        }
+
+    def of(self, cell: Cell) -> Sort:
+        """What tells the cost of a cell of the plan."""
+        known = self._place(cell.kind, cell.params, cell.axes)
+        if cell.kind == "prepare":
+            return known
+        victim = cell if cell.kind == "train" else self.plan.cells[cell.params["victim"]]
+        known = replace(known, clean=cell.params.get("n_clean", 0))
+        return self._trained(known, victim.params)
+
+    def _place(self, kind: str, params: Mapping[str, Any], axes: Mapping[str, Any]) -> Sort:
+        method = params[{"defend": "defense", "stage": "stage"}.get(kind, "attack")]
+        dataset = self._datasets[str(axes["dataset"])]
+        model, size = self._models[str(axes["model"])], self._images[dataset]
+        return Sort(kind, method["name"], _options(method), dataset, model, size)
+
+    def of_artifact(self, kind: str, meta: Mapping[str, Any]) -> Sort:
+        """Likewise of a cell, from what its artifact says of itself.
+
+        Raises:
+            KeyError: The plan has no such data set or model.
+        """
+        known = self._place(kind, meta["params"], meta["axes"])
+        return known if kind != "train" else self._trained(known, meta["params"])
+
+    def _trained(self, known: Sort, victim: Mapping[str, Any]) -> Sort:
+        return replace(known, epochs=victim["recipe"]["epochs"])
+
+    def of_row(self, row: Mapping[str, Any]) -> tuple[Sort, Sort]:
+        """Likewise of a row's cell, and of its victim.
+
+        Raises:
+            ValueError: It did not end well, or older code wrote it.
+        """
+        if row["status"] != "ok" or not (row["recipe"] and row["dataset_options"]):
+            raise ValueError(row["status"])
+        dataset = row["dataset_options"]
+        size = json.loads(dataset).get("train_size", 0) * (1 - self.plan.sweep.reserve)
+        model = _model(row["model"], row["model_options"])
+        on = (dataset, model, self._images.get(dataset, round(size)))
+        epochs = json.loads(row["recipe"]).get("epochs", 0)
+        clean = row["n_clean"] or 0
+        own = Sort("defend", row["defense_name"], row["defense_options"], *on, epochs, clean)
+        return own, Sort("train", row["attack_name"], row["attack_options"], *on, epochs)
+
+
+def images(plan: matrix.Plan, dataset: str) -> int:
+    """How many images a victim trains on, as far as it is known here."""
+    counts = plan.facts[dataset].class_counts
+    return sum(counts) or round(matrix.UNKNOWN * (1 - plan.sweep.reserve))
+
+
+def _dumped(values: Mapping[str, Any]) -> str:
+    return json.dumps(values, sort_keys=True)
+
+
+def _options(params: Mapping[str, Any]) -> str:
+    return _dumped({key: value for key, value in params.items() if key not in ("name", "version")})
+
+
+def _model(label: str, options: str) -> str:
+    return f"{label} {options}"
+
+
+COLUMNS = (
+    *("key", "status", "device", "victim_device", "seconds", "victim_seconds", "victim", "recipe"),
+    *("defense_name", "defense_options", "attack_name", "attack_options", "n_clean", "model"),
+    *("model_options", "dataset_options"),
+)
+
+
+def book(store: Store, plan: matrix.Plan, device: str = "") -> Book:
+    """What a store knows of costs on one device, from the cells of all its sweeps.
+
+    Args:
+        store: The store.
+        plan: Whose data sets and models are meant.
+        device: As rows name it; where empty, the one most rows are from.
+    """
+    found = store.recent_rows(COLUMNS, RECENT)
+    if not device and found:
+        device = Counter(row["device"] for row in found).most_common(1)[0][0] or ""
+    made, sorts, trained = Book(device), Sorts(plan), set()
+    for row in found:
+        try:
+            own, above = sorts.of_row(row)
+        except ValueError:
+            continue
+        where = row["victim_device"] or row["device"]
+        known = row["victim_seconds"] if where == device else None
+        if row["device"] == device and row["seconds"] is not None:
+            made.add(own, row["seconds"], known)
+        if known is not None and row["victim"] not in trained:
+            trained.add(row["victim"])
+            made.add(above, known)
+    for kind in {cell.kind for cell in plan.cells.values()} - {"defend"}:
+        for key, meta in store.recent(kind, RECENT).items():
+            with contextlib.suppress(KeyError):
+                if key not in trained and meta["device"] == device:
+                    made.add(sorts.of_artifact(kind, meta), meta["result"]["seconds"])
+    return made

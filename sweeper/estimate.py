@@ -1,0 +1,212 @@
+"""What a sweep will take before it starts, and what it took when it has run: time, cores, GPUs."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from sweeper import calibrate, costs, record
+from sweeper.cells import Result
+from sweeper.costs import Book, Sorts
+from sweeper.material import Progress
+from sweeper.run import Job, Watcher
+from sweeper.store import DamagedError
+from sweeper.types import Cell
+from sweeper.walk import Walk
+
+
+def sharing(cells: Mapping[str, Cell], defended: Iterable[str]) -> Counter[str]:
+    """Victim, state or stage -> how many of these defense cells hang on it."""
+    walk = Walk(cells, [])
+    return Counter(above.key for key in defended for above in walk.ancestors(key))
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What the cells to run will take."""
+
+    device: str
+    """Where costs were measured; empty where nothing was."""
+    parallel: int
+    """Cells at once."""
+    cell_seconds: float
+    """Of all cells to run whose cost is known, added up."""
+    wall_seconds: float
+    """Until the last of them ends."""
+    core_hours: float
+    """CPU cores held, in hours."""
+    gpu_hours: float
+    """Likewise GPUs."""
+    saved_seconds: float
+    """What the whole sweep would take beyond that if every defense cell made its own victim."""
+    cells_measured: int
+    """Cells to run whose cost is that of cells measured on the device."""
+    cells_rough: int
+    """Those whose cost is only roughly known."""
+    cells_unknown: int
+    """Those left out of all sums."""
+
+
+def estimate(job: Job, known: Book, parallel: int) -> Estimate:
+    """Add up what the cells to run will take.
+
+    Args:
+        job: The sweep.
+        known: From `book`, with a calibration or not.
+        parallel: Cells at once.
+    """
+    plan, todo, sorts = job.plan, set(job.todo), Sorts(job.plan)
+    seconds: dict[str, float] = {}
+    sure: Counter[str] = Counter()
+    ends: dict[str, float] = {}
+    for key, cell in plan.cells.items():
+        found = known.seconds(sorts.of(cell))
+        if found:
+            seconds[key] = found[0]
+        if key in todo:
+            sure["unknown" if not found else "rough" if found[1] else "measured"] += 1
+            before = max((ends.get(parent, 0.0) for parent in cell.parents), default=0.0)
+            ends[key] = before + seconds.get(key, 0.0)
+    total = sum(seconds.get(key, 0.0) for key in todo)
+    shape = plan.sweep.resources
+    users = sharing(plan.cells, (k for k, cell in plan.cells.items() if cell.kind == "defend"))
+    saved = sum((count - 1) * seconds.get(key, 0.0) for key, count in users.items())
+    return Estimate(
+        device=known.device,
+        parallel=parallel,
+        cell_seconds=round(total, 1),
+        wall_seconds=round(max([total / parallel, *ends.values()]), 1),
+        core_hours=round(total * shape.cpus / 3600, 3),
+        gpu_hours=round(total * shape.gpus / 3600, 3),
+        saved_seconds=round(saved, 1),
+        cells_measured=sure["measured"],
+        cells_rough=sure["rough"],
+        cells_unknown=sure["unknown"],
+    )
+
+
+def told(found: Estimate, spec: str) -> list[str]:
+    """An estimate as people read it, a sentence a line; empty where nothing is to run."""
+    known = found.cells_measured + found.cells_rough
+    if not known and not found.cells_unknown:
+        return []
+    if not known:
+        return [
+            f"cost: unknown, the store has no such victims from {found.device or 'anywhere'}",
+            f"      `sweeper plan {spec} --calibrate` trains {calibrate.SECONDS:g} s to guess it",
+        ]
+    held = f"{spoken(3600 * found.core_hours)} of core time"
+    if found.gpu_hours:
+        held += f", {found.gpu_hours:.3g} GPU-hours"
+    head = "cost" if found.cells_measured else "cost, a rough estimate"
+    doubts = []
+    if found.cells_measured and found.cells_rough:
+        doubts.append(f"only rough for {found.cells_rough:,} of {known:,} cells, never measured")
+    if found.cells_unknown:
+        doubts.append(f"{found.cells_unknown:,} more cells of unknown cost are left out")
+    return [
+        f"{head}: about {spoken(found.wall_seconds)}, {found.parallel} cells at once; "
+        f"{held} on {found.device}",
+        *(f"      {doubt}" for doubt in doubts),
+    ]
+
+
+def known(job: Job, *, calibrated: bool = False, elsewhere: bool = False) -> Book:
+    """What the store knows of costs on this machine.
+
+    Args:
+        job: The sweep.
+        calibrated: Whether to time the models the store knows no victim of; about 5 s.
+        elsewhere: Whether the cells run on other machines: those most rows are from.
+    """
+    gpu = job.context.device != "cpu" and torch.cuda.is_available()
+    device = torch.device("cuda" if gpu else "cpu")
+    found = costs.book(job.store, job.plan, "" if elsewhere else record.device_name(device))
+    if calibrated:
+        calibrate.calibrate(job.plan, found, device, job.context.threads)
+    return found
+
+
+def at_once(cpus: int, gpus: float) -> int:
+    """How many cells this machine runs at once."""
+    by_cpu = (os.cpu_count() or 1) // cpus
+    if not gpus:
+        return max(1, by_cpu)
+    return max(1, min(by_cpu, int(torch.cuda.device_count() / gpus + 1e-6)))
+
+
+class Bill:
+    """A watcher that adds up what a run takes and what sharing saves it."""
+
+    def __init__(self, job: Job, watcher: Watcher) -> None:
+        """Begin to count.
+
+        Args:
+            job: The sweep.
+            watcher: Who is told next.
+        """
+        self._job = job
+        self._watcher = watcher
+        self._began = time.monotonic()
+        self._spent: dict[str, float] = {}
+        self._ended: list[str] = []
+
+    def started(self, cell: Cell, progress: Progress | None = None) -> None:
+        """A cell starts."""
+        self._watcher.started(cell, progress)
+
+    def finished(self, cell: Cell, result: Result) -> None:
+        """A cell ended or was blocked."""
+        if not result.get("reused"):
+            self._spent[cell.key] = result.get("seconds") or 0.0
+            if cell.kind == "defend" and result["status"] == "ok":
+                self._ended.append(cell.key)
+        self._watcher.finished(cell, result)
+
+    def told(self) -> str:
+        """What the run took, for people; empty where no cell ran."""
+        if not self._spent:
+            return ""
+        wall, cells, saved = self.sums().values()
+        said = f" in {spoken(wall)}; {spoken(cells)} of cell time"
+        return said + (f", sharing victims saved {spoken(saved)}" if saved else "")
+
+    def sums(self) -> dict[str, float]:
+        """The wall time, the time of all cells added up, and what sharing saved, in seconds."""
+        return {
+            "wall_seconds": round(time.monotonic() - self._began, 3),
+            "cell_seconds": round(sum(self._spent.values()), 3),
+            "saved_seconds": round(self.saved(), 3),
+        }
+
+    def saved(self) -> float:
+        """Seconds beyond that if each defense cell that ended well had made its own victim."""
+        users = sharing(self._job.plan.cells, self._ended)
+        return sum((n - (key in self._spent)) * self._cost(key) for key, n in users.items())
+
+    def _cost(self, key: str) -> float:
+        """What a victim took, in this run or when the store got it."""
+        if key in self._spent:
+            return self._spent[key]
+        cell = self._job.plan.cells[key]
+        try:
+            return float(self._job.store.meta(cell.kind, cell.key)["result"]["seconds"])
+        except (DamagedError, KeyError):
+            return 0.0
+
+
+def spoken(seconds: float) -> str:
+    """A length of time as people say it: 0.3 s, 85 s, 12 min, 3 h 05 min, 2.5 days, 3,678 days."""
+    if seconds < 99.5:
+        return f"{seconds:.0f} s" if seconds >= 0.95 else f"{seconds:.1f} s"
+    if (minutes := round(seconds / 60)) < 100:
+        return f"{minutes} min"
+    if minutes < 48 * 60:
+        return f"{minutes // 60} h {minutes % 60:02d} min"
+    days = seconds / 86400
+    return f"{days:,.0f} days" if days >= 9.95 else f"{days:.1f} days"
