@@ -176,21 +176,30 @@ class Sorts:
             for cell in plan.cells.values()
             if cell.kind == "train"
         }
+        self._texts: dict[int, tuple[Any, str]] = {}
 
     def of(self, cell: Cell) -> Sort:
         """What tells the cost of a cell of the plan."""
-        known = self._place(cell.kind, cell.params, cell.axes)
         if cell.kind == "prepare":
-            return known
+            return self._place(cell.kind, cell.params, cell.axes)
         victim = cell if cell.kind == "train" else self.plan.cells[cell.params["victim"]]
-        known = replace(known, clean=cell.params.get("n_clean", 0))
-        return self._trained(known, victim.params)
+        return self._place(cell.kind, cell.params, cell.axes, victim.params)
 
-    def _place(self, kind: str, params: Mapping[str, Any], axes: Mapping[str, Any]) -> Sort:
+    def _place(
+        self,
+        kind: str,
+        params: Mapping[str, Any],
+        axes: Mapping[str, Any],
+        victim: Mapping[str, Any] | None = None,
+    ) -> Sort:
         method = params[{"defend": "defense", "stage": "stage"}.get(kind, "attack")]
         dataset = self._datasets[str(axes["dataset"])]
         model, size = self._models[str(axes["model"])], self._images[dataset]
-        return Sort(kind, method["name"], _options(method), dataset, model, size)
+        if id(method) not in self._texts:  # the cells of a plan share their options
+            self._texts[id(method)] = method, _options(method)
+        epochs = victim["recipe"]["epochs"] if victim else 0
+        asked, clean = self._texts[id(method)][1], params.get("n_clean", 0) if victim else 0
+        return Sort(kind, method["name"], asked, dataset, model, size, epochs, clean)
 
     def of_artifact(self, kind: str, meta: Mapping[str, Any]) -> Sort:
         """Likewise of a cell, from what its artifact says of itself.
@@ -198,11 +207,8 @@ class Sorts:
         Raises:
             KeyError: The plan has no such data set or model.
         """
-        known = self._place(kind, meta["params"], meta["axes"])
-        return known if kind != "train" else self._trained(known, meta["params"])
-
-    def _trained(self, known: Sort, victim: Mapping[str, Any]) -> Sort:
-        return replace(known, epochs=victim["recipe"]["epochs"])
+        params = meta["params"]
+        return self._place(kind, params, meta["axes"], params if kind == "train" else None)
 
     def of_row(self, row: Mapping[str, Any]) -> tuple[Sort, Sort]:
         """Likewise of a row's cell, and of its victim.

@@ -69,13 +69,14 @@ class Job:
 
     def summary(self) -> dict[str, Any]:
         """What `sweeper plan --json` prints."""
+        todo = self.todo
         return {
             "sweep": self.plan.sweep.name,
             "cells": self.plan.counts(),
             "total": len(self.plan.cells),
             "done": len(self.done | self.adopted),
-            "to_run": len(self.todo),
-            "to_run_by_kind": dict(Counter(self.plan.cells[key].kind for key in self.todo)),
+            "to_run": len(todo),
+            "to_run_by_kind": dict(Counter(self.plan.cells[key].kind for key in todo)),
             "trainings_saved": self.plan.trainings_saved(),
             "why_not": self._why_not(),
             "unresolved": list(self.plan.unresolved),
