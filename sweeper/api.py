@@ -145,6 +145,11 @@ class Sweep:
             f"{facts['to_run']} to run; "
             f"trainings saved by sharing victims: {facts['trainings_saved']}"
         )
+        if job.hidden:
+            console.print(
+                f"{job.hidden} finished rows in the store are of cells this call leaves out: no "
+                "table shows them until a call has those cells again, which repeats nothing"
+            )
         walker: Walker = run.inline
         slots = 1
         if executor == "ray" and job.todo:
