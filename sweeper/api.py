@@ -165,6 +165,11 @@ class Sweep:
             f"{facts['sweep']}: {facts['total']} cells, {facts['done']} done, {facts['to_run']} to "
             f"run; trainings saved by sharing victims: {facts['trainings_saved']}"
         )
+        if job.hidden:
+            console.print(
+                f"{job.hidden} finished rows in the store are of cells this call leaves out: no "
+                "table shows them until a call has those cells again, which repeats nothing"
+            )
         known = estimate.known(job, elsewhere=bool(address))
         walker: Walker = run.inline
         slots = estimate.at_once(shape.cpus, shape.gpus) if executor == "ray" else 1

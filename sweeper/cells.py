@@ -18,7 +18,8 @@ from sweeper.store import DamagedError, Store
 from sweeper.types import Cell, ImageSet, Outcome, Role
 
 Result = dict[str, Any]
-"""The driver is told: status (ok|failed|diverged|timeout|oom), error, seconds, acc, asr."""
+"""The driver is told: status (ok|failed|diverged|timeout|oom), error, seconds, acc, asr; of a
+victim also how many images its training saw, each as often as it did."""
 
 
 def run(
@@ -191,7 +192,8 @@ class _Work(Material):
         if self.learned:
             tensors["attack"] = self.learned
         self.store.put("train", self.cell.key, tensors, about)
-        return {"status": "ok", "error": "", **result}
+        seen = len(losses) * len(poisoned.labels)
+        return {"status": "ok", "error": "", **result, "images": seen}
 
     def stage(self) -> Result:
         """Run what several defenses share."""

@@ -152,7 +152,7 @@ class Ledger:
         Of two states of one cell (a write was interrupted) the finished one counts.
         """
         found: dict[str, str] = {}
-        for _, table in self._read_rows(sweep, "compact-", ["key", "status"]):
+        for table in self._read_rows(sweep, "compact-", ["key", "status"])[1]:
             found |= dict(zip(*table.to_pydict().values(), strict=True))
         parts = [_PART.fullmatch(f.base_name) for f in self._list(self._results(sweep)) if f.size]
         states = [(match[1], match[2]) for match in parts if match and match[2] in STATES]
@@ -160,7 +160,7 @@ class Ledger:
 
     def tables(self, sweep: str) -> list[pa.Table]:
         """All row tables of a sweep; several rows of one cell may be among them (latest counts)."""
-        return [table for _, table in self._read_rows(sweep)]
+        return self._read_rows(sweep)[1]
 
     def recent_rows(self, columns: Sequence[str], parts: int) -> list[dict[str, Any]]:
         """These columns of the rows of all sweeps, one row a cell; null where a row has none.
@@ -184,11 +184,10 @@ class Ledger:
 
     def compact(self, sweep: str) -> None:
         """Merge the parts of a sweep into one file; safe to interrupt and to repeat."""
-        parts = self._read_rows(sweep)
+        parts, tables = self._read_rows(sweep)
         if len(parts) < 2:
             return
-        tables = [rows.SCHEMA.empty_table(), *(table for _, table in parts)]
-        merged = pa.concat_tables(tables, promote_options="permissive")
+        merged = _merged([rows.SCHEMA.empty_table(), *tables])
         latest: dict[str, tuple[str, int]] = {}
         keys, times = merged["key"].to_pylist(), merged["started_at"].to_pylist()
         for place, (key, started) in enumerate(zip(keys, times, strict=True)):
@@ -198,7 +197,7 @@ class Ledger:
         pq.write_table(merged, buffer, **_MANY)
         name = f"compact-{time.time_ns()}.parquet"
         self._write(f"{self._results(sweep)}/{name}", buffer.getvalue().to_pybytes())
-        for path, _ in parts:
+        for path in parts:
             self._delete(path)
 
     def write_samples(self, key: str, columns: Mapping[str, Any]) -> None:
@@ -214,10 +213,11 @@ class Ledger:
 
     def _read_rows(
         self, sweep: str, prefix: str = "", columns: list[str] | None = None
-    ) -> list[tuple[str, pa.Table]]:
-        """(path, table) of a sweep's files of rows; what cannot be read is set aside."""
+    ) -> tuple[list[str], list[pa.Table]]:
+        """Paths of a sweep's files of rows, and their rows; what cannot be read is set aside."""
         for _ in range(RETRIES):
-            found = []
+            paths: list[str] = []
+            found: list[pa.Table] = []
             try:
                 for info in self._list(self._results(sweep)):
                     name = info.base_name
@@ -225,10 +225,13 @@ class Ledger:
                         content = pa.BufferReader(self._read(info.path))
                         with contextlib.suppress(pa.ArrowException, OSError, ValueError):
                             file = pq.ParquetFile(content, page_checksum_verification=True)
-                            found.append((info.path, file.read(columns, use_threads=False)))
+                            found.append(file.read(columns, use_threads=False))
+                            paths.append(info.path)
+                            if len(found) == 200:  # a table of one row takes 80 kB
+                                found = [_merged(found)]
                             continue
                         self._set_aside(info.path)
-                return found
+                return paths, found
             except FileNotFoundError:
                 continue  # another process compacted the rows meanwhile: list them again
         raise SweepError(
@@ -336,6 +339,11 @@ class Ledger:
         except (FileNotFoundError, ValueError):
             return None
         return found
+
+
+def _merged(tables: list[pa.Table]) -> pa.Table:
+    """The rows of several tables in one, their schemas in one."""
+    return pa.concat_tables(tables, promote_options="permissive").combine_chunks()
 
 
 def load(root: str, sweep: str) -> tuple[list[pa.Table], dict[str, list[str]]]:

@@ -39,6 +39,12 @@ class Meter:
         self._reused = Counter(
             "sweeper_victims_reused", "Defense cells whose victim served another", ("sweep",)
         )
+        self._images = Counter(
+            "sweeper_images_trained", "Images the training of victims saw", ("sweep", "model")
+        )
+        self._speed = Gauge(
+            "sweeper_images_per_second", "Of the last victim's training", ("sweep", "model")
+        )
         self._running = Gauge("sweeper_cells_running", "Cells at work or with Ray", ("sweep",))
         self._waiting = Gauge("sweeper_cells_left", "Cells that have not ended", ("sweep",))
         self._show()
@@ -57,6 +63,10 @@ class Meter:
         self._ended.inc(1, {**kind, "status": result["status"]})
         if result["seconds"] is not None and not result.get("reused"):
             self._seconds.observe(result["seconds"], kind)
+        if result.get("images") and result["seconds"]:
+            model = {**self._sweep, "model": str(cell.axes["model"])}
+            self._images.inc(result["images"], model)
+            self._speed.set(result["images"] / result["seconds"], model)
         if cell.kind == "defend" and result["status"] == "ok":
             if cell.params["victim"] in self._used:
                 self._reused.inc(1, self._sweep)

@@ -50,6 +50,8 @@ class Job:
     """Keys of cells the store has, defense cells with a finished row of this sweep."""
     adopted: set[str] = field(default_factory=set)
     """Defense cells another sweep of the store has already run."""
+    hidden: int = 0
+    """Finished rows of this sweep whose cells the plan does not have: no table shows them now."""
 
     @property
     def todo(self) -> list[str]:
@@ -133,7 +135,9 @@ def prepare(sweep: Sweep, context: Context, *, need_data: bool = True) -> Job:
         key for key, cell in plan.cells.items() if cell.kind != "defend" and key in have[cell.kind]
     }
     done |= {key for key, status in statuses.items() if status in rows.FINISHED} & set(plan.cells)
-    return Job(plan, store, context, done, (have["defend"] & set(plan.cells)) - done)
+    shown = set(plan.cells) | {cell.key for cell in plan.inapplicable}
+    hidden = sum(statuses[key] in rows.FINISHED for key in set(statuses) - shown)
+    return Job(plan, store, context, done, (have["defend"] & set(plan.cells)) - done, hidden)
 
 
 def execute(job: Job, walker: Walker, watcher: Watcher) -> Counter[str]:

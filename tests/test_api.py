@@ -71,6 +71,22 @@ def test_a_second_run_runs_nothing_and_a_quiet_one_says_nothing(
     assert "ray" not in sys.modules or not sys.modules["ray"].is_initialized()
 
 
+def test_rows_of_cells_left_out_are_told_of_and_come_back(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = sweeps.write(tmp_path, attacks=["badnets"], poison_rates=[0.2], seeds=1)
+    words = {"store": tmp_path / "store", "executor": "inline"}
+    said = []
+    for left_out in ("fine-tuning", "none", ""):
+        asked = [f"exclude=[{{defense: {left_out}}}]"] if left_out else []
+        sweep = sweeper.Sweep.from_yaml(path, asked)
+        counts = sweep.run(**words)
+        said.append(capsys.readouterr().err)
+    told = "1 finished rows in the store are of cells this call leaves out"
+    assert [told in text for text in said] == [False, True, False]
+    assert counts == {} and len(sweep.results(store=words["store"])) == 2
+
+
 def test_results_are_the_rows(
     done: tuple[sweeper.Sweep, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -61,7 +61,7 @@ def test_grafana_asks_for_what_is_counted() -> None:
     expressions = [t["expr"] for panel in dashboard["panels"] for t in panel["targets"]]
     asked = set(re.findall(r"ray_(sweeper_\w+?)(?:_total|_bucket)?\b", " ".join(expressions)))
     code = (ROOT / "sweeper/meter.py").read_text(encoding="utf-8")
-    assert asked == set(re.findall(r'"(sweeper_\w+)"', code)) and len(asked) == 5
+    assert asked == set(re.findall(r'"(sweeper_\w+)"', code)) and len(asked) == 7
     assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])
 
 

@@ -1,7 +1,7 @@
 """What a cell costs beside its own work: no-op cells under Ray, and a Tune trial a cell beside it.
 
-`SWEEPER_CELLS` says how many cells, separated by commas (2000,10000); the trials, the peers' way
-with Tune's default loggers and an actor a trial, are a hundredth of the first and at least 20.
+`SWEEPER_CELLS` says how many cells, separated by commas (2000,10000); the trials, the peers' way,
+with Tune's default loggers and an actor a trial, are 20.
 Memory is the peak of resident MB as Linux counts them.
 """
 
@@ -22,6 +22,7 @@ from defenses.base import Case, Defense
 from sweeper.types import Outcome
 
 CELLS = [int(count) for count in os.environ.get("SWEEPER_CELLS", "2000,10000").split(",")]
+TRIALS = 20
 SWEEP = {
     "name": "overhead",
     "datasets": [{"dataset": "digits", "train_size": 200, "test_size": 50}],
@@ -135,7 +136,6 @@ def rows() -> list[dict[str, Any]]:
         add("cells, all of a run", count, whole.seconds)
         add("cells, each more", count, whole.seconds - once.seconds)
         found[-2] |= {"MB driver": round(whole.driver), "MB largest other": round(whole.other)}
-    trials = max(20, CELLS[0] // 100)
-    few, many = peer(2), peer(2 + trials)
-    add("Tune trials, each more", trials, many - few)
+    few, many = peer(2), peer(2 + TRIALS)
+    add("Tune trials, each more", TRIALS, many - few)
     return found
