@@ -57,6 +57,7 @@ class Clock(Hooks):
     def __init__(self, warm: int) -> None:
         self.warm, self.count = warm, 0
         self.inside = self.whole = self.started = 0.0
+        self.best = float("inf")
 
     def step(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, loss: Callable[[], Tensor]
@@ -69,12 +70,16 @@ class Clock(Hooks):
     def stepped(self, model: nn.Module, step: int) -> None:
         if step + 1 == self.warm:
             line_up()
-            self.inside, self.started = 0.0, time.perf_counter()
-        self.count, self.whole = step + 1 - self.warm, time.perf_counter() - self.started
+            self.inside, self.whole, self.started = 0.0, 0.0, time.perf_counter()
+        before, self.whole = self.whole, time.perf_counter() - self.started
+        self.count = step + 1 - self.warm
+        if self.count > 0:
+            self.best = min(self.best, self.whole - before)
 
     def rates(self) -> Rates:
         images = BATCH * self.count
-        return {"training": images / self.whole, "step": images / self.inside}
+        whole, inside = images / self.whole, images / self.inside
+        return {"training": whole, "step": inside, "best": BATCH / self.best}
 
 
 def engine(model: str, precision: str, steps: int, warm: int = 1) -> Rates:
