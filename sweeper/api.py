@@ -88,6 +88,7 @@ class Sweep:
             sweep=self.declared.name,
             run=new_run(),
             data=str(Path(data).expanduser().absolute()) if data else None,
+            code=str(Path.cwd()),
             threads=self.declared.resources.cpus,
             device="auto" if self.declared.resources.gpus else "cpu",
             timeout=self.declared.timeout,

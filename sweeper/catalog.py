@@ -62,7 +62,8 @@ def _dotted(name: str, contract: type) -> type[Any]:
         found = getattr(importlib.import_module(path), attribute)
     except (ImportError, AttributeError) as error:
         raise SweepError(
-            f"cannot import {name} ({error}): correct it, or put its folder into PYTHONPATH"
+            f"cannot import {name} ({error}): correct it, go to the folder of its file, or put "
+            "that into PYTHONPATH"
         ) from None
     if not (inspect.isclass(found) and issubclass(found, contract)):
         base = f"{contract.__module__}.{contract.__name__}"

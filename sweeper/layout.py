@@ -130,8 +130,8 @@ def label(table: Table, axis: str, value: Any) -> str:
 
 
 def word(axis: str, value: Any) -> str:
-    """Return how people read a value of an axis, whatever stands beside it."""
-    if value is None:
+    """Return how people read a value of an axis, whatever stands beside it; – for none."""
+    if value is None or (axis == "poison_rate" and not value):  # the attack has none
         return "–"
     if axis == "poison_rate" or (axis == "clean_budget" and value < 1):
         return f"{100 * value:.6g} %"
@@ -145,6 +145,7 @@ def caption(table: Table) -> str:
         if axis == "clean_budget" and not value
         else f"{name(axis)} {label(table, axis, value)}"
         for axis, value in table.constants
+        if value or axis != "poison_rate"  # 0 where the attacks have none
     ]
     if table.seeds:
         parts.append(f"seed{'s' * (len(table.seeds) > 1)} {_ranges(table.seeds)}")

@@ -53,6 +53,8 @@ class Context:
     """Identifies this call of `sweeper run`: what failed in it is not tried again in it."""
     data: str | None = None
     """Folder of the data sets."""
+    code: str | None = None
+    """Folder of methods the sweep file names, beside what Python finds anyway."""
     cache: str | None = None
     """Folder of decoded data sets."""
     threads: int = 1

@@ -70,14 +70,7 @@ def connect(address: str | None, cpus: int, gpus: float = 0) -> str | None:
         options: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
         if not address:  # a new Ray, not one that somebody left running, or dead, on this machine
             options |= {"include_dashboard": True, "dashboard_host": "127.0.0.1"}
-        try:
-            url = ray.init(address=address or "local", **options).dashboard_url
-        except Exception as error:  # Ray raises this very class where a node does not start
-            where = f"--address {address}" if address else "this machine"
-            raise SweepError(
-                f"{where}: cannot reach Ray ({error}): check that it runs there (`ray status`), or "
-                "use --executor inline"
-            ) from None
+        url = _started(address, options)
         _guard_token()
     if not (address or room(cpus, gpus)):
         have = ray.cluster_resources()
@@ -87,6 +80,26 @@ def connect(address: str | None, cpus: int, gpus: float = 0) -> str | None:
             "resources.gpus"
         )
     return f"http://{url}" if url else None
+
+
+def _started(address: str | None, options: dict[str, Any]) -> str | None:
+    """Start or join Ray; the dashboard's URL.
+
+    A start that fails is tried once more: Ray gives its processes 30 s, which a busy machine, or
+    the very first start after an installation, may exceed.
+    """
+    where, how = "this machine", "use --executor inline, or stop what keeps it busy"
+    if address:
+        where, how = f"--address {address}", "check that Ray runs there (`ray status`)"
+    for last in (True,) if address else (False, True):
+        try:
+            url: str | None = ray.init(address=address or "local", **options).dashboard_url
+            return url
+        except Exception as error:  # Ray raises this very class where a node does not start
+            ray.shutdown()
+            if last:
+                raise SweepError(f"{where}: cannot reach Ray ({error}): {how}") from None
+    return None
 
 
 def _guard_token() -> None:
@@ -170,6 +183,8 @@ def room(cpus: int, gpus: float) -> int:
 
 def run_trial(config: dict[str, Any], context: Context) -> None:
     """What a worker runs: its cells; their results are the trial's only report."""
+    if context.code and context.code not in sys.path:
+        sys.path.append(context.code)
 
     def starting(cell: Cell) -> None:
         setproctitle(f"ray::{title(cell)}")  # in `top`, and in the dashboard's list of processes

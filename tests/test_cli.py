@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 import subprocess
 import sys
@@ -446,3 +447,14 @@ def test_a_run_for_machines_is_lines_of_json(
 
 def store_keys(store: Path) -> set[str]:
     return Store(str(store)).keys("train")
+
+
+def test_a_method_beside_the_sweep_file_is_found(tmp_path: Path) -> None:
+    own = (ROOT / "defenses" / "none.py").read_text(encoding="utf-8")
+    (tmp_path / "mine.py").write_text(own.replace("NoDefense", "Mine"))
+    mine = SWEEP.replace("{defense: fine-tuning, epochs: 1}", "mine:Mine")
+    (tmp_path / "tiny.yaml").write_text(mine.replace("[none,", "["))
+    environment = {**os.environ, "PYTHONSAFEPATH": "1", "PYTHONPATH": str(ROOT)}
+    words = [sys.executable, "-c", "from sweeper.cli import main; main()", "plan", "tiny.yaml"]
+    ran = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert ran.returncode == 0 and "  defend               1, 1 to run" in ran.stdout, ran.stderr

@@ -337,3 +337,24 @@ def test_driver_killed_in_mid_sweep_loses_and_repeats_nothing(cluster: str, tmp_
     sweeps.inline(path, tmp_path / "undisturbed")
     sweeps.assert_same(after, sweeps.frame(tmp_path / "undisturbed"))
     assert not list(store.rglob("*.part")), "nothing half-written is left"
+
+
+def test_a_start_that_fails_is_tried_once_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sweeper import schedule  # Ray is imported where it is needed
+
+    tried: list[str] = []
+
+    def start(address: str, **_: object) -> None:
+        tried.append(address)
+        raise RuntimeError("the node timed out")
+
+    monkeypatch.setattr(schedule.ray, "init", start)
+    monkeypatch.setattr(schedule.ray, "shutdown", lambda: None)
+    with pytest.raises(
+        SweepError, match="^this machine: cannot reach Ray .the node timed out.: use"
+    ):
+        schedule._started(None, {})
+    assert tried == ["local", "local"]
+    with pytest.raises(SweepError, match="^--address 1.2.3.4:1: cannot reach Ray .* check that"):
+        schedule._started("1.2.3.4:1", {})
+    assert tried == ["local", "local", "1.2.3.4:1"]

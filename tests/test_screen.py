@@ -68,3 +68,13 @@ def test_the_best_is_bold_and_the_notes_are_wrapped() -> None:
     assert told and text.endswith("\n") and all(text.count(sign) > 1 for sign in told)
     notes = [line for line in text.splitlines() if line.startswith(("- ", "  "))]
     assert len(notes) > len([line for line in notes if line.startswith("- ")])
+
+
+def test_an_attack_without_a_rate_has_none_in_caption_and_line() -> None:
+    frame = invented.frame(attacks=("badnets", "none"), rates=(0.1,), seeds=1)
+    alone = frame[frame["attack"] == "none"]
+    axes = ["attack", "poison_rate"]
+    caption = tables.render(tables.build(alone, rows=axes), "markdown").splitlines()[0]
+    assert caption.startswith("Dataset cifar10") and "rate" not in caption
+    both = tables.render(tables.build(frame, rows=axes), "markdown")
+    assert "| none     | –             |" in both and "| badnets  | 10 %          |" in both
