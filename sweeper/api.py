@@ -161,16 +161,7 @@ class Sweep:
         job, shape = run.prepare(self.declared, self.context(store, data)), self.declared.resources
         console = Console(stderr=True, highlight=False, markup=False, quiet=quiet or bool(tell))
         console.soft_wrap = not console.is_terminal
-        facts = job.summary()
-        console.print(
-            f"{facts['sweep']}: {facts['total']} cells, {facts['done']} done, {facts['to_run']} to "
-            f"run; trainings saved by sharing victims: {facts['trainings_saved']}"
-        )
-        if job.hidden:
-            console.print(
-                f"{job.hidden} finished rows in the store are of cells this call leaves out: no "
-                "table shows them until a call has those cells again, which repeats nothing"
-            )
+        facts = _opened(job, console)
         known = estimate.known(job, elsewhere=bool(address))
         walker: Walker = run.inline
         slots = estimate.at_once(shape.cpus, shape.gpus) if executor == "ray" else 1
@@ -195,6 +186,21 @@ class Sweep:
             SweepError: The sweep has not been run into this store.
         """
         return rows(self.declared.name, store)[0]
+
+
+def _opened(job: Job, console: Console) -> dict[str, Any]:
+    """Say what a run will do; returned as `sweeper plan --json` has it."""
+    facts = job.summary()
+    console.print(
+        f"{facts['sweep']}: {facts['total']} cells, {facts['done']} done, {facts['to_run']} to run; "
+        f"trainings saved by sharing victims: {facts['trainings_saved']}"
+    )
+    if job.hidden:
+        console.print(
+            f"{job.hidden} finished rows in the store are of cells this call leaves out: no table "
+            "shows them until a call has those cells again, which repeats nothing"
+        )
+    return facts
 
 
 def _ended(
