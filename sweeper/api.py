@@ -192,8 +192,8 @@ def _opened(job: Job, console: Console) -> dict[str, Any]:
     """Say what a run will do; returned as `sweeper plan --json` has it."""
     facts = job.summary()
     console.print(
-        f"{facts['sweep']}: {facts['total']} cells, {facts['done']} done, {facts['to_run']} to run; "
-        f"trainings saved by sharing victims: {facts['trainings_saved']}"
+        f"{facts['sweep']}: {facts['total']} cells, {facts['done']} done, {facts['to_run']} to "
+        f"run; trainings saved by sharing victims: {facts['trainings_saved']}"
     )
     if job.hidden:
         console.print(
