@@ -72,7 +72,8 @@ def wilson_bounds(share: Floats, n: Floats, confidence: float = 0.95) -> tuple[F
     square = float(ndtri(0.5 + confidence / 2)) ** 2
     middle = (share + square / (2 * n)) / (1 + square / n)
     half = np.sqrt(square * (share * (1 - share) / n + square / (4 * n * n))) / (1 + square / n)
-    return np.clip(middle - half, 0.0, 1.0), np.clip(middle + half, 0.0, 1.0)
+    low, high = np.minimum(middle - half, share), np.maximum(middle + half, share)  # rounding
+    return np.clip(low, 0.0, 1.0), np.clip(high, 0.0, 1.0)
 
 
 def half_width(sd: Floats, n: npt.NDArray[Any], confidence: float = 0.95) -> Floats:

@@ -16,6 +16,7 @@ from sweeper.stats import (
     ranks,
     summarise,
     wilson,
+    wilson_bounds,
     winners,
 )
 
@@ -193,3 +194,10 @@ def test_ranks_of_lines_on_which_all_have_a_value():
     none = ranks(measured([[0.1, None], [None, 0.1]]), higher=False)
     assert none.blocks == 0 and math.isnan(none.difference)
     assert math.isnan(critical_difference(1, 5)) and math.isnan(critical_difference(3, 0))
+
+
+def test_an_interval_holds_its_own_share_to_the_last_bit() -> None:
+    n = np.arange(1, 3000)
+    for share in (0.0, 1.0):
+        low, high = wilson_bounds(np.full(len(n), share), n)
+        assert (low <= share).all() and (high >= share).all(), "bars are drawn by the difference"
