@@ -2,7 +2,7 @@
 
 The toolbox way reads PIL images, stamps the triggered ones when they are read and batches them with
 a DataLoader of two workers; the batches alone are measured too. Images are random, so is the
-network; ResNet-18 sees a twentieth of the images. Two cells at one thread each against one loop at two.
+network; ResNet-18 sees a twentieth of the images. Two cells at one thread against one loop at two.
 """
 
 from __future__ import annotations
