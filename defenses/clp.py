@@ -25,8 +25,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
+from defenses._graph import graph
 from defenses.base import Case, Defense
 from sweeper.errors import SweepError
 from sweeper.types import Outcome
@@ -110,7 +111,7 @@ def by_graph(model: nn.Module) -> list[Pair]:
     """The pairs of a model by what its BatchNorms read, in the order they are computed."""
     modules = dict(model.named_modules())
     found = []
-    for node in fx.Tracer().trace(model).nodes:
+    for node in graph(model).nodes:
         if node.op != "call_module" or not isinstance(modules[node.target], nn.BatchNorm2d):
             continue
         source = node.args[0]

@@ -36,8 +36,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
+from defenses._graph import graph
 from defenses._outputs import convolutions, watched
 from defenses.base import Case, Defense, Needs
 from defenses.fine_tuning import FrozenInEval
@@ -119,7 +120,7 @@ def natural_break(values: Tensor) -> Tensor:
 def readers(model: nn.Module) -> dict[nn.Conv2d, list[nn.Module]]:
     """Of each convolution the norms and convolutions that read its channels one by one."""
     modules, found = dict(model.named_modules()), {}
-    for node in fx.Tracer().trace(model).nodes:
+    for node in graph(model).nodes:
         conv = modules.get(node.target) if node.op == "call_module" else None
         if not isinstance(conv, nn.Conv2d):
             continue

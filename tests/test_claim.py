@@ -81,12 +81,14 @@ def test_a_driver_that_ends_while_it_is_watched_makes_room(ledger: Ledger) -> No
 
 
 def test_a_driver_that_was_replaced_stops(ledger: Ledger) -> None:
+    was = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `&` has it ignored
     with pytest.raises(SweepError, match=r"taken over by ada@far \(process 7, since noon\)"):
         with claimed(ledger, "small", "one"):
             with pytest.raises(KeyboardInterrupt):
                 for _ in range(500):  # it beats too: a beat of ours may fall upon its first
                     ledger.save_claim("small", elsewhere())
                     time.sleep(0.1)
+    signal.signal(signal.SIGINT, was)
     assert (ledger.claim("small") or {})["run"] == "other", "the new driver's claim is left alone"
 
 

@@ -205,6 +205,12 @@ def test_clp_pairs_what_the_network_computes(model: str, count: int, wrongly: in
     assert len({id(norm) for _, norm in pairs}) == count <= len(norms)
 
 
+def test_clp_pairs_every_norm_of_a_network_with_convolutions_of_our_own() -> None:
+    net = toys.network(seeds.generator("net"), model="mobilenet-v2")
+    norms = [part for part in net.modules() if isinstance(part, nn.BatchNorm2d)]
+    assert [norm for _, norm in clp.by_graph(net)] == norms
+
+
 def test_clp_leaves_a_norm_alone_that_reads_no_convolution() -> None:
     trunk = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 12, 3), nn.BatchNorm2d(12), nn.Flatten())
     for found in (clp.by_graph(trunk), clp.by_registration(trunk)):
