@@ -555,6 +555,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_eight_processes_at_once_decode_once(fruit, tmp_path):
     script, counter = tmp_path / "eight.py", tmp_path / "counter"
     script.write_text(EIGHT)

@@ -62,6 +62,7 @@ def test_it_runs(tree: Path) -> None:
     assert len(sweeps.frame(store)) == 4
 
 
+@pytest.mark.slow
 def test_it_is_contract_tested(tree: Path) -> None:
     for kind in ("attacks", "defenses"):
         suite = f"tests/test_contract_{kind}.py"

@@ -312,6 +312,7 @@ def test_ctrl_c_finishes_the_running_cells_and_a_second_one_stops_at_once(tmp_pa
     assert Ledger(str(store)).claim("small") is None
 
 
+@pytest.mark.slow
 def test_driver_killed_in_mid_sweep_loses_and_repeats_nothing(cluster: str, tmp_path: Path) -> None:
     path = sweeps.write(tmp_path, seeds=2, recipe={"epochs": 3})
     store = tmp_path / "store"
