@@ -6,6 +6,7 @@ A new file in `attacks/` is tested here without an edit: all its presets and lab
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -35,12 +36,15 @@ def learns(name: str, preset: str) -> bool:
         return False
 
 
-QUICK = [
-    pytest.param(*variant, marks=[pytest.mark.slow] if variant[1] and learns(*variant) else [])
-    for variant in VARIANTS
-]
+def slow_if(slow: Callable[[str, str], bool]) -> list[Any]:
+    """Every variant, some for the slow suite."""
+    return [pytest.param(*v, marks=[pytest.mark.slow] if slow(*v) else []) for v in VARIANTS]
+
+
+QUICK = slow_if(lambda name, preset: bool(preset) and learns(name, preset))
 """Presets of attacks that learn run in the slow suite; their defaults run in the fast one."""
-quick_variant = pytest.mark.parametrize(("name", "preset"), QUICK)
+quick_variant = pytest.mark.parametrize(("name", "preset"), slow_if(learns))
+"""Variants of attacks that learn run in the slow suite: their defaults poison in the fast one."""
 RATES = (0.1, 0.3, 1.0)
 
 

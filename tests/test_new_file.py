@@ -70,6 +70,7 @@ def test_it_is_contract_tested(tree: Path) -> None:
         assert found.returncode == 0 and "passed" in found.stdout, found.stdout
 
 
+@pytest.mark.slow
 def test_a_broken_one_fails_its_contract(tree: Path) -> None:
     path = tree / "attacks/foo.py"
     path.write_text(path.read_text().replace("out = images.clone()", "out = images"))

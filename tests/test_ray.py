@@ -67,6 +67,7 @@ def test_ray_gives_the_bits_of_inline(cluster: str, tmp_path: Path) -> None:
     assert with_ray(path, tmp_path / "ray") == ({}, []), "nothing is left to run"
 
 
+@pytest.mark.slow
 def test_faults_become_rows_and_a_lost_process_is_retried(cluster: str, tmp_path: Path) -> None:
     faulty = ["Raises", "Diverges", "OutOfMemory", "Hangs", "Holds", "Dies"]
     entries = [
