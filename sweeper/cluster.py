@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ from sweeper.run import new_run
 from sweeper.source import name_of, read
 
 FILE = "sweep.yaml"
+AGENT = 60.0
+"""Seconds to wait for a cluster that cannot take a job yet."""
 
 
 def words(store: str, data: str | None, overrides: Sequence[str]) -> list[str]:
@@ -58,7 +61,8 @@ def submit(spec: str, address: str, words: Sequence[str]) -> str:
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, FILE).write_text(text(spec), encoding="utf-8")
         try:
-            job: str = JobSubmissionClient(address).submit_job(
+            job = submitted(
+                JobSubmissionClient(address),
                 entrypoint=shlex.join(["python", "-m", "sweeper.cli", "run", FILE, *words]),
                 submission_id=f"{name}-{new_run()}",
                 runtime_env={"working_dir": folder},
@@ -76,6 +80,18 @@ def submit(spec: str, address: str, words: Sequence[str]) -> str:
                 "as http://127.0.0.1:8265 through `ray dashboard cluster.yaml`"
             ) from None
     return job
+
+
+def submitted(client: Any, **job: Any) -> str:
+    """Submit a job; a cluster that has just started has no agent to take one for some seconds."""
+    deadline = time.monotonic() + AGENT
+    while True:
+        try:
+            return str(client.submit_job(**job))
+        except RuntimeError as error:
+            if "No available agent" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(AGENT / 60)
 
 
 def text(spec: str) -> str:

@@ -180,6 +180,28 @@ def test_a_store_of_this_machine_is_refused() -> None:
         cluster.rayjob("quickstart", shared, cluster.Pods(image="x"))
 
 
+def test_a_cluster_that_takes_no_job_yet_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Client:
+        asked = 0
+
+        def submit_job(self, **job: Any) -> str:
+            self.asked += 1
+            if self.asked < 3 or job["entrypoint"] == "no":
+                raise RuntimeError(f"500: {job['says']}")
+            return "job-1"
+
+    monkeypatch.setattr(cluster, "AGENT", 0.5)
+    early = {"entrypoint": "run", "says": "No available agent to submit job"}
+    client = Client()
+    assert cluster.submitted(client, **early) == "job-1" and client.asked == 3
+    with pytest.raises(RuntimeError, match="No available"):
+        cluster.submitted(Client(), **{**early, "entrypoint": "no"})
+    client = Client()
+    with pytest.raises(RuntimeError, match="refused"):
+        cluster.submitted(client, entrypoint="run", says="refused")
+    assert client.asked == 1, "what is no matter of time is told at once"
+
+
 def test_a_cluster_that_is_not_there() -> None:
     with pytest.raises(SweepError, match=r"--address http://127\.0\.0\.1:1 takes no job: .*; give"):
         cluster.submit("quickstart", "http://127.0.0.1:1", [])
