@@ -156,11 +156,6 @@ def _kind(defense: str) -> str:
     return str(catalog.method("defense", defense).kind)
 
 
-def _json(values: Mapping[str, Any]) -> str:
-    kept = {key: value for key, value in values.items() if key not in ("name", "version")}
-    return json.dumps(kept, sort_keys=True)
-
-
 class Sorts:
     """The sort of every cell of a plan, and of what a store holds."""
 

@@ -71,8 +71,8 @@ def _keep_freed() -> None:
     """Let a running cell use its freed memory again instead of returning it at once.
 
     By default glibc maps every tensor above 32 MB anew and the system clears each of its pages: a
-    third of MobileNetV2's step in fp32 (on one core 46 -> 69 images/s), 7 % of ResNet-18's in
-    bf16. What a cell no longer needs goes back after it, by `_give_back`.
+    third of MobileNetV2's step in fp32 (on one core 46 -> 69 images/s). What a cell no longer needs
+    goes back after it, by `_give_back`.
     """
     with contextlib.suppress(OSError, AttributeError):  # not Linux, or another C library
         if _libc().mallopt(MMAP_THRESHOLD, 2**30):

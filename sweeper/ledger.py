@@ -40,6 +40,8 @@ _MANY: dict[str, Any] = {"compression": "zstd", "write_page_checksum": True}
 """How many rows are written."""
 _ONE = {"compression": "none", "use_dictionary": False, "write_statistics": False}
 """How a part is written otherwise: one row has no use for more, and is sooner read without."""
+_BROKEN = (pa.ArrowException, OSError, ValueError)
+"""What reading a damaged or vanished part raises."""
 _PART = re.compile(r"([0-9a-f]{20})\.([a-z_]+)\.parquet")
 
 
@@ -176,7 +178,7 @@ class Ledger:
         single = sum(not info.base_name.startswith("compact-") for info in files)
         found: dict[str, dict[str, Any]] = {}
         for info in files[max(0, single - parts) :]:
-            with contextlib.suppress(pa.ArrowInvalid, FileNotFoundError):
+            with contextlib.suppress(*_BROKEN):
                 table = pq.read_table(pa.BufferReader(self._read(info.path)))
                 some = table.select([name for name in columns if name in table.column_names])
                 found |= {row["key"]: row for row in some.to_pylist()}
@@ -223,7 +225,7 @@ class Ledger:
                     name = info.base_name
                     if name.startswith(prefix) and name.endswith(".parquet"):
                         content = pa.BufferReader(self._read(info.path))
-                        with contextlib.suppress(pa.ArrowException, OSError, ValueError):
+                        with contextlib.suppress(*_BROKEN):
                             file = pq.ParquetFile(content, page_checksum_verification=True)
                             found.append(file.read(columns, use_threads=False))
                             paths.append(info.path)

@@ -131,7 +131,12 @@ def test_rows_of_older_code_and_damaged_ones_do_not_stop_a_plan(
     job = sweeps.prepared(ran[0], tmp_path)
     row = {"sweep": "small", "key": "0" * 20, "status": "ok", "seconds": 1.0}
     job.store.write_row(row)
-    (tmp_path / "sweeps" / "small" / "results" / f"{'1' * 20}.ok.parquet").write_bytes(b"no")
+    results = tmp_path / "sweeps" / "small" / "results"
+    (results / f"{'1' * 20}.ok.parquet").write_bytes(b"no")
+    whole = (results / f"{'0' * 20}.ok.parquet").read_bytes()
+    for place in range(0, len(whole), 97):  # damaged anywhere: pyarrow raises one thing or another
+        torn = whole[:place] + bytes(97) + whole[place + 97 :]
+        (results / f"{place:020x}.ok.parquet").write_bytes(torn)
     (tmp_path / "sweeps" / "not a sweep").mkdir()
     assert not known(job)[0].cells
     assert (tmp_path / "sweeps" / "small" / "results" / f"{'1' * 20}.ok.parquet").exists()
