@@ -214,6 +214,25 @@ def test_every_control_works(browser: Any, large: Path) -> None:
 
 
 @pytest.mark.slow
+def test_attacks_that_share_no_rate_stand_side_by_side(browser: Any, tmp_path: Path) -> None:
+    given = [
+        row
+        for row in invented.sweep(attacks=["badnets", "sig"], rates=[0.05, 0.1, 1.0])
+        if (row["attack"] == "sig") == (row["poison_rate"] == 1.0)
+    ]
+    order = {"attack": ["badnets", "sig"], "defense": invented.DEFENSES}
+    (tmp_path / "page.html").write_text(
+        report.build(results.frame([rows.table(given)]), "rates", order)
+    )
+    view, told = opened(browser, tmp_path / "page.html")
+    heads = "all => all.map(one => one.innerText)"
+    assert view.eval_on_selector_all(".matrix tbody th", heads) == ["badnets 10 %", "sig 100 %"]
+    view.select_option("[name=poison_rate]", label="5 %")
+    assert view.eval_on_selector_all(".matrix tbody th", heads) == ["badnets"]
+    assert told == []
+
+
+@pytest.mark.slow
 def test_the_keyboard_is_enough(browser: Any, large: Path) -> None:
     view, told = opened(browser, large)
     view.focus(".matrix td a[tabindex='0']")

@@ -66,17 +66,27 @@ const shown = {metric: measures[0]?.name, sort: "file", attack: "", defense: ""}
 const options = Object.fromEntries(AXES.map((axis) => {
   const found = data.order[axis] ?? unique(points.map((point) => point[axis]))
     .sort((a, b) => a - b);
-  const rated = found.filter((value) => value !== 0 || axis === "target");
-  return [axis, rated.length ? rated : found];
+  const real = found.filter((value) => value !== 0 || axis === "target");
+  return [axis, real.length ? real : found];
 }));
 for (const axis of AXES) shown[axis] = options[axis][axis === "poison_rate"
   ? options[axis].length - 1 : 0];
+const rated = new Map(data.order.attack.map((attack) => [attack, unique(points.filter((point) =>
+  point.attack === attack && point.poison_rate).map((point) => point.poison_rate))]));
+const OWN = "own"; // each attack at its highest rate, where the attacks do not share their rates
+if ([...rated.values()].some((own) => own.length && !own.includes(shown.poison_rate))) {
+  options.poison_rate = [OWN, ...options.poison_rate];
+  shown.poison_rate = OWN;
+}
 const onlyTarget = new Map(data.order.attack.map((attack) =>
   [attack, unique(points.filter((point) => point.attack === attack).map((p) => p.target))]));
 
 const fits = (point, axis) => {
   if (point[axis] === shown[axis]) return true;
   if (axis === "target") return String(onlyTarget.get(point.attack)) === "0";
+  if (shown[axis] === OWN && point.poison_rate) {
+    return point.poison_rate === Math.max(...rated.get(point.attack));
+  }
   return (axis === "poison_rate" || axis === "clean_budget") && !point[axis];
 };
 const contains = (text, part) => text.toLowerCase().includes(part.trim().toLowerCase());
@@ -100,7 +110,8 @@ function controls() {
   byId("controls").append(
     pick("metric", "Metric", measures.map((item) => [item.name, item.head])),
     ...AXES.filter((axis) => options[axis].length > 1).map((axis) =>
-      pick(axis, titles[axis], options[axis].map((value) => [value, word(axis, value)]))),
+      pick(axis, titles[axis], options[axis].map((value) =>
+        [value, value === OWN ? "highest of each attack" : word(axis, value)]))),
     pick("sort", "Sort", [["file", "as in the sweep file"], ["name", "by name"],
       ["mean", "by mean, best first"]]),
     search("attack", "Attacks"), search("defense", "Defenses"));
@@ -157,6 +168,8 @@ function matrix() {
   const low = rate ? 0 : Math.min(...values), high = rate ? 1 : Math.max(...values);
   const tint = (value) => color(high > low ? (value - low) / (high - low) : 0);
   const states = new Set();
+  const named = (attack) => shown.poison_rate === OWN && rated.get(attack).length
+    ? `${attack} ${share(Math.max(...rated.get(attack)))}` : attack;
   const cell = (attack, defense) => {
     const point = cells.get(`${attack}\n${defense}`);
     if (point && point[name] !== null) {
@@ -184,7 +197,7 @@ function matrix() {
     make("thead", {}, make("tr", {}, make("th", {scope: "col", class: "text"}, "attack"),
       ...defenses.map((defense) => make("th", {scope: "col"}, make("span", {}, marked(defense)))))),
     make("tbody", {}, ...attacks.map((attack) => make("tr", {},
-      make("th", {scope: "row"}, attack), ...defenses.map((defense) => cell(attack, defense))))),
+      make("th", {scope: "row"}, named(attack)), ...defenses.map((defense) => cell(attack, defense))))),
     make("tfoot", {}, make("tr", {}, make("th", {scope: "row"}, "mean"),
       ...defenses.map((defense) => make("td", {}, percent(average("defense", defense)))))));
   body.addEventListener("keydown", (event) => walk(event, body));
@@ -334,7 +347,12 @@ function tradeoff(part) {
   const y = quantity("y", `${item.head} (%)`, {scale: whole || {zero: false, padding: 20},
     axis: whole ? {values: [0, 20, 40, 60, 80, 100]} : {}});
   const front = means.filter((point) => point.front);
-  const named = means.length > 9 || part.body.clientWidth < 600 ? front : means;
+  const spots = new Map(); // the names of points that cover each other stand side by side
+  for (const point of means.length > 9 || part.body.clientWidth < 600 ? front : means) {
+    const spot = [one(point.x), one(point.y)].join(), other = spots.get(spot);
+    spots.set(spot, {...point, label: other ? `${other.label}, ${point.label}` : point.label});
+  }
+  const named = [...spots.values()];
   const strong = {condition: {test: "datum.front", value: css("--mark")}, value: css("--accent")};
   chart(part, "tradeoff", {
     description: `${item.head} against ACC loss; the front: ` +
@@ -367,7 +385,7 @@ function tradeoff(part) {
 function rates(part) {
   const item = measure(shown.metric), name = item.name;
   const all = chosen(AXES.filter((axis) => axis !== "poison_rate"))
-    .filter((point) => point.poison_rate && point[name] !== null);
+    .filter((point) => rated.get(point.attack).length > 1 && point[name] !== null);
   const defenses = data.order.defense.filter((defense) =>
     all.some((point) => point.defense === defense));
   const first = defenses.slice(0, 7), rest = defenses.length > 7 ? ["others"] : [];
@@ -543,7 +561,7 @@ function start() {
     if (measure("acc_loss") && measure("asr")) parts.push([tradeoff, section("tradeoff",
       "Trade-off", "Small: one attack. Large: a defense's mean over the attacks shown. Dashed: " +
       "the front, the defenses no other beats in both; oracles (hollow) are not on it.")]);
-    if (options.poison_rate.length > 1) parts.push([rates, section("rates", "Poison rates",
+    if ([...rated.values()].some((own) => own.length > 1)) parts.push([rates, section("rates", "Poison rates",
       "Mean over seeds with its 95 % interval; the first seven defenses that pass the filter " +
       "have a colour.")]);
     parts.push([ranking, section("ranks", "Ranks", "")]);
