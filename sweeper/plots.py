@@ -76,11 +76,12 @@ def save(figure: Figure, out: Path) -> None:
 
 
 def rates(found: pd.DataFrame, metric: str) -> Figure:
-    """Draw the metric over the poison rate: a panel an attack, a line a defense."""
+    """Draw the metric over the poison rate: a panel an attack of two or more, a line a defense."""
     rated = found[found["poison_rate"] > 0].dropna(subset=[metric])
-    if rated["poison_rate"].nunique() < 2:
+    rated = rated[rated.groupby("attack", observed=True)["poison_rate"].transform("nunique") > 1]
+    if rated.empty:
         raise SweepError(
-            "plot rates: the sweep has one poison rate, a curve needs two: add to poison_rates"
+            "plot rates: no attack has two poison rates, as a curve needs: add to poison_rates"
         )
     single(rated, "attack", "poison_rate", "defense")
     names, looks = _present(rated, "attack"), _looks(rated)
@@ -125,17 +126,24 @@ def tradeoff(found: pd.DataFrame, metric: str) -> Figure:
 
 
 def bars(found: pd.DataFrame, metric: str) -> Figure:
-    """Draw the metric as bars with intervals: a panel a poison rate, a group an attack."""
+    """Draw the metric as bars with intervals: a group an attack, a panel a poison rate.
+
+    Where no attack has two rates all stand in one panel, each with its own.
+    """
     given = found.dropna(subset=[metric])
     single(given, "attack", "poison_rate", "defense")
+    own = given[given["poison_rate"] > 0].groupby("attack", observed=True)["poison_rate"].unique()
     levels = sorted(set(given["poison_rate"]) - {0.0}) or [0.0]  # 0: an attack without a rate
+    together = len(levels) > 1 and all(len(rates) == 1 for rates in own)
     looks, attacks = _looks(given), _present(given, "attack")
     width = 0.8 / len(looks)
+    if together:
+        levels = levels[:1]
     figure = Figure(figsize=(WIDTH, 1.9 * len(levels) + 0.6), layout="constrained")
     axes = figure.subplots(len(levels), 1, squeeze=False, sharex=True, sharey=True)[:, 0]
     for axis, level in zip(axes, levels, strict=True):
         for place, (defense, look) in enumerate(looks.items()):
-            here = given["poison_rate"].isin([level, 0.0])
+            here = given["poison_rate"].isin([level, 0.0]) | together
             part = given[(given["defense"] == defense) & here]
             values, low, high = _percent(part, metric)
             at = [attacks.index(attack) + (place + 0.5) * width - 0.4 for attack in part["attack"]]
@@ -143,8 +151,12 @@ def bars(found: pd.DataFrame, metric: str) -> Figure:
             thin = {"elinewidth": 0.6, "ecolor": "0.2"}
             hatch = "////" if place >= len(COLORS) else None
             axis.bar(at, values, width, color=look["color"], hatch=hatch, yerr=error, error_kw=thin)
-        axis.set_xticks(range(len(attacks)), attacks)
-        axis.set_title(f"poison rate {word('poison_rate', level)}" if level else "no rate")
+        if together:
+            below = [f"\n{word('poison_rate', own[a][0])}" if a in own else "" for a in attacks]
+            axis.set_xticks(range(len(attacks)), map(str.__add__, attacks, below))
+        else:
+            axis.set_xticks(range(len(attacks)), attacks)
+            axis.set_title(f"poison rate {word('poison_rate', level)}" if level else "no rate")
     figure.supylabel(f"{head(metric)} (%)", fontsize=8)
     _legend(figure, looks)
     return figure

@@ -141,6 +141,15 @@ def test_rate_curves_go_through_the_means(found: pd.DataFrame) -> None:
     assert list(line.get_xdata()) == pytest.approx([1, 5, 10])
 
 
+def test_attacks_that_share_no_rate_stand_in_one_panel() -> None:
+    data = invented.frame(rates=[0.05, 0.1], attacks=["badnets", "sig"])
+    data = data[(data["attack"] == "sig") == (data["poison_rate"] == 0.1)]
+    order = {"attack": ["badnets", "sig"], "defense": invented.DEFENSES[:5]}
+    (axis,) = plots.draw("bars", points.points(data, order)).axes
+    assert [tick.get_text() for tick in axis.get_xticklabels()] == ["badnets\n5 %", "sig\n10 %"]
+    assert len(axis.patches) == 2 * 5
+
+
 def test_a_bar_joins_ranks_closer_than_the_difference() -> None:
     assert plots._cliques(np.array([1.0, 1.5, 2.6, 4.0]), 1.2) == [(0, 1), (1, 2)]
     assert plots._cliques(np.array([1.0, 3.0, 5.0]), 1.2) == []
@@ -153,7 +162,7 @@ def test_a_bar_joins_ranks_closer_than_the_difference() -> None:
         ("pie", {}, "asr", "no figure 'pie'"),
         ("rates", {}, "asrr", "no metric 'asrr', did you mean 'asr'"),
         ("rates", {}, "tpr", "no row has a value of tpr"),
-        ("rates", {"rates": [0.1]}, "asr", "one poison rate"),
+        ("rates", {"rates": [0.1]}, "asr", "no attack has two poison rates"),
         ("bars", {"datasets": ["cifar10", "gtsrb"]}, "asr", "add --where dataset=cifar10"),
     ],
 )
