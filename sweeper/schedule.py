@@ -33,7 +33,7 @@ from ray._raylet import setproctitle  # type: ignore[attr-defined]
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
-from sweeper import bundle
+from sweeper import bundle, catalog
 from sweeper.bundle import Bundles
 from sweeper.errors import SweepError
 from sweeper.isolation import GRACE
@@ -188,8 +188,8 @@ def room(cpus: int, gpus: float) -> int:
 
 def run_trial(config: dict[str, Any], context: Context) -> None:
     """What a worker runs: its cells; their results are the trial's only report."""
-    if context.code and context.code not in sys.path:
-        sys.path.append(context.code)
+    if context.code:
+        catalog.look_in(context.code)
     again, last_try = config.get("again", False), config["last_try"]
     with Teller(config["place"]) as teller:
 

@@ -76,17 +76,20 @@ def with_ray(
     from sweeper import schedule
 
     watcher = looks or sweeps.Silent()
-    job = sweeps.prepared(path, store, cache=os.environ.get("SWEEPER_CACHE"))
+    job = sweeps.prepared(path, store, cache=os.environ.get("SWEEPER_CACHE"), code=str(Path.cwd()))
     counts = run.execute(job, partial(schedule.walk_with_tune, live=bool(looks)), watcher)
     return dict(counts), watcher.cells
 
 
 def test_ray_gives_the_bits_of_inline_and_epochs_arrive_meanwhile(
-    cluster: str, tmp_path: Path
+    cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from ray.experimental.internal_kv import internal_kv_get_gcs_client
 
-    waits = {"defense": "tests.faulty:Waits", "as": "waits", "marks": str(tmp_path)}
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "beside.py").write_text("from tests.faulty import Waits\nclass Own(Waits): pass\n")
+    waits = {"defense": "beside:Own", "as": "waits", "marks": str(tmp_path)}
     path = sweeps.write(tmp_path, seeds=1, defenses=[*sweeps.SMALL["defenses"], waits])
     mark = tmp_path / "heard"
     mark.touch()
