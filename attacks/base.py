@@ -57,7 +57,7 @@ class Lab(Protocol):
         """Train `model` on `data` by the recipe with `changes`; another name, other draws."""
 
     def log(self, **progress: Any) -> None:
-        """Report progress (step, steps, loss), for people; changes no number."""
+        """Report progress (epoch, epochs, or step, steps; loss), for people; changes no number."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -102,7 +102,7 @@ class InputAware(LoopAttack):
                 optimizer.zero_grad(set_to_none=True)
                 (100 * dense + self.diversity * far).backward()
                 optimizer.step()
-            lab.log(step=epoch + 1, steps=self.mask_epochs)
+            lab.log(epoch=epoch + 1, epochs=self.mask_epochs)
         generator = built(lambda: net(shape, shape[0]), lab.rng("generator"))
         return {**packed(mask, "mask"), **packed(generator, "generator")}
 

@@ -114,7 +114,7 @@ class Ssba(Attack):
                 (image * functional.mse_loss(encoded, x) + bit * wrong).backward()
                 adam.step()
                 step += 1
-            lab.log(step=epoch + 1, steps=self.epochs, loss=wrong.item())
+            lab.log(epoch=epoch + 1, epochs=self.epochs, loss=wrong.item())
         secret = torch.randint(2, (self.bits,), generator=lab.rng("secret")).float()
         state = {**packed(encoder, "encoder"), **packed(decoder, "decoder"), "secret": secret}
         return state | self.quality(state, images[:SAMPLE])

@@ -86,5 +86,5 @@ def alternate(
                 warmup=0.0,
                 label_smoothing=0.0,
             )
-        case.log(step=epoch + 1, steps=epochs, loss=found[1])
+        case.log(epoch=epoch + 1, epochs=epochs, loss=found[1])
         yield model, -found[0]

@@ -163,7 +163,7 @@ class MixMatch(Defense):
             )
             model.eval()
             losses.append(ends[-1])
-            case.log(step=epoch + 1, steps=epochs, loss=losses[-1])
+            case.log(epoch=epoch + 1, epochs=epochs, loss=losses[-1])
         return losses
 
 

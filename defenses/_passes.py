@@ -52,7 +52,7 @@ def passes(
     settings = {"schedule": "constant", "warmup": 0.0, "label_smoothing": 0.0, **changes}
     for epoch in range(epochs):
         (loss,) = case.fit(model, data, name=f"{name} {epoch}", hooks=hooks, epochs=1, **settings)
-        case.log(step=epoch + 1, steps=epochs, loss=loss)
+        case.log(epoch=epoch + 1, epochs=epochs, loss=loss)
         yield loss
 
 

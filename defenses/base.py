@@ -124,7 +124,7 @@ class Case:
         return seeds.generator(self._key, name)
 
     def log(self, **progress: Any) -> None:
-        """Report progress, for people; changes no number."""
+        """Report progress (epoch, epochs, or step, steps; loss), for people; changes no number."""
         if self._log:
             self._log(**progress)
 
@@ -181,8 +181,13 @@ class Case:
             key=f"{self._key}/{name}",
             device=self.device,
             hooks=hooks,
-            progress=lambda epoch, epochs, loss: self.log(step=epoch, steps=epochs, loss=loss),
+            progress=self._passed,
         )
+
+    def _passed(self, epoch: int, epochs: int, loss: float) -> None:
+        """Report an epoch, unless it is all of a fit: such fits are steps of something longer."""
+        if epochs > 1:
+            self.log(epoch=epoch, epochs=epochs, loss=loss)
 
     def accuracy(self, model: nn.Module, data: ImageSet) -> float:
         """Share of `data` the model classifies as labelled; eval mode, no augmentation."""

@@ -183,7 +183,7 @@ class NeuralCleanse(Defense):
             best.update(raw.detach().cpu(), success)
             weights.update(success)
             best.active &= ~((best.since >= self.stale) & weights.raised & weights.lowered)
-            case.log(step=epoch + 1, steps=self.epochs)
+            case.log(epoch=epoch + 1, epochs=self.epochs)
             if not bool(best.active.any()):
                 break
         mask, pattern = squashed(best.raw)

@@ -235,7 +235,9 @@ def _with_ray(sweep: spec.Sweep, address: str | None, console: Console) -> tuple
     if not slots:
         console.print("Ray has no room for a cell now: waiting for nodes that have")
     ahead = schedule.AHEAD if address else 0
-    return functools.partial(schedule.walk_with_tune, ahead=ahead), max(1, slots)
+    live = console.is_terminal and not console.quiet
+    walker = functools.partial(schedule.walk_with_tune, ahead=ahead, live=live)
+    return walker, max(1, slots)
 
 
 def rows(sweep: str, store: str | Path | None = None) -> tuple[pd.DataFrame, dict[str, list[str]]]:

@@ -17,7 +17,7 @@ from typing import Any
 
 from sweeper import cells
 from sweeper.cells import Result
-from sweeper.material import Context
+from sweeper.material import Context, Log
 from sweeper.store import Store
 from sweeper.types import Cell
 from sweeper.walk import Walk
@@ -104,7 +104,7 @@ def pack(taken: list[Cell], walk: Walk) -> str:
 def run(
     packed: str,
     context: Context,
-    starting: Callable[[Cell], None],
+    starting: Callable[[Cell], Log],
     *,
     last_try: bool = False,
     again: bool = False,
@@ -114,7 +114,7 @@ def run(
     Args:
         packed: What `pack` made.
         context: Where it runs.
-        starting: Is told of each cell as it starts.
+        starting: Is told of each cell as it starts, and gives its log.
         last_try: See `cells.run`.
         again: Its process was lost once: of several cells only those the store has are reported.
     """
@@ -130,9 +130,9 @@ def run(
             had = cells.known(Store(context.store), known[key], context)
             found += [(key, had, 0.0)] if had else []
             continue
-        starting(known[key])
+        log = starting(known[key])
         ancestors = [known[parent] for parent in above]
-        result = cells.run(known[key], ancestors, context, last_try=last_try)
+        result = cells.run(known[key], ancestors, context, log, last_try=last_try)
         found.append((key, result, time.perf_counter() - started))
     return found
 

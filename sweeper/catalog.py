@@ -6,7 +6,9 @@ import dataclasses
 import functools
 import importlib
 import inspect
+import os
 import re
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,6 +22,16 @@ names = found.names
 CONTRACTS: dict[str, type] = {"attack": Attack, "defense": Defense}
 """Kind of method -> the contract its files keep."""
 _DOTTED = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+_BESIDE: list[str] = []
+
+
+def look_in(folder: str) -> None:
+    """Say where `module:Class` may lie, beside what Python finds: by default the folder it runs in.
+
+    Args:
+        folder: For a process that runs elsewhere than the sweep was started.
+    """
+    _BESIDE[:] = [folder]
 
 
 @functools.cache
@@ -35,6 +47,9 @@ def method(kind: str, name: str) -> type[Any]:
     """
     package, contract = found.PACKAGES[kind], CONTRACTS[kind]
     if _DOTTED.fullmatch(name):
+        (folder,) = _BESIDE or [os.getcwd()]
+        if folder not in sys.path:
+            sys.path.append(folder)  # last, to shadow nothing
         return _dotted(name, contract)
     if name not in names(kind):
         raise SweepError(unknown(kind, name, names(kind)))

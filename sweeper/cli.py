@@ -338,8 +338,6 @@ app.add_typer(remote.clusters, name="cluster")
 
 def main() -> None:
     """Entry point: what the user can fix is one sentence and exit code 2, not a traceback."""
-    if os.getcwd() not in sys.path:  # methods in files beside the sweep's; last, to shadow nothing
-        sys.path.append(os.getcwd())
     try:
         app()
     except SweepError as error:

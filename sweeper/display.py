@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from rich import box
@@ -17,7 +17,7 @@ from rich.text import Text
 from sweeper.cells import Result
 from sweeper.costs import Book, Sorts
 from sweeper.estimate import spoken
-from sweeper.material import Progress
+from sweeper.material import Progress, Relayed
 from sweeper.run import Job
 from sweeper.types import Cell
 
@@ -132,11 +132,8 @@ class Display:
         """The matrix, what runs now, and when it will end."""
         now = time.time()
         lines = [
-            Text(
-                f"  {cell.kind} {self._words(cell)}  {_step(progress)}{now - since:.0f} s",
-                style="dim",
-            )
-            for cell, since, progress in list(self.running.values())[: 2 * self.slots]
+            Text(f"  {' · '.join(filter(None, [who, said, f'{now - since:.0f} s']))}", style="dim")
+            for who, said, since in self._at_work()
         ]
         for line in lines:
             line.truncate(self.console.width, overflow="ellipsis")
@@ -144,6 +141,14 @@ class Display:
         done = f"{sum(self.ended.values())}/{self.total} cells"
         said = ", ".join([done, *states, f"{now - self.began:.0f} s", self._eta()])
         return Group(self._matrix(), Text(said), *lines)
+
+    def _at_work(self) -> Iterator[tuple[str, str, float]]:
+        """The running cells, how far each is, and since when it runs."""
+        for cell, since, progress in list(self.running.values())[: 2 * self.slots]:
+            if isinstance(progress, Relayed):
+                cell, since = progress.cell, progress.since
+            said = progress.said if progress else ""
+            yield f"{cell.kind} {self._words(cell)}", said, since
 
     def _matrix(self) -> Table:
         """Attacks x defenses as the terminal's width allows: whole, in short, or attacks alone."""
@@ -280,11 +285,3 @@ def _place(cell: Cell) -> tuple[str, str]:
 def _last_line(result: Result) -> str:
     """What went wrong, in a line."""
     return (result.get("error") or "").strip().rpartition("\n")[2]
-
-
-def _step(progress: Progress | None) -> str:
-    """How far a running cell is, where it says."""
-    values = progress.values if progress else {}
-    if "step" not in values:
-        return ""
-    return f"step {values['step']}" + (f"/{values['steps']}  " if "steps" in values else "  ")

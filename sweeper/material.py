@@ -28,17 +28,37 @@ Log = Callable[..., None]
 
 
 class Progress:
-    """A log that keeps the latest values and leads nowhere: a defense can reach what it is given.
+    """A log that keeps what it was told last and leads nowhere: a defense can reach it.
 
     Who shows progress holds this and looks; it does not hold them, nor the cell.
     """
 
     def __init__(self) -> None:
-        self.values: dict[str, Any] = {}
+        self.said = ""
+        """How far the cell is, for people: epoch 3/15; empty where it has not said."""
 
     def __call__(self, **values: Any) -> None:
-        """Note how far the cell is: step, steps, loss."""
-        self.values = values
+        """Note how far the cell is: epoch, epochs, or step, steps."""
+        for word in ("epoch", "step"):
+            if word in values:
+                most = values.get(f"{word}s")
+                self.said = f"{word} {values[word]}" + (f"/{most}" if most else "")
+
+
+class Relayed(Progress):
+    """Progress of cells that run one after the other in another process, as that one tells."""
+
+    def __init__(self, first: Cell) -> None:
+        super().__init__()
+        self.cell = first
+        """The one at work."""
+        self.since = time.time()
+
+    def hear(self, cell: Cell, said: str) -> None:
+        """Note which cell is at work, and how far."""
+        if cell is not self.cell:
+            self.cell, self.since = cell, time.time()
+        self.said = said
 
 
 @dataclass(frozen=True)
@@ -222,7 +242,7 @@ class Material:
     def progress(self, epoch: int, epochs: int, loss: float) -> None:
         """Pass an epoch on to the log."""
         if self.log:
-            self.log(step=epoch, steps=epochs, loss=loss)
+            self.log(epoch=epoch, epochs=epochs, loss=loss)
 
 
 class Lab:

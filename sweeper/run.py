@@ -30,7 +30,7 @@ class Watcher(Protocol):
     """Who looks on while a sweep runs."""
 
     def started(self, cell: Cell, progress: Progress | None = None) -> None:
-        """A cell starts; `progress` fills as it goes, where it runs in this process."""
+        """A cell starts; `progress` fills as it goes, where the executor knows."""
 
     def finished(self, cell: Cell, result: Result) -> None:
         """A cell ended, or was blocked."""

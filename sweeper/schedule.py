@@ -33,12 +33,13 @@ from ray._raylet import setproctitle  # type: ignore[attr-defined]
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
-from sweeper import bundle
+from sweeper import bundle, catalog
 from sweeper.bundle import Bundles
 from sweeper.errors import SweepError
 from sweeper.isolation import GRACE
-from sweeper.material import Context
+from sweeper.material import Context, Log
 from sweeper.meter import Meter
+from sweeper.relay import Listener, Teller
 from sweeper.run import Ending, Job, Watcher, gentle_interrupt
 from sweeper.types import Cell
 from sweeper.walk import Walk
@@ -109,7 +110,9 @@ def _guard_token() -> None:
         token.chmod(0o600)
 
 
-def walk_with_tune(job: Job, walk: Walk, ending: Ending, watcher: Watcher, ahead: int = 0) -> None:
+def walk_with_tune(
+    job: Job, walk: Walk, ending: Ending, watcher: Watcher, ahead: int = 0, live: bool = False
+) -> None:
     """Run the cells of a walk on the connected Ray.
 
     Ctrl-C stops after the cells already handed to Ray; a second one at once.
@@ -120,6 +123,7 @@ def walk_with_tune(job: Job, walk: Walk, ending: Ending, watcher: Watcher, ahead
         ending: Is told how they end.
         watcher: Looks on.
         ahead: Cells handed to Ray beyond what it has room for, so that a cluster grows.
+        live: Whether the watcher shows how far the running cells are.
 
     Raises:
         SweepError: Several nodes and a store only this machine can see.
@@ -134,10 +138,11 @@ def walk_with_tune(job: Job, walk: Walk, ending: Ending, watcher: Watcher, ahead
         )
     watcher = ending.watcher = Meter(job, watcher)
     bundles = Bundles(walk)
-    with gentle_interrupt() as stopped:
+    with gentle_interrupt() as stopped, Listener(job.context.run, live) as listener:
         while not (walk.finished or stopped()):
             before = len(walk.status)
-            _one_tuner(job, ending, _Graph(job, walk, bundles, ending, watcher, stopped, ahead))
+            graph = _Graph(job, walk, bundles, ending, watcher, listener, stopped, ahead)
+            _one_tuner(job, ending, graph)
             if len(walk.status) == before:
                 return
 
@@ -183,14 +188,16 @@ def room(cpus: int, gpus: float) -> int:
 
 def run_trial(config: dict[str, Any], context: Context) -> None:
     """What a worker runs: its cells; their results are the trial's only report."""
-    if context.code and context.code not in sys.path:
-        sys.path.append(context.code)
+    if context.code:
+        catalog.look_in(context.code)
+    again, last_try = config.get("again", False), config["last_try"]
+    with Teller(config["place"]) as teller:
 
-    def starting(cell: Cell) -> None:
-        setproctitle(f"ray::{title(cell)}")  # in `top`, and in the dashboard's list of processes
+        def starting(cell: Cell) -> Log:
+            setproctitle(f"ray::{title(cell)}")  # in `top`, and in the dashboard's list
+            return teller.starting(cell)
 
-    again = config.get("again", False)
-    found = bundle.run(config["cells"], context, starting, last_try=config["last_try"], again=again)
+        found = bundle.run(config["cells"], context, starting, last_try=last_try, again=again)
     tune.report({"results": json.dumps(found), "again": again})
 
 
@@ -270,6 +277,7 @@ class _Graph(Searcher):  # type: ignore[misc]
         bundles: Bundles,
         ending: Ending,
         watcher: Watcher,
+        listener: Listener,
         stopped: Callable[[], bool],
         ahead: int,
     ) -> None:
@@ -281,6 +289,7 @@ class _Graph(Searcher):  # type: ignore[misc]
         self._bundles = bundles
         self._ending = ending
         self._watcher = watcher
+        self._listener = listener
         self._stopped = stopped
         self._taken: dict[str, list[Cell]] = {}
         self._left = CHAIN
@@ -300,12 +309,13 @@ class _Graph(Searcher):  # type: ignore[misc]
             return Searcher.FINISHED if done else None
         self._left -= 1
         self._taken[trial_id] = taken
-        self._watcher.started(taken[0])
+        self._watcher.started(taken[0], self._listener.started(trial_id, taken))
         more = len(taken) - 1
         return {
             **taken[0].axes,
             "name": title(taken[0]) + (f"-and-{more}-more" if more else ""),
             "key": taken[0].key,
+            "place": self._listener.place(trial_id),
             "more": more,
             "last_try": last,
             "cells": bundle.pack(taken, self._walk),
@@ -322,6 +332,7 @@ class _Graph(Searcher):  # type: ignore[misc]
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
         """A cell reported, or its process was lost for good."""
+        self._listener.ended(trial_id)
         taken = {cell.key: cell for cell in self._taken.pop(trial_id)}
         first, lost = next(iter(taken)), error or not result or "results" not in result
         if lost and len(taken) == 1:

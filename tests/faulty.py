@@ -66,6 +66,19 @@ class Hangs(Faulty):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Waits(Faulty):
+    """Says how far it is and waits for somebody to hear it."""
+
+    def defend(self, case: Case) -> Outcome:
+        case.log(epoch=3, epochs=7)
+        deadline = time.monotonic() + 60
+        while not Path(self.marks, "heard").exists():
+            assert time.monotonic() < deadline, "nobody heard"
+            time.sleep(0.05)
+        return Outcome(model=case.model)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Holds(Faulty):
     """Hangs in C code that never lets go of the interpreter."""
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from sweeper import bundle, cells
 from sweeper.bundle import SAMPLE, SECONDS, Bundles
-from sweeper.material import Context
+from sweeper.material import Context, Progress
 from sweeper.types import Cell
 from sweeper.walk import Walk
 
@@ -165,8 +165,13 @@ def test_what_a_bundle_has_no_time_left_for_is_not_run(monkeypatch: pytest.Monke
     walk, _ = begun(30)
     clock = Clock(monkeypatch, SECONDS / 4)
     seen: list[Cell] = []
+
+    def starting(cell: Cell) -> Progress:
+        seen.append(cell)
+        return Progress()
+
     packed = bundle.pack([walk.cells[f"d{i}"] for i in range(30)], walk)
-    found = bundle.run(packed, Context(store="nowhere", sweep="x"), seen.append)
+    found = bundle.run(packed, Context(store="nowhere", sweep="x"), starting)
     assert clock.ran == [f"d{i}" for i in range(9)] == [key for key, _, _ in found]
     assert clock.above == [["t"]] * 9
     assert seen == [walk.cells[key] for key in clock.ran], "cells arrive as they were sent"
@@ -183,8 +188,8 @@ def test_a_lost_bundle_reports_what_the_store_has_and_runs_nothing(
     monkeypatch.setattr(cells, "known", lambda store, cell, context: had.get(cell.key))
     context = Context(store=str(tmp_path), sweep="x")
     packed = bundle.pack([walk.cells[f"d{i}"] for i in range(3)], walk)
-    found = bundle.run(packed, context, lambda _: None, again=True)
+    found = bundle.run(packed, context, lambda _: Progress(), again=True)
     assert found == [("d1", had["d1"], 0.0)] and clock.ran == []
     alone = bundle.pack([walk.cells["d0"]], walk)
-    bundle.run(alone, context, lambda _: None, again=True)
+    bundle.run(alone, context, lambda _: Progress(), again=True)
     assert clock.ran == ["d0"], "a cell by itself is tried again"

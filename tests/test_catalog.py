@@ -271,3 +271,26 @@ def test_every_method_is_described(kind: str, contract: type) -> None:
         assert issubclass(cls, contract)
         assert set(record["options"]) == set(options.names(cls))
         assert record["presets"] == sorted(cls.presets)
+
+
+def test_the_own_folder_is_searched_for_module_and_class_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = [entry for entry in sys.path if entry]  # an empty one is the folder Python runs in
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+        text = "from defenses.clp import CLP\nclass Own(CLP): pass\n"
+        (tmp_path / name / f"own_{name}.py").write_text(text)
+    monkeypatch.setattr(sys, "path", list(before))
+    monkeypatch.setattr(catalog, "_BESIDE", [])
+    monkeypatch.chdir(tmp_path / "here")
+    catalog.make("defense", "clp", {})
+    with pytest.raises(SweepError):
+        catalog.make("defense", "own_here", {})
+    assert sys.path == before
+    for _ in range(2):
+        assert catalog.make("defense", "own_here:Own", {}).title
+    assert sys.path == [*before, str(tmp_path / "here")]
+    catalog.look_in(str(tmp_path / "there"))
+    assert catalog.make("defense", "own_there:Own", {}).title
+    assert sys.path == [*before, str(tmp_path / "here"), str(tmp_path / "there")]

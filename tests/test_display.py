@@ -13,7 +13,7 @@ from sweeper import display, matrix
 from sweeper.costs import Book
 from sweeper.display import Display
 from sweeper.estimate import spoken
-from sweeper.material import Context, Progress
+from sweeper.material import Context, Progress, Relayed
 from sweeper.run import Job
 from sweeper.spec import Sweep
 from sweeper.store import Store
@@ -143,7 +143,7 @@ def test_the_matrix_fills_up(width: int) -> None:
     show.all(10)
     show.end(show.start(), "failed", error=FAILURE)
     show.start()
-    show.progress(step=3, steps=20, loss=0.1)
+    show.progress(epoch=3, epochs=20, loss=0.1)
     show.start()
     show.progress(step=7)
     lines = show.seen()
@@ -159,8 +159,24 @@ def test_the_matrix_fills_up(width: int) -> None:
     ]
     assert re.split(r"\s{2,}", lines[4]) == ["none", "0/2", "0/2", "0/2", "0/2"]
     assert lines[5].startswith("11/50 cells, 1 failed, 0 s, about 24 s left")
-    assert lines[6].endswith("step 3/20  0 s") and lines[7].endswith("step 7  0 s")
+    assert lines[6] == "  defend badnets 10% seed 0 none · epoch 3/20 · 0 s"
+    assert lines[7] == "  defend badnets 10% seed 0 fine-tuning · step 7 · 0 s"
     assert len(lines) == 8
+
+
+def test_cells_of_another_process_are_named_as_they_come() -> None:
+    show = Show(job())
+    cells = [show.job.plan.cells[key] for key in show.left[:3]]
+    progress = Relayed(cells[0])
+    show.display.started(cells[0], progress)
+    assert show.seen()[6:] == ["  train badnets 5% seed 0 · 0 s"]
+    progress.since -= 30
+    progress.hear(cells[0], "epoch 7/15")
+    assert show.seen()[6:] == ["  train badnets 5% seed 0 · epoch 7/15 · 30 s"]
+    progress.hear(cells[2], "")
+    assert show.seen()[6:] == ["  defend badnets 5% seed 0 fine-tuning · 0 s"]
+    show.end(cells[0].key)
+    assert not show.seen()[6:]
 
 
 def test_on_a_terminal_only_what_went_wrong_is_a_line() -> None:

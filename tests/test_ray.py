@@ -9,12 +9,15 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -48,22 +51,54 @@ def cluster() -> Iterator[str]:
     ray.shutdown()
 
 
-def with_ray(path: Path, store: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
+class Looks(sweeps.Silent):
+    """Leaves a mark when it sees the epoch of `tests.faulty:Waits`; a display looks as often."""
+
+    def __init__(self, mark: Path) -> None:
+        super().__init__()
+        self.mark = mark
+
+    def started(self, cell: Any, progress: Any = None) -> None:
+        if cell.axes.get("defense") == "waits":
+            threading.Thread(target=self.look, args=(progress,), daemon=True).start()
+
+    def look(self, progress: Any) -> None:
+        while not self.mark.exists():
+            time.sleep(0.05)
+            if progress.said == "epoch 3/7":
+                self.mark.touch()
+
+
+def with_ray(
+    path: Path, store: Path, looks: Looks | None = None
+) -> tuple[dict[str, int], list[tuple[str, str]]]:
     """Run a sweep through Tune: states of this call, and (kind, state) of each cell."""
     from sweeper import schedule
 
-    watcher = sweeps.Silent()
-    job = sweeps.prepared(path, store, cache=os.environ.get("SWEEPER_CACHE"))
-    counts = run.execute(job, schedule.walk_with_tune, watcher)
+    watcher = looks or sweeps.Silent()
+    job = sweeps.prepared(path, store, cache=os.environ.get("SWEEPER_CACHE"), code=str(Path.cwd()))
+    counts = run.execute(job, partial(schedule.walk_with_tune, live=bool(looks)), watcher)
     return dict(counts), watcher.cells
 
 
-def test_ray_gives_the_bits_of_inline(cluster: str, tmp_path: Path) -> None:
-    path = sweeps.write(tmp_path, seeds=1)
+def test_ray_gives_the_bits_of_inline_and_epochs_arrive_meanwhile(
+    cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ray.experimental.internal_kv import internal_kv_get_gcs_client
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "beside.py").write_text("from tests.faulty import Waits\nclass Own(Waits): pass\n")
+    waits = {"defense": "beside:Own", "as": "waits", "marks": str(tmp_path)}
+    path = sweeps.write(tmp_path, seeds=1, defenses=[*sweeps.SMALL["defenses"], waits])
+    mark = tmp_path / "heard"
+    mark.touch()
     sweeps.inline(path, tmp_path / "inline")
-    counts, ran = with_ray(path, tmp_path / "ray")
-    assert counts == {"ok": 12} and ran.count(("train", "ok")) == 4
+    mark.unlink()
+    counts, ran = with_ray(path, tmp_path / "ray", Looks(mark))
+    assert counts == {"ok": 16} and ran.count(("train", "ok")) == 4
     sweeps.assert_same(sweeps.frame(tmp_path / "ray"), sweeps.frame(tmp_path / "inline"))
+    assert not internal_kv_get_gcs_client().internal_kv_keys(b"", b"sweeper"), "nothing is left"
     assert with_ray(path, tmp_path / "ray") == ({}, []), "nothing is left to run"
 
 

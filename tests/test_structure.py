@@ -32,7 +32,7 @@ analyses
 cells
 run bundle costs
 calibrate
-estimate meter
+estimate meter relay
 schedule cluster display listing show analyze exchange
 arguments
 api
@@ -139,7 +139,7 @@ def test_attacks_and_defenses_know_nothing_of_each_other() -> None:
             rf"sweeper\.({'|'.join(TABLES)}|ledger|rows|source|errors|claim|status)",
             "torch torchvision ray",
         ),
-        (r"(?!sweeper\.(schedule|meter|cluster)$).*", "ray"),
+        (r"(?!sweeper\.(schedule|meter|relay|cluster)$).*", "ray"),
         (r".*", "pickle cPickle dill cloudpickle joblib shelve marshal"),
     ],
 )

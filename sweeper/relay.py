@@ -1,0 +1,121 @@
+"""How far the cells are, from Ray's workers to the driver's display while they run.
+
+Workers leave it with Ray's head (in the key-value store where Tune keeps its trainables), at most
+once a second and from a thread of their own; the driver asks as often. Nothing waits for either,
+no process is started for them, and what fails here is an epoch that is not shown.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+from collections.abc import Sequence
+
+from ray.experimental.internal_kv import internal_kv_get_gcs_client as head
+
+from sweeper.material import Progress, Relayed
+from sweeper.types import Cell
+
+SECONDS = 1.0
+"""Between two tellings of a trial, and between two questions of the driver."""
+PATIENCE = 2.0
+"""Seconds in which the head must answer."""
+SPACE = b"sweeper"
+"""Namespace of the keys in the head's store."""
+
+
+class Teller:
+    """In a worker: tells which cell of its trial is at work, and how far."""
+
+    def __init__(self, place: str) -> None:
+        """Prepare to tell.
+
+        Args:
+            place: The trial's, as its driver's `Listener` says; empty where nobody listens.
+        """
+        self._place = place.encode()
+        self._at = "", Progress()
+        self._ended = threading.Event()
+
+    def starting(self, cell: Cell) -> Progress:
+        """Return the log of a cell that starts; it leads nowhere, not even here."""
+        self._at = cell.key, Progress()
+        return self._at[1]
+
+    def __enter__(self) -> Teller:
+        if self._place:
+            threading.Thread(target=self._tell, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+
+    def _tell(self) -> None:
+        told = b""
+        while not self._ended.wait(SECONDS):
+            key, progress = self._at
+            text = json.dumps([key, progress.said]).encode()
+            if text != told:
+                with contextlib.suppress(Exception):  # the head is away
+                    head().internal_kv_put(self._place, text, True, SPACE, timeout=PATIENCE)
+                    told = text
+        if told:
+            with contextlib.suppress(Exception):
+                head().internal_kv_del(self._place, False, SPACE, timeout=PATIENCE)
+
+
+class Listener:
+    """In the driver: passes on what the workers tell."""
+
+    def __init__(self, run: str, live: bool) -> None:
+        """Prepare to listen.
+
+        Args:
+            run: Names this call of `sweeper run`.
+            live: Whether anybody looks on; else nothing is told.
+        """
+        self._run = run
+        self._live = live
+        self._trials: dict[bytes, tuple[dict[str, Cell], Relayed]] = {}
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._listen, daemon=True)
+
+    def place(self, trial: str) -> str:
+        """Where a trial tells; empty where nobody listens."""
+        return f"{self._run}/{trial}" if self._live else ""
+
+    def started(self, trial: str, cells: Sequence[Cell]) -> Progress | None:
+        """A trial of these cells was handed to Ray: what will be known of it."""
+        if not self._live:
+            return None
+        found = Relayed(cells[0])
+        self._trials[self.place(trial).encode()] = {cell.key: cell for cell in cells}, found
+        return found
+
+    def ended(self, trial: str) -> None:
+        """A trial is over."""
+        self._trials.pop(self.place(trial).encode(), None)
+
+    def __enter__(self) -> Listener:
+        if self._live:
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live:
+            self._ended.set()
+            self._thread.join(2 * PATIENCE)
+            with contextlib.suppress(Exception):  # of workers that were lost
+                prefix = self.place("").encode()
+                head().internal_kv_del(prefix, True, SPACE, timeout=PATIENCE)
+
+    def _listen(self) -> None:
+        while not self._ended.wait(SECONDS):
+            trials = dict(self._trials)
+            with contextlib.suppress(Exception):  # the head is away
+                told = head().internal_kv_multi_get(list(trials), SPACE, timeout=PATIENCE)
+                for place, text in told.items():
+                    cells, progress = trials[place]
+                    key, said = json.loads(text)
+                    progress.hear(cells[key], said)
