@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
 
 import hypothesis
+import pictures
 import pytest
 import torch
 
@@ -25,6 +28,12 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("SWEEPER_CACHE", str(tmp_path_factory.mktemp("decoded")))
         yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def fruit(tmp_path: Path) -> SimpleNamespace:
+    """A small Parquet data set of files; see `pictures.fruit`."""
+    return pictures.fruit(tmp_path)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
