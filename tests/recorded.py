@@ -1,5 +1,6 @@
 """Rows of a sweep that was never run, their table, and checks of what is written of it."""
 
+import functools
 import html.parser
 import pathlib
 import re
@@ -84,8 +85,15 @@ def frame(given):
     return results.frame([rows.table(given)])
 
 
+@functools.cache
+def whole():
+    """The table of all recorded rows."""
+    return table(frame(recorded()))
+
+
 def table(data=None):
-    data = frame(recorded()) if data is None else data
+    if data is None:
+        return whole()
     return tables.build(data, values=("acc", "asr", "auroc"), order=ORDER)
 
 
