@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
 
 import hypothesis
+import pictures
 import pytest
 import torch
 
@@ -27,9 +30,7 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the contract tests of one method in one process, so that its state is learned once."""
-    for item in items:
-        name = getattr(item, "callspec", None) and item.callspec.params.get("name")
-        if name and item.path.name.startswith("test_contract_"):
-            item.add_marker(pytest.mark.xdist_group(f"{item.path.stem} {name}"))
+@pytest.fixture
+def fruit(tmp_path: Path) -> SimpleNamespace:
+    """A small Parquet data set of files; see `pictures.fruit`."""
+    return pictures.fruit(tmp_path)

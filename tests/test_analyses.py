@@ -14,8 +14,6 @@ from sweeper import analyses, analyze, spec
 from sweeper.errors import SweepError
 from sweeper.material import Context
 
-pytestmark = pytest.mark.xdist_group("analyses")  # one process: its fixture runs a sweep
-
 
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:

@@ -15,8 +15,6 @@ from sweeper import api, cli, data
 from sweeper.errors import SweepError
 from tests import sweeps
 
-pytestmark = pytest.mark.xdist_group("api")  # one process: its fixture runs a sweep
-
 ROOT = Path(__file__).parents[1]
 
 

@@ -23,7 +23,6 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(3600),
     pytest.mark.filterwarnings("ignore"),
-    pytest.mark.xdist_group("chaos"),
 ]
 FAULTS = {"driver": 3, "raylet": 3, "worker": 9, "truncated": 7, "full": 4, "unreadable": 4}
 """How often each happens, of thirty."""

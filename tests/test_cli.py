@@ -14,10 +14,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from sweeper import cli, ledger, remote, results
+from sweeper import calibrate, cli, ledger, remote, results
 from sweeper.store import Store
-
-pytestmark = pytest.mark.xdist_group("cli")  # one process: its fixture runs a sweep
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = (
@@ -157,7 +155,9 @@ def test_list_of_an_unknown_kind(capsys: pytest.CaptureFixture[str]) -> None:
     assert line.startswith("list: no kind 'atacks', did you mean 'attacks'")
 
 
-def test_plan(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_plan(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path, store = tmp_path / "tiny.yaml", tmp_path / "store"
     path.write_text(SWEEP)
     said = call(capsys, "plan", path, "--store", store, "--set", "seeds=2", "--json")
@@ -178,6 +178,7 @@ def test_plan(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     words = call(capsys, "plan", path, "--store", store).out
     assert "sweep tiny: 3 cells" in words and "trainings saved" in words
     assert "cost: unknown" in words and f"`sweeper plan {path} --calibrate`" in words
+    monkeypatch.setattr(calibrate, "SECONDS", 0.2)
     guess = call(capsys, "plan", path, "--store", store, "--calibrate").out
     assert "cost, a rough estimate: about " in guess and " of core time on " in guess
     assert not store.exists(), "a plan leaves nothing"

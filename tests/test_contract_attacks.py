@@ -200,7 +200,8 @@ def test_options_are_json_and_build_the_same_attack_again(name: str, preset: str
     ],
 )
 def test_poisons_toy_images_as_declared(name: str, preset: str, classes: int) -> None:
-    data, attack = toys.image_set(120, classes=classes), build(name, preset)
+    shape = toys.QUARTER if learns(name, preset) else toys.COLOUR
+    data, attack = toys.image_set(120, classes=classes, shape=shape), build(name, preset)
     rate, before = rate_for(attack, data), data.images.clone()
     state = prepared(attack, data, rate)
     found = attack.poison(data, rate, state, rng())
@@ -220,7 +221,7 @@ def test_poisons_toy_images_as_declared(name: str, preset: str, classes: int) ->
 )
 @pytest.mark.parametrize("base", ["", "all", "non-target", "target-class"])
 def test_every_rule_and_rate_base_keeps_its_labels(name: str, rule: str, base: str) -> None:
-    data = toys.image_set(120, shape=(3, 16, 16))
+    data = toys.image_set(120, shape=toys.QUARTER)
     attack = dataclasses.replace(build(name, rule=rule, rate_base=base), target=3)
     why = attack.applies(toys.facts(data), 0.4) if attack.rated else None
     if why is not None:

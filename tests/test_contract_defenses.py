@@ -30,6 +30,8 @@ RUNS = [
     pytest.param(*variant, marks=[pytest.mark.slow] if variant[1] else []) for variant in VARIANTS
 ]
 """Presets run in the slow suite; the defaults run in the fast one."""
+EPOCHS = 3
+"""Of a training that a defense leaves as the case's recipe has it."""
 
 
 def build(name: str, preset: str = "") -> Defense:
@@ -118,9 +120,11 @@ def numbers(outcome: Outcome) -> dict[str, Tensor]:
     return found
 
 
-def applies(defense: Defense, classes: int = 10, clean: int = 80) -> bool:
+def applies(
+    defense: Defense, classes: int = 10, clean: int = 80, shape: tuple[int, int, int] = toys.COLOUR
+) -> bool:
     held = clean if "clean" in defense.sees else 0
-    why = defense.applies(Needs(classes, toys.COLOUR, "tiny", True, held))
+    why = defense.applies(Needs(classes, shape, "tiny", True, held))
     assert why is None or why.strip(), "applies() must say in words why it cannot be run"
     return why is None
 
@@ -163,9 +167,9 @@ def test_defends_a_toy_victim_as_declared(name: str, preset: str) -> None:
     defense = build(name, preset)
     assert applies(defense), "a defense must run on a small network with BatchNorm and ten classes"
     stage = defense.stage()
-    state = None if stage is None else stage.run(toys.case(stage.sees))
+    state = None if stage is None else stage.run(toys.case(stage.sees, epochs=EPOCHS))
     assert state is None or all(isinstance(v, Tensor) for v in state.values())
-    case = toys.case(defense.sees, state=state)
+    case = toys.case(defense.sees, state=state, epochs=EPOCHS)
     before = tensors(case._given)
     outcome = defense.defend(case)
     assert toys.same(before, tensors(case._given)), (
@@ -177,7 +181,7 @@ def test_defends_a_toy_victim_as_declared(name: str, preset: str) -> None:
             "the returned model shares its weights with the victim"
         )
     check_outcome(defense, outcome, len(toys.poisoned_set().labels), toys.COLOUR)
-    again = defense.defend(toys.case(defense.sees, state=state))
+    again = defense.defend(toys.case(defense.sees, state=state, epochs=EPOCHS))
     assert toys.same(numbers(outcome), numbers(again)), (
         "two runs under one key differ: draw every random number from case.rng(name)"
     )
@@ -199,11 +203,11 @@ def test_defends_a_toy_victim_as_declared(name: str, preset: str) -> None:
 def test_runs_with_any_number_of_classes_and_few_images(
     name: str, classes: int, clean: int
 ) -> None:
-    defense = build(name)
-    if not applies(defense, classes, clean):
+    defense, shape = build(name), toys.QUARTER
+    if not applies(defense, classes, clean, shape):
         pytest.skip("applies() refuses it in words")
-    outcome = toys.run(defense, classes=classes, clean=clean)
-    check_outcome(defense, outcome, len(toys.poisoned_set(classes).labels), toys.COLOUR)
+    outcome = toys.run(defense, classes=classes, clean=clean, shape=shape, epochs=EPOCHS)
+    check_outcome(defense, outcome, len(toys.poisoned_set(classes, shape).labels), shape)
 
 
 @every
@@ -212,7 +216,7 @@ def test_runs_on_small_grey_images(name: str) -> None:
     needs = Needs(10, toys.GREY, "tiny", True, 80 if "clean" in defense.sees else 0)
     if defense.applies(needs) is not None:
         pytest.skip("applies() refuses it in words")
-    outcome = toys.run(defense, shape=toys.GREY)
+    outcome = toys.run(defense, shape=toys.GREY, epochs=EPOCHS)
     check_outcome(defense, outcome, len(toys.poisoned_set(10, toys.GREY).labels), toys.GREY)
 
 

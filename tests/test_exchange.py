@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import toys
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -20,9 +21,8 @@ from attacks.imported import Imported
 from sweeper import cli, exchange, metrics, seeds, training
 from sweeper.errors import SweepError
 from sweeper.types import ImageSet, Role
-from tests import sweeps, toys
+from tests import sweeps
 
-pytestmark = pytest.mark.xdist_group("exchange")  # one process: its fixture runs a sweep
 VALUES = {
     **sweeps.SMALL,
     "attacks": ["badnets"],

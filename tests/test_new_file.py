@@ -39,14 +39,21 @@ def python(tree: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("kind", ["attacks", "defenses"])
-def test_it_is_listed(tree: Path, kind: str) -> None:
-    listed = python(tree, "-m", "sweeper.cli", "list", kind, "--json")
-    records = {record["name"]: record for record in json.loads(listed.stdout)}
-    assert records["foo"]["title"] == "Foo"
+COMMANDS = """
+import json, sys
+from sweeper import cli
+
+for words in json.loads(sys.argv[1]):
+    sys.argv = ["sweeper", *words]
+    try:
+        cli.main()
+    except SystemExit as left:
+        assert not left.code, words
+    print("---")
+"""
 
 
-def test_it_runs(tree: Path) -> None:
+def test_it_is_listed_and_runs(tree: Path) -> None:
     path = sweeps.write(
         tree,
         attacks=["foo", {"attack": "foo", "side": 3, "as": "wide"}],
@@ -55,10 +62,13 @@ def test_it_runs(tree: Path) -> None:
         defenses=["none", {"defense": "foo", "epochs": 1}],
     )
     store = tree / "store"
-    ran = python(
-        tree, "-m", "sweeper.cli", "run", str(path), "--store", str(store), "--executor", "inline"
-    )
+    run = ["run", str(path), "--store", str(store), "--executor", "inline"]
+    lists = [["list", kind, "--json"] for kind in ("attacks", "defenses")]
+    ran = python(tree, "-c", COMMANDS, json.dumps([*lists, run]))
     assert ran.returncode == 0, ran.stderr
+    for listed in ran.stdout.split("---\n")[:2]:
+        records = {record["name"]: record for record in json.loads(listed)}
+        assert records["foo"]["title"] == "Foo"
     assert len(sweeps.frame(store)) == 4
 
 

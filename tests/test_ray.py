@@ -27,10 +27,8 @@ from sweeper.errors import SweepError
 from sweeper.ledger import Ledger
 from tests import sweeps
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore"),  # Ray's own, in its threads and at shutdown
-    pytest.mark.xdist_group("ray"),
-]
+# Ray's own, in its threads and at shutdown
+pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 @pytest.fixture(scope="module")

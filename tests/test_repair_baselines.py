@@ -1,9 +1,7 @@
-"""The baselines of repair: CLP, NAD, RNP, FT-SAM, I-BAU, Super-FT, AWM, against their formulas."""
+"""The baselines of repair: fair rule H, NAD, FT-SAM, Super-FT, against their formulas."""
 
 from __future__ import annotations
 
-import copy
-import math
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -11,54 +9,22 @@ from typing import Any
 import pytest
 import torch
 import toys
+from repairs import buffers, case, fresh, normal, pixels
 from torch import Tensor, nn
 from torch.nn import functional
 
-from defenses import clp, nad, rnp
+from defenses import nad
 from defenses._accept import Rule
 from defenses._hooks import EveryStep
-from defenses._norm import Neurons
-from defenses.awm import AWM, folded, masked, whole
-from defenses.base import Case, Defense, Needs
+from defenses.awm import AWM
+from defenses.base import Defense, Needs
 from defenses.clp import CLP
-from defenses.clp_holdout import CLPHoldout
 from defenses.fine_tuning import FineTuning
 from defenses.ft_sam import FTSAM, Sharpness
-from defenses.i_bau import IBAU, hypergradient
 from defenses.nad import NAD, attention, levels
-from defenses.rnp import RNP
 from defenses.super_ft import SuperFT
-from sweeper import curvature, seeds, training
+from sweeper import curvature, training
 from sweeper.errors import DivergedError, SweepError
-from sweeper.models.base import Net
-from sweeper.types import ImageSet
-
-SEES = frozenset({"model", "clean"})
-
-
-def case(**given: Any) -> Case:
-    return toys.case(SEES, **given)
-
-
-def rng(*name: Any) -> torch.Generator:
-    return seeds.generator("repair baselines", *name)
-
-
-def normal(*shape: int) -> Tensor:
-    return torch.randn(*shape, generator=rng(*shape))
-
-
-def fresh(model: str, **options: Any) -> Net:
-    return toys.network(rng(model), model=model, **options).eval()
-
-
-def pixels(count: int = 40) -> Tensor:
-    return toys.image_set(count, seed=9).images.float().div(255)
-
-
-def buffers(model: nn.Module) -> dict[str, Tensor]:
-    return {name: value.detach().clone() for name, value in model.named_buffers()}
-
 
 # Fair rule H
 
@@ -86,147 +52,6 @@ def test_a_model_that_is_not_finite_is_never_accepted() -> None:
     rule, model = Rule(held, held.clean, 1.0), held.model
     torch.nn.init.constant_(model.classifier.get_parameter("weight"), torch.nan)
     assert rule.accuracy(model) == 0
-
-
-# CLP
-
-
-def pair(outputs: int, inputs: int = 4, kernel: int = 3, **options: Any) -> clp.Pair:
-    conv = nn.Conv2d(inputs, outputs, kernel, **options)
-    norm = nn.BatchNorm2d(outputs)
-    with torch.no_grad():
-        conv.weight.copy_(normal(*conv.weight.shape))
-        norm.weight.copy_(1 + 0.1 * normal(outputs))
-        norm.running_var = 1 + torch.rand(outputs, generator=rng("var"))
-    return conv, norm
-
-
-@pytest.mark.parametrize("groups", [1, 2, 4])
-def test_clp_scores_are_largest_singular_values(groups: int) -> None:
-    conv, norm = pair(8, groups=groups)
-    assert norm.running_var is not None
-    found = clp.scores(conv, norm)
-    gains = (norm.weight.detach().abs() / (norm.running_var + norm.eps).sqrt()).tolist()
-    for o, factor in enumerate(gains):
-        matrix = factor * conv.weight[o].detach().reshape(4 // groups, 9)
-        assert float(found[o]) == pytest.approx(float(torch.linalg.svdvals(matrix)[0]), rel=1e-4)
-    with torch.no_grad():
-        conv.weight[3].neg_()
-        norm.weight[5].neg_()
-    assert torch.allclose(clp.scores(conv, norm), found)
-
-
-def test_clp_of_a_1x1_kernel_is_its_norm_and_released_has_no_epsilon() -> None:
-    conv, norm = pair(6, kernel=1)
-    assert norm.running_var is not None
-    lengths = conv.weight.detach().flatten(1).norm(dim=1) * norm.weight.detach().abs()
-    assert torch.allclose(clp.scores(conv, norm, False), lengths / norm.running_var.sqrt())
-    norm.running_var.zero_()
-    assert clp.scores(conv, norm, False).isfinite().all(), "a variance of zero is no infinity"
-
-
-def wide() -> Net:
-    return fresh("tiny", width=12)
-
-
-def dead(model: Net) -> list[Tensor]:
-    return [norm.weight == 0 for _, norm in clp.by_graph(model)]
-
-
-def test_clp_prunes_the_planted_channel_and_nothing_else() -> None:
-    model = wide()
-    chosen, norm = clp.by_graph(model)[3]
-    with torch.no_grad():
-        chosen.weight[7].mul_(50)
-        norm.bias.fill_(0.5)
-    victim = toys.weights(model)
-    outcome = CLP().defend(toys.case(CLP.sees, model=model))
-    found = dead(outcome.model)  # type: ignore[arg-type]
-    assert [int(part.sum()) for part in found] == [0, 0, 0, 1, 0, 0, 0] and bool(found[3][7])
-    assert outcome.notes["pruned"] == 1 and outcome.notes["too_small"] == 0
-    assert outcome.model is not None
-    name = next(n for n, part in model.named_modules() if part is norm)
-    changed = {k for k, v in outcome.model.state_dict().items() if not torch.equal(v, victim[k])}
-    assert changed <= {f"{name}.weight", f"{name}.bias"} and f"{name}.weight" in changed
-    assert outcome.model.get_parameter(f"{name}.bias")[7].item() == 0
-
-
-def test_clp_does_not_depend_on_the_scale_of_a_layer() -> None:
-    models = [wide(), wide()]
-    with torch.no_grad():
-        for conv, norm in clp.by_graph(models[0]) + clp.by_graph(models[1]):
-            conv.weight.mul_(torch.linspace(1, 2, conv.out_channels).exp().view(-1, 1, 1, 1))
-            norm.eps = 0
-        for _, norm in clp.by_graph(models[1]):
-            norm.weight.mul_(7)
-    for model in models:
-        CLP().prune(model, 1.5)
-    one, other = dead(models[0]), dead(models[1])
-    assert sum(int(part.sum()) for part in one) > 0
-    assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
-
-
-def test_clp_at_infinity_is_the_identity_and_small_layers_never_lose_a_channel() -> None:
-    assert not toys.differing(
-        CLP(u=math.inf).defend(toys.case(CLP.sees)).model,  # type: ignore[arg-type]
-        toys.victim(),
-    )
-    scores = torch.ones(10)
-    scores[0] = 1e6
-    assert not clp.outliers(scores, 3.0).any(), "(n - 1) / sqrt(n) is below 3"
-    assert clp.outliers(torch.cat([scores, torch.ones(1)]), 3.0).tolist() == [True] + 10 * [False]
-
-
-@pytest.mark.parametrize(
-    ("model", "count", "wrongly"),
-    [("resnet18", 20, 0), ("preact-resnet18", 9, 8), ("densenet121", 59, 4)],
-)
-def test_clp_pairs_what_the_network_computes(model: str, count: int, wrongly: int) -> None:
-    """By experiment: what a convolution puts out is what its BatchNorm reads."""
-    net = fresh(model, **({} if model == "densenet121" else {"width": 8}))
-    pairs, read = clp.by_graph(net), {}
-    assert len(pairs) == count
-    norms = [part for part in net.modules() if isinstance(part, nn.BatchNorm2d)]
-    handles = [
-        part.register_forward_hook(lambda module, given, output: read.update({module: given[0]}))
-        for part in net.modules()
-        if isinstance(part, nn.BatchNorm2d)
-    ] + [
-        part.register_forward_hook(lambda module, given, output: read.update({module: output}))
-        for part in net.modules()
-        if isinstance(part, nn.Conv2d)
-    ]
-    net(pixels(2))
-    for handle in handles:
-        handle.remove()
-    assert all(torch.equal(read[conv], read[norm]) for conv, norm in pairs)
-    wrong = [n for c, n in clp.by_registration(net) if not torch.equal(read[c], read[n])]
-    assert len(wrong) == wrongly
-    assert len({id(norm) for _, norm in pairs}) == count <= len(norms)
-
-
-def test_clp_pairs_every_norm_of_a_network_with_convolutions_of_our_own() -> None:
-    net = toys.network(seeds.generator("net"), model="mobilenet-v2")
-    norms = [part for part in net.modules() if isinstance(part, nn.BatchNorm2d)]
-    assert [norm for _, norm in clp.by_graph(net)] == norms
-
-
-def test_clp_leaves_a_norm_alone_that_reads_no_convolution() -> None:
-    trunk = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 12, 3), nn.BatchNorm2d(12), nn.Flatten())
-    for found in (clp.by_graph(trunk), clp.by_registration(trunk)):
-        assert [norm for _, norm in found] == [trunk[2]], "the first is before any convolution"
-
-
-def test_clp_with_a_holdout_takes_the_smallest_coefficient_it_allows() -> None:
-    held = case()
-    notes = CLPHoldout().defend(held).notes
-    tried = [u for u, _ in notes["curve"]]
-    assert tried == [1 + k / 2 for k in range(len(tried))] and notes["u"] == tried[-1]
-    least = notes["holdout_before"] - 0.03
-    assert notes["curve"][-1][1] >= least > max(a for _, a in notes["curve"][:-1])
-    nothing = CLPHoldout(most=1.0).defend(held)
-    assert nothing.notes["u"] is None
-    assert not toys.differing(nothing.model, toys.victim())  # type: ignore[arg-type]
 
 
 # NAD
@@ -322,80 +147,6 @@ def test_the_teacher_s_learning_rate_falls_every_second_epoch(
     assert rates == pytest.approx([0.1, 0.1, 0.02, 0.02, 0.004])
 
 
-# RNP
-
-
-def test_rnp_has_a_mask_for_every_channel_of_a_norm() -> None:
-    assert Neurons(fresh("resnet18")).count == 4800
-
-
-def test_rnp_prunes_norms_of_the_original_and_nothing_else() -> None:
-    defense = RNP(unlearn_epochs=2, recover_epochs=30, recover_lr=5.0, threshold=0.9, batch=32)
-    outcome = defense.defend(case())
-    assert outcome.model is not None and outcome.notes["pruned"] > 0
-    victim = toys.victim()
-    norms = {f"{n}.weight" for n, p in victim.named_modules() if isinstance(p, nn.BatchNorm2d)}
-    assert toys.differing(outcome.model, victim) <= norms
-    zeros = sum(int((outcome.model.get_parameter(name) == 0).sum()) for name in norms)
-    assert zeros == outcome.notes["pruned"]
-    none = replace(defense, threshold=0.0, recover_epochs=2).defend(case())
-    assert none.notes["pruned"] == 0
-    assert not toys.differing(none.model, victim)  # type: ignore[arg-type]
-
-
-def test_rnp_masks_stay_in_their_bounds_and_learn() -> None:
-    held = case()
-    masks = RNP(recover_epochs=20, recover_lr=20.0, batch=16).recover(held, held.model, held.clean)
-    assert 0 <= float(masks.min()) < 1 and float(masks.max()) == 1
-    assert torch.equal(
-        RNP(recover_epochs=0).recover(held, held.model, held.clean), torch.ones(len(masks))
-    )
-
-
-def test_rnp_unlearns_until_its_limit_and_says_when_it_does_not() -> None:
-    held = case()
-    defense = RNP(unlearn_lr=0.3, batch=16)
-    model, notes = defense.unlearn(held, held.clean)
-    curve = notes["unlearning"]
-    assert notes["unlearned"] and len(curve) < 21
-    assert curve[-1] <= 0.2 < min(curve[:-1])
-    assert held.accuracy(model, held.clean) < held.accuracy(held.model, held.clean)
-    assert not model.training
-    _, short = replace(defense, unlearn_epochs=1, unlearn_lr=1e-4).unlearn(held, held.clean)
-    assert not short["unlearned"] and len(short["unlearning"]) == 1
-
-
-@pytest.mark.parametrize(("classes", "limit"), [(2, 0.5), (5, 0.4), (10, 0.2), (43, 0.2)])
-def test_rnp_stops_at_twice_chance_but_not_below_a_fifth(classes: int, limit: float) -> None:
-    held = case(clean=toys.image_set(2 * classes, classes=classes))
-    _, notes = RNP(unlearn_epochs=0).unlearn(held, held.clean)
-    assert notes["limit"] == limit and not notes["unlearned"]
-
-
-def test_rnp_clips_after_the_backward_pass() -> None:
-    model, hooks = nn.Linear(2, 2), rnp._Ascent(0.2, 20.0)
-    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-    before = [p.detach().clone() for p in model.parameters()]
-    hooks.step(model, optimizer, lambda: 1e6 * model(torch.ones(1, 2)).sum())
-    moved = [a.detach() - b for a, b in zip(model.parameters(), before, strict=True)]
-    assert float(torch.cat([m.flatten() for m in moved]).norm()) == pytest.approx(20, rel=1e-4)
-
-
-def test_rnp_learns_from_no_image_of_the_hold_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    held, seen = case(), []
-    fit = Case.fit
-
-    def spy(self: Case, model: nn.Module, data: ImageSet, **rest: Any) -> list[float]:
-        seen.append(data)
-        return fit(self, model, data, **rest)
-
-    monkeypatch.setattr(Case, "fit", spy)
-    RNP(unlearn_epochs=1, recover_epochs=1).defend(held)
-    kept = {image.numpy().tobytes() for image in held.split()[1].images}
-    assert len(seen) == 2 and kept
-    assert all(image.numpy().tobytes() not in kept for data in seen for image in data.images)
-
-
 # FT-SAM
 
 
@@ -474,80 +225,6 @@ def test_the_released_schedule_swings_with_a_period_of_200_updates() -> None:
     assert toys.differing(*found)  # type: ignore[arg-type]
 
 
-# I-BAU
-
-
-@pytest.mark.parametrize("iterations", [0, 1, 200])
-def test_the_hypergradient_of_a_quadratic_goes_to_its_closed_form(iterations: int) -> None:
-    """inner = d'Ad/2 - d'Bw has its fixed point at A^-1 B w; outer = |d - c|^2 / 2 + |w|^2."""
-    half = normal(4, 4).double()
-    a, b = half @ half.T + torch.eye(4), normal(4, 3).double()
-    weights, goal = normal(3).double().requires_grad_(True), normal(4, 1)[:, 0].double()
-    change = torch.linalg.solve(a, b @ weights).detach().requires_grad_(True)
-    outer = (change - goal).square().sum() / 2 + weights.square().sum()
-    rate = 0.9 / float(torch.linalg.eigvalsh(a)[-1])
-
-    def step(d: Tensor) -> Tensor:
-        return d - rate * (a @ d - b @ weights)
-
-    (found,) = hypergradient(outer, step, change, [weights], iterations)
-    direct = 2 * weights.detach()
-    closed = direct + b.T @ torch.linalg.solve(a, (change - goal).detach())
-    if iterations == 0:
-        assert torch.equal(found, direct)
-    elif iterations == 1:
-        assert torch.allclose(found, direct + rate * b.T @ (change - goal).detach())
-    else:
-        assert torch.allclose(found, closed, rtol=1e-6) and not torch.allclose(found, direct)
-
-
-def outer(defense: IBAU, count: int, change: Tensor) -> tuple[Tensor, Tensor]:
-    """The outer loss on `count` images, and that of the images as they are."""
-    model, x, labels = toys.victim(), pixels(count), torch.arange(count) % 10
-    loss, _ = defense.slopes(
-        model, [*model.parameters()], change, x, labels, torch.arange(count), (x, labels)
-    )
-    return loss, functional.cross_entropy(model(x), labels).detach()
-
-
-def test_the_outer_loss_sees_the_perturbation_in_small_batches_too() -> None:
-    nothing, strong = torch.zeros(1, 3, 32, 32), normal(1, 3, 32, 32)
-    one, plain = outer(IBAU(iterations=1), 20, nothing)
-    assert torch.equal(one, plain)
-    patched, plain = outer(IBAU(iterations=0), 20, strong)
-    assert not torch.equal(patched, plain)
-    blind, plain = outer(IBAU(iterations=0, least=0), 20, strong)
-    assert torch.equal(blind, plain), "as released: no image of 20 carries it"
-
-
-def test_the_ascent_lowers_the_inner_loss_within_its_ball() -> None:
-    model, data = toys.victim(), toys.image_set(80, seed=3)
-    images, labels = data.images.float() / 255, data.labels
-    batches = list(zip(images.split(20), labels.split(20), strict=True))
-    start = torch.zeros(1, 3, 32, 32)
-    for radius in (10.0, 0.01):
-        defense = IBAU(radius=radius, ascent_lr=100.0)
-        change = defense.climb(model, batches)
-        inner = [defense.inner(model, d, images, labels).item() for d in (start, change)]
-        assert inner[1] < inner[0] and 0 < float(change.norm()) <= radius * (1 + 1e-5)
-    shown = IBAU().perturbed(images, 5 * normal(1, 3, 32, 32))
-    assert 0 == float(shown.min()) and float(shown.max()) == 1
-
-
-def test_i_bau_leaves_statistics_and_undoes_what_costs_too_much() -> None:
-    found = IBAU(outer_steps=1, iterations=2).defend(case(clean=160))
-    assert found.model is not None and found.notes["round_kept"] == 1
-    assert toys.same(buffers(found.model), buffers(toys.victim()))
-    changed = toys.differing(found.model, toys.victim())
-    assert changed == {name for name, _ in toys.victim().named_parameters()}
-    wild = IBAU(outer_steps=2, iterations=0, lr=1.0)
-    undone = wild.defend(case(clean=160))
-    assert undone.notes["round_kept"] == 0
-    assert not toys.differing(undone.model, toys.victim())  # type: ignore[arg-type]
-    kept = replace(wild, tau=None).defend(case(clean=160))
-    assert toys.differing(kept.model, toys.victim())  # type: ignore[arg-type]
-
-
 # Super-FT
 
 
@@ -613,71 +290,6 @@ def test_super_ft_says_when_the_loss_is_no_number_and_automatic_goes_on(
     assert outcome.notes["peak"] == 0.1 and outcome.notes["within_tau"]
     with pytest.raises(SweepError, match="not below base"):
         SuperFT(peak=0.001)
-
-
-# AWM
-
-
-def test_masks_of_one_change_nothing_and_folding_is_masking() -> None:
-    model, x = toys.victim(), pixels()
-    masks = whole(model)
-    convs = [part for part in model.modules() if isinstance(part, nn.Conv2d)]
-    assert sum(m.numel() for m in masks.values()) == sum(c.weight.numel() for c in convs)
-    with torch.no_grad():
-        assert torch.equal(masked(model, masks, x), model(x))
-        for mask in masks.values():
-            mask.copy_(torch.rand(mask.shape, generator=rng("mask")))
-        through = masked(model, masks, x)
-        assert not torch.allclose(through, model(x), atol=1e-2)
-        assert torch.allclose(folded(copy.deepcopy(model), masks)(x), through, atol=1e-6)
-
-
-def test_forty_images_move_masks_within_their_bounds() -> None:
-    held = case(clean=40)
-    model = held.model.requires_grad_(False)
-    masks, defense = whole(model), AWM(outer_steps=2, inner_epochs=3, lr=0.5, bound=3.0)
-    for change in defense.learn(held, model, masks, held.clean):
-        assert 0 < float(change.abs().sum()) <= 3.0 * (1 + 1e-5) and not change.requires_grad
-    values = torch.cat([mask.detach().flatten() for mask in masks.values()])
-    assert float(values.min()) == 0 and float(values.max()) == 1, "both bounds are reached"
-    assert not toys.differing(model, held.model), "weights and statistics are left alone"
-
-
-def test_awm_climbs_from_its_own_predictions_and_weighs_both_losses() -> None:
-    held = case()
-    model, x, labels = held.model, pixels(16), torch.arange(16) % 10
-    masks, change = whole(model), torch.zeros(1, 3, 32, 32)
-    moved = AWM(ascent_lr=100.0).climb(held, model, masks, x, change)
-    own = model(x).argmax(1)
-    losses = [functional.cross_entropy(model(x + d), own).item() for d in (change, moved)]
-    assert losses[1] > losses[0]
-    defense = AWM(alpha=0.7, gamma=1e-3)
-    natural = functional.cross_entropy(model(x), labels)
-    perturbed = functional.cross_entropy(model((x + moved).clamp(0, 1)), labels)
-    size = sum(mask.numel() for mask in masks.values())
-    expected = 0.7 * natural + 0.3 * perturbed + 1e-3 * size
-    found = defense.loss(model, masks, x, labels, moved)
-    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
-
-
-def test_awm_returns_the_victim_with_weights_of_convolutions_shrunk() -> None:
-    outcome = AWM(outer_steps=1, inner_epochs=2).defend(case(clean=40))
-    assert outcome.model is not None and outcome.notes["round_kept"] == 1
-    victim = toys.victim()
-    assert toys.differing(outcome.model, victim) <= set(whole(victim))
-    for name in whole(victim):
-        small, large = outcome.model.get_parameter(name), victim.get_parameter(name)
-        assert bool((small.abs() <= large.abs()).all())
-    assert 0.9 < outcome.notes["mask_mean"] < 1
-
-
-def test_a_turn_that_costs_too_much_is_undone() -> None:
-    wild = AWM(outer_steps=1, inner_epochs=4, lr=1.0, alpha=0.0, bound=1e4)
-    undone = wild.defend(case(clean=40))
-    assert undone.notes["round_kept"] == 0 and undone.notes["mask_mean"] == 1
-    assert not toys.differing(undone.model, toys.victim())  # type: ignore[arg-type]
-    kept = replace(wild, tau=None).defend(case(clean=40))
-    assert toys.differing(kept.model, toys.victim())  # type: ignore[arg-type]
 
 
 @pytest.mark.slow

@@ -20,11 +20,7 @@ from sweeper.store import DamagedError, Store
 from tests import s3, sweeps
 
 pytest.importorskip("moto", reason="pip install 'moto[s3,server]'")
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore"),
-    pytest.mark.xdist_group("s3"),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 KEY = "0123456789abcdef0123"
 TENSORS = {"model": {"weight": torch.arange(10.0)}}
 

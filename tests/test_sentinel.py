@@ -33,8 +33,6 @@ from sweeper.store import Store
 from sweeper.types import Cell, ImageSet, Poisoned, Role, Triggered
 from sweeper.walk import Walk
 
-pytestmark = pytest.mark.xdist_group("sentinel")  # one process: its fixture runs a sweep
-
 DEFENSES = catalog.names("defense")
 ATTACKS = ["badnets", "blend", {"attack": "badnets", "preset": "d-br-all2all"}]
 SECRET = (Attack, Poisoned, Triggered, Cell, Dataset, _Work)

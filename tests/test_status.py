@@ -89,19 +89,18 @@ def test_the_commands_wait_for_neither_torch_nor_ray(tmp_path: Path) -> None:
     ledger.save_plan("quickstart", {"cells": {}, "above": {}})
     code = (
         "import sys\nfrom sweeper import cli\n"
-        "try:\n    cli.main()\nexcept SystemExit as left:\n    assert not left.code\n"
+        "for command in (['status', '--json'], ['watch']):\n"
+        f"    place = ['quickstart', '--store', {str(tmp_path / 'store')!r}]\n"
+        "    sys.argv = ['sweeper', *command, *place]\n"
+        "    try:\n        cli.main()\n"
+        "    except SystemExit as left:\n        assert not left.code\n"
         "assert not {'torch', 'ray', 'torchvision'} & set(sys.modules)"
     )
-    for command in (["status", "--json"], ["watch"]):
-        words = [*command, "quickstart", "--store", str(tmp_path / "store")]
-        done = subprocess.run(
-            [sys.executable, "-c", code, *words], capture_output=True, text=True, cwd=ROOT
-        )
-        assert not done.returncode, done.stderr
-        if "--json" in command:
-            assert json.loads(done.stdout)["total"] == 0
-        else:
-            assert "0 of 0 cells are done" in done.stdout, "it ends where nothing is left"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert not done.returncode, done.stderr
+    told, _, watched = done.stdout.partition("\n")
+    assert json.loads(told)["total"] == 0
+    assert "0 of 0 cells are done" in watched, "it ends where nothing is left"
 
 
 def test_watch_looks_until_nothing_is_left(

@@ -489,14 +489,3 @@ def test_failures_are_kept_and_found(store: Store) -> None:
 
 def test_every_state_is_finished_or_not() -> None:
     assert set(ledger.STATES) == set(rows.FINISHED) | set(rows.UNFINISHED)
-
-
-def test_tables_wait_for_neither_torch_nor_ray() -> None:
-    code = (
-        "import sys, sweeper.ledger, sweeper.results, sweeper.tables, sweeper.source\n"
-        "print(sorted({'torch', 'ray', 'torchvision'} & set(sys.modules)))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
-    )
-    assert done.stdout.strip() == "[]"

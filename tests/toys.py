@@ -25,6 +25,8 @@ from sweeper.types import Facts, ImageSet, Poisoned, Role, State
 CPU = torch.device("cpu")
 COLOUR = (3, 32, 32)
 GREY = (1, 8, 8)
+QUARTER = (3, 16, 16)
+"""For what does not depend on the size: a quarter of the work."""
 RECIPE = Recipe(epochs=12, batch=32, lr=0.05, warmup=1.0, precision="fp32")
 """Trains a toy victim: single precision, no augmentation."""
 PLANTED = BadNets(trigger="white", size=6)
