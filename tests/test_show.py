@@ -58,9 +58,9 @@ def test_a_trained_trigger_is_learned_once(
     words = ("lira", "--epochs", "1")
     first = call(tmp_path, monkeypatch, *words).read_bytes()
     told = capsys.readouterr()
-    assert "psnr=" in told.out and "step 1" in told.err
+    assert "psnr=" in told.out and "epoch 1" in told.err
     assert call(tmp_path, monkeypatch, *words).read_bytes() == first
-    assert "step" not in capsys.readouterr().err, "the second call finds the victim in the store"
+    assert "epoch" not in capsys.readouterr().err, "the second call finds the victim in the store"
 
 
 def test_what_does_not_apply_is_said(tmp_path: Path) -> None:
