@@ -197,7 +197,8 @@ function matrix() {
     make("thead", {}, make("tr", {}, make("th", {scope: "col", class: "text"}, "attack"),
       ...defenses.map((defense) => make("th", {scope: "col"}, make("span", {}, marked(defense)))))),
     make("tbody", {}, ...attacks.map((attack) => make("tr", {},
-      make("th", {scope: "row"}, named(attack)), ...defenses.map((defense) => cell(attack, defense))))),
+      make("th", {scope: "row"}, named(attack)),
+      ...defenses.map((defense) => cell(attack, defense))))),
     make("tfoot", {}, make("tr", {}, make("th", {scope: "row"}, "mean"),
       ...defenses.map((defense) => make("td", {}, percent(average("defense", defense)))))));
   body.addEventListener("keydown", (event) => walk(event, body));
@@ -473,7 +474,8 @@ function costs(part) {
     encoding: {
       y: {field: "defense", type: "nominal", title: null,
         sort: {field: "mean", op: "max", order: "descending"}},
-      x: quantity("mean", "seconds of a cell, mean", {axis: {tickCount: 8}}),
+      x: quantity("mean", "seconds of a cell, mean", {axis: {tickCount: 8},
+        scale: {domainMax: 1.2 * Math.max(...values.map((line) => line.mean ?? 0)) || 1}}),
       ...(several ? {yOffset: {field: "device"}, color: {field: "device", title: null,
         scale: {range: OKABE.slice(0, 6)}, legend: {orient: "top"}}} : {}),
       tooltip: tipped(["defense", "defense"], ["device", "device"], ["each", "mean"],
@@ -561,8 +563,8 @@ function start() {
     if (measure("acc_loss") && measure("asr")) parts.push([tradeoff, section("tradeoff",
       "Trade-off", "Small: one attack. Large: a defense's mean over the attacks shown. Dashed: " +
       "the front, the defenses no other beats in both; oracles (hollow) are not on it.")]);
-    if ([...rated.values()].some((own) => own.length > 1)) parts.push([rates, section("rates", "Poison rates",
-      "Mean over seeds with its 95 % interval; the first seven defenses that pass the filter " +
+    if ([...rated.values()].some((own) => own.length > 1)) parts.push([rates, section("rates",
+      "Poison rates", "Mean over seeds with its 95 % interval; the first seven defenses that pass the filter " +
       "have a colour.")]);
     parts.push([ranking, section("ranks", "Ranks", "")]);
     const {cells, victims, training, saved} = data.costs;
