@@ -564,8 +564,8 @@ function start() {
       "Trade-off", "Small: one attack. Large: a defense's mean over the attacks shown. Dashed: " +
       "the front, the defenses no other beats in both; oracles (hollow) are not on it.")]);
     if ([...rated.values()].some((own) => own.length > 1)) parts.push([rates, section("rates",
-      "Poison rates", "Mean over seeds with its 95 % interval; the first seven defenses that pass the filter " +
-      "have a colour.")]);
+      "Poison rates", "Mean over seeds with its 95 % interval; the first seven defenses that pass " +
+      "the filter have a colour.")]);
     parts.push([ranking, section("ranks", "Ranks", "")]);
     const {cells, victims, training, saved} = data.costs;
     parts.push([costs, section("costs", "Cost", `${victims} victims were trained in ` +
