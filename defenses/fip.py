@@ -10,7 +10,8 @@ The released code does something else under this name; `preset: released` repeat
 
 - Its trace is an inner product with random vectors that is not squared: its mean is zero and its
   gradient a random vector shaped by the curvature. It scores every sample with every label of the
-  batch and weighs tensors by their order. Here: squared norms of micro-batch gradients (E1).
+  batch and weighs tensors by their order. Here: the squared norm of the gradient of randomly
+  signed scores (`signs`), whose mean is the trace.
 - Its F is the square of the mean gradient, about zero at a minimum, in train mode (`fisher:
   batches`), and the retention term is commented out. Here: mean of squared per-sample gradients, in
   eval mode. An earlier release has the term on: `preset: sft`.
@@ -47,7 +48,7 @@ from sweeper.errors import SweepError
 from sweeper.models.base import Net
 from sweeper.types import ImageSet, Outcome
 
-ESTIMATORS = ("micro-batch", "signs", "projection", "batch", "released")
+ESTIMATORS = ("signs", "micro-batch", "projection", "batch", "released")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +57,7 @@ class FIP(Defense):
 
     eta_f: float | None = None
     """Weight of the trace; default: by loss balance."""
-    balance: float = 0.5
+    balance: float = 1.0
     """Share of the clean loss the trace weighs at the start, where eta_f is not given."""
     eta_r: float = 5.0
     """Weight of the distance from the given weights; 0: none."""
@@ -68,13 +69,13 @@ class FIP(Defense):
     """SGD momentum."""
     batch: int = 128
     """Images of a step."""
-    every: int = 5
-    """The trace is added at every such step, unscaled."""
-    estimator: str = "micro-batch"
-    """micro-batch (E1) | signs (unbiased) | projection (E2) | batch (E3) | released (mean 0)."""
+    every: int = 1
+    """The trace is added at every such step, unscaled (released code: 5)."""
+    estimator: str = "signs"
+    """signs (unbiased) | micro-batch (E1) | projection (E2) | batch (E3) | released (mean 0)."""
     micro: int = 8
     """Samples of a micro-batch; 1: exact."""
-    images: int = 32
+    images: int = 8
     """Images of a batch the trace is measured on; 0: all of them."""
     draws: int = 20
     """Random vectors of the projections."""
@@ -96,6 +97,7 @@ class FIP(Defense):
             "eta_f": 0.5,
             "eta_r": 0.0,
             "steps": 2000,
+            "every": 5,
             "estimator": "released",
             "images": 0,
             "clip": 0.0,
@@ -104,6 +106,7 @@ class FIP(Defense):
         "sft": {
             "eta_f": 0.001,
             "eta_r": 2.0,
+            "every": 5,
             "fisher": "batches",
             "estimator": "released",
             "images": 0,

@@ -463,12 +463,15 @@ def random_pruning(model: Net, repaired: nn.Module, seed: int) -> Net:
 @pytest.mark.data
 @pytest.mark.timeout(7200)
 def test_acceptance_on_small_data() -> None:
-    """Section 9 of the method's specification, calibrated for a narrow ResNet-18 on CIFAR-10."""
+    """Section 9 of the method's specification, calibrated for a narrow ResNet-18 on CIFAR-10.
+
+    Crops shift by two pixels: by four, two of three victims of 20 epochs never learned the trigger.
+    """
     root = data_folder()
     if root is None:
         pytest.skip("needs cifar10/train.parquet in the folder SWEEPER_DATA names")
     data = open_dataset({"dataset": "cifar10", "train_size": 11_000, "test_size": 2000}, root)
-    recipe = recipes.resolve({"epochs": 20}, "cifar10", "resnet18")
+    recipe = recipes.resolve({"epochs": 20, "crop": 2}, "cifar10", "resnet18")
     test = data.test
     hit = BadNets().trigger_set(test, {}, seeds.generator("trigger"))
     measured: list[dict[str, tuple[float, float]]] = []
