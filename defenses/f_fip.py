@@ -34,6 +34,11 @@ Layer = nn.Conv2d | nn.Linear
 class FFIP(FIP):
     """FIP on singular values."""
 
+    eta_r: float = 0.0
+    """Weight of the distance from the given singular values; 5, FIP's, hardly lets them move."""
+    lr: float = 0.05
+    """Learning rate (SGD without weight decay, constant)."""
+
     title = "Fast FIP (f-FIP)"
     presets: ClassVar[dict[str, Mapping[str, Any]]] = {}
 

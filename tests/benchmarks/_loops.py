@@ -135,7 +135,9 @@ def loader(count: int, *, augmented: bool, rate: float = RATE) -> DataLoader[Any
     parts = [*random * augmented, transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
     poisoned = set(range(0, count, round(1 / rate))) if rate else set()
     data = Pictures(random_set(count), poisoned, transforms.Compose(parts))
-    return DataLoader(data, BATCH, shuffle=augmented, num_workers=2)
+    # forked, as from a script: the process this runs in was spawned, and its children would be too
+    given: dict[str, Any] = {"num_workers": 2, "multiprocessing_context": "fork"}
+    return DataLoader(data, BATCH, shuffle=augmented, **given)
 
 
 def toolbox(model: str, steps: int, warm: int = 1) -> Rates:
