@@ -10,8 +10,9 @@ The layer is evaluated as two convolutions, by V^T and by U, with the scaling be
 of a full weight is ever needed, which is where the time is saved. The released code has such
 layers but nothing that trains them.
 
-Measured on the victim of `fip.py`: 100 steps at lr 0.005 train 1,098 of 0.7 M numbers and leave ACC
-66.9 and ASR 92.4 (67.3 and 91.4 before): at FIP's learning rate too little moves in so few steps.
+`eta_r` and `lr` have defaults of their own: at FIP's (5 and 0.005) 100 steps leave ACC and ASR
+where they were. Measured beside FIP in `fip.py`, at lr 0.05: 1,098 of 0.7 M numbers are trained and
+the trace falls furthest, the backdoor least.
 """
 
 from __future__ import annotations
