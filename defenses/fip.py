@@ -30,8 +30,8 @@ steps at lr 0.005 and `balance` 0.5, the trace on test images was 4,100 (given 1
 
 Measured (acceptance in `tests/test_fip.py`, on a CPU: ResNet-18 of width 16, 7,000 CIFAR-10 images,
 BadNets with a white 4x4 patch at 10 %, 500 clean images, 500 steps of 64 at lr 0.001; three seeds,
-ACC / ASR and Fisher trace on 500 test images; the first seed served to choose `balance`, `every`
-and `images`):
+ACC / ASR and Fisher trace on 500 test images; `balance`, `every` and `images` were chosen on the
+first seed with these figures in sight):
 
     given          67.3 / 91.4  1966    68.5 / 92.1  2047    66.9 / 92.6  1954
     fine-tuning    63.0 / 28.3  5012    63.1 / 50.0  6023    62.1 / 30.7  5509
