@@ -49,7 +49,7 @@ class FFIP(FIP):
         found = [
             (name, module)
             for name, module in model.named_modules()
-            if isinstance(module, nn.Conv2d | nn.Linear)
+            if type(module) in (nn.Conv2d, nn.Linear)  # attention reads its own kind's weight
         ]
         swapped = {name: Spectral(layer) for name, layer in found}
         for name, module in swapped.items():
