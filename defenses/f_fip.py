@@ -6,9 +6,9 @@ decomposition of its given weight (per group, the weight as a matrix of outputs 
 are the deltas alone: 4,325 numbers of a CIFAR ResNet-18's 11.2 M. Biases and BatchNorm's weights
 are frozen; its running statistics follow. At the end the layers are folded back.
 
-The layer is evaluated as two convolutions, by V^T and by U, with the scaling between: no gradient
-of a full weight is ever needed, which is where the time is saved. The released code has such
-layers but nothing that trains them.
+The layer is evaluated as two convolutions, by V^T and by U with its columns scaled: no gradient of
+a full weight is ever needed, which is where the time is saved. The released code has such layers
+but nothing that trains them.
 
 `eta_r` and `lr` have defaults of their own: at FIP's (5 and 0.005) 100 steps leave ACC and ASR
 where they were. Measured beside FIP in `fip.py`, at lr 0.05: 1,098 of 0.7 M numbers are trained and
@@ -94,13 +94,12 @@ class Spectral(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """What the layer computes."""
-        layer, scale = self.layer, self.scale().flatten()
+        layer, outward = self.layer, self.left * self.scale()[:, None]
         if isinstance(layer, nn.Linear):
-            inner = functional.linear(x, self.right[0]) * scale
-            return functional.linear(inner, self.left[0], layer.bias)
-        inward = self.right.reshape(-1, *layer.weight.shape[1:])
-        inner = layer._conv_forward(x, inward, None) * scale[:, None, None]
-        outward = self.left.flatten(0, 1)[:, :, None, None]
+            inner = functional.linear(x, self.right[0])
+            return functional.linear(inner, outward[0], layer.bias)
+        inner = layer._conv_forward(x, self.right.reshape(-1, *layer.weight.shape[1:]), None)
+        outward = outward.flatten(0, 1)[:, :, None, None]
         return functional.conv2d(inner, outward, layer.bias, groups=layer.groups)
 
 
