@@ -44,8 +44,9 @@ def build(
 ) -> Table:
     """Return the table of `frame`; the order of its rows decides nothing.
 
-    Only seeds are averaged: an axis that varies and is named nowhere labels the lines too; one with
-    a single value goes to the caption. `results.once` and `results.spread` say which rows count.
+    Only seeds are averaged: an axis that varies and is named nowhere labels the lines too, or the
+    columns where they alone decide it (each attack at a rate of its own); one with a single value
+    goes to the caption. `results.once` and `results.spread` say which rows count.
 
     Args:
         frame: From `results.frame` or `results.select`.
@@ -65,7 +66,7 @@ def build(
     frame = published.add_missing(frame, [f for f in known if f.attack != AVERAGE])
     if average:  # after: no average of ours where an attack of the published one has not run
         frame = published.add_missing(averages(frame, AVERAGE), known)
-    data, row_axes, constants = _layout(frame, rows, cols)
+    data, row_axes, cols, constants = _layout(frame, rows, cols)
     axes = [*row_axes, *cols]
     at, labels = _codes(data, axes, order or {})
     place, data, at = _place(data, at, row_axes, cols)
@@ -115,18 +116,28 @@ def _check(
 
 def _layout(
     frame: pd.DataFrame, rows: Sequence[str], cols: Sequence[str]
-) -> tuple[pd.DataFrame, list[str], tuple[tuple[str, Any], ...]]:
-    """Return the rows that count, the axes that label the lines, and the constant axes."""
+) -> tuple[pd.DataFrame, list[str], list[str], tuple[tuple[str, Any], ...]]:
+    """Return the rows that count, the axes of the lines and of the columns, the constant axes."""
     data, settings = once(frame)
     data = spread(data)
     fixed = [axis for axis in AXES if axis != "seed"]
     open_axes = [axis for axis in dict.fromkeys([*rows, *fixed, *settings]) if axis not in cols]
-    row_axes = [axis for axis in open_axes if data[axis].nunique(dropna=False) > 1]
+    varied = [axis for axis in open_axes if data[axis].nunique(dropna=False) > 1]
+    named = [axis for axis in varied if axis in rows]
+    follow = [axis for axis in varied if axis not in rows and _decide(data, cols, axis)]
+    cols = [*cols, *(axis for axis in follow if not _decide(data, named, axis))]
+    row_axes = [axis for axis in varied if axis not in cols]
     if not row_axes:  # a line needs a name
         row_axes = [next(axis for axis in ("attack", *rows, *fixed) if axis not in cols)]
     constants = [axis for axis in fixed if axis not in row_axes and axis not in cols]
     first = data[constants].iloc[0]
-    return data, row_axes, tuple((axis, _plain(first[axis])) for axis in constants)
+    return data, row_axes, cols, tuple((axis, _plain(first[axis])) for axis in constants)
+
+
+def _decide(data: pd.DataFrame, axes: Sequence[str], axis: str) -> bool:
+    """Whether equal labels on `axes` always mean an equal label on `axis`."""
+    pairs = data[[*axes, axis]].drop_duplicates()
+    return bool(axes) and not pairs.duplicated([*axes]).any()
 
 
 def _codes(

@@ -94,6 +94,20 @@ def test_best_agrees_with_a_plain_loop(draw, seeds, metric):
     assert sorted(marked) == ([rank[0]] if clear else [])
 
 
+def test_an_axis_the_columns_decide_goes_beside_them():
+    rates = {"badnets": 0.1, "sig": 1.0}
+    given = [row(a, rates[a], d, 0, acc=0.5, asr=0.1) for a in rates for d in ("none", "anp")]
+    by_defense: dict = {"rows": ("defense",), "cols": ("attack",), "values": ("acc",)}
+    built = tables.build(frame(given), **by_defense)
+    assert (built.row_axes, built.col_axes) == (("defense",), ("attack", "poison_rate"))
+    assert [column.groups for column in built.columns] == [("badnets", 0.1), ("sig", 1.0)]
+    assert all(e.state == "ok" for line in built.lines for e in line.entries)
+    # decided by the lines as well, or not by the columns alone: a label of the lines as ever
+    assert tables.build(frame(given)).col_axes == ("defense",)
+    more = [*given, row("sig", 0.5, "anp", 0, acc=0.5, asr=0.1)]
+    assert tables.build(frame(more), **by_defense).row_axes == ("defense", "poison_rate")
+
+
 def test_nothing_but_seeds_is_averaged():
     given = [
         row("badnets", 0.1, "anp", seed, target=target, acc=0.5 + target / 10, asr=0.1)
