@@ -161,7 +161,8 @@ def _html(table: Table) -> str:
 def _markdown(table: Table) -> str:
     top = list(label_heads(table))
     for column in table.columns:
-        top.append(" ".join([*column_labels(table, column, _MARKDOWN), head(column.metric)]))
+        named = [text for text in column_labels(table, column, _MARKDOWN) if text != "–"]
+        top.append(" ".join([*named, head(column.metric)]))
     wide = len(table.row_axes)
     grid = tabulate(
         [line_texts(table, line, _MARKDOWN) for line in table.lines],
@@ -183,7 +184,7 @@ def _csv(table: Table) -> str:
     writer = csv.writer(out, lineterminator="\n")
     names = [axis for axis, _ in table.constants] + list(table.row_axes)
     for column in table.columns:
-        stem = " ".join([*(str(group) for group in column.groups), column.metric])
+        stem = " ".join([*map(_word, column.groups), column.metric])
         parts = ("mean", "sd", "n", *(("published", "source") if table.sources else ()))
         names += [f"{stem} {part}" for part in parts]
     writer.writerow(names)

@@ -27,7 +27,7 @@ from recorded import (
     table,
 )
 
-from sweeper import layout, results, rows, stats, tables
+from sweeper import layout, render, results, rows, stats, tables
 from sweeper.errors import SweepError
 
 
@@ -104,6 +104,9 @@ def test_an_axis_the_columns_decide_goes_beside_them():
     assert all(e.state == "ok" for line in built.lines for e in line.entries)
     # decided by the lines as well, or not by the columns alone: a label of the lines as ever
     assert tables.build(frame(given)).col_axes == ("defense",)
+    given.append(row("semantic", 0.0, "anp", 0, acc=0.5, asr=0.1))
+    mixed = tables.build(frame(given), **by_defense)
+    assert "| semantic ACC |" in " ".join(render.render(mixed, "markdown").split())
     more = [*given, row("sig", 0.5, "anp", 0, acc=0.5, asr=0.1)]
     assert tables.build(frame(more), **by_defense).row_axes == ("defense", "poison_rate")
 
