@@ -39,7 +39,9 @@ first seed with these figures in sight):
     f-FIP          62.5 / 30.6   603    66.2 / 84.1   630    65.2 / 58.5   770
 
 Fine-tuning sharpens the minimum, FIP flattens it and keeps more accuracy; in ASR it is ahead on two
-seeds of three. A step costs about two and a half of plain fine-tuning's.
+seeds of three. A step costs about two and a half of plain fine-tuning's. On `tiny` (`seeds-small`)
+neither removes BadNets (FIP 50.2 / 100, as many steps of fine-tuning 55.8 / 100) or Blend (54.9 /
+94.4 and 57.9 / 98.8), both remove SIG, and on WaNet FIP leaves 48.3 / 4.4, fine-tuning 54.8 / 31.5.
 """
 
 from __future__ import annotations
