@@ -12,7 +12,7 @@ from sweeper.analyses import make
 from sweeper.analyses.base import Analysis, Subject
 from sweeper.errors import SweepError, unknown
 from sweeper.isolation import isolated
-from sweeper.material import Context, Material
+from sweeper.material import Context, Log, Material
 from sweeper.models.base import Net
 from sweeper.run import Job
 from sweeper.spec import Sweep
@@ -30,6 +30,7 @@ def pictures(
     out: Path,
     victim: str = "",
     after: str = "",
+    log: Log | None = None,
 ) -> Iterator[Path]:
     """Write `<out>/<name>-<victim>.png` and `.parquet` for every victim the store has.
 
@@ -41,6 +42,7 @@ def pictures(
         out: Folder, made if missing.
         victim: Only victims whose key begins so.
         after: The label of a defense: its models are looked at, made again from its cells.
+        log: Told which victim comes next.
 
     Yields:
         The pictures' paths.
@@ -61,9 +63,12 @@ def pictures(
         )
     out.mkdir(parents=True, exist_ok=True)
     walk = Walk(job.plan.cells, [])
-    for cell in chosen:
+    for number, cell in enumerate(chosen, 1):
+        work = Material(cell, walk.ancestors(cell.key), context, job.store)
+        if log:
+            log(victim=f"{number}/{len(chosen)}: {_label(work, after)}")
         with isolated(cell.key, context.threads):
-            subject = _subject(Material(cell, walk.ancestors(cell.key), context, job.store), after)
+            subject = _subject(work, after)
             found = analysis.compute(subject)
         path = out / f"{name}-{_slug(subject.label)}.png"
         found.to_parquet(path.with_suffix(".parquet"), index=False)
@@ -88,11 +93,14 @@ def _cells(job: Job, after: str) -> list[Cell]:
     return list(found.values())
 
 
-def _subject(work: Material, after: str) -> Subject:
+def _label(work: Material, after: str) -> str:
     axes: dict[str, Any] = dict(work.victim.axes)
     words = [f"{axes['attack']} {axes['poison_rate']:g}", axes["dataset"], axes["model"]]
-    words += [f"seed {axes['seed']}", *([f"after {after}"] if after else [])]
-    label = ", ".join(words)
+    return ", ".join([*words, f"seed {axes['seed']}", *([f"after {after}"] if after else [])])
+
+
+def _subject(work: Material, after: str) -> Subject:
+    label = _label(work, after)
     if not after:
         return Subject(work, work.model(), f"{label}, {work.victim.key[:8]}")
     parent = work.cell.params["stage"]

@@ -327,7 +327,8 @@ def analyze(
     sweep = Sweep.from_yaml(spec, overrides or [])
     analysis = looks.make(what, pairs("--option", options))
     context = sweep.context(store, data)
-    for picture in looks.pictures(what, analysis, sweep.declared, context, out, victim, after):
+    made = looks.pictures(what, analysis, sweep.declared, context, out, victim, after, _say)
+    for picture in made:
         typer.echo(picture)
 
 

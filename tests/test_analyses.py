@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -25,7 +26,7 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return path, folder / "store"
 
 
-def look(swept: tuple[Path, Path], out: Path, name: str, **changes: str) -> list[Path]:
+def look(swept: tuple[Path, Path], out: Path, name: str, **changes: Any) -> list[Path]:
     sweep = spec.load(str(swept[0]))
     context = Context(store=str(swept[1]), sweep=sweep.name, device="cpu")
     kind = analyses.analysis(name)
@@ -47,8 +48,10 @@ def test_picture_and_numbers(name: str, swept: tuple[Path, Path], tmp_path: Path
 
 
 def test_after_a_defense_and_what_is_not_there(swept: tuple[Path, Path], tmp_path: Path) -> None:
-    (path,) = look(swept, tmp_path, "tsne", after="fine-tuning")
+    said: list[Any] = []
+    (path,) = look(swept, tmp_path, "tsne", after="fine-tuning", log=lambda **s: said.append(s))
     assert "after-fine-tuning" in path.name
+    assert said == [{"victim": "1/1: badnets 0.2, digits, tiny, seed 0, after fine-tuning"}]
     with pytest.raises(SweepError, match="did you mean 'fine-tuning'"):
         look(swept, tmp_path, "tsne", after="fine-tunning")
     with pytest.raises(SweepError, match="no victim"):
