@@ -124,8 +124,8 @@ def _layout(
     open_axes = [axis for axis in dict.fromkeys([*rows, *fixed, *settings]) if axis not in cols]
     varied = [axis for axis in open_axes if data[axis].nunique(dropna=False) > 1]
     named = [axis for axis in varied if axis in rows]
-    follow = [axis for axis in varied if axis not in rows and _decide(data, cols, axis)]
-    cols = [*cols, *(axis for axis in follow if not _decide(data, named, axis))]
+    free = [axis for axis in varied if axis not in rows and not _decide(data, named, axis)]
+    cols = [*cols, *[axis for axis in free if _decide(data, cols, axis)]]
     row_axes = [axis for axis in varied if axis not in cols]
     if not row_axes:  # a line needs a name
         row_axes = [next(axis for axis in ("attack", *rows, *fixed) if axis not in cols)]

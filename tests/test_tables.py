@@ -107,6 +107,8 @@ def test_an_axis_the_columns_decide_goes_beside_them():
     given.append(row("semantic", 0.0, "anp", 0, acc=0.5, asr=0.1))
     mixed = tables.build(frame(given), **by_defense)
     assert "| semantic ACC |" in " ".join(render.render(mixed, "markdown").split())
+    by_target = tables.build(frame([row("a2a", 0.1, "anp", 0, target=None)]), cols=("target",))
+    assert "null acc mean" in render.render(by_target, "csv")
     more = [*given, row("sig", 0.5, "anp", 0, acc=0.5, asr=0.1)]
     assert tables.build(frame(more), **by_defense).row_axes == ("defense", "poison_rate")
 
