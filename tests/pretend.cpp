@@ -17,6 +17,7 @@
 #include <torch/extension.h>
 #include <torch/library.h>
 
+#include <atomic>
 #include <set>
 #include <sstream>
 
@@ -28,7 +29,7 @@ const c10::Device PRETEND(HERE, 0);
 
 // What a program waits for on a GPU: values read by the CPU, results whose size depends on values
 
-int64_t waits = 0;
+std::atomic<int64_t> waits = 0;
 thread_local int inside = 0;
 
 void count_wait() { waits += inside == 0; }
@@ -315,5 +316,5 @@ TORCH_LIBRARY_IMPL(aten, AutocastPrivateUse1, m) {
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   static Hooks hooks;
   at::RegisterPrivateUse1HooksInterface(&hooks);
-  m.def("waits", [] { return waits; });
+  m.def("waits", [] { return waits.load(); });
 }
