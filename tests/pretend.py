@@ -28,7 +28,7 @@ from sweeper import catalog, run
 SOURCE = Path(__file__).with_suffix(".cpp")
 SUITED = {
     "semantic": {"members": "dark", "share": 0.3},
-    "low-frequency": {"samples": 10},
+    "low-frequency": {"samples": 30, "overshoot": 0.5},
 }
 """Options that let an attack run on few images, or in seconds."""
 
