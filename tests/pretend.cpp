@@ -1,7 +1,7 @@
 // A torch device that is no CPU, for machines without a GPU. Its memory is the CPU's and so are its
 // kernels, but what a GPU refuses it refuses: tensors of two devices in one operation, a CPU tensor
-// indexed by one of the device, a generator of the CPU. Autocast has the lists of operations that
-// CUDA's has. Loaded by pretend.py.
+// indexed by one of the device, a generator of the CPU. Autocast has the lists of operations CUDA's
+// has, but for norm. Loaded by pretend.py.
 
 #include <ATen/EmptyTensor.h>
 #include <ATen/autocast_mode.h>
@@ -297,7 +297,6 @@ TORCH_LIBRARY_IMPL(_, AutocastPrivateUse1, m) {
   m.fallback(torch::CppFunction::makeFallthrough());
 }
 
-namespace autocast = at::autocast;
 using at::autocast::CastPolicy;
 
 TORCH_LIBRARY_IMPL(aten, AutocastPrivateUse1, m) {
