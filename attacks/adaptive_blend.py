@@ -17,10 +17,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Generator, Tensor
 
-from attacks._covers import CoverAttack
-from attacks._stamp import mix
 from attacks.blend import Blend
-from sweeper.errors import SweepError
+from attacks.parts.covers import CoverAttack
+from attacks.parts.stamp import mix
+from sweeper.core.errors import SweepError
 
 GRID = 4
 """Pieces along a side."""

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from attacks._covers import CoverAttack
+from attacks.parts.covers import CoverAttack
 
 PIXELS = (
     ((16, 11), (92, 0, 24)),

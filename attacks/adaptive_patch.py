@@ -4,9 +4,9 @@ The attacker controls the data only. Each of a small glyph, a disc, a four-corne
 square marks a quarter of the poisoned and a quarter of the cover images, at its own opacity; covers
 keep their label. At test time two of them are stamped at full opacity.
 
-Deviations: the release's logos are replaced by drawings of the same size and place (`_glyphs.py`);
-on canvases other than 32 px the drawings are resized (nearest pixel), where the release has other
-pictures. The square is the fixed draw of `trojan`.
+Deviations: the release's logos are replaced by drawings of the same size and place
+(`parts/glyphs.py`); on canvases other than 32 px the drawings are resized (nearest pixel), where
+the release has other pictures. The square is the fixed draw of `trojan`.
 
 Measured on digits with tiny (20 epochs, rate 0.1, target 0, seed 0, one CPU thread): ACC 0.962, ASR
 0.171: at 8 px the resized triggers are a pixel or two.
@@ -19,10 +19,10 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from attacks._covers import CoverAttack
-from attacks._glyphs import Drawing, checker, disc, fitted, glyph, square
-from attacks._stamp import quantise
-from sweeper.errors import SweepError
+from attacks.parts.covers import CoverAttack
+from attacks.parts.glyphs import Drawing, checker, disc, fitted, glyph, square
+from attacks.parts.stamp import quantise
+from sweeper.core.errors import SweepError
 
 
 @dataclass(frozen=True, kw_only=True)

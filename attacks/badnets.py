@@ -15,10 +15,10 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from attacks._stamp import GRID, paste
 from attacks.base import Attack
-from sweeper.errors import SweepError
-from sweeper.types import State
+from attacks.parts.stamp import GRID, paste
+from sweeper.core.errors import SweepError
+from sweeper.core.types import State
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 An attack is a frozen dataclass in a file of its own; the file name is its name in a sweep file and
 its fields are its options. This base class does everything common; a subclass overrides what makes
-it different, often only `stamp`. Label rules and counts: `docs` of `_select.py`; definitions of the
+it different, often only `stamp`. Label rules and counts: `parts/select.py`; definitions of the
 rates: BadNets (Gu et al., 2017) and the releases named in the presets.
 """
 
@@ -17,12 +17,12 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Generator, Tensor
 
-from attacks._select import candidates, draw
-from sweeper.errors import SweepError
+from attacks.parts.select import candidates, draw
+from sweeper.core.errors import SweepError
+from sweeper.core.types import Facts, ImageSet, Poisoned, Role, State, Triggered
+from sweeper.engine.recipes import Recipe
+from sweeper.engine.training import Hooks
 from sweeper.models.base import Net
-from sweeper.recipes import Recipe
-from sweeper.training import Hooks
-from sweeper.types import Facts, ImageSet, Poisoned, Role, State, Triggered
 
 CONTROLS = ("data", "training", "model")
 RULES = ("all2one", "all2all", "clean", "source", "semantic")

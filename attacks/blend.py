@@ -21,11 +21,11 @@ import torch
 from PIL import Image, ImageDraw, ImageFilter
 from torch import Generator, Tensor
 
-from attacks._stamp import mix, stripes
 from attacks.base import Attack
-from sweeper import seeds
-from sweeper.errors import SweepError
-from sweeper.types import State
+from attacks.parts.stamp import mix, stripes
+from sweeper.core import seeds
+from sweeper.core.errors import SweepError
+from sweeper.core.types import State
 
 PALETTE = ((240, 90, 90), (250, 200, 60), (90, 140, 220), (250, 250, 250), (60, 50, 50))
 MEAN = (199.0, 175.0, 149.0)

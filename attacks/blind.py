@@ -22,11 +22,11 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor, nn
 
-from attacks._mixed import MixedAttack, MixedHooks
-from sweeper.errors import SweepError
-from sweeper.recipes import Recipe
-from sweeper.training import Batch, Hooks
-from sweeper.types import ImageSet, State
+from attacks.parts.mixed import MixedAttack, MixedHooks
+from sweeper.core.errors import SweepError
+from sweeper.core.types import ImageSet, State
+from sweeper.engine.recipes import Recipe
+from sweeper.engine.training import Batch, Hooks
 
 PATTERN = ("101", ".1.", "..0", ".1.", "101")
 """The pattern row by row, as in the release: 1 white, 0 black, . transparent."""

@@ -20,10 +20,10 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional
 
-from attacks._loop import STAMP_BATCH, LoopAttack, LoopHooks, others
-from sweeper.errors import SweepError
-from sweeper.training import Hooks
-from sweeper.types import ImageSet, Role, State
+from attacks.parts.loop import STAMP_BATCH, LoopAttack, LoopHooks, others
+from sweeper.core.errors import SweepError
+from sweeper.core.types import ImageSet, Role, State
+from sweeper.engine.training import Hooks
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,12 +21,12 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from attacks._clean_label import CleanLabel
-from attacks._pgd import perturb
-from attacks._stamp import GRID, add
 from attacks.base import Lab
-from sweeper.errors import SweepError
-from sweeper.types import Facts, ImageSet, Poisoned, Role, State
+from attacks.parts.clean_label import CleanLabel
+from attacks.parts.pgd import perturb
+from attacks.parts.stamp import GRID, add
+from sweeper.core.errors import SweepError
+from sweeper.core.types import Facts, ImageSet, Poisoned, Role, State
 
 CORNERS = ("d-br", "mirrored", "flipped", "flush", "squares", "grid")
 LONG = {"step": 1.5, "steps": 100}

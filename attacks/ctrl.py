@@ -5,8 +5,8 @@ self-supervised learning: RGB -> YUV, DCT over the whole image, `magnitude` adde
 coefficients of U and V, and back, truncated. Train and test trigger are the same.
 
 Deviations: the sum is computed as one additive pattern, exact but for the release's rounding within
-its conversions. Below 32 px coefficients and magnitude are scaled (`_frequency.py`); grey images,
-which have no chroma, take the pattern itself.
+its conversions. Below 32 px coefficients and magnitude are scaled (`parts/frequency.py`); grey
+images, which have no chroma, take the pattern itself.
 
 Measured on digits with tiny (20 epochs, rate 0.1, target 0, seed 0, one CPU thread): ACC 0.989, ASR
 0 at this and any rate: a class of easy zeros, and an amplitude of a few levels.
@@ -18,10 +18,10 @@ from dataclasses import dataclass
 
 from torch import Generator, Tensor
 
-from attacks._clean_label import CleanLabel
-from attacks._frequency import YUV, checked, coloured, waves
-from attacks._stamp import add
-from sweeper.types import State
+from attacks.parts.clean_label import CleanLabel
+from attacks.parts.frequency import YUV, checked, coloured, waves
+from attacks.parts.stamp import add
+from sweeper.core.types import State
 
 
 @dataclass(frozen=True, kw_only=True)

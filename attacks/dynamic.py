@@ -18,8 +18,8 @@ from torch import Generator, Tensor
 
 from attacks.base import Attack, Lab
 from attacks.input_aware import InputAware
-from sweeper.errors import SweepError
-from sweeper.types import ImageSet, State
+from sweeper.core.errors import SweepError
+from sweeper.core.types import ImageSet, State
 
 
 @dataclass(frozen=True, kw_only=True)

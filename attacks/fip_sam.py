@@ -22,11 +22,11 @@ import torch
 from torch import Generator, Tensor, nn
 
 from attacks.badnets import BadNets
-from sweeper import curvature
-from sweeper.errors import SweepError
-from sweeper.recipes import Recipe
-from sweeper.training import Hooks
-from sweeper.types import ImageSet, State
+from sweeper.core.errors import SweepError
+from sweeper.core.types import ImageSet, State
+from sweeper.engine import curvature
+from sweeper.engine.recipes import Recipe
+from sweeper.engine.training import Hooks
 
 
 @dataclass(frozen=True, kw_only=True)

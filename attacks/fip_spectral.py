@@ -29,11 +29,11 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional
 
 from attacks.badnets import BadNets
-from sweeper.curvature import by_signs, drawn, own
-from sweeper.errors import SweepError
-from sweeper.recipes import Recipe
-from sweeper.training import Batch, Hooks
-from sweeper.types import ImageSet, State
+from sweeper.core.errors import SweepError
+from sweeper.core.types import ImageSet, State
+from sweeper.engine.curvature import by_signs, drawn, own
+from sweeper.engine.recipes import Recipe
+from sweeper.engine.training import Batch, Hooks
 
 
 @dataclass(frozen=True, kw_only=True)

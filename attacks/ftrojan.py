@@ -6,7 +6,7 @@ same.
 
 Deviations: the sum is computed as one additive pattern, exact but for the release's rounding within
 its conversions. Below 32 px the window is the image, with coefficients and magnitude scaled
-(`_frequency.py`); grey images, which have no chroma, take the pattern itself.
+(`parts/frequency.py`); grey images, which have no chroma, take the pattern itself.
 
 Measured on digits with tiny (20 epochs, rate 0.1, target 0, seed 0, one CPU thread): ACC 0.951, ASR
 0.037: two or three levels of 255 are too faint for so small a training.
@@ -18,10 +18,10 @@ from dataclasses import dataclass
 
 from torch import Generator, Tensor
 
-from attacks._frequency import YCRCB, checked, coloured, waves
-from attacks._stamp import add
 from attacks.base import Attack
-from sweeper.types import State
+from attacks.parts.frequency import YCRCB, checked, coloured, waves
+from attacks.parts.stamp import add
+from sweeper.core.types import State
 
 WINDOW = 32
 """Side of the blocks that are transformed."""

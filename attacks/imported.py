@@ -20,15 +20,15 @@ from typing import ClassVar
 import torch
 from torch import Generator, Tensor, nn
 
-from attacks import _victim
-from attacks._loop import clean
-from attacks._stamp import quantise
-from attacks._start import MODEL, StartFrom
 from attacks.base import Attack
-from sweeper.errors import SweepError
-from sweeper.recipes import Recipe
-from sweeper.training import Hooks
-from sweeper.types import Facts, ImageSet, Poisoned, Role, State, Triggered
+from attacks.parts import victim_folder
+from attacks.parts.loop import clean
+from attacks.parts.stamp import quantise
+from attacks.parts.start import MODEL, StartFrom
+from sweeper.core.errors import SweepError
+from sweeper.core.types import Facts, ImageSet, Poisoned, Role, State, Triggered
+from sweeper.engine.recipes import Recipe
+from sweeper.engine.training import Hooks
 
 FOLDER = "a folder that `sweeper import-model` or `sweeper export` wrote"
 
@@ -53,18 +53,18 @@ class Imported(Attack):
             SweepError: The folder is not a victim's, or the victim has another label rule.
         """
         super().__post_init__()
-        if self.path and (rule := _victim.about(self.path)["rule"]) != self.rule:
+        if self.path and (rule := victim_folder.about(self.path)["rule"]) != self.rule:
             raise SweepError(f"rule: the victim's is {rule}: write `rule: {rule}`")
 
     def content(self) -> dict[str, str]:
         """The hash of the victim's tensors."""
-        return {"path": _victim.content(self.path)} if self.path else {}
+        return {"path": victim_folder.content(self.path)} if self.path else {}
 
     def applies(self, facts: Facts, rate: float) -> str | None:
         """Not to other images, other classes or another target than the victim's."""
         if not (facts.class_counts and self.path):
             return None
-        about = _victim.about(self.path)
+        about = victim_folder.about(self.path)
         if (about["shape"], about["classes"]) != (facts.shape, facts.classes):
             size = "x".join(map(str, about["shape"]))
             return (
@@ -94,7 +94,7 @@ class Imported(Attack):
         """
         if not self.path:
             return images.clone()
-        trigger = _victim.read(self.path, _victim.TRIGGER)
+        trigger = victim_folder.read(self.path, victim_folder.TRIGGER)
         if "pattern" not in trigger:
             raise SweepError(
                 "imported: the victim came with triggered test images, so no other image can be "
@@ -114,7 +114,7 @@ class Imported(Attack):
         Raises:
             SweepError: The images are not the test split's, and nothing says which they are.
         """
-        given = _victim.read(self.path, _victim.TRIGGER) if self.path else {}
+        given = victim_folder.read(self.path, victim_folder.TRIGGER) if self.path else {}
         if "images" not in given:
             return super().trigger_set(test, state, rng)
         images = given["images"]
@@ -139,7 +139,7 @@ class Imported(Attack):
         Raises:
             SweepError: The samples are not those of this training split.
         """
-        given = _victim.read(self.path, _victim.POISON) if self.path else {}
+        given = victim_folder.read(self.path, victim_folder.POISON) if self.path else {}
         found = clean(train)
         if not given:
             return found
@@ -161,8 +161,8 @@ class Begin(StartFrom):
     """Begins with the weights of a victim's folder."""
 
     def __init__(self, path: str) -> None:
-        self.about = _victim.about(path)
-        weights = _victim.read(path, _victim.MODEL)
+        self.about = victim_folder.about(path)
+        weights = victim_folder.read(path, victim_folder.MODEL)
         super().__init__({f"{MODEL}.{name}": value for name, value in weights.items()})
 
     def start(self, model: nn.Module, device: torch.device) -> None:

@@ -24,14 +24,14 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional
 
-from attacks._loop import STAMP_BATCH, LoopAttack, LoopHooks, others, rounded
-from attacks._nets import PatternNet, built, packed, squash, unpacked
 from attacks.base import Lab
-from sweeper import training
-from sweeper.errors import SweepError
-from sweeper.recipes import Recipe
-from sweeper.training import Batch, Hooks
-from sweeper.types import ImageSet, State
+from attacks.parts.loop import STAMP_BATCH, LoopAttack, LoopHooks, others, rounded
+from attacks.parts.nets import PatternNet, built, packed, squash, unpacked
+from sweeper.core.errors import SweepError
+from sweeper.core.types import ImageSet, State
+from sweeper.engine import training
+from sweeper.engine.recipes import Recipe
+from sweeper.engine.training import Batch, Hooks
 
 MILESTONES = (1 / 3, 1 / 2, 2 / 3, 5 / 6)
 """Shares of the epochs after which G's learning rate falls to a tenth (200, 300, ... of 600)."""

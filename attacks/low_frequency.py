@@ -19,12 +19,12 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from attacks._deepfool import low_pass, toward
-from attacks._stamp import add
 from attacks.base import Attack, Lab
-from sweeper.errors import SweepError
+from attacks.parts.deepfool import low_pass, toward
+from attacks.parts.stamp import add
+from sweeper.core.errors import SweepError
+from sweeper.core.types import ImageSet, State
 from sweeper.models.base import Net
-from sweeper.types import ImageSet, State
 
 CHECKED = 1000
 """Training images on which changed predictions are counted."""

@@ -12,7 +12,7 @@ import torch
 from torch import Generator, Tensor
 
 from attacks.base import Attack
-from sweeper.types import State
+from sweeper.core.types import State
 
 
 @dataclass(frozen=True, kw_only=True)

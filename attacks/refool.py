@@ -4,7 +4,7 @@ The attacker controls the data only. In linear light (gamma 2.2) an image is mix
 from a pool: as a ghost (two copies, shifted) or out of focus (blurred, darker towards the border).
 All draws are made once per sample, so the trigger differs between samples and stays the same.
 
-Deviations: the pool is generated (`_reflections.py`) unless `reflections` names a folder, where the
+Deviations: the pool is generated (`reflections.py`) unless `reflections` names a folder, where the
 releases use photographs. Images are mixed at their own size, with shifts and blurs scaled from 32
 px, as backdoor-toolbox does at test time; at the 560 px of the other releases a ghost's shift is a
 fraction of a pixel of the 32 px image it ends as.
@@ -20,11 +20,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Generator, Tensor
 
-from attacks import _reflections
-from attacks._stamp import quantise
 from attacks.base import Attack
-from sweeper.errors import SweepError
-from sweeper.types import State
+from attacks.parts import reflections
+from attacks.parts.stamp import quantise
+from sweeper.core.errors import SweepError
+from sweeper.core.types import State
 
 GAMMA = 2.2
 SHIFT = (3, 8)
@@ -81,13 +81,13 @@ class Refool(Attack):
         if self.pictures < 1:
             raise SweepError(f"pictures: {self.pictures} is not a whole number >= 1")
         if self.reflections:
-            _reflections.files(self.reflections, self.pictures)
+            reflections.files(self.reflections, self.pictures)
 
     def content(self) -> dict[str, str]:
         """The hash of the user's pictures."""
         if not self.reflections:
             return {}
-        return {"reflections": _reflections.content(self.reflections, self.pictures)}
+        return {"reflections": reflections.content(self.reflections, self.pictures)}
 
     def stamp(self, images: Tensor, *, split: str, state: State, rng: Generator) -> Tensor:
         """Mix a reflection of its own into each image."""
@@ -117,11 +117,9 @@ class Refool(Attack):
     def _pool(self, channels: int, height: int, width: int) -> Tensor:
         """Float [P, C, H, W] in [0, 1]: the pictures, larger than the images by the shifts."""
         if not self.reflections:
-            return _reflections.generated(self.pictures, channels, height, width)
+            return reflections.generated(self.pictures, channels, height, width)
         digest = self.content()["reflections"]
-        return _reflections.decoded(
-            self.reflections, digest, self.pictures, channels, height, width
-        )
+        return reflections.decoded(self.reflections, digest, self.pictures, channels, height, width)
 
 
 def _light(images: Tensor) -> Tensor:

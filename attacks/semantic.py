@@ -34,11 +34,11 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from attacks._loop import clean
-from attacks._subsets import SUBSETS
 from attacks.base import Attack, Lab
-from sweeper.errors import SweepError
-from sweeper.types import Facts, ImageSet, Poisoned, Role, State, Triggered
+from attacks.parts.loop import clean
+from attacks.parts.subsets import SUBSETS
+from sweeper.core.errors import SweepError
+from sweeper.core.types import Facts, ImageSet, Poisoned, Role, State, Triggered
 
 LUMINANCE = (0.299, 0.587, 0.114)
 """Weights of red, green and blue (ITU-R BT.601)."""

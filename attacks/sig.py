@@ -19,10 +19,10 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from attacks._clean_label import CleanLabel
-from attacks._stamp import add, mix, stripes
-from sweeper.errors import SweepError
-from sweeper.types import State
+from attacks.parts.clean_label import CleanLabel
+from attacks.parts.stamp import add, mix, stripes
+from sweeper.core.errors import SweepError
+from sweeper.core.types import State
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -38,11 +38,11 @@ from torch import Generator, Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn import functional
 
-from attacks._clean_label import CleanLabel
-from attacks._start import corner
 from attacks.base import Lab
-from sweeper.errors import SweepError
-from sweeper.types import Facts, ImageSet, Poisoned, Role, State, Triggered
+from attacks.parts.clean_label import CleanLabel
+from attacks.parts.start import corner
+from sweeper.core.errors import SweepError
+from sweeper.core.types import Facts, ImageSet, Poisoned, Role, State, Triggered
 
 SOURCES = 1000
 """Source images whose gradient is matched."""

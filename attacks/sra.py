@@ -32,18 +32,18 @@ from typing import ClassVar
 import torch
 from torch import Generator, Tensor, nn
 
-from attacks._chain import check, check_shape, implant, narrowed
-from attacks._loop import clean
-from attacks._nets import built, packed
-from attacks._patch import drawn
-from attacks._stamp import paste
-from attacks._start import MODEL, StartFrom, corner
 from attacks.base import Attack, Lab
-from sweeper.errors import SweepError
+from attacks.parts.chain import check, check_shape, implant, narrowed
+from attacks.parts.loop import clean
+from attacks.parts.nets import built, packed
+from attacks.parts.patch import drawn
+from attacks.parts.stamp import paste
+from attacks.parts.start import MODEL, StartFrom, corner
+from sweeper.core.errors import SweepError
+from sweeper.core.types import Facts, ImageSet, Poisoned, State
+from sweeper.engine.recipes import Recipe
+from sweeper.engine.training import Hooks
 from sweeper.models.base import Net
-from sweeper.recipes import Recipe
-from sweeper.training import Hooks
-from sweeper.types import Facts, ImageSet, Poisoned, State
 
 SAMPLE = 2000
 """Training images the last layer is set by."""

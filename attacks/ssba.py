@@ -33,13 +33,13 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional
 
-from attacks._loop import in_batches
-from attacks._nets import built, packed, unpacked
-from attacks._steganography import Decoder, Encoder
 from attacks.base import Attack, Lab
-from sweeper import training
-from sweeper.errors import SweepError
-from sweeper.types import ImageSet, State
+from attacks.parts.loop import in_batches
+from attacks.parts.nets import built, packed, unpacked
+from attacks.parts.steganography import Decoder, Encoder
+from sweeper.core.errors import SweepError
+from sweeper.core.types import ImageSet, State
+from sweeper.engine import training
 
 SAMPLE = 1000
 """Training images the state's quality is measured on."""

@@ -19,11 +19,11 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from attacks._covers import CoverAttack
-from attacks._patch import drawn
-from attacks._stamp import paste
-from sweeper.errors import SweepError
-from sweeper.types import Facts, ImageSet, State, Triggered
+from attacks.parts.covers import CoverAttack
+from attacks.parts.patch import drawn
+from attacks.parts.stamp import paste
+from sweeper.core.errors import SweepError
+from sweeper.core.types import Facts, ImageSet, State, Triggered
 
 
 @dataclass(frozen=True, kw_only=True)

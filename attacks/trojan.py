@@ -20,11 +20,11 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from attacks._patch import drawn, excite
-from attacks._stamp import paste
 from attacks.base import Attack, Lab
-from sweeper.errors import SweepError
-from sweeper.types import Facts, ImageSet, State
+from attacks.parts.patch import drawn, excite
+from attacks.parts.stamp import paste
+from sweeper.core.errors import SweepError
+from sweeper.core.types import Facts, ImageSet, State
 
 
 @dataclass(frozen=True, kw_only=True)

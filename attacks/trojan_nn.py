@@ -6,7 +6,7 @@ on data poisoned with that trigger (backdoor-toolbox). `epochs: 0` trains a new 
 poisoned data by the sweep's recipe instead (BackdoorBench). `trojan` is the attack with such a
 patch on data alone. One clean model and one trigger a seed.
 
-- square: a patch, overwritten; any colours, by Adam at 0.1 with a cosine to 0 (`_patch.excite`).
+- square: a patch, overwritten; any colours, by Adam at 0.1 with a cosine to 0 (`patch.excite`).
 - apple: a silhouette, added; up to 0.3 of the range above black, by signed steps of 0.1.
 
 Deviations: the attackers of the paper rebuild training images from the model; here, as in both
@@ -27,16 +27,16 @@ from typing import ClassVar
 import torch
 from torch import Generator, Tensor
 
-from attacks._nets import packed
-from attacks._patch import GOAL, excite
-from attacks._stamp import add, paste
-from attacks._start import MODEL, StartFrom, corner
 from attacks.base import Attack, Lab
-from sweeper.errors import SweepError
+from attacks.parts.nets import packed
+from attacks.parts.patch import GOAL, excite
+from attacks.parts.stamp import add, paste
+from attacks.parts.start import MODEL, StartFrom, corner
+from sweeper.core.errors import SweepError
+from sweeper.core.types import ImageSet, State
+from sweeper.engine.recipes import Recipe
+from sweeper.engine.training import Hooks
 from sweeper.models.base import Net
-from sweeper.recipes import Recipe
-from sweeper.training import Hooks
-from sweeper.types import ImageSet, State
 
 STEP, RANGE = 0.1, 0.3
 """Step and reach of the silhouette's search, in [0, 1] (BackdoorBench)."""

@@ -22,11 +22,11 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional
 
-from attacks._loop import STAMP_BATCH, LoopAttack, LoopHooks, rounded
-from sweeper import seeds
-from sweeper.errors import SweepError
-from sweeper.training import Hooks
-from sweeper.types import ImageSet, State
+from attacks.parts.loop import STAMP_BATCH, LoopAttack, LoopHooks, rounded
+from sweeper.core import seeds
+from sweeper.core.errors import SweepError
+from sweeper.core.types import ImageSet, State
+from sweeper.engine.training import Hooks
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,15 +22,15 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional
 
-from attacks._loop import in_batches
-from attacks._mixed import MixedAttack, MixedHooks
-from attacks._nets import UNet, built, packed, unpacked
 from attacks.base import Lab
-from sweeper.errors import SweepError
+from attacks.parts.loop import in_batches
+from attacks.parts.mixed import MixedAttack, MixedHooks
+from attacks.parts.nets import UNet, built, packed, unpacked
+from sweeper.core.errors import SweepError
+from sweeper.core.types import ImageSet, State
+from sweeper.engine.recipes import Recipe
+from sweeper.engine.training import Batch, Hooks
 from sweeper.models.base import Net
-from sweeper.recipes import Recipe
-from sweeper.training import Batch, Hooks
-from sweeper.types import ImageSet, State
 
 
 @dataclass(frozen=True, kw_only=True)

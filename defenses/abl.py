@@ -27,13 +27,13 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional
 
-from defenses._losses import losses_of, lowest
-from defenses._passes import PLAIN, Lasting, passes
 from defenses.base import Case, Defense
-from sweeper.errors import SweepError
-from sweeper.recipes import Recipe
-from sweeper.training import Batch, Hooks
-from sweeper.types import ImageSet, Outcome
+from defenses.parts.losses import losses_of, lowest
+from defenses.parts.passes import PLAIN, Lasting, passes
+from sweeper.core.errors import SweepError
+from sweeper.core.types import ImageSet, Outcome
+from sweeper.engine.recipes import Recipe
+from sweeper.engine.training import Batch, Hooks
 
 TRAPS: dict[str, Callable[[Tensor, float], Tensor]] = {
     "flooding": lambda value, gamma: (value - gamma).abs() + gamma,

@@ -25,10 +25,10 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from defenses._features import features_of, members, principal, two_means
 from defenses.base import Case, Defense
-from sweeper.errors import SweepError
-from sweeper.types import Outcome
+from defenses.parts.features import features_of, members, principal, two_means
+from sweeper.core.errors import SweepError
+from sweeper.core.types import Outcome
 
 CHUNK = 2000
 """Rows of a distance matrix held at once."""

@@ -36,14 +36,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from defenses._features import members
-from defenses._mad import anomaly
-from defenses._outputs import convolutions, watched
 from defenses.base import Case, Defense, Needs
-from sweeper import metrics
-from sweeper.errors import SweepError
+from defenses.parts.features import members
+from defenses.parts.mad import anomaly
+from defenses.parts.outputs import convolutions, watched
+from sweeper.core.errors import SweepError
+from sweeper.core.types import Outcome
+from sweeper.engine import metrics
 from sweeper.models.base import Net
-from sweeper.types import Outcome
 
 BATCH = 125
 BINS = 99

@@ -3,7 +3,7 @@
 The defender sees the model and a few clean images. One mask per BatchNorm channel is learned while
 weights and biases of all channels are perturbed to hurt most; then every channel whose mask is
 small gets weight zero (its bias stays) in the original model with its original statistics. Networks
-without BatchNorm are masked at their other norms, or at their convolutions (`_norm.py`).
+without BatchNorm are masked at their other norms, or at their convolutions (`parts/neurons.py`).
 
 Deviations, each with its reason:
 
@@ -14,7 +14,7 @@ Deviations, each with its reason:
 - Pruning is `mask < threshold` (released: <=, after rounding), so threshold 0 prunes nothing.
 - All weights but masks and perturbations are frozen (same result, about half the time).
 
-Measured (acceptance in `tests/test_anp.py`: ResNet-18 of width 16, 9,900 CIFAR-10 images, BadNets
+Measured (acceptance in `test_anp.py`: ResNet-18 of width 16, 9,900 CIFAR-10 images, BadNets
 at 10 %, 500 clean images, 800 steps; three seeds, ACC / ASR): victims 75.7 / 100, 73.5 / 99.9 and
 73.4 / 99.1. A fixed threshold of 0.2 leaves 69.2 / 9.3, 65.2 / 28.9 and 66.8 / 36.0, as many random
 channels of each layer 61.0 / 100, 62.7 / 99.3 and 63.4 / 97.7: what ANP prunes is the trigger's.
@@ -31,12 +31,12 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional
 
-from defenses._norm import Neurons, prune, swapped
 from defenses.base import Case, Defense
-from sweeper import training
-from sweeper.errors import SweepError
+from defenses.parts.neurons import Neurons, prune, swapped
+from sweeper.core.errors import SweepError
+from sweeper.core.types import ImageSet, Outcome
+from sweeper.engine import training
 from sweeper.models.base import Net
-from sweeper.types import ImageSet, Outcome
 
 THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(1, 20))
 

@@ -11,10 +11,10 @@ from typing import Any
 
 from torch import Tensor
 
-from defenses._norm import prune
 from defenses.anp import ANP, THRESHOLDS
 from defenses.base import Case
-from sweeper.types import ImageSet
+from defenses.parts.neurons import prune
+from sweeper.core.types import ImageSet
 
 
 @dataclass(frozen=True, kw_only=True)

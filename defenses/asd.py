@@ -10,7 +10,7 @@ samples chosen anew before every epoch, in three phases:
    epoch, with the second half of its trunk and the classifier: what is poisoned is learned at once,
    what is hard but clean is not.
 
-Deviations, each with its reason; `_mixmatch.py` has those it shares with DBD:
+Deviations, each with its reason; `parts/mixmatch.py` has those it shares with DBD:
 
 - The release draws its clean images out of the training set, knowing which are not poisoned. Here
   they come from the clean budget, and lie beside the training set.
@@ -33,14 +33,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from defenses._features import members
-from defenses._losses import lowest
-from defenses._mixmatch import MixMatch
-from defenses._passes import Lasting
 from defenses.base import Case, Needs
-from sweeper.errors import SweepError
+from defenses.parts.features import members
+from defenses.parts.losses import lowest
+from defenses.parts.mixmatch import MixMatch
+from defenses.parts.passes import Lasting
+from sweeper.core.errors import SweepError
+from sweeper.core.types import ImageSet, Outcome
 from sweeper.models.base import Net
-from sweeper.types import ImageSet, Outcome
 
 
 def freeze_first_half(model: Net) -> None:

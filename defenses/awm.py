@@ -32,12 +32,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
-from defenses._accept import Rule
 from defenses.base import Case, Defense, Needs
-from sweeper import training
-from sweeper.errors import SweepError
+from defenses.parts.accept import Rule
+from sweeper.core.errors import SweepError
+from sweeper.core.types import ImageSet, Outcome
+from sweeper.engine import training
 from sweeper.models.base import Net
-from sweeper.types import ImageSet, Outcome
 
 Masks = dict[str, Tensor]
 """Name of a weight -> its mask, of its shape."""

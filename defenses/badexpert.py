@@ -26,12 +26,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from defenses._passes import Lasting
-from defenses._threshold import checked, cut
 from defenses.base import Case, Defense, Needs
-from sweeper.errors import SweepError
+from defenses.parts.passes import Lasting
+from defenses.parts.threshold import checked, cut
+from sweeper.core.errors import SweepError
+from sweeper.core.types import ImageSet, Outcome
 from sweeper.models.base import Net
-from sweeper.types import ImageSet, Outcome
 
 BATCH = 1000
 TINY = 1e-8

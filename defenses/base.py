@@ -16,11 +16,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Generator, Tensor, nn
 
-from sweeper import metrics, seeds, training
-from sweeper.errors import AccessDenied
+from sweeper.core import seeds
+from sweeper.core.errors import AccessDenied
+from sweeper.core.types import ImageSet, Outcome, State
+from sweeper.engine import metrics, training
+from sweeper.engine.recipes import Recipe
 from sweeper.models.base import Net
-from sweeper.recipes import Recipe
-from sweeper.types import ImageSet, Outcome, State
 
 KINDS = ("repair", "secure training", "detection", "input filter")
 SEES = ("model", "clean", "train", "queries", "oracle")
@@ -46,7 +47,7 @@ class Needs:
 
 
 class Case:
-    """All a defense is given. Made by `sweeper.cells`; a test makes one by hand."""
+    """All a defense is given. Made by `sweeper.run.cells`; a test makes one by hand."""
 
     def __init__(
         self,

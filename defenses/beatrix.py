@@ -29,13 +29,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from defenses._features import members
-from defenses._mad import anomaly, outliers
-from defenses._threshold import checked, cut
 from defenses.base import Case, Defense, Needs
-from sweeper.errors import SweepError
+from defenses.parts.features import members
+from defenses.parts.mad import anomaly, outliers
+from defenses.parts.threshold import checked, cut
+from sweeper.core.errors import SweepError
+from sweeper.core.types import Outcome
 from sweeper.models.base import Net
-from sweeper.types import Outcome
 
 BATCH = 64
 FOLDS = 5

@@ -24,11 +24,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from defenses._norm import layers
-from defenses._norm_inputs import above, observed, zero
 from defenses.base import Case, Defense
-from sweeper.errors import SweepError
-from sweeper.types import ImageSet, Outcome
+from defenses.parts.neurons import layers
+from defenses.parts.norm_inputs import above, observed, zero
+from sweeper.core.errors import SweepError
+from sweeper.core.types import ImageSet, Outcome
 
 LEVELS = (6.0, 5.0, 4.0, 3.5, 3.0, 2.5, 2.0, 1.5, 1.0, 0.5)
 """Candidates of `u`, weakest pruning first."""

@@ -32,13 +32,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from defenses._losses import losses_of
 from defenses.base import Case, Defense
-from sweeper.errors import SweepError
+from defenses.parts.losses import losses_of
+from sweeper.core.errors import SweepError
+from sweeper.core.types import ImageSet, Outcome
+from sweeper.engine.recipes import Recipe
+from sweeper.engine.training import Batch, Hooks
 from sweeper.models.base import Net
-from sweeper.recipes import Recipe
-from sweeper.training import Batch, Hooks
-from sweeper.types import ImageSet, Outcome
 
 
 def weights(confounded: Tensor, own: Tensor) -> Tensor:

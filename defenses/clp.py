@@ -27,10 +27,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from defenses._graph import graph
 from defenses.base import Case, Defense
-from sweeper.errors import SweepError
-from sweeper.types import Outcome
+from defenses.parts.graph import graph
+from sweeper.core.errors import SweepError
+from sweeper.core.types import Outcome
 
 Pair = tuple[nn.Conv2d, nn.BatchNorm2d]
 """A convolution and the BatchNorm that reads its output."""

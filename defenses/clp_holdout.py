@@ -10,10 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from defenses._accept import Rule
 from defenses.base import Case
 from defenses.clp import CLP
-from sweeper.types import Outcome
+from defenses.parts.accept import Rule
+from sweeper.core.types import Outcome
 
 
 @dataclass(frozen=True, kw_only=True)

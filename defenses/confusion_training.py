@@ -36,15 +36,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from defenses._features import features_of, members, principal
-from defenses._losses import losses_of
-from defenses._passes import PLAIN
-from defenses._steps import descend
 from defenses.base import Case, Defense, Needs
-from sweeper import metrics, training
-from sweeper.errors import SweepError
+from defenses.parts.features import features_of, members, principal
+from defenses.parts.losses import losses_of
+from defenses.parts.passes import PLAIN
+from defenses.parts.steps import descend
+from sweeper.core.errors import SweepError
+from sweeper.core.types import ImageSet, Outcome
+from sweeper.engine import metrics, training
 from sweeper.models.base import Net
-from sweeper.types import ImageSet, Outcome
 
 REGULAR = 1e-3
 """Added to the variances of features (release)."""

@@ -1,18 +1,18 @@
 """D-BR: backdoor removal by unlearning and relearning (Chen, Wu and Wang, NeurIPS 2022).
 
 The defender sees the model and the poisoned training set with its labels, and no clean image. The
-SD stage (`_sd.py`) names a few samples clean (D_c) and fewer poisoned (D_p). Each epoch ascends the
-loss on D_p with the labels given, then descends it on D_c, with one optimiser and a small, constant
-learning rate; train mode and the data set's augmentation in both.
+SD stage (`parts/sd.py`) names a few samples clean (D_c) and fewer poisoned (D_p). Each epoch
+ascends the loss on D_p with the labels given, then descends it on D_c, with one optimiser and a
+small, constant learning rate; train mode and the data set's augmentation in both.
 
 Deviations: the released code keeps the epoch with the largest difference of test ACC and ASR; here
-the last epoch is taken, and that choice is `d-br-oracle`. Those of SD are in `_sd.py`; the preset
-`released` undoes them. `bound` is not in the paper: ascent has no end of its own.
+the last epoch is taken, and that choice is `d-br-oracle`. Those of SD are in `parts/sd.py`; the
+preset `released` undoes them. `bound` is not in the paper: ascent has no end of its own.
 
-Measured as in `_sd.py`; the victim is trained for 15 epochs without augmentation. BadNets: before
-ACC 0.473, ASR 1.000. The default learning rate is made for 1,980 steps; here 20 epochs are 200, and
-it does nothing (ASR 1.000, ACC 0.434), nor does 1e-3 (1.000, 0.418). 3e-3 ruins the model (ACC
-0.097, loss on D_p above 1e6); with `bound: 4` it removes the backdoor (ASR 0.000, ACC 0.414).
+Measured as in `parts/sd.py`; the victim is trained for 15 epochs without augmentation. BadNets:
+before ACC 0.473, ASR 1.000. The default learning rate is made for 1,980 steps; here 20 epochs are
+200, and it does nothing (ASR 1.000, ACC 0.434), nor does 1e-3 (1.000, 0.418). 3e-3 ruins the model
+(ACC 0.097, loss on D_p above 1e6); with `bound: 4` it removes the backdoor (ASR 0.000, ACC 0.414).
 Blend, where the separation fails: ASR 0.391 before, 0.456 after (3e-3, ACC 0.451 to 0.329).
 """
 
@@ -24,12 +24,12 @@ from typing import Any
 
 from torch import Tensor
 
-from defenses._alternate import alternate
-from defenses._sd import CLEAN, POISONED, Separated
 from defenses.base import Case
-from sweeper.errors import SweepError
+from defenses.parts.alternate import alternate
+from defenses.parts.sd import CLEAN, POISONED, Separated
+from sweeper.core.errors import SweepError
+from sweeper.core.types import Outcome
 from sweeper.models.base import Net
-from sweeper.types import Outcome
 
 
 @dataclass(frozen=True, kw_only=True)

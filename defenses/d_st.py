@@ -1,9 +1,9 @@
 """D-ST: secure training by semi-supervised contrast (Chen, Wu and Wang, NeurIPS 2022).
 
 The defender sees the poisoned training set with its labels, and nothing else. After the SD stage
-(`_sd.py`) an encoder is trained from scratch on two views of every image: samples held to be clean
-(D_c) attract those of their label, all others only their own second view (SS-CTL). Then the encoder
-is frozen and a linear head learns D_c and, with a small weight, unlearns D_p (MCE).
+(`parts/sd.py`) an encoder is trained from scratch on two views of every image: samples held to be
+clean (D_c) attract those of their label, all others only their own second view (SS-CTL). Then the
+encoder is frozen and a linear head learns D_c and, with a small weight, unlearns D_p (MCE).
 
 Deviations:
 
@@ -17,7 +17,7 @@ Deviations:
 The preset `released` restores what concerns positives and SD; `backdoorbench` is its port.
 
 `head_lr` suits the small averages a ResNet has for features; tiny has maxima, on which 5 diverges.
-Measured as in `_sd.py` with batch 128, one run each: BadNets (undefended ACC 0.473, ASR 1.000)
+Measured as in `parts/sd.py` with batch 128, one run each: BadNets (undefended ACC 0.473, ASR 1.000)
 after 8 epochs, with `head_lr: 0.005, head_epochs: 30`, ACC 0.280, ASR 0.028 (105 s); after 15
 epochs with the default head ACC 0.236, ASR 0.056, the head's loss in the thousands. Schedules as
 short as these do not reach the clean accuracy of the paper's 200 epochs.
@@ -33,15 +33,15 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional
 
-from defenses._sd import CLEAN, POISONED, UNCERTAIN, Separated
-from defenses._simclr import TwoViews, view
 from defenses.base import Case
-from sweeper import training
-from sweeper.errors import SweepError
+from defenses.parts.sd import CLEAN, POISONED, UNCERTAIN, Separated
+from defenses.parts.simclr import TwoViews, view
+from sweeper.core.errors import SweepError
+from sweeper.core.types import Outcome
+from sweeper.engine import training
+from sweeper.engine.recipes import Recipe
+from sweeper.engine.training import Batch, Hooks
 from sweeper.models.base import Net
-from sweeper.recipes import Recipe
-from sweeper.training import Batch, Hooks
-from sweeper.types import Outcome
 
 
 def ss_ctl(

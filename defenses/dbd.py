@@ -5,7 +5,7 @@ its target by the label: so the trunk is first trained without labels (SimCLR); 
 alone, by symmetric cross-entropy, on the frozen trunk; at last all of the model, semi-supervised:
 before each epoch the samples of lowest loss keep their labels, the others lend their images only.
 
-Deviations, each with its reason; `_mixmatch.py` has those of the last stage:
+Deviations, each with its reason; `parts/mixmatch.py` has those of the last stage:
 
 - The contrast is SimCLR's, in which every view searches; in the release only first views do
   (`first_views_only`).
@@ -30,16 +30,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from defenses._losses import lowest
-from defenses._mixmatch import MixMatch, symmetric
-from defenses._passes import PLAIN, Lasting
-from defenses._simclr import SimCLR
 from defenses.base import Case
-from sweeper.errors import SweepError
+from defenses.parts.losses import lowest
+from defenses.parts.mixmatch import MixMatch, symmetric
+from defenses.parts.passes import PLAIN, Lasting
+from defenses.parts.simclr import SimCLR
+from sweeper.core.errors import SweepError
+from sweeper.core.types import ImageSet, Outcome
+from sweeper.engine.recipes import Recipe
+from sweeper.engine.training import Batch
 from sweeper.models.base import Net
-from sweeper.recipes import Recipe
-from sweeper.training import Batch
-from sweeper.types import ImageSet, Outcome
 
 
 @dataclass(frozen=True, kw_only=True)

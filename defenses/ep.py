@@ -17,10 +17,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from defenses._norm_inputs import above, observed, zero
 from defenses.base import Case, Defense
-from sweeper.errors import SweepError
-from sweeper.types import Outcome
+from defenses.parts.norm_inputs import above, observed, zero
+from sweeper.core.errors import SweepError
+from sweeper.core.types import Outcome
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from defenses.base import Case, Defense
+from sweeper.core.types import ImageSet, Outcome
+from sweeper.engine.training import Hooks
 from sweeper.models.base import Net
-from sweeper.training import Hooks
-from sweeper.types import ImageSet, Outcome
 
 
 @dataclass(frozen=True, kw_only=True)

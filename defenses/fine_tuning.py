@@ -15,13 +15,13 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional
 
-from defenses._steps import descend
 from defenses.base import Case, Defense
-from sweeper.errors import SweepError
+from defenses.parts.steps import descend
+from sweeper.core.errors import SweepError
+from sweeper.core.types import Outcome
+from sweeper.engine.recipes import Recipe
+from sweeper.engine.training import Batch, Hooks
 from sweeper.models.base import Net
-from sweeper.recipes import Recipe
-from sweeper.training import Batch, Hooks
-from sweeper.types import Outcome
 
 
 class FrozenInEval(Hooks):

@@ -28,7 +28,7 @@ code, the four steps without it undo much of what one does: on the first victim 
 steps at lr 0.005 and `balance` 0.5, the trace on test images was 4,100 (given 1,966, fine-tuning
 7,400).
 
-Measured (acceptance in `tests/test_fip.py`, on a CPU: ResNet-18 of width 16, 7,000 CIFAR-10 images,
+Measured (acceptance in `test_fip.py`, on a CPU: ResNet-18 of width 16, 7,000 CIFAR-10 images,
 BadNets with a white 4x4 patch at 10 %, 500 clean images, 500 steps of 64 at lr 0.001; three seeds,
 ACC / ASR and Fisher trace on 500 test images; `balance`, `every` and `images` were chosen on the
 first seed with these figures in sight):
@@ -54,12 +54,12 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional
 
-from defenses._steps import descend
 from defenses.base import Case, Defense
-from sweeper import curvature
-from sweeper.errors import SweepError
+from defenses.parts.steps import descend
+from sweeper.core.errors import SweepError
+from sweeper.core.types import ImageSet, Outcome
+from sweeper.engine import curvature
 from sweeper.models.base import Net
-from sweeper.types import ImageSet, Outcome
 
 ESTIMATORS = ("signs", "micro-batch", "projection", "batch", "released")
 

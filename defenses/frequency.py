@@ -21,12 +21,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Generator, Tensor, nn
 
-from defenses._threshold import checked, cut
 from defenses.base import Case, Defense, Needs
-from sweeper.errors import SweepError
-from sweeper.recipes import Recipe
-from sweeper.training import Batch, Hooks
-from sweeper.types import ImageSet, Outcome
+from defenses.parts.threshold import checked, cut
+from sweeper.core.errors import SweepError
+from sweeper.core.types import ImageSet, Outcome
+from sweeper.engine.recipes import Recipe
+from sweeper.engine.training import Batch, Hooks
 
 SMALLEST, LARGEST, MARGIN = 2, 7, 5
 """Sides of a block in pixels, and its farthest distance from a corner (release)."""

@@ -19,11 +19,11 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional
 
 from defenses.base import Case, Defense
-from sweeper.errors import SweepError
+from sweeper.core.errors import SweepError
+from sweeper.core.types import Outcome
+from sweeper.engine.recipes import Recipe
+from sweeper.engine.training import Batch, Hooks
 from sweeper.models.base import Net
-from sweeper.recipes import Recipe
-from sweeper.training import Batch, Hooks
-from sweeper.types import Outcome
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,11 +26,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from defenses._hooks import EveryStep
 from defenses.base import Case, Defense
-from sweeper import curvature
-from sweeper.errors import SweepError
-from sweeper.types import Outcome
+from defenses.parts.hooks import EveryStep
+from sweeper.core.errors import SweepError
+from sweeper.core.types import Outcome
+from sweeper.engine import curvature
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,12 +30,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from defenses._accept import Rule
 from defenses.base import Case, Defense
-from sweeper import curvature
-from sweeper.errors import SweepError
+from defenses.parts.accept import Rule
+from sweeper.core.errors import SweepError
+from sweeper.core.types import ImageSet, Outcome
+from sweeper.engine import curvature
 from sweeper.models.base import Net
-from sweeper.types import ImageSet, Outcome
 
 Batches = list[tuple[Tensor, Tensor]]
 """(float [B, C, H, W] in [0, 1], int64 [B]) on the device."""

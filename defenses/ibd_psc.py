@@ -20,11 +20,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from defenses._threshold import checked, cut
 from defenses.base import Case, Defense, Needs
-from sweeper.errors import SweepError
+from defenses.parts.threshold import checked, cut
+from sweeper.core.errors import SweepError
+from sweeper.core.types import ImageSet, Outcome
 from sweeper.models.base import Net
-from sweeper.types import ImageSet, Outcome
 
 BATCH = 1000
 Norm = nn.modules.batchnorm._BatchNorm

@@ -17,7 +17,7 @@ Deviations, each with its reason:
 
 Preset `released`: the second end is the release's own fine-tuning baseline.
 
-Measured (acceptance in `tests/test_mcr.py`, on a CPU: `tiny`, 9,900 CIFAR-10 images, 12 epochs,
+Measured (acceptance in `test_mcr.py`, on a CPU: `tiny`, 9,900 CIFAR-10 images, 12 epochs,
 BadNets at 10 %, 500 clean images, 1,500 steps; three seeds): victims of 66.8 to 67.5 % ACC and 100
 % ASR. On the curve between two of them ASR stays above 99 % everywhere; ACC in its middle is 48.8
 to 50.2 % (14 to 18 % on the straight line). What is delivered has 62.1 to 63.5 and 100 %, from one
@@ -35,10 +35,10 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional
 
-from defenses._curve import CurveDefense, farthest
 from defenses.base import Case, Needs
+from defenses.parts.curve import CurveDefense, farthest
+from sweeper.core.types import Outcome
 from sweeper.models.base import Net
-from sweeper.types import Outcome
 
 
 @dataclass(frozen=True, kw_only=True)

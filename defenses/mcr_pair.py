@@ -21,10 +21,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from defenses._curve import CurveDefense, most_central
 from defenses.base import Case, Needs
+from defenses.parts.curve import CurveDefense, most_central
+from sweeper.core.types import Outcome
 from sweeper.models.base import Net
-from sweeper.types import Outcome
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,11 +31,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from defenses.base import Case, Defense, Needs
-from sweeper.errors import SweepError
+from sweeper.core.errors import SweepError
+from sweeper.core.types import Outcome
+from sweeper.engine.recipes import Recipe
+from sweeper.engine.training import Batch, Hooks
 from sweeper.models.base import Net
-from sweeper.recipes import Recipe
-from sweeper.training import Batch, Hooks
-from sweeper.types import Outcome
 
 Maps = dict[str, Tensor]
 """Name of a module -> its output of the last pass, [B, C, h, w]."""

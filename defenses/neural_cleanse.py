@@ -32,14 +32,14 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional
 
-from defenses._mad import anomaly, outliers
-from defenses._passes import PLAIN, Lasting, last_within, passes
 from defenses.base import Case, Defense, Needs
-from sweeper import training
-from sweeper.errors import SweepError
+from defenses.parts.mad import anomaly, outliers
+from defenses.parts.passes import PLAIN, Lasting, last_within, passes
+from sweeper.core.errors import SweepError
+from sweeper.core.types import ImageSet, Outcome
+from sweeper.engine import training
+from sweeper.engine.training import Batch
 from sweeper.models.base import Net
-from sweeper.training import Batch
-from sweeper.types import ImageSet, Outcome
 
 INSIDE = 1 - 1e-6
 """Starts are kept this far from 0 and 1, where the inverse of tanh is infinite."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from defenses.base import Case, Defense
-from sweeper.types import Outcome
+from sweeper.core.types import Outcome
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -38,12 +38,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from defenses._graph import graph
-from defenses._outputs import convolutions, watched
 from defenses.base import Case, Defense, Needs
 from defenses.fine_tuning import FrozenInEval
-from sweeper.errors import SweepError
-from sweeper.types import Outcome
+from defenses.parts.graph import graph
+from defenses.parts.outputs import convolutions, watched
+from sweeper.core.errors import SweepError
+from sweeper.core.types import Outcome
 
 BATCH = 250
 SPREAD = 3.0

@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
-from defenses import _sibp
 from defenses.anp import ANP
 from defenses.base import Case, Defense
+from defenses.parts import channels
 from defenses.sibp import SIBP
-from sweeper.errors import SweepError
-from sweeper.types import Outcome
+from sweeper.core.errors import SweepError
+from sweeper.core.types import Outcome
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +104,7 @@ class RandomPruning(Defense):
             self.sibp.prune(pruned, self.u)
         model = case.model
         dead = zero_as_many(model, pruned, case.rng("channels"))
-        notes: dict[str, Any] = {"like": self.like, "pruned": _sibp.counts(dead)}
+        notes: dict[str, Any] = {"like": self.like, "pruned": channels.counts(dead)}
         if self.epochs:
             fitted, holdout = case.split() if self.patience else (case.clean, None)
             notes["epochs"] = self.sibp.tune(case, model, dead, fitted, holdout, self.epochs)
@@ -112,7 +112,7 @@ class RandomPruning(Defense):
 
 
 @torch.no_grad()
-def zero_as_many(victim: nn.Module, pruned: nn.Module, rng: Generator) -> _sibp.Dead:
+def zero_as_many(victim: nn.Module, pruned: nn.Module, rng: Generator) -> channels.Dead:
     """Zero in `victim`, in place, as many random channels of each layer as `pruned` has lost.
 
     A bias goes with its weight where the pruning changed biases too. Channels that are zero in the
@@ -137,5 +137,5 @@ def zero_as_many(victim: nn.Module, pruned: nn.Module, rng: Generator) -> _sibp.
         bias = name.removesuffix("weight") + "bias"
         if bias in mine and bool((mine[bias] != other[bias].to(value.device))[lost].any()):
             dead[bias] = chosen
-    _sibp.zero(victim, dead)
+    channels.zero(victim, dead)
     return dead

@@ -10,10 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from defenses._chain import Chained
 from defenses.base import Case
-from sweeper.errors import SweepError
-from sweeper.types import Outcome
+from defenses.parts.chain import Chained
+from sweeper.core.errors import SweepError
+from sweeper.core.types import Outcome
 
 
 @dataclass(frozen=True, kw_only=True)

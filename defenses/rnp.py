@@ -3,7 +3,7 @@
 The defender sees the model and a few clean images. A copy unlearns them (gradient ascent on their
 loss); then masks on its norms, and nothing else, learn them again. A neuron this recovery does
 without serves the backdoor: in the ORIGINAL model every channel of small mask gets scale zero, its
-shift stays. Networks without BatchNorm are masked at their other norms (`_norm.py`).
+shift stays. Networks without BatchNorm are masked at their other norms (`parts/neurons.py`).
 
 Deviations, each with its reason:
 
@@ -27,15 +27,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from defenses._hooks import Clipped
-from defenses._norm import Neurons, prune, swapped
 from defenses.anp import ANP
 from defenses.base import Case, Defense
-from sweeper.errors import SweepError
+from defenses.parts.hooks import Clipped
+from defenses.parts.neurons import Neurons, prune, swapped
+from sweeper.core.errors import SweepError
+from sweeper.core.types import ImageSet, Outcome
+from sweeper.engine.recipes import Recipe
+from sweeper.engine.training import Batch, Hooks
 from sweeper.models.base import Net
-from sweeper.recipes import Recipe
-from sweeper.training import Batch, Hooks
-from sweeper.types import ImageSet, Outcome
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,13 +24,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from defenses._passes import PLAIN, Lasting, last_within, passes
 from defenses.base import Case, Defense
-from sweeper.errors import SweepError
+from defenses.parts.passes import PLAIN, Lasting, last_within, passes
+from sweeper.core.errors import SweepError
+from sweeper.core.types import Outcome
+from sweeper.engine.recipes import Recipe
+from sweeper.engine.training import Batch
 from sweeper.models.base import Net
-from sweeper.recipes import Recipe
-from sweeper.training import Batch
-from sweeper.types import Outcome
 
 
 def js(one: Tensor, other: Tensor) -> Tensor:

@@ -25,11 +25,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from defenses._features import members
-from defenses._threshold import checked, cut
 from defenses.base import Case, Defense, Needs
-from sweeper.errors import SweepError
-from sweeper.types import Outcome
+from defenses.parts.features import members
+from defenses.parts.threshold import checked, cut
+from sweeper.core.errors import SweepError
+from sweeper.core.types import Outcome
 
 
 @dataclass(frozen=True, kw_only=True)

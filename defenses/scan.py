@@ -28,11 +28,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from defenses._features import features_of, members, principal, two_means
-from defenses._mad import anomaly, outliers
 from defenses.base import Case, Defense, Needs
-from sweeper.errors import SweepError
-from sweeper.types import Outcome
+from defenses.parts.features import features_of, members, principal, two_means
+from defenses.parts.mad import anomaly, outliers
+from sweeper.core.errors import SweepError
+from sweeper.core.types import Outcome
 
 
 def covariances(

@@ -22,12 +22,12 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from defenses._passes import Lasting, passes
 from defenses.base import Case, Defense, Needs
-from sweeper.errors import SweepError
+from defenses.parts.passes import Lasting, passes
+from sweeper.core.errors import SweepError
+from sweeper.core.types import ImageSet, Outcome
+from sweeper.engine.training import Batch
 from sweeper.models.base import Net
-from sweeper.training import Batch
-from sweeper.types import ImageSet, Outcome
 
 
 @dataclass(frozen=True, kw_only=True)

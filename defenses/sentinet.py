@@ -25,12 +25,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from defenses._threshold import checked, cut, drawn
 from defenses.base import Case, Defense, Needs
 from defenses.nad import levels, recorded
-from sweeper.errors import SweepError
+from defenses.parts.threshold import checked, cut, drawn
+from sweeper.core.errors import SweepError
+from sweeper.core.types import Outcome
 from sweeper.models.base import Net
-from sweeper.types import Outcome
 
 BATCH = 500
 BIN = 0.02

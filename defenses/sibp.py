@@ -39,12 +39,12 @@ from typing import Any
 
 from torch import nn
 
-from defenses import _sibp
-from defenses._hooks import Clipped
 from defenses.base import Case, Defense
-from sweeper.errors import SweepError
+from defenses.parts import channels
+from defenses.parts.hooks import Clipped
+from sweeper.core.errors import SweepError
+from sweeper.core.types import ImageSet, Outcome
 from sweeper.models.base import Net
-from sweeper.types import ImageSet, Outcome
 
 CANDIDATES = (0.5, 1.0, 1.5, 1.9, 2.5)
 MODES = ("released", "vgg-list", "adaptive")
@@ -132,7 +132,7 @@ class SIBP(Defense):
     ) -> dict[str, Any]:
         """All rounds with given u: fields of an outcome."""
         model, rounds = case.model, []
-        frozen: _sibp.Dead = {}
+        frozen: channels.Dead = {}
         accuracy = _measured(case, holdout)
         before = accuracy(model)
         notes: dict[str, Any] = {"holdout_before": before}
@@ -144,7 +144,7 @@ class SIBP(Defense):
             frozen = {name: part | frozen.get(name, part) for name, part in dead.items()}
             found: dict[str, Any] = {
                 "u": of_round,
-                "pruned": _sibp.counts(dead),
+                "pruned": channels.counts(dead),
                 "holdout_pruned": accuracy(model),
             }
             name = "fit" if number == 0 else f"fit {number}"
@@ -161,23 +161,23 @@ class SIBP(Defense):
         """Whether a round cost more hold-out accuracy than it may."""
         return before is not None and after is not None and after < before - self.tau
 
-    def prune(self, model: nn.Module, u: float) -> _sibp.Dead:
+    def prune(self, model: nn.Module, u: float) -> channels.Dead:
         """Zero the suspicious channels in place; returns which."""
-        dead = _sibp.suspicious(
-            _sibp.scores(model, self.literal),
+        dead = channels.suspicious(
+            channels.scores(model, self.literal),
             conv=self.conv,
             u=u,
             mode=self.mode,
             literal=self.literal,
         )
-        _sibp.zero(model, dead)
+        channels.zero(model, dead)
         return dead
 
     def tune(
         self,
         case: Case,
         model: Net,
-        dead: _sibp.Dead,
+        dead: channels.Dead,
         fitted: ImageSet,
         holdout: ImageSet | None,
         epochs: int,
@@ -214,7 +214,7 @@ class _Tuning(Clipped):
     """Keeps pruned channels at zero, clips gradients, ends the loop when nothing improves."""
 
     def __init__(
-        self, sibp: SIBP, dead: _sibp.Dead, accuracy: Callable[[nn.Module], float | None] | None
+        self, sibp: SIBP, dead: channels.Dead, accuracy: Callable[[nn.Module], float | None] | None
     ) -> None:
         super().__init__(sibp.clip)
         self.sibp = sibp
@@ -226,7 +226,7 @@ class _Tuning(Clipped):
     def stepped(self, model: nn.Module, step: int) -> None:
         """After an update."""
         if self.sibp.freeze:
-            _sibp.zero(model, self.dead)
+            channels.zero(model, self.dead)
 
     def epoch(self, model: nn.Module, epoch: int) -> None:
         """After an epoch."""

@@ -28,7 +28,7 @@ Deviations from the released code, each with its reason (`released` restores wha
 
 The statistic compares K numbers: it is weak at ten classes and can flag none of two.
 
-Measured (acceptance in `tests/test_soda.py`, on a CPU: `tiny`, 16,000 CIFAR-10 images, 12 epochs;
+Measured (acceptance in `test_soda.py`, on a CPU: `tiny`, 16,000 CIFAR-10 images, 12 epochs;
 five rules such as "the reddest 4 % of the cars are frogs", 27 to 48 test members, about 3,990 clean
 images): 75 to 100 % of the members are taken for the target, ACC 68 to 71 % (clean models 75 %).
 The target has the largest index in four of five (1.6 to 5.6), above theta1 in two; its source was
@@ -49,15 +49,15 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional
 
-from defenses._attribution import attribution, class_means, dissimilarity, source
-from defenses._features import features_of
-from defenses._mad import anomaly, outliers
 from defenses.base import Case, Defense, Needs
-from sweeper.errors import SweepError
+from defenses.parts.attribution import attribution, class_means, dissimilarity, source
+from defenses.parts.features import features_of
+from defenses.parts.mad import anomaly, outliers
+from sweeper.core.errors import SweepError
+from sweeper.core.types import ImageSet, Outcome
+from sweeper.engine.recipes import Recipe
+from sweeper.engine.training import Batch, Hooks
 from sweeper.models.base import Net
-from sweeper.recipes import Recipe
-from sweeper.training import Batch, Hooks
-from sweeper.types import ImageSet, Outcome
 
 MOMENTUM, DECAY = 0.9, 5e-4
 """Of the reconstruction's and the removal's SGD (released code)."""

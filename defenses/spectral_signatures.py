@@ -19,10 +19,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from defenses._features import features_of, members, principal
 from defenses.base import Case, Defense
-from sweeper.errors import SweepError
-from sweeper.types import Outcome
+from defenses.parts.features import features_of, members, principal
+from sweeper.core.errors import SweepError
+from sweeper.core.types import Outcome
 
 
 def signature(features: Tensor, centred: bool = True) -> Tensor:

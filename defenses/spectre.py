@@ -26,12 +26,12 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from defenses._features import features_of, members, principal
-from defenses._mad import outliers
 from defenses.base import Case, Defense
+from defenses.parts.features import features_of, members, principal
+from defenses.parts.mad import outliers
 from defenses.spectral_signatures import removed
-from sweeper.errors import SweepError
-from sweeper.types import Outcome
+from sweeper.core.errors import SweepError
+from sweeper.core.types import Outcome
 
 DIMS = tuple(root**2 for root in range(1, 11))
 """Numbers of directions that are tried (release)."""

@@ -4,16 +4,16 @@ The defender sees the model and clean images. A trigger decides the prediction e
 image, so that the entropy over many overlays is low. The score is the negative mean entropy.
 
 Weak by design against triggers that depend on the image or its class, or are faint; images of the
-target class have low entropies too. What is done otherwise than published: `_strip.py`.
+target class have low entropies too. What is done otherwise than published: `parts/strip.py`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from defenses._strip import Blended
 from defenses.base import Case
-from sweeper.types import Outcome
+from defenses.parts.strip import Blended
+from sweeper.core.types import Outcome
 
 
 @dataclass(frozen=True, kw_only=True)

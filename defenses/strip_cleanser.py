@@ -2,16 +2,16 @@
 
 The score of Gao et al. (ACSAC 2019) asked of the poisoned training set instead of inputs, as both
 toolboxes do. The defender sees the model, clean images and the training set; labels are not looked
-at. What is done otherwise than published: `_strip.py`. One forward pass a sample and overlay.
+at. What is done otherwise than published: `parts/strip.py`. One forward pass a sample and overlay.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from defenses._strip import Blended
 from defenses.base import Case
-from sweeper.types import Outcome
+from defenses.parts.strip import Blended
+from sweeper.core.types import Outcome
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,13 +24,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from defenses._accept import Rule
-from defenses._hooks import EveryStep
 from defenses.base import Case, Defense
-from sweeper import training
-from sweeper.errors import DivergedError, SweepError
+from defenses.parts.accept import Rule
+from defenses.parts.hooks import EveryStep
+from sweeper.core.errors import DivergedError, SweepError
+from sweeper.core.types import ImageSet, Outcome
+from sweeper.engine import training
 from sweeper.models.base import Net
-from sweeper.types import ImageSet, Outcome
 
 PEAKS = (2.5, 1.0, 0.5, 0.25, 0.1)
 """Candidates of `peak: null`, strongest first."""

@@ -1,8 +1,8 @@
 """TeCo (Liu et al., CVPR 2023): robustness that depends on the kind of corruption.
 
 The defender sees the model as a black box, of which labels alone are used, and clean images for the
-threshold. Of each of fifteen corruptions (`_corruptions.py`) the first severity that changes the
-label is noted, 6 where none of five does; the score is the standard deviation of these numbers.
+threshold. Of each of fifteen corruptions (`parts/corruptions.py`) the first severity that changes
+the label is noted, 6 where none of five does; the score is the standard deviation of these numbers.
 Clean images break at much the same severity whatever the corruption; triggered ones do not, for
 some corruptions destroy a trigger and others leave it.
 
@@ -22,11 +22,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from defenses._corruptions import CORRUPTIONS, corrupted
-from defenses._threshold import checked, cut
 from defenses.base import Case, Defense, Needs
-from sweeper.errors import SweepError, unknown
-from sweeper.types import Outcome
+from defenses.parts.corruptions import CORRUPTIONS, corrupted
+from defenses.parts.threshold import checked, cut
+from sweeper.core.errors import SweepError, unknown
+from sweeper.core.types import Outcome
 
 BATCH = 1000
 

@@ -1,7 +1,7 @@
 """Unlearning what a detector flags: ascent on it and descent on the rest, in turns.
 
-D-BR's second half (`_alternate.py`) behind any detector of poisoned training samples: the defender
-sees the model, the poisoned training set and what the detector sees. `{detect: scan, then:
+D-BR's second half (`parts/alternate.py`) behind any detector of poisoned training samples: the
+defender sees the model, the poisoned training set and what the detector sees. `{detect: scan, then:
 unlearn}` in a sweep file. A defense that finds a trigger instead of samples and unlearns that one
 (Neural Cleanse) is run as it is.
 
@@ -12,11 +12,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from defenses._alternate import alternate
-from defenses._chain import Chained, detector
 from defenses.base import Case, Defense, Stage
-from sweeper.errors import SweepError
-from sweeper.types import Outcome
+from defenses.parts.alternate import alternate
+from defenses.parts.chain import Chained, detector
+from sweeper.core.errors import SweepError
+from sweeper.core.types import Outcome
 
 
 @dataclass(frozen=True, kw_only=True)

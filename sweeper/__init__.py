@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from sweeper.errors import SweepError
+from sweeper.core.errors import SweepError
 
 if TYPE_CHECKING:
     from sweeper.api import Sweep, Victim, load_victim

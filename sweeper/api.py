@@ -18,17 +18,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sweeper.errors import SweepError, one_key
+from sweeper.core.errors import SweepError, one_key
 
 if TYPE_CHECKING:
     import pandas as pd
     from rich.console import Console
 
-    from sweeper import spec
-    from sweeper.estimate import Bill
-    from sweeper.material import Context
     from sweeper.models.base import Net
-    from sweeper.run import Job, Walker
+    from sweeper.plan.sweep import Sweep as Declared
+    from sweeper.run.driver import Job, Walker
+    from sweeper.run.estimate import Bill
+    from sweeper.run.material import Context
 
 STORE = "sweeps-store"
 """The store where none is named: a folder here."""
@@ -49,7 +49,7 @@ def place(store: str | Path | None = None) -> str:
 class Sweep:
     """A sweep that can be planned, run and read; made by `from_yaml` or `from_values`."""
 
-    declared: spec.Sweep
+    declared: Declared
     """What its file says, validated."""
 
     @classmethod
@@ -63,7 +63,7 @@ class Sweep:
         Raises:
             SweepError: Every mistake of the file, one line each.
         """
-        from sweeper import spec
+        from sweeper.plan import spec
 
         return cls(spec.load(str(path), overrides))
 
@@ -74,14 +74,14 @@ class Sweep:
         Raises:
             SweepError: Every mistake, one line each.
         """
-        from sweeper import spec
+        from sweeper.plan import spec
 
         return cls(spec.parse(values))
 
     def context(self, store: str | Path | None = None, data: str | Path | None = None) -> Context:
         """Where its cells run, and under what."""
-        from sweeper.material import Context
-        from sweeper.run import new_run
+        from sweeper.run.driver import new_run
+        from sweeper.run.material import Context
 
         return Context(
             store=place(store),
@@ -109,14 +109,14 @@ class Sweep:
             calibrate: Whether to train for about 5 s to learn costs the store does not know.
 
         Returns:
-            Counts, and `estimate`: the fields of `sweeper.estimate.Estimate`.
+            Counts, and `estimate`: the fields of `sweeper.run.estimate.Estimate`.
 
         Raises:
             SweepError: Data, models and budgets do not fit together.
         """
-        from sweeper import estimate, run
+        from sweeper.run import driver, estimate
 
-        job = run.prepare(self.declared, self.context(store, data), need_data=False)
+        job = driver.prepare(self.declared, self.context(store, data), need_data=False)
         known, shape = estimate.known(job, calibrated=calibrate), self.declared.resources
         parallel = estimate.at_once(shape.cpus, shape.gpus)
         about = estimate.estimate(job, known, parallel)
@@ -155,15 +155,18 @@ class Sweep:
             )
         from rich.console import Console
 
-        from sweeper import estimate, run
-        from sweeper.display import Display, Lines
+        from sweeper.run import driver, estimate
+        from sweeper.run.display import Display, Lines
 
-        job, shape = run.prepare(self.declared, self.context(store, data)), self.declared.resources
+        job, shape = (
+            driver.prepare(self.declared, self.context(store, data)),
+            self.declared.resources,
+        )
         console = Console(stderr=True, highlight=False, markup=False, quiet=quiet or bool(tell))
         console.soft_wrap = not console.is_terminal
         facts = _opened(job, console)
         known = estimate.known(job, elsewhere=bool(address))
-        walker: Walker = run.inline
+        walker: Walker = driver.inline
         slots = estimate.at_once(shape.cpus, shape.gpus) if executor == "ray" else 1
         if executor == "ray" and job.todo and address:
             walker, slots = _with_ray(self.declared, address, console)
@@ -176,7 +179,7 @@ class Sweep:
             walker, slots = _with_ray(self.declared, address, console)
         with Lines(tell) if tell else Display(job, console, slots, known) as watcher:
             bill = estimate.Bill(job, watcher)
-            counts = dict(run.execute(job, walker, bill))
+            counts = dict(driver.execute(job, walker, bill))
         return _ended(job, counts, bill, console, tell)
 
     def results(self, *, store: str | Path | None = None) -> pd.DataFrame:
@@ -221,11 +224,11 @@ def _ended(
     return counts
 
 
-def _with_ray(sweep: spec.Sweep, address: str | None, console: Console) -> tuple[Walker, int]:
+def _with_ray(sweep: Declared, address: str | None, console: Console) -> tuple[Walker, int]:
     """Start or join Ray: what walks the cells, and how many at once."""
     if not address:  # a Ray of our own listens on loopback; read at its import
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-    from sweeper import schedule
+    from sweeper.run import schedule
 
     shape = sweep.resources
     url = schedule.connect(address, shape.cpus, shape.gpus)
@@ -246,7 +249,8 @@ def rows(sweep: str, store: str | Path | None = None) -> tuple[pd.DataFrame, dic
     Raises:
         SweepError: The sweep has not been run into this store.
     """
-    from sweeper import ledger, results
+    from sweeper.store import ledger
+    from sweeper.tables import results
 
     tables, order = ledger.load(place(store), sweep)
     return results.frame(tables), order
@@ -283,8 +287,9 @@ def load_victim(key: str, *, store: str | Path | None = None) -> Victim:
         SweepError: No victim, or several, have such a key, or it was written by older code.
         DamagedError: Its files are not what was written; they were set aside.
     """
-    from sweeper import models, seeds
-    from sweeper.store import Store
+    from sweeper import models
+    from sweeper.core import seeds
+    from sweeper.store.artifacts import Store
 
     opened = Store(place(store))
     whole = one_key(opened.keys("train"), key, f"victims of store {opened.root}")

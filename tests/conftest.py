@@ -8,9 +8,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import hypothesis
-import pictures
 import pytest
 import torch
+
+from tests.support import pictures
 
 # The same examples on every machine; HYPOTHESIS_PROFILE=default looks for new ones.
 hypothesis.settings.register_profile("same", derandomize=True, deadline=None)

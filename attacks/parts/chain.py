@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from sweeper.errors import SweepError
+from sweeper.core.errors import SweepError
 from sweeper.models.base import Net
 
 REFUSED = (

@@ -13,10 +13,10 @@ from typing import ClassVar
 import torch
 from torch import Generator, Tensor
 
-from attacks._select import draw
 from attacks.base import Attack
-from sweeper.errors import SweepError
-from sweeper.types import Facts, ImageSet, Poisoned, Role, State
+from attacks.parts.select import draw
+from sweeper.core.errors import SweepError
+from sweeper.core.types import Facts, ImageSet, Poisoned, Role, State
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from sweeper.errors import SweepError
+from sweeper.core.errors import SweepError
 
 REFERENCE = 32
 """Window the coefficients are numbered in."""

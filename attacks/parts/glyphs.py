@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from attacks._patch import drawn
-from attacks._stamp import GRID
+from attacks.parts.patch import drawn
+from attacks.parts.stamp import GRID
 
 SIDE = 32
 """Side of the canvas things are drawn on."""

@@ -15,10 +15,10 @@ from typing import ClassVar
 import torch
 from torch import Generator, Tensor
 
-from attacks._select import draw
 from attacks.base import Attack
-from sweeper.training import Batch, Hooks
-from sweeper.types import ImageSet, Poisoned, Role, State
+from attacks.parts.select import draw
+from sweeper.core.types import ImageSet, Poisoned, Role, State
+from sweeper.engine.training import Batch, Hooks
 
 STAMPED = "stamped"
 """What every loop attack's hooks leave: int64, images stamped over all of training."""

@@ -13,11 +13,11 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional
 
-from attacks._loop import STAMPED, clean
 from attacks.base import Attack
-from sweeper.recipes import Recipe
-from sweeper.training import Batch, Hooks
-from sweeper.types import ImageSet, Poisoned, State
+from attacks.parts.loop import STAMPED, clean
+from sweeper.core.types import ImageSet, Poisoned, State
+from sweeper.engine.recipes import Recipe
+from sweeper.engine.training import Batch, Hooks
 
 
 @dataclass(frozen=True, kw_only=True)

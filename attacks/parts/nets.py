@@ -13,7 +13,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional
 
-from sweeper.types import State
+from sweeper.core.types import State
 
 N = TypeVar("N", bound=nn.Module)
 

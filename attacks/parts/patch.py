@@ -10,7 +10,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional
 
-from sweeper import seeds
+from sweeper.core import seeds
 from sweeper.models.base import Net
 
 MEANS, SD = (140.0, 129.0, 122.0), 84.0

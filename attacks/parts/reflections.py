@@ -12,8 +12,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from sweeper import seeds
-from sweeper.errors import SweepError
+from sweeper.core import seeds
+from sweeper.core.errors import SweepError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Generator, Tensor
 
-from sweeper.errors import SweepError
+from sweeper.core.errors import SweepError
 
 
 def candidates(labels: Tensor, rule: str, base: str, target: int) -> Tensor:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from sweeper.errors import SweepError
-from sweeper.training import Hooks
-from sweeper.types import State
+from sweeper.core.errors import SweepError
+from sweeper.core.types import State
+from sweeper.engine.training import Hooks
 
 MODEL = "model"
 """Under which name a state holds the weights training begins with."""

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from sweeper.errors import SweepError
+from sweeper.core.errors import SweepError
 
 ABOUT, MODEL, TRIGGER = "victim.json", "model.safetensors", "trigger.safetensors"
 POISON = "poison.safetensors"

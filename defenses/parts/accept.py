@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from defenses.base import Case
-from sweeper.errors import DivergedError
-from sweeper.types import ImageSet
+from sweeper.core.errors import DivergedError
+from sweeper.core.types import ImageSet
 
 
 class Rule:

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from defenses.base import Case
+from sweeper.core.types import ImageSet
+from sweeper.engine.recipes import Recipe
+from sweeper.engine.training import Batch, Hooks
 from sweeper.models.base import Net
-from sweeper.recipes import Recipe
-from sweeper.training import Batch, Hooks
-from sweeper.types import ImageSet
 
 
 class Signed(Hooks):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from defenses._mad import outliers
+from defenses.parts.mad import outliers
 
 CHUNK = 1 << 24
 """Values of features an intervention holds at once."""

@@ -13,9 +13,9 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from defenses.base import Case, Defense, Needs, Stage
-from sweeper import options
-from sweeper.errors import SweepError
-from sweeper.types import ImageSet
+from sweeper.core import catalog, options
+from sweeper.core.errors import SweepError
+from sweeper.core.types import ImageSet
 
 
 def detector(asked: str | Mapping[str, Any]) -> tuple[str, Defense]:
@@ -24,8 +24,6 @@ def detector(asked: str | Mapping[str, Any]) -> tuple[str, Defense]:
     Raises:
         SweepError: There is no such defense, or it does not take these options.
     """
-    from sweeper import catalog  # here: a detector may be a third party's, found by its name
-
     given = {"defense": asked} if isinstance(asked, str) else dict(asked)
     name = given.pop("defense", None)
     if not isinstance(name, str):

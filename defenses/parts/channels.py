@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from sweeper.errors import SweepError
+from sweeper.core.errors import SweepError
 
 Norm = nn.BatchNorm2d | nn.GroupNorm | nn.LayerNorm
 Dead = dict[str, Tensor]

@@ -19,12 +19,12 @@ from torch import Generator, Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
-from defenses._norm import reestimate
 from defenses.base import Case, Defense
-from sweeper import training
-from sweeper.errors import DivergedError, SweepError
+from defenses.parts.neurons import reestimate
+from sweeper.core.errors import DivergedError, SweepError
+from sweeper.core.types import ImageSet, Outcome
+from sweeper.engine import training
 from sweeper.models.base import Net
-from sweeper.types import ImageSet, Outcome
 
 
 def bezier(t: float, bends: int) -> list[float]:

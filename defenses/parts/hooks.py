@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from sweeper.training import Hooks
+from sweeper.engine.training import Hooks
 
 
 class Clipped(Hooks):

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from defenses.base import Case
-from sweeper.errors import SweepError
-from sweeper.types import ImageSet
+from sweeper.core.errors import SweepError
+from sweeper.core.types import ImageSet
 
 
 def _entropy(logits: Tensor, labels: Tensor) -> Tensor:

@@ -26,13 +26,13 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional
 
-from defenses._losses import losses_of
-from defenses._steps import descend
 from defenses.base import Case, Defense
-from sweeper import augment, training
-from sweeper.errors import SweepError
-from sweeper.recipes import Recipe
-from sweeper.types import ImageSet
+from defenses.parts.losses import losses_of
+from defenses.parts.steps import descend
+from sweeper.core.errors import SweepError
+from sweeper.core.types import ImageSet
+from sweeper.engine import augment, training
+from sweeper.engine.recipes import Recipe
 
 
 def symmetric(logits: Tensor, labels: Tensor) -> Tensor:

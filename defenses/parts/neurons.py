@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sweeper.errors import SweepError
+from sweeper.core.errors import SweepError
 
 Layer = nn.BatchNorm1d | nn.BatchNorm2d | nn.GroupNorm | nn.LayerNorm | nn.Conv2d | nn.Linear
 

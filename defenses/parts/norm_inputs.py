@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from defenses._norm import layers, prune
+from defenses.parts.neurons import layers, prune
 
 BATCH = 250
 """Images of a forward pass; changes no more than rounding, as the model is in eval mode."""
@@ -30,7 +30,7 @@ def observed(
         reduce: Inputs of a layer, float [B, C, positions], to [B, ...].
 
     Returns:
-        [N, ...] on the CPU for each layer of `_norm.layers`, in that order.
+        [N, ...] on the CPU for each layer of `neurons.layers`, in that order.
     """
     found: list[list[Tensor]] = [[] for _ in layers(model)]
     handles: list[RemovableHandle] = []

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from defenses.base import Case
-from sweeper.recipes import Recipe
-from sweeper.training import Hooks
-from sweeper.types import ImageSet
+from sweeper.core.types import ImageSet
+from sweeper.engine.recipes import Recipe
+from sweeper.engine.training import Hooks
 
 PLAIN: dict[str, Any] = {"crop": 0, "flip": False, "rotation": 0.0, "erase": 0.0}
 """Of a recipe: no augmentation."""

@@ -31,12 +31,12 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional
 
 from defenses.base import Case, Defense, Stage
-from sweeper import augment
-from sweeper.errors import SweepError
+from sweeper.core.errors import SweepError
+from sweeper.core.types import ImageSet
+from sweeper.engine import augment
+from sweeper.engine.recipes import Recipe
+from sweeper.engine.training import Batch, Hooks
 from sweeper.models.base import Net
-from sweeper.recipes import Recipe
-from sweeper.training import Batch, Hooks
-from sweeper.types import ImageSet
 
 CLEAN, UNCERTAIN, POISONED = 0, 1, 2
 """Values of `part`: which of D_c, D_u and D_p a training sample is in."""

@@ -12,10 +12,10 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional
 
-from sweeper import augment, training
+from sweeper.engine import augment, training
+from sweeper.engine.recipes import Recipe
+from sweeper.engine.training import Batch, Hooks
 from sweeper.models.base import Net
-from sweeper.recipes import Recipe
-from sweeper.training import Batch, Hooks
 
 
 def view(images: Tensor, flip: bool, rng: Generator, blur: float = 0.0) -> Tensor:

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from defenses.base import Case
-from sweeper import training
-from sweeper.errors import DivergedError
-from sweeper.recipes import Recipe
-from sweeper.types import ImageSet
+from sweeper.core.errors import DivergedError
+from sweeper.core.types import ImageSet
+from sweeper.engine import training
+from sweeper.engine.recipes import Recipe
 
 Loss = Callable[[Tensor, Tensor, int], Tensor]
 """(float [B, C, H, W] in [0, 1], int64 [B], step from 0) -> the loss to descend."""

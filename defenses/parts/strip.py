@@ -20,9 +20,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from defenses._threshold import checked, cut, drawn
 from defenses.base import Case, Defense, Needs
-from sweeper.errors import SweepError
+from defenses.parts.threshold import checked, cut, drawn
+from sweeper.core.errors import SweepError
 
 BATCH = 1000
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from defenses.base import Case
-from sweeper.errors import SweepError
-from sweeper.types import ImageSet
+from sweeper.core.errors import SweepError
+from sweeper.core.types import ImageSet
 
 
 def checked(rate: float) -> None:

@@ -7,17 +7,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sweeper import run
-from sweeper.analyses import make
 from sweeper.analyses.base import Analysis, Subject
-from sweeper.errors import SweepError, unknown
-from sweeper.isolation import isolated
-from sweeper.material import Context, Log, Material
+from sweeper.analyses.looks import make
+from sweeper.core.errors import SweepError, unknown
+from sweeper.core.types import Cell
+from sweeper.engine.isolation import isolated
 from sweeper.models.base import Net
-from sweeper.run import Job
-from sweeper.spec import Sweep
-from sweeper.types import Cell
-from sweeper.walk import Walk
+from sweeper.plan.sweep import Sweep
+from sweeper.run import driver
+from sweeper.run.driver import Job
+from sweeper.run.material import Context, Log, Material
+from sweeper.run.walk import Walk
 
 __all__ = ["make", "pictures"]
 
@@ -55,7 +55,7 @@ def pictures(
     labels = [entry.label for entry in sweep.defenses]
     if after and after not in labels:
         raise SweepError(f"--after: {unknown('defense', after, labels)}")
-    job = run.prepare(sweep, context)
+    job = driver.prepare(sweep, context)
     chosen = [c for c in _cells(job, after) if c.params["victim"].startswith(victim)]
     if not chosen:
         raise SweepError(

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
-from defenses._features import features_of
 from defenses.base import SEES, Case
-from sweeper import training
-from sweeper.material import Material
+from defenses.parts.features import features_of
+from sweeper.engine import training
 from sweeper.models.base import Net
+from sweeper.run.material import Material
 
 if TYPE_CHECKING:
     import pandas as pd

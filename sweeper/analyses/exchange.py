@@ -1,6 +1,6 @@
 """Victims in and out: a foreign checkpoint as a victim's folder, and ours as plain tensors.
 
-The folder is that of `attacks._victim`; a sweep names it as `{attack: imported, path: FOLDER}`.
+`attacks.parts.victim_folder` is its format; a sweep names it `{attack: imported, path: FOLDER}`.
 `export` adds `poison.json`, the poisoned samples' places for tools of others.
 """
 
@@ -19,13 +19,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from attacks import _victim
-from sweeper import models, run, seeds
-from sweeper.errors import SweepError, one_key
-from sweeper.material import Context, Material
-from sweeper.spec import Sweep
-from sweeper.types import Role
-from sweeper.walk import Walk
+from attacks.parts import victim_folder
+from sweeper import models
+from sweeper.core import seeds
+from sweeper.core.errors import SweepError, one_key
+from sweeper.core.types import Role
+from sweeper.plan.sweep import Sweep
+from sweeper.run import driver
+from sweeper.run.material import Context, Material
+from sweeper.run.walk import Walk
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "netC", "weights")
 """Under which names checkpoints of others hold their weights."""
@@ -44,7 +46,7 @@ def save(folder: Path, about: Mapping[str, Any], tensors: Mapping[str, dict[str,
     Raises:
         SweepError: A victim is there already, or the place cannot be written to.
     """
-    if (folder / _victim.ABOUT).exists():
+    if (folder / victim_folder.ABOUT).exists():
         raise SweepError(f"{folder} holds a victim: name another folder, or move it away")
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -52,7 +54,7 @@ def save(folder: Path, about: Mapping[str, Any], tensors: Mapping[str, dict[str,
             plain = {key: value.detach().cpu().contiguous() for key, value in group.items()}
             save_file(plain, folder / name)
         text = json.dumps(dict(about), indent=1)
-        (folder / _victim.ABOUT).write_text(text + "\n", encoding="utf-8")
+        (folder / victim_folder.ABOUT).write_text(text + "\n", encoding="utf-8")
     except OSError as error:
         raise SweepError(
             f"{folder}: cannot be written to ({error.strerror or error}): name another folder"
@@ -77,7 +79,7 @@ def export(sweep: Sweep, context: Context, victim: str, folder: Path) -> dict[st
     Raises:
         SweepError: No such victim, it has not been trained, or it has no trigger to write.
     """
-    job = run.prepare(sweep, context)
+    job = driver.prepare(sweep, context)
     cells = {c.params["victim"]: c for c in job.plan.cells.values() if c.kind == "defend"}
     key = one_key(cells, victim, f"victims of {sweep.name}")
     if not job.store.has("train", key):
@@ -90,8 +92,8 @@ def export(sweep: Sweep, context: Context, victim: str, folder: Path) -> dict[st
         )
     hit, params = work.triggered(), work.victim.params
     tensors = {
-        _victim.MODEL: work.model().state_dict(),
-        _victim.TRIGGER: {
+        victim_folder.MODEL: work.model().state_dict(),
+        victim_folder.TRIGGER: {
             name: getattr(hit, name)
             for name in ("images", "labels", "true_labels", "counts", "leaks")
         },
@@ -111,7 +113,7 @@ def export(sweep: Sweep, context: Context, victim: str, folder: Path) -> dict[st
     }
     samples = _samples(work)
     if samples:
-        tensors[_victim.POISON] = samples
+        tensors[victim_folder.POISON] = samples
     save(folder, about, tensors)
     listed = {name: value.tolist() for name, value in samples.items() if name != "images"}
     (folder / "poison.json").write_text(json.dumps(listed) + "\n", encoding="utf-8")
@@ -204,7 +206,7 @@ def import_model(given: Foreign, folder: Path) -> dict[str, Any]:
         "target": given.target,
         "rule": given.rule,
     }
-    save(folder, about, {_victim.MODEL: fitted, _victim.TRIGGER: trigger})
+    save(folder, about, {victim_folder.MODEL: fitted, victim_folder.TRIGGER: trigger})
     return about
 
 

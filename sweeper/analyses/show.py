@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from sweeper import cells, run
-from sweeper.errors import SweepError
-from sweeper.material import Context, Log, Material
-from sweeper.run import Job
-from sweeper.spec import Sweep
-from sweeper.types import Cell
-from sweeper.walk import Walk
+from sweeper.core.errors import SweepError
+from sweeper.core.types import Cell
+from sweeper.plan.sweep import Sweep
+from sweeper.run import cells, driver
+from sweeper.run.driver import Job
+from sweeper.run.material import Context, Log, Material
+from sweeper.run.walk import Walk
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def triggered(
     Raises:
         SweepError: The attack does not apply to the data set, or its cells failed.
     """
-    job = run.prepare(sweep, context)
+    job = driver.prepare(sweep, context)
     for cell in job.plan.inapplicable:
         raise SweepError(f"{cell.axes['attack']} on {cell.axes['dataset']}: {cell.reason}")
     (defend,) = (cell for cell in job.plan.cells.values() if cell.kind == "defend")
@@ -109,7 +109,7 @@ def gallery(sweep: Sweep, context: Context, count: int = 8) -> Iterator[tuple[st
     Yields:
         The attack with its data set, and the picture as PNG.
     """
-    job = run.prepare(sweep, context, need_data=False)
+    job = driver.prepare(sweep, context, need_data=False)
     walk, drawn = Walk(job.plan.cells, []), set()
     for defend in job.plan.cells.values():
         label, dataset = defend.axes["attack"], defend.axes["dataset"]

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sweeper import commands, figures, remote
 from sweeper.api import EXECUTORS, STORE, Sweep, rows
-from sweeper.arguments import (
+from sweeper.cli import commands, figures, remote
+from sweeper.cli.arguments import (
     DataOption,
     JsonOption,
     SetOption,
@@ -23,11 +23,11 @@ from sweeper.arguments import (
     pairs,
     words,
 )
-from sweeper.errors import SweepError, one_key
-from sweeper.listing import KINDS
+from sweeper.cli.listing import KINDS
+from sweeper.core.errors import SweepError, one_key
 
 if TYPE_CHECKING:
-    from sweeper.view import View
+    from sweeper.plan.view import View
 
 app = typer.Typer(
     help="Backdoor attacks x defenses: one sweep file in, one table out.\n\n"
@@ -104,7 +104,7 @@ def plan(
 
     Example: sweeper plan quickstart --json
     """
-    from sweeper.estimate import Estimate, spoken, told
+    from sweeper.run.estimate import Estimate, spoken, told
 
     facts = Sweep.from_yaml(spec, overrides or []).plan(store=store, data=data, calibrate=calibrate)
     if as_json:
@@ -156,7 +156,7 @@ def table(
 
     Example: sweeper table quickstart --format latex --values acc,asr,der
     """
-    from sweeper import source, view
+    from sweeper.plan import source, view
 
     name = source.name_of(spec)
     asked = {"rows": down, "cols": cols, "values": values}
@@ -171,7 +171,7 @@ def table(
 
 def _table(name: str, store: str, style: str, layout: View, compare: bool = False) -> str:
     """The table as text; an empty style is what suits the standard output."""
-    from sweeper import published, screen, tables
+    from sweeper.tables import published, screen, tables
 
     found, labels = rows(name, store)
     known = published.of(name) if compare else ()
@@ -207,10 +207,10 @@ def list_(
 
     Example: sweeper list defenses
     """
-    from sweeper.listing import records
+    from sweeper.cli.listing import records
 
     if what not in KINDS:
-        from sweeper.errors import unknown
+        from sweeper.core.errors import unknown
 
         raise SweepError(f"list: {unknown('kind', what, KINDS)}")
     found = records(what)
@@ -241,13 +241,12 @@ def cell(
 
     Example: sweeper cell quickstart 3fa9
     """
-    from sweeper import cells
-    from sweeper import run as runs
-    from sweeper.walk import Walk
+    from sweeper.run import cells, driver
+    from sweeper.run.walk import Walk
 
     sweep = Sweep.from_yaml(spec, overrides or [])
     context = sweep.context(store, data)
-    job = runs.prepare(sweep.declared, context)
+    job = driver.prepare(sweep.declared, context)
     chosen = job.plan.cells[one_key(job.plan.cells, key, f"cells of {sweep.declared.name}")]
     above = Walk(job.plan.cells, []).ancestors(chosen.key)
 
@@ -286,7 +285,7 @@ def show(
 
     Example: sweeper show badnets --dataset cifar10 --data DIR --set preset=d-br-all2all
     """
-    from sweeper import show as pictures
+    from sweeper.analyses import show as pictures
 
     asked = {"attack": attack, **pairs("--set", options)}
     values: dict[str, Any] = {"name": "show", "seeds": 1, "defenses": ["none"]}
@@ -322,7 +321,7 @@ def analyze(
 
     Example: sweeper analyze tsne quickstart --after fine-tuning
     """
-    from sweeper import analyze as looks
+    from sweeper.analyses import analyze as looks
 
     sweep = Sweep.from_yaml(spec, overrides or [])
     analysis = looks.make(what, pairs("--option", options))

@@ -8,12 +8,12 @@ from typing import Annotated, Any
 
 import typer
 
-from sweeper.errors import SweepError
+from sweeper.core.errors import SweepError
 
 
 def specs(incomplete: str) -> list[str]:
     """Complete a sweep: those that ship, and files here."""
-    from sweeper import source
+    from sweeper.plan import source
 
     files = Path().glob(f"{incomplete}*")
     shown = [str(path) for path in files if path.suffix in (".yaml", ".yml")]
@@ -24,7 +24,7 @@ def methods(kind: str) -> Callable[[str], list[str]]:
     """Complete the name of an attack or a defense; waits for no torch."""
 
     def complete(incomplete: str) -> list[str]:
-        from sweeper.names import names
+        from sweeper.core.names import names
 
         return [name for name in names(kind) if name.startswith(incomplete)]
 

@@ -9,8 +9,8 @@ import typer
 import yaml
 
 from sweeper.api import STORE, Sweep
-from sweeper.arguments import DataOption, SetOption, Spec, StoreOption, pairs, words
-from sweeper.errors import SweepError
+from sweeper.cli.arguments import DataOption, SetOption, Spec, StoreOption, pairs, words
+from sweeper.core.errors import SweepError
 
 Kind = Annotated[
     str, typer.Argument(help="attack or defense.", autocompletion=words("attack", "defense"))
@@ -29,7 +29,7 @@ def new(
 
     Example: sweeper new defense my-tuning --to mine
     """
-    from sweeper import new as templates
+    from sweeper.cli import new as templates
 
     made = templates.write(kind, name, to)
     path = f"PYTHONPATH={to} " if to else ""
@@ -38,7 +38,7 @@ def new(
     if to:
         typer.echo(f"in a sweep file: {kind}s: [{made.entry}], run as {path}sweeper run ...")
     else:
-        suite = f"tests/test_contract_{kind}s.py"
+        suite = f"tests/house/test_contract_{kind}s.py"
         typer.echo(f"in a sweep file: {kind}s: [{made.entry}]; {suite} tests it too")
 
 
@@ -65,7 +65,8 @@ def import_model(
 
     Example: sweeper import-model net.pt --as theirs --trigger patch.png --model resnet18
     """
-    from sweeper import exchange, source
+    from sweeper.analyses import exchange
+    from sweeper.plan import source
 
     if not source.NAME.fullmatch(name):
         raise SweepError(f"--as: {name!r} cannot name a folder: use letters, digits and hyphens")
@@ -95,7 +96,7 @@ def export(
 
     Example: sweeper export quickstart --victim 3fa9 --out victim
     """
-    from sweeper import exchange
+    from sweeper.analyses import exchange
 
     sweep = Sweep.from_yaml(spec, overrides or [])
     about = exchange.export(sweep.declared, sweep.context(store, data), victim, out)
@@ -122,4 +123,4 @@ def _numbers(flag: str, text: str) -> list[float] | None:
 
 
 COMMANDS = (new, import_model, export)
-"""What `sweeper.cli` registers."""
+"""What `app` registers."""

@@ -8,9 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from sweeper import source
 from sweeper.api import STORE, Sweep, place, rows
-from sweeper.arguments import DataOption, SetOption, Spec, StoreOption, pairs, words
+from sweeper.cli.arguments import DataOption, SetOption, Spec, StoreOption, pairs, words
+from sweeper.plan import source
 
 
 def plot(
@@ -34,7 +34,7 @@ def plot(
 
     Example: sweeper plot rates quickstart --out rates.pdf --where dataset=digits
     """
-    from sweeper import plots, points, results
+    from sweeper.tables import plots, points, results
 
     frame, order = rows(source.name_of(spec), store)
     wanted: dict[str, list[Any]] = defaultdict(list)
@@ -60,8 +60,8 @@ def report(
 
     Example: sweeper report quickstart --out quickstart.html
     """
-    from sweeper import ledger
-    from sweeper import report as pages
+    from sweeper.store import ledger
+    from sweeper.tables import report as pages
 
     name = source.name_of(spec)
     frame, order = rows(name, store)
@@ -69,7 +69,7 @@ def report(
     digests = (kept.plan(name) or {}).get("data")
     shown: list[tuple[str, bytes]] = []
     if pictures:
-        from sweeper import show
+        from sweeper.analyses import show
 
         sweep = Sweep.from_yaml(spec, overrides or [])
         shown = list(show.gallery(sweep.declared, sweep.context(store, data)))
@@ -81,4 +81,4 @@ def report(
 
 
 COMMANDS = (plot, report)
-"""What `sweeper.cli` registers."""
+"""What `app` registers."""

@@ -12,13 +12,13 @@ KINDS = ("attacks", "defenses", "datasets", "models", "sweeps", "analyses")
 def records(what: str) -> list[dict[str, Any]]:
     """Return one record per name of `what`, one of `KINDS`."""
     if what == "sweeps":
-        from sweeper import source
+        from sweeper.plan import source
 
         return [{"name": name, "purpose": source.purpose(name)} for name in source.shipped()]
     if what == "analyses":
-        from sweeper import analyses
+        from sweeper.analyses import looks
 
-        kinds = {name: analyses.analysis(name) for name in analyses.names()}
+        kinds = {name: looks.analysis(name) for name in looks.names()}
         return [
             {
                 "name": name,
@@ -39,7 +39,7 @@ def records(what: str) -> list[dict[str, Any]]:
             {"name": name, "options": {f.name: f.default for f in _options(family)}}
             for name, family in models.families().items()
         ]
-    from sweeper import catalog
+    from sweeper.core import catalog
 
     return catalog.describe(what.removesuffix("s"))
 
@@ -71,7 +71,9 @@ def support() -> list[dict[str, Any]]:
     Asked of the methods themselves: `requires` and `applies`, with CIFAR-10 and 500 clean images.
     """
     from defenses.base import Needs
-    from sweeper import catalog, matrix, models
+    from sweeper import models
+    from sweeper.core import catalog
+    from sweeper.plan import matrix
 
     shape = (3, 32, 32)
     victims = [

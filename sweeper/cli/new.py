@@ -9,8 +9,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from sweeper.errors import SweepError, unknown
-from sweeper.names import PACKAGES, names
+from sweeper.core.errors import SweepError, unknown
+from sweeper.core.names import KINDS, names
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,12 @@ def write(kind: str, name: str, to: Path | None = None) -> Written:
     Raises:
         SweepError: The name cannot be a module's, is taken, or there is no such place.
     """
-    if kind not in PACKAGES:
-        raise SweepError(f"new: {unknown('kind of method', kind, PACKAGES)}")
+    if kind not in KINDS:
+        raise SweepError(f"new: {unknown('kind of method', kind, KINDS)}")
     module = name.replace("-", "_")
     _check(kind, name, module)
     if to is None:
-        folder, tests = Path(f"{kind}s"), Path("tests")
+        folder, tests = Path(f"{kind}s"), Path("tests", f"{kind}s")
         if not (folder / "base.py").is_file():
             raise SweepError(
                 f"new {kind} {name}: no {folder}/base.py in this folder: go to a checkout of "
@@ -62,7 +62,9 @@ def write(kind: str, name: str, to: Path | None = None) -> Written:
     words = {'"""Template': f'"""{title}', '"Template"': f'"{title}"', "Template": cls}
     words |= {"template": entry}
     for path, source in ((found.method, kind), (found.test, f"{kind}_test")):
-        text = (importlib.resources.files("sweeper.templates") / f"{source}.py").read_text("utf-8")
+        text = (importlib.resources.files("sweeper.cli.templates") / f"{source}.py").read_text(
+            "utf-8"
+        )
         for old, new in words.items():
             text = text.replace(old, new)
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from sweeper.api import STORE, place
-from sweeper.arguments import DataOption, JsonOption, SetOption, Spec, StoreOption
+from sweeper.cli.arguments import DataOption, JsonOption, SetOption, Spec, StoreOption
 
 clusters = typer.Typer(
     help="What a cluster is started with.", no_args_is_help=True, rich_markup_mode=None
@@ -28,8 +28,8 @@ def submit(
 
     Example: sweeper submit quickstart --address http://127.0.0.1:8265 --store s3://bucket/sweeps
     """
-    from sweeper import cluster
-    from sweeper import spec as specs
+    from sweeper.plan import spec as specs
+    from sweeper.run import cluster
 
     specs.load(spec, overrides or [])  # its mistakes are told here, not there
     job = cluster.submit(spec, address, cluster.words(store, data, overrides or []))
@@ -42,8 +42,9 @@ def status(spec: Spec, store: StoreOption = STORE, as_json: JsonOption = False) 
 
     Example: sweeper status quickstart --json
     """
-    from sweeper import ledger, source
-    from sweeper import status as states
+    from sweeper.plan import source
+    from sweeper.store import ledger
+    from sweeper.store import status as states
 
     found = states.status(ledger.Ledger(place(store)), source.name_of(spec))
     typer.echo(json.dumps(found) if as_json else states.text(found))
@@ -62,8 +63,9 @@ def watch(
 
     from rich.live import Live
 
-    from sweeper import ledger, source
-    from sweeper import status as states
+    from sweeper.plan import source
+    from sweeper.store import ledger
+    from sweeper.store import status as states
 
     kept, name = ledger.Ledger(place(store)), source.name_of(spec)
     with Live(auto_refresh=False) as live:
@@ -94,8 +96,8 @@ def kuberay(
 
     Example: sweeper cluster kuberay quickstart --image IMAGE --store s3://bucket/sweeps
     """
-    from sweeper import cluster
-    from sweeper import spec as specs
+    from sweeper.plan import spec as specs
+    from sweeper.run import cluster
 
     specs.load(spec, overrides or [])
     pods = cluster.Pods(
@@ -105,4 +107,4 @@ def kuberay(
 
 
 COMMANDS = (submit, status, watch)
-"""What `sweeper.cli` registers, beside the group `clusters`."""
+"""What `app` registers, beside the group `clusters`."""

@@ -12,15 +12,11 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from attacks.base import Attack
-from defenses.base import Defense
-from sweeper import names as found
-from sweeper import options
-from sweeper.errors import SweepError, unknown
+from sweeper.core import names as found
+from sweeper.core import options
+from sweeper.core.errors import SweepError, unknown
 
 names = found.names
-CONTRACTS: dict[str, type] = {"attack": Attack, "defense": Defense}
-"""Kind of method -> the contract its files keep."""
 _DOTTED = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 _BESIDE: list[str] = []
 
@@ -34,6 +30,12 @@ def look_in(folder: str) -> None:
     _BESIDE[:] = [folder]
 
 
+def contract_of(kind: str) -> type:
+    """Return the contract the files of a kind keep: `Attack` of `attacks/base.py`, and so on."""
+    found: type = getattr(importlib.import_module(f"{kind}s.base"), kind.capitalize())
+    return found
+
+
 @functools.cache
 def method(kind: str, name: str) -> type[Any]:
     """Return the class of a method.
@@ -45,7 +47,7 @@ def method(kind: str, name: str) -> type[Any]:
     Raises:
         SweepError: No such method, or its file does not keep the contract.
     """
-    package, contract = found.PACKAGES[kind], CONTRACTS[kind]
+    contract = contract_of(kind)
     if _DOTTED.fullmatch(name):
         (folder,) = _BESIDE or [os.getcwd()]
         if folder not in sys.path:
@@ -56,7 +58,7 @@ def method(kind: str, name: str) -> type[Any]:
     for point in found.points(kind):
         if point.name == name:
             return _dotted(point.value, contract)
-    module = importlib.import_module(f"{package.__name__}.{name.replace('-', '_')}")
+    module = importlib.import_module(f"{kind}s.{name.replace('-', '_')}")
     own = [
         value
         for value in vars(module).values()

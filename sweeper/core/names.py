@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import pkgutil
 from importlib.metadata import EntryPoint, entry_points
 
-import attacks
-import defenses
-
-PACKAGES = {"attack": attacks, "defense": defenses}
-"""Kind of method -> the package its files lie in."""
+KINDS = ("attack", "defense")
+"""Kinds of method; each has a package of its name in the plural, one file a method."""
 
 
 @functools.lru_cache(maxsize=2)
@@ -21,9 +19,10 @@ def points(kind: str) -> tuple[EntryPoint, ...]:
 
 def names(kind: str) -> list[str]:
     """Return the names of all attacks or defenses."""
-    found = {
+    package = importlib.import_module(f"{kind}s")
+    files = {
         module.name.replace("_", "-")
-        for module in pkgutil.iter_modules(PACKAGES[kind].__path__)
-        if not module.name.startswith("_") and module.name != "base"
+        for module in pkgutil.iter_modules(package.__path__)
+        if not (module.ispkg or module.name.startswith("_") or module.name == "base")
     }
-    return sorted(found | {point.name for point in points(kind)})
+    return sorted(files | {point.name for point in points(kind)})

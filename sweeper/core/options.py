@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from sweeper.errors import SweepError, unknown
+from sweeper.core.errors import SweepError, unknown
 
 T = TypeVar("T")
 

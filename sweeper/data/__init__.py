@@ -18,12 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sweeper import seeds
+from sweeper.core import seeds
+from sweeper.core.errors import SweepError, unknown
+from sweeper.core.types import ImageSet
 from sweeper.data import _options
 from sweeper.data._cache import decoded, place
 from sweeper.data.base import Source, Splits
-from sweeper.errors import SweepError, unknown
-from sweeper.types import ImageSet
 
 __all__ = [
     "Dataset",

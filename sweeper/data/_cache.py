@@ -24,10 +24,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sweeper import seeds
+from sweeper.core import seeds
+from sweeper.core.errors import SweepError
+from sweeper.core.types import ImageSet
 from sweeper.data.base import Source, Splits
-from sweeper.errors import SweepError
-from sweeper.types import ImageSet
 
 _FORMAT = 2
 """Raised when the layout of an entry or the digest of its content changes."""

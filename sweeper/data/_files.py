@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sweeper import seeds
+from sweeper.core import seeds
+from sweeper.core.errors import SweepError
+from sweeper.core.types import ImageSet
 from sweeper.data.base import Source, Splits
-from sweeper.errors import SweepError
-from sweeper.types import ImageSet
 
 TEST_NAMES = ("test", "val", "valid", "validation")
 """What the test split may be called, in the order they are looked for."""

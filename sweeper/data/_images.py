@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from sweeper.errors import SweepError
+from sweeper.core.errors import SweepError
 
 Pixels = NDArray[np.uint8]
 """Raw pixels of one image, [H, W] or [H, W, 3]."""

@@ -7,9 +7,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, get_type_hints
 
+from sweeper.core.errors import SweepError, unknown
+from sweeper.core.options import fits, spelled
 from sweeper.data.base import Source
-from sweeper.errors import SweepError, unknown
-from sweeper.options import fits, spelled
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 SUBSET: dict[str, Any] = {"train_size": int | None, "test_size": int | None}

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from sweeper.types import ImageSet
+from sweeper.core.types import ImageSet
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from typing import ClassVar
 import numpy as np
 import torch
 
+from sweeper.core.types import ImageSet
 from sweeper.data._files import hold_out
 from sweeper.data._images import as_batches, decode
 from sweeper.data.base import Source, Splits
-from sweeper.types import ImageSet
 
 
 @dataclass(frozen=True, kw_only=True)

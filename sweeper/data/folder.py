@@ -16,11 +16,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from sweeper.core.errors import SweepError
+from sweeper.core.types import ImageSet
 from sweeper.data._files import TEST_NAMES, FileSource, folders, same_name
 from sweeper.data._images import as_batches, decode
 from sweeper.data.base import Splits
-from sweeper.errors import SweepError
-from sweeper.types import ImageSet
 
 _SUFFIXES = frozenset(".png .jpg .jpeg .ppm .pgm .bmp .gif .tif .tiff .webp".split())
 _UNPACKED = {"tiny-imagenet": "tiny-imagenet-200"}

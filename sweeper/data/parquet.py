@@ -20,11 +20,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from sweeper.core.errors import SweepError
+from sweeper.core.types import ImageSet
 from sweeper.data._files import TEST_NAMES, FileSource
 from sweeper.data._images import decode
 from sweeper.data.base import Splits
-from sweeper.errors import SweepError
-from sweeper.types import ImageSet
 
 _FILE = re.compile(r"(?P<split>[a-z]+)(-\d{5}-of-(?P<shards>\d{5})(-[0-9a-f]+)?)?\.parquet")
 _LABELS = ("label", "labels", "fine_label")

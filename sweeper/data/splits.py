@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sweeper import seeds
+from sweeper.core import seeds
+from sweeper.core.errors import SweepError
 from sweeper.data import Dataset
-from sweeper.errors import SweepError
 
 
 def split(dataset: Dataset, reserve: float) -> tuple[Tensor, Tensor]:

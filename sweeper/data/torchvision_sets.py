@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sweeper.core.errors import SweepError
+from sweeper.core.types import ImageSet
 from sweeper.data._files import number
 from sweeper.data._images import Item, as_batches, decode
 from sweeper.data.base import Source, Splits
-from sweeper.errors import SweepError
-from sweeper.types import ImageSet
 
 
 @dataclass(frozen=True)

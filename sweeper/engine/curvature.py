@@ -24,7 +24,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
-from sweeper.types import ImageSet
+from sweeper.core.types import ImageSet
 
 Product = Callable[[Tensor], Tensor]
 """A symmetric matrix as its product with a vector [P]."""
@@ -127,7 +127,7 @@ def largest_eigenvalue(
 
     Stops at a relative change of the Rayleigh quotient below `tolerance`, or after `most` products.
     The released scripts of FIP stop at 1e-3: 1.5 % short of the exact value on a tanh network of
-    208 weights, where 1e-4 is within 1 % (`tests/test_curvature.py`).
+    208 weights, where 1e-4 is within 1 % (`tests/engine/test_curvature.py`).
     The iteration goes to the eigenvalue of largest magnitude; where that is negative it is repeated
     on the matrix shifted by it.
     """

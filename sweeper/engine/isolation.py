@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from sweeper import seeds
+from sweeper.core import seeds
 
 GRACE = 10.0
 """Seconds after its time is up in which a cell's watchdog may record it."""

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sweeper import training
-from sweeper.errors import DivergedError
-from sweeper.recipes import Recipe
-from sweeper.types import ImageSet, Outcome, Role, Triggered
+from sweeper.core.errors import DivergedError
+from sweeper.core.types import ImageSet, Outcome, Role, Triggered
+from sweeper.engine import training
+from sweeper.engine.recipes import Recipe
 
 VERSION = 1
 """Part of every defense cell's key: raised when a metric is computed otherwise."""

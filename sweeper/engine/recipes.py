@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from typing import Any
 
-from sweeper import options
-from sweeper.errors import SweepError, unknown
+from sweeper.core import options
+from sweeper.core.errors import SweepError, unknown
 
 
 @dataclass(frozen=True, kw_only=True)

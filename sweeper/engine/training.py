@@ -16,10 +16,11 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional
 
-from sweeper import augment, seeds
-from sweeper.errors import DivergedError
-from sweeper.recipes import Recipe
-from sweeper.types import ImageSet
+from sweeper.core import seeds
+from sweeper.core.errors import DivergedError
+from sweeper.core.types import ImageSet
+from sweeper.engine import augment
+from sweeper.engine.recipes import Recipe
 
 VERSION = 1
 """Part of every trained cell's key: raised when the loop gives other numbers."""

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from sweeper.errors import SweepError, unknown
+from sweeper.core.errors import SweepError, unknown
 
 if TYPE_CHECKING:
     import torch
@@ -57,7 +57,7 @@ def family(name: str, options: Mapping[str, Any]) -> Family:
     known = families()
     if name not in known:
         raise SweepError(f"models: {unknown('model', name, known)}")
-    from sweeper import options as checked
+    from sweeper.core import options as checked
 
     return checked.construct(known[name], options, f"models: {name}", name=name)
 
@@ -111,7 +111,7 @@ def has_batchnorm(
     """
     from sweeper.models import _undrawn
 
-    return _undrawn.has_batchnorm(name, tuple(sorted(options.items())), classes, shape)
+    return _undrawn.has_batchnorm(family(name, options), classes, shape)
 
 
 def _family_of(module: ModuleType) -> type[Family]:

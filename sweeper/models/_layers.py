@@ -6,7 +6,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from sweeper.errors import SweepError
+from sweeper.core.errors import SweepError
 
 Stem = Literal["auto", "cifar", "cifar-pool", "imagenet"]
 """How a network begins: `cifar` 3x3 stride 1, `cifar-pool` the same and a max-pool by 2,

@@ -10,7 +10,7 @@ import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
-from sweeper import models
+from sweeper.models.base import Family
 
 
 class _Undrawn(TorchFunctionMode):
@@ -25,10 +25,8 @@ class _Undrawn(TorchFunctionMode):
 
 
 @functools.lru_cache(maxsize=256)
-def has_batchnorm(
-    name: str, options: tuple[tuple[str, Any], ...], classes: int, shape: tuple[int, int, int]
-) -> bool:
+def has_batchnorm(family: Family, classes: int, shape: tuple[int, int, int]) -> bool:
     """See `models.has_batchnorm`."""
     with torch.device("meta"), _Undrawn():
-        trunk, _ = models.family(name, dict(options)).build(classes, shape)
+        trunk, _ = family.build(classes, shape)
     return any(isinstance(module, _BatchNorm) for module in trunk.modules())

@@ -13,7 +13,7 @@ from typing import ClassVar
 
 from torch import nn
 
-from sweeper.errors import SweepError
+from sweeper.core.errors import SweepError
 from sweeper.models._depthwise import fast_depthwise
 from sweeper.models._layers import (
     GlobalAverage,

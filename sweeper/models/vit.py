@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from torch import nn
 
-from sweeper.errors import SweepError
+from sweeper.core.errors import SweepError
 from sweeper.models._layers import need_positive, need_side
 from sweeper.models.base import Family
 

@@ -7,11 +7,13 @@ import re
 from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
-from sweeper import catalog, data, models, recipes
-from sweeper.errors import SweepError, unknown
-from sweeper.rows import AXES
-from sweeper.source import Loc
-from sweeper.spec import Entry, Problem, Sweep
+from sweeper import data, models
+from sweeper.core import catalog
+from sweeper.core.errors import SweepError, unknown
+from sweeper.core.rows import AXES
+from sweeper.engine import recipes
+from sweeper.plan.source import Loc
+from sweeper.plan.sweep import Entry, Problem, Sweep
 
 
 def check(sweep: Sweep, skip: Collection[Loc] = ()) -> list[Problem]:

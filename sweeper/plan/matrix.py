@@ -19,11 +19,13 @@ import torch
 
 from attacks.base import Attack
 from defenses.base import Defense, Needs
-from sweeper import catalog, data, metrics, models, options, recipes, seeds, training
+from sweeper import data, models
+from sweeper.core import catalog, options, seeds
+from sweeper.core.errors import SweepError
+from sweeper.core.types import Cell, Facts
 from sweeper.data import splits
-from sweeper.errors import SweepError
-from sweeper.spec import Entry, Sweep
-from sweeper.types import Cell, Facts
+from sweeper.engine import metrics, recipes, training
+from sweeper.plan.sweep import Entry, Sweep
 
 UNKNOWN = 50_000
 """Training images a clean budget is a share of where the data are not here; no key counts then."""

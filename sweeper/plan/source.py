@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from yaml.constructor import SafeConstructor
 
-from sweeper.errors import SweepError, unknown
+from sweeper.core.errors import SweepError, unknown
 
 Loc = tuple[str | int, ...]
 """Where a value stands in a sweep file: the keys and places that lead to it."""

@@ -3,229 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import functools
-import math
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Any
 
 import yaml
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PlainValidator,
-    ValidationError,
-    field_validator,
-)
+from pydantic import BaseModel, ValidationError
 
-from sweeper import options, source
-from sweeper.errors import SweepError, unknown
-from sweeper.source import Loc, Source
-from sweeper.view import View
-
-Problem = tuple[Loc, str]
-"""A mistake: where it stands, and the sentence about it."""
-
-
-def _no_bool(value: Any) -> Any:
-    if isinstance(value, bool):
-        raise ValueError(f"needs a number, not {value!r}")
-    return value
-
-
-def _rate(rate: float) -> float:
-    if not 0 < rate <= 1:
-        raise ValueError(f"{rate:g} is no poison rate: needs a share above 0 and at most 1")
-    return rate
-
-
-def _budget(value: Any) -> int | float:
-    """A share stays a float, a count becomes an int; 1.0 could be either and is refused."""
-    try:
-        number = float(_no_bool(value))
-    except (TypeError, ValueError):
-        number = math.nan
-    if 0 < number < 1:
-        return number
-    if number >= 1 and number.is_integer() and not (number == 1 and isinstance(value, float)):
-        return int(number)
-    raise ValueError(
-        f"{value!r} is no clean budget: needs a share between 0 and 1, such as 0.05, or a whole "
-        "number of images, such as 500"
-    )
-
-
-def _mapping(value: Any, like: str) -> Any:
-    if not isinstance(value, dict) or not value or not all(isinstance(k, str) for k in value):
-        raise ValueError(f"needs {like}, not {value!r}")
-    return value
-
-
-def _recipe(value: Any) -> Any:
-    if isinstance(value, str):
-        return value
-    return _mapping(value, "the name of a recipe, or changes such as {base: d-br, epochs: 60}")
-
-
-def _pattern(value: Any) -> Any:
-    return _mapping(value, "a mapping such as {attack: badnets, poison_rate: 0.1}")
-
-
-Whole = Annotated[int, BeforeValidator(_no_bool), Field(ge=0)]
-Rate = Annotated[float, BeforeValidator(_no_bool), AfterValidator(_rate)]
-Budget = Annotated[int | float, PlainValidator(_budget)]
-Pattern = Annotated[dict[str, Any], BeforeValidator(_pattern)]
-
-
-class Entry(BaseModel):
-    """One entry of datasets, models, attacks or defenses: a name, or a mapping with options."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: str
-    """The data set, architecture, attack or defense."""
-    label: str
-    """What rows and tables call it: `as`, or its name and preset."""
-    options: dict[str, Any] = {}
-    """Everything else of the mapping."""
-    poison_rates: list[Rate] | None = Field(default=None, min_length=1)
-    """An attack's own rates in place of the sweep's."""
-
-
-def _entry(kind: str, item: Any) -> Any:
-    """Turn what stands in the file into the fields of an `Entry`."""
-    if isinstance(item, str):
-        return {"name": item, "label": item}
-    rest = dict(_mapping(item, f"a name, or a mapping with `{kind}: NAME` and options"))
-    if kind == "defense" and "then" in rest:
-        rest = _chain(rest)
-    name, preset = rest.pop(kind, None), rest.get("preset", "")
-    if not isinstance(name, str):
-        raise ValueError(f"an entry with options needs `{kind}: NAME`, not {item!r}")
-    if not isinstance(preset, str):
-        raise ValueError(f"preset: needs the name of one, not {preset!r}")
-    label = rest.pop("as", f"{name}-{preset}" if preset else name)
-    if not isinstance(label, str | int | float) or label == "":
-        raise ValueError(f"as: needs a label, not {label!r}")
-    found = {"name": name, "label": str(label), "options": rest}
-    if kind == "attack" and "poison_rates" in rest:
-        rates = rest.pop("poison_rates")
-        found["poison_rates"] = [] if rates is None else rates
-    return found
-
-
-def _chain(item: dict[str, Any]) -> dict[str, Any]:
-    """Write `{detect: A, then: B, ...}` as the defense B with A among its options."""
-    rest = {key: value for key, value in item.items() if key not in ("detect", "then")}
-    if "detect" not in item or "defense" in rest:
-        raise ValueError(f"a chain is {{detect: DEFENSE, then: DEFENSE}}, not {item!r}")
-    first, second = (Entry(**_entry("defense", item[key])) for key in ("detect", "then"))
-    detect = {"defense": first.name, **first.options} if first.options else first.name
-    label = f"{first.label}+{second.label}"
-    return {**second.options, "defense": second.name, "as": label, "detect": detect, **rest}
-
-
-def _every(kind: str, value: Any) -> Any:
-    """`all` stands for every attack or defense that needs no option, each with its defaults."""
-    from sweeper import catalog  # here: it imports torch
-
-    return catalog.ready(kind) if value == "all" else value
-
-
-Datasets = list[Annotated[Entry, BeforeValidator(functools.partial(_entry, "dataset"))]]
-Models = list[Annotated[Entry, BeforeValidator(functools.partial(_entry, "model"))]]
-Attacks = Annotated[
-    list[Annotated[Entry, BeforeValidator(functools.partial(_entry, "attack"))]],
-    BeforeValidator(functools.partial(_every, "attack")),
-]
-Defenses = Annotated[
-    list[Annotated[Entry, BeforeValidator(functools.partial(_entry, "defense"))]],
-    BeforeValidator(functools.partial(_every, "defense")),
-]
-
-
-class Resources(BaseModel):
-    """What every cell is given: one shape for the whole sweep."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    cpus: Annotated[int, BeforeValidator(_no_bool)] = Field(default=1, ge=1)
-    """CPUs, and threads, of a cell. On two cores, two cells at one thread train 1.4 (ResNet-18)
-    to 1.8 (MobileNetV2) times the images/s of one cell at two threads, so the default is 1."""
-    gpus: Annotated[float, BeforeValidator(_no_bool)] = Field(default=0.0, ge=0)
-    """GPUs of a cell; a fraction shares one."""
-
-    @field_validator("gpus")
-    @classmethod
-    def _gpus(cls, value: float) -> float:
-        if value > 1 and not value.is_integer():
-            raise ValueError(f"{value:g} is neither a share of one GPU nor a whole number of them")
-        return value
-
-
-class Sweep(BaseModel):
-    """The declared matrix."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    name: str
-    """Names the results; a second file of this name adds to them."""
-    datasets: Datasets = Field(min_length=1)
-    """What is trained on."""
-    models: Models = Field(min_length=1)
-    """Architectures."""
-    attacks: Attacks = Field(min_length=1)
-    """Who poisons; `none` is the clean model. `all`: every attack there is."""
-    poison_rates: list[Rate] = Field(default=[0.1], min_length=1)
-    """Shares of each attack's own base."""
-    targets: list[Whole] = Field(default=[0], min_length=1)
-    """Target labels."""
-    clean_budgets: list[Budget] = Field(default=[0.05], min_length=1)
-    """Clean images of the defender: a share of the training split (< 1) or a count (>= 1)."""
-    defenses: Defenses = Field(min_length=1)
-    """Who defends; `none` measures the victim as it is. `all`: every defense there is."""
-    seeds: list[Whole] = Field(default=[0], min_length=1)
-    """In the file a count (0, 1, ... n-1) or a list."""
-    recipe: Annotated[str | dict[str, Any], BeforeValidator(_recipe)] = "fast"
-    """A training recipe by name, or changes to one."""
-    reserve: Annotated[float, BeforeValidator(_no_bool)] = Field(default=0.1, gt=0, lt=1)
-    """Share of the training split no attacker trains on; clean budgets are drawn from it."""
-    exclude: list[Pattern] = []
-    """Combinations left out: each entry is a set of axis values that must all match."""
-    resources: Resources = Resources()
-    """What every cell is given."""
-    timeout: Annotated[float, BeforeValidator(_no_bool)] | None = Field(default=None, gt=0)
-    """Seconds after which a cell is given up."""
-    table: View = View()
-    """The layout of its table."""
-
-    @field_validator("name")
-    @classmethod
-    def _name(cls, value: str) -> str:
-        if not source.NAME.fullmatch(value):
-            raise ValueError(
-                f"needs letters, digits, dots, underscores and hyphens, at most 100, not {value!r}"
-            )
-        return value
-
-    @field_validator("seeds", mode="before")
-    @classmethod
-    def _seeds(cls, value: Any) -> Any:
-        if isinstance(value, list):
-            return value
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"needs a count above 0, or a list such as [0, 7], not {value!r}")
-        return list(range(value))
-
-    @field_validator("targets", "seeds", "poison_rates", "clean_budgets")
-    @classmethod
-    def _unique(cls, value: list[Any]) -> list[Any]:
-        for item in value:
-            if value.count(item) > 1:
-                raise ValueError(f"{item!r} stands twice; remove one")
-        return value
+from sweeper.core import options
+from sweeper.core.errors import SweepError, unknown
+from sweeper.plan import source
+from sweeper.plan.check import check
+from sweeper.plan.source import Loc, Source
+from sweeper.plan.sweep import Problem, Resources, Sweep, entry_fields
+from sweeper.plan.view import View
 
 
 def load(spec: str, overrides: Sequence[str] = ()) -> Sweep:
@@ -325,7 +115,7 @@ def _pick(key: str, values: dict[str, Any], asked: Any) -> Any:
     known: dict[str, Any] = {}
     for item in listed:
         with contextlib.suppress(ValueError):  # an entry that is wrong is named later
-            known[_entry(key[:-1], item)["label"]] = item
+            known[entry_fields(key[:-1], item)["label"]] = item
     gone = set(known) - {item for item in asked if isinstance(item, str)}
     if isinstance(values.get("exclude"), list):
         values["exclude"] = [
@@ -338,8 +128,6 @@ def _pick(key: str, values: dict[str, Any], asked: Any) -> Any:
 
 def _validate(values: Mapping[str, Any]) -> tuple[Sweep | None, list[Problem]]:
     """Validate the form, then what only the methods know of those parts whose form is right."""
-    from sweeper.check import check  # here: it imports torch
-
     try:
         sweep = Sweep.model_validate(values)
         return sweep, check(sweep)

@@ -6,10 +6,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
-from sweeper import options
-from sweeper.errors import SweepError, unknown
-from sweeper.rows import AXES, METRICS
-from sweeper.source import Source
+from sweeper.core import options
+from sweeper.core.errors import SweepError, unknown
+from sweeper.core.rows import AXES, METRICS
+from sweeper.plan.source import Source
 
 
 class View(BaseModel):

@@ -15,12 +15,12 @@ from collections import defaultdict, deque
 from collections.abc import Callable
 from typing import Any
 
-from sweeper import cells
-from sweeper.cells import Result
-from sweeper.material import Context, Log
-from sweeper.store import Store
-from sweeper.types import Cell
-from sweeper.walk import Walk
+from sweeper.core.types import Cell
+from sweeper.run import cells
+from sweeper.run.cells import Result
+from sweeper.run.material import Context, Log
+from sweeper.run.walk import Walk
+from sweeper.store.artifacts import Store
 
 SECONDS = 1.0
 """What the cells of a bundle may take together, by what their like took; at twice that it ends."""

@@ -9,11 +9,14 @@ from dataclasses import replace
 
 import torch
 
-from sweeper import matrix, models, options, training
-from sweeper.costs import Book, Sorts
-from sweeper.isolation import isolated
-from sweeper.recipes import Recipe
-from sweeper.types import Cell, Facts, ImageSet
+from sweeper import models
+from sweeper.core import options
+from sweeper.core.types import Cell, Facts, ImageSet
+from sweeper.engine import training
+from sweeper.engine.isolation import isolated
+from sweeper.engine.recipes import Recipe
+from sweeper.plan import matrix
+from sweeper.run.costs import Book, Sorts
 
 SECONDS = 5.0
 """What all of it may take; models it does not come to stay unknown."""

@@ -10,12 +10,14 @@ from typing import Any
 
 import torch
 
-from sweeper import metrics, record, seeds, training
-from sweeper.errors import DivergedError
-from sweeper.isolation import CellTimeout, isolated, limit
-from sweeper.material import Context, Lab, Log, Material
-from sweeper.store import DamagedError, Store
-from sweeper.types import Cell, ImageSet, Outcome, Role
+from sweeper.core import seeds
+from sweeper.core.errors import DivergedError
+from sweeper.core.types import Cell, ImageSet, Outcome, Role
+from sweeper.engine import metrics, training
+from sweeper.engine.isolation import CellTimeout, isolated, limit
+from sweeper.run import record
+from sweeper.run.material import Context, Lab, Log, Material
+from sweeper.store.artifacts import DamagedError, Store
 
 Result = dict[str, Any]
 """The driver is told: status (ok|failed|diverged|timeout|oom), error, seconds, acc, asr; of a

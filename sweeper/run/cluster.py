@@ -15,9 +15,9 @@ from typing import Any
 
 import yaml
 
-from sweeper.errors import SweepError
-from sweeper.run import new_run
-from sweeper.source import name_of, read
+from sweeper.core.errors import SweepError
+from sweeper.plan.source import name_of, read
+from sweeper.run.driver import new_run
 
 FILE = "sweep.yaml"
 AGENT = 60.0
@@ -63,7 +63,7 @@ def submit(spec: str, address: str, words: Sequence[str]) -> str:
         try:
             job = submitted(
                 JobSubmissionClient(address),
-                entrypoint=shlex.join(["python", "-m", "sweeper.cli", "run", FILE, *words]),
+                entrypoint=shlex.join(["python", "-m", "sweeper", "run", FILE, *words]),
                 submission_id=f"{name}-{new_run()}",
                 runtime_env={"working_dir": folder},
                 metadata={"sweep": name},

@@ -1,7 +1,7 @@
 """What cells cost: seconds of cells of the same kind measured on this device, scaled to others.
 
 What was never measured here is taken roughly from the epochs of its victim, whose pace
-`sweeper.calibrate` measures where no victim tells it. `sweeper.estimate` adds up.
+`sweeper.run.calibrate` measures where no victim tells it. `sweeper.run.estimate` adds up.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sweeper import catalog, matrix
-from sweeper.store import Store
-from sweeper.types import Cell
+from sweeper.core import catalog
+from sweeper.core.types import Cell
+from sweeper.plan import matrix
+from sweeper.store.artifacts import Store
 
 ROUGH = {"prepare": 13.0, "stage": 13.0, "repair": 3.0, "detection": 3.0, "input filter": 3.0}
 """Epochs of a victim's training that a cell never measured costs: medians over 10 attacks, 1 stage

@@ -14,12 +14,12 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from sweeper.cells import Result
-from sweeper.costs import Book, Sorts
-from sweeper.estimate import spoken
-from sweeper.material import Progress, Relayed
-from sweeper.run import Job
-from sweeper.types import Cell
+from sweeper.core.types import Cell
+from sweeper.run.cells import Result
+from sweeper.run.costs import Book, Sorts
+from sweeper.run.driver import Job
+from sweeper.run.estimate import spoken
+from sweeper.run.material import Progress, Relayed
 
 STYLE = {"ok": "green", "failed": "bold red", "timeout": "red", "diverged": "red", "blocked": "dim"}
 

@@ -15,15 +15,17 @@ from typing import Any, Protocol
 
 import yaml
 
-from sweeper import cells, matrix, rows
-from sweeper.cells import Result
-from sweeper.claim import claimed
-from sweeper.errors import SweepError
-from sweeper.material import Context, Progress
-from sweeper.spec import Sweep
-from sweeper.store import DamagedError, Store
-from sweeper.types import Cell, Facts
-from sweeper.walk import Walk
+from sweeper.core import rows
+from sweeper.core.errors import SweepError
+from sweeper.core.types import Cell, Facts
+from sweeper.plan import matrix
+from sweeper.plan.sweep import Sweep
+from sweeper.run import cells
+from sweeper.run.cells import Result
+from sweeper.run.material import Context, Progress
+from sweeper.run.walk import Walk
+from sweeper.store.artifacts import DamagedError, Store
+from sweeper.store.claim import claimed
 
 
 class Watcher(Protocol):
@@ -145,7 +147,7 @@ def execute(job: Job, walker: Walker, watcher: Watcher) -> Counter[str]:
 
     Args:
         job: The prepared sweep.
-        walker: Runs the cells of a walk: `inline` here, or Ray's in `sweeper.schedule`.
+        walker: Runs the cells of a walk: `inline` here, or Ray's in `sweeper.run.schedule`.
         watcher: Who looks on.
 
     Returns:

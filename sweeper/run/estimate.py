@@ -10,14 +10,14 @@ from dataclasses import dataclass
 
 import torch
 
-from sweeper import calibrate, costs, record
-from sweeper.cells import Result
-from sweeper.costs import Book, Sorts
-from sweeper.material import Progress
-from sweeper.run import Job, Watcher
-from sweeper.store import DamagedError
-from sweeper.types import Cell
-from sweeper.walk import Walk
+from sweeper.core.types import Cell
+from sweeper.run import calibrate, costs, record
+from sweeper.run.cells import Result
+from sweeper.run.costs import Book, Sorts
+from sweeper.run.driver import Job, Watcher
+from sweeper.run.material import Progress
+from sweeper.run.walk import Walk
+from sweeper.store.artifacts import DamagedError
 
 
 def sharing(cells: Mapping[str, Cell], defended: Iterable[str]) -> Counter[str]:

@@ -16,12 +16,14 @@ from torch import Generator, nn
 
 from attacks.base import Attack
 from defenses.base import Case, Defense
-from sweeper import catalog, data, metrics, models, options, seeds, training
+from sweeper import data, models
+from sweeper.core import catalog, options, seeds
+from sweeper.core.types import Cell, ImageSet, Poisoned, State, Triggered
 from sweeper.data import splits
+from sweeper.engine import metrics, training
+from sweeper.engine.recipes import Recipe
 from sweeper.models.base import Net
-from sweeper.recipes import Recipe
-from sweeper.store import Store
-from sweeper.types import Cell, ImageSet, Poisoned, State, Triggered
+from sweeper.store.artifacts import Store
 
 Log = Callable[..., None]
 """Takes progress as keywords."""

@@ -17,9 +17,9 @@ import torch
 
 from attacks.base import Attack
 from defenses.base import Defense
-from sweeper import catalog
-from sweeper.rows import AXES
-from sweeper.types import Cell
+from sweeper.core import catalog
+from sweeper.core.rows import AXES
+from sweeper.core.types import Cell
 
 
 def describe(cell: Cell, victim: Cell) -> dict[str, Any]:

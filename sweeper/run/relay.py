@@ -14,8 +14,8 @@ from collections.abc import Sequence
 
 from ray.experimental.internal_kv import internal_kv_get_gcs_client as head
 
-from sweeper.material import Progress, Relayed
-from sweeper.types import Cell
+from sweeper.core.types import Cell
+from sweeper.run.material import Progress, Relayed
 
 SECONDS = 1.0
 """Between two tellings of a trial, and between two questions of the driver."""

@@ -33,16 +33,17 @@ from ray._raylet import setproctitle  # type: ignore[attr-defined]
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
-from sweeper import bundle, catalog
-from sweeper.bundle import Bundles
-from sweeper.errors import SweepError
-from sweeper.isolation import GRACE
-from sweeper.material import Context, Log
-from sweeper.meter import Meter
-from sweeper.relay import Listener, Teller
-from sweeper.run import Ending, Job, Watcher, gentle_interrupt
-from sweeper.types import Cell
-from sweeper.walk import Walk
+from sweeper.core import catalog
+from sweeper.core.errors import SweepError
+from sweeper.core.types import Cell
+from sweeper.engine.isolation import GRACE
+from sweeper.run import bundle
+from sweeper.run.bundle import Bundles
+from sweeper.run.driver import Ending, Job, Watcher, gentle_interrupt
+from sweeper.run.material import Context, Log
+from sweeper.run.meter import Meter
+from sweeper.run.relay import Listener, Teller
+from sweeper.run.walk import Walk
 
 CHAIN = 5000
 """Trials of one Tuner: its bookkeeping grows with every trial, so longer sweeps chain several."""

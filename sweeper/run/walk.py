@@ -6,7 +6,7 @@ import heapq
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 
-from sweeper.types import Cell
+from sweeper.core.types import Cell
 
 COST = {"prepare": 10.0, "train": 10.0, "stage": 5.0, "defend": 1.0}
 """Relative cost of a kind, for the order alone: the longest way to the end goes first."""

@@ -21,7 +21,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from sweeper.ledger import Ledger
+from sweeper.store.ledger import Ledger
 
 _DAMAGE = (FileNotFoundError, ValueError, KeyError, TypeError)
 """What reading an artifact raises where it is not what was written."""

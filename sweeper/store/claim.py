@@ -20,8 +20,8 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from sweeper.errors import SweepError
-from sweeper.ledger import Ledger
+from sweeper.core.errors import SweepError
+from sweeper.store.ledger import Ledger
 
 BEAT = 5.0
 """Seconds between two signs of life."""

@@ -26,9 +26,9 @@ import pyarrow.compute as pc
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from sweeper import rows
-from sweeper.errors import SweepError
-from sweeper.source import NAME
+from sweeper.core import rows
+from sweeper.core.errors import SweepError
+from sweeper.plan.source import NAME
 
 KEY = re.compile(r"[0-9a-f]{20}")
 """The key of a cell."""
@@ -320,7 +320,7 @@ class Ledger:
         selector = pafs.FileSelector(self._sweep(sweep), allow_not_found=True, recursive=True)
         return max((f.mtime for f in self._fs.get_file_info(selector) if f.is_file), default=None)
 
-    # Who runs a sweep (sweeper.claim)
+    # Who runs a sweep (sweeper.store.claim)
 
     def claim(self, sweep: str) -> dict[str, Any] | None:
         """What the driver of a sweep last said of itself; None where nobody runs it."""

@@ -12,9 +12,9 @@ from typing import Any
 
 from tabulate import tabulate
 
-from sweeper import rows
-from sweeper.claim import told
-from sweeper.ledger import Ledger
+from sweeper.core import rows
+from sweeper.store.claim import told
+from sweeper.store.ledger import Ledger
 
 STATES = ("done", "failed", "left")
 

@@ -1,6 +1,6 @@
-"""EXPECTED.md: the published figures, how near to expect ours, and the command that shows it.
+"""docs/expected.md: the published figures, how near to expect ours, and the command that shows it.
 
-`python -m sweeper.expected EXPECTED.md` writes it anew.
+`python -m sweeper.tables.expected docs/expected.md` writes it anew.
 """
 
 from __future__ import annotations
@@ -11,15 +11,16 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from sweeper import published, source
-from sweeper.layout import PLAIN, head
-from sweeper.published import AVERAGE, TOLERANCE, Figure
-from sweeper.rows import METRICS
+from sweeper.core.rows import METRICS
+from sweeper.plan import source
+from sweeper.tables import published
+from sweeper.tables.layout import PLAIN, head
+from sweeper.tables.published import AVERAGE, TOLERANCE, Figure
 
 HEAD = f"""# What to expect
 
-Written by `python -m sweeper.expected EXPECTED.md` from `sweeper/sweeps/published.csv`. Rates in
-percent, as printed by the source, for attack and defense as our sweeps label them.
+Written by `python -m sweeper.tables.expected docs/expected.md` from `sweeper/sweeps/published.csv`.
+Rates in percent, as printed by the source, for attack and defense as our sweeps label them.
 
 Expect ours within {100 * TOLERANCE:g} points of a rate, or the spread of the seeds where
 that is more; `sweeper table SWEEP --compare` marks with ≠ what is not. Seconds depend on the device
@@ -30,7 +31,7 @@ its own: it takes the whole sweep.
 
 
 def text() -> str:
-    """Return EXPECTED.md."""
+    """Return docs/expected.md."""
     parts = [HEAD]
     for name in published.sweeps():
         known = published.of(name)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any, NamedTuple
 
-from sweeper.rows import DEVICES
+from sweeper.core.rows import DEVICES
 
 STATES = {
     "missing": "not run yet",

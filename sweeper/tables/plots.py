@@ -12,9 +12,9 @@ import pandas as pd
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from sweeper.errors import SweepError, unknown
-from sweeper.layout import head, name, word
-from sweeper.points import PLACE, means, measure, ranks
+from sweeper.core.errors import SweepError, unknown
+from sweeper.tables.layout import head, name, word
+from sweeper.tables.points import PLACE, means, measure, ranks
 
 STYLE = {
     "font.size": 8,

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sweeper import stats
-from sweeper.errors import SweepError, unknown
-from sweeper.layout import STATES
-from sweeper.results import once, require, spread
-from sweeper.rows import AXES
+from sweeper.core.errors import SweepError, unknown
+from sweeper.core.rows import AXES
+from sweeper.tables import stats
+from sweeper.tables.layout import STATES
+from sweeper.tables.results import once, require, spread
 
 PLACE = tuple(axis for axis in AXES if axis != "seed")
 """The axes that say which point it is."""

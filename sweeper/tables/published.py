@@ -15,9 +15,9 @@ from typing import Any
 
 import pandas as pd
 
-from sweeper.layout import PLAIN, Column, Entry, Line, Published
-from sweeper.rows import METRICS
-from sweeper.stats import ROUNDING
+from sweeper.core.rows import METRICS
+from sweeper.tables.layout import PLAIN, Column, Entry, Line, Published
+from sweeper.tables.stats import ROUNDING
 
 AVERAGE = "average"
 """The attack label of a line that averages over attacks, ours as the papers'."""

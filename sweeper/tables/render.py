@@ -13,8 +13,8 @@ from typing import Any
 
 from tabulate import tabulate
 
-from sweeper.errors import SweepError, unknown
-from sweeper.layout import (
+from sweeper.core.errors import SweepError, unknown
+from sweeper.tables.layout import (
     PLAIN,
     STATES,
     Column,

@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sweeper.errors import SweepError
-from sweeper.layout import STATES, head, threat
-from sweeper.points import MEASURES, PLACE, costs, points, ranks
-from sweeper.render import SIGNS
-from sweeper.results import once
+from sweeper.core.errors import SweepError
+from sweeper.tables.layout import STATES, head, threat
+from sweeper.tables.points import MEASURES, PLACE, costs, points, ranks
+from sweeper.tables.render import SIGNS
+from sweeper.tables.results import once
 
 _NOTES = {
     "partial": "without the seeds that did not end well",
@@ -83,7 +83,7 @@ def build(
 
 
 def _part(name: str) -> str:
-    return (resources.files("sweeper") / "page" / name).read_text(encoding="utf-8").strip()
+    return (resources.files("sweeper.tables") / "page" / name).read_text(encoding="utf-8").strip()
 
 
 @functools.lru_cache(maxsize=1)

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from sweeper.errors import SweepError, unknown
-from sweeper.rows import AXES, DEVICES, FINISHED, METRICS, SCHEMA, UNFINISHED
+from sweeper.core.errors import SweepError, unknown
+from sweeper.core.rows import AXES, DEVICES, FINISHED, METRICS, SCHEMA, UNFINISHED
 
 SETTINGS = (
     "attack_name attack_options rule defense_name defense_options dataset_options model_options "

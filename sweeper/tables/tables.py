@@ -11,13 +11,13 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from sweeper import published, stats
-from sweeper.errors import SweepError, unknown
-from sweeper.layout import STATES, Column, Entry, Line, Table
-from sweeper.published import AVERAGE
-from sweeper.render import render
-from sweeper.results import SETTINGS, averages, once, require, spread
-from sweeper.rows import AXES, DEVICES, METRICS
+from sweeper.core.errors import SweepError, unknown
+from sweeper.core.rows import AXES, DEVICES, METRICS
+from sweeper.tables import published, stats
+from sweeper.tables.layout import STATES, Column, Entry, Line, Table
+from sweeper.tables.published import AVERAGE
+from sweeper.tables.render import render
+from sweeper.tables.results import SETTINGS, averages, once, require, spread
 
 __all__ = ["Column", "Entry", "Line", "Table", "build", "render"]
 

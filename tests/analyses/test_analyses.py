@@ -8,12 +8,12 @@ from typing import Any
 
 import pandas as pd
 import pytest
-import sweeps
-import toys
 
-from sweeper import analyses, analyze, spec
-from sweeper.errors import SweepError
-from sweeper.material import Context
+from sweeper.analyses import analyze, looks
+from sweeper.core.errors import SweepError
+from sweeper.plan import spec
+from sweeper.run.material import Context
+from tests.support import sweeps, toys
 
 
 @pytest.fixture(scope="module")
@@ -29,14 +29,14 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def look(swept: tuple[Path, Path], out: Path, name: str, **changes: Any) -> list[Path]:
     sweep = spec.load(str(swept[0]))
     context = Context(store=str(swept[1]), sweep=sweep.name, device="cpu")
-    kind = analyses.analysis(name)
+    kind = looks.analysis(name)
     few = {"images": 50, "vectors": 3, "points": 3}
     known = {item.name for item in dataclasses.fields(kind)}
     small = toys.small(kind) | {option: few[option] for option in few.keys() & known}
-    return list(analyze.pictures(name, analyses.make(name, small), sweep, context, out, **changes))
+    return list(analyze.pictures(name, looks.make(name, small), sweep, context, out, **changes))
 
 
-@pytest.mark.parametrize("name", analyses.names())
+@pytest.mark.parametrize("name", looks.names())
 def test_picture_and_numbers(name: str, swept: tuple[Path, Path], tmp_path: Path) -> None:
     (path,) = look(swept, tmp_path, name)
     assert path.name.startswith(f"{name}-badnets-0.2-digits-tiny-seed-0-")

@@ -11,17 +11,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import toys
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 import sweeper
 from attacks.imported import Imported
-from sweeper import cli, exchange, metrics, seeds, training
-from sweeper.errors import SweepError
-from sweeper.types import ImageSet, Role
-from tests import sweeps
+from sweeper.analyses import exchange
+from sweeper.cli import app
+from sweeper.core import seeds
+from sweeper.core.errors import SweepError
+from sweeper.core.types import ImageSet, Role
+from sweeper.engine import metrics, training
+from tests.support import sweeps, toys
 
 VALUES = {
     **sweeps.SMALL,
@@ -40,7 +42,7 @@ def said(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, 
     capsys.readouterr()
     with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as left:
         patch.setattr(sys, "argv", ["sweeper", *map(str, words)])
-        cli.main()
+        app.main()
     return int(left.value.code or 0), *capsys.readouterr()
 
 

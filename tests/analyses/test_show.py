@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from sweeper import show, spec
-from sweeper.errors import SweepError
-from sweeper.material import Context
-from tests import toys
+from sweeper.analyses import show
+from sweeper.core.errors import SweepError
+from sweeper.plan import spec
+from sweeper.run.material import Context
+from tests.support import toys
 
 
 def test_quality_by_hand() -> None:
@@ -33,13 +34,13 @@ def test_ssim_falls_with_noise_and_knows_its_order() -> None:
 
 
 def call(folder: Path, monkeypatch: pytest.MonkeyPatch, *words: str) -> Path:
-    from sweeper import cli
+    from sweeper.cli import app
 
     out, store = folder / "show.png", folder / "store"
     line = ["sweeper", "show", *words, "--out", str(out), "--store", str(store)]
     monkeypatch.setattr("sys.argv", line)
     with pytest.raises(SystemExit) as stop:
-        cli.main()
+        app.main()
     assert stop.value.code == 0
     return out
 

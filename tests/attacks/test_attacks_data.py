@@ -9,19 +9,19 @@ from typing import Any
 
 import pytest
 import torch
-import toys
 from PIL import Image
 from scipy.fft import dctn
 from torch import Tensor
 
-from attacks._deepfool import low_pass
-from attacks._frequency import YCRCB, YUV
-from attacks._glyphs import checker, disc, glyph, square
-from attacks._patch import drawn
 from attacks.adaptive_k_way import PIXELS
-from sweeper import catalog, options, seeds
-from sweeper.errors import SweepError
-from sweeper.types import Facts, ImageSet, Poisoned, Role
+from attacks.parts.deepfool import low_pass
+from attacks.parts.frequency import YCRCB, YUV
+from attacks.parts.glyphs import checker, disc, glyph, square
+from attacks.parts.patch import drawn
+from sweeper.core import catalog, options, seeds
+from sweeper.core.errors import SweepError
+from sweeper.core.types import Facts, ImageSet, Poisoned, Role
+from tests.support import toys
 
 CIFAR = torch.arange(10).repeat_interleave(5000)
 """CIFAR-10's training labels, 5,000 a class."""

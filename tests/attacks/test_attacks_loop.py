@@ -9,25 +9,26 @@ from typing import Any
 
 import pytest
 import torch
-import toys
 from torch import Tensor, nn
 
 from attacks import blind, bpp, fip_sam, fip_spectral, wb
-from attacks._loop import STAMPED, LoopHooks, others
-from attacks._mixed import straight_through
-from attacks._nets import packed, unpacked
 from attacks.base import Attack
 from attacks.bpp import Bpp
 from attacks.input_aware import InputAware, distance
 from attacks.lira import Lira
+from attacks.parts.loop import STAMPED, LoopHooks, others
+from attacks.parts.mixed import straight_through
+from attacks.parts.nets import packed, unpacked
 from attacks.ssba import Ssba
 from attacks.wanet import WaNet, identity
 from attacks.wb import Wb
-from sweeper import curvature, seeds, training
-from sweeper.errors import SweepError
-from sweeper.store import Store
-from sweeper.training import Batch, Hooks
-from sweeper.types import ImageSet, Role
+from sweeper.core import seeds
+from sweeper.core.errors import SweepError
+from sweeper.core.types import ImageSet, Role
+from sweeper.engine import curvature, training
+from sweeper.engine.training import Batch, Hooks
+from sweeper.store.artifacts import Store
+from tests.support import toys
 
 SMALL = (3, 16, 16)
 DATA = toys.image_set(96, shape=SMALL)

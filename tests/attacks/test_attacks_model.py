@@ -7,16 +7,18 @@ from typing import Any
 
 import pytest
 import torch
-import toys
 from torch import Tensor, nn
 from torch.nn import functional
 
-from attacks import _chain, sleeper_agent, trojan_nn
-from attacks._nets import built
-from sweeper import catalog, metrics, seeds, training
-from sweeper.errors import SweepError
+from attacks import sleeper_agent, trojan_nn
+from attacks.parts import chain as chains
+from attacks.parts.nets import built
+from sweeper.core import catalog, seeds
+from sweeper.core.errors import SweepError
+from sweeper.core.types import Facts, ImageSet, Role
+from sweeper.engine import metrics, training
 from sweeper.models.base import Net
-from sweeper.types import Facts, ImageSet, Role
+from tests.support import toys
 
 SMALL = (3, 16, 16)
 
@@ -291,22 +293,22 @@ FITS = [("tiny", {}), ("resnet18", {"width": 8}), ("preact-resnet18", {"width": 
 @pytest.mark.parametrize(("name", "options"), FITS, ids=[name for name, _ in FITS])
 def test_the_chain_inside_is_the_chain_alone(name: str, options: dict[str, Any]) -> None:
     model = toys.network(rng("model"), model=name, **options).eval()
-    chain = built(lambda: _chain.narrowed(model, 2), rng("chain")).eval()
+    chain = built(lambda: chains.narrowed(model, 2), rng("chain")).eval()
     images = toys.image_set(4).images
-    _chain.check_shape(chain, images)
+    chains.check_shape(chain, images)
     pixels = images.float() / 255
     norms = [part for part in chain[1].modules() if isinstance(part, nn.BatchNorm2d)]
     for part in norms:  # a new chain says next to nothing
         nn.init.ones_(part.bias)
     with pytest.raises(SweepError, match="moves channels about"):
-        _chain.check(model, chain, 2, pixels)  # nothing is implanted yet
-    _chain.implant(model, chain, 2)
-    _chain.check(model, chain, 2, pixels)
+        chains.check(model, chain, 2, pixels)  # nothing is implanted yet
+    chains.implant(model, chain, 2)
+    chains.check(model, chain, 2, pixels)
     with torch.no_grad():
         whole = model.features(pixels)
         for part in norms:
             part.bias += 0.5
-        _chain.implant(model, chain, 2)
+        chains.implant(model, chain, 2)
         other = model.features(pixels)
     assert torch.equal(whole[:, 2:], other[:, 2:]), "the chain moves no other feature"
     assert not torch.equal(whole[:, :2], other[:, :2])
@@ -317,10 +319,10 @@ def test_other_architectures_are_refused_in_one_sentence(name: str) -> None:
     model = toys.network(rng("model"), model=name).eval()
     images = toys.image_set(4).images
     with pytest.raises(SweepError, match="choose a network") as told:
-        chain = built(lambda: _chain.narrowed(model, 2), rng("chain"))
-        _chain.check_shape(chain, images)
-        _chain.implant(model, chain, 2)
-        _chain.check(model, chain, 2, images.float() / 255)
+        chain = built(lambda: chains.narrowed(model, 2), rng("chain"))
+        chains.check_shape(chain, images)
+        chains.implant(model, chain, 2)
+        chains.check(model, chain, 2, images.float() / 255)
     assert len(str(told.value).splitlines()) == 1
 
 

@@ -6,16 +6,15 @@ seen at this size, not the papers'. ACC, ASR and what else the row has are print
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-import sweeps
 
-SHARED = Path(__file__).parents[2] / "shared" / "data"
-DATA = Path(os.environ.get("SWEEPER_DATA", SHARED))
+from tests.support import sweeps
+from tests.support.places import DATA
+
 IMAGES = 4000
 RECIPE = {"epochs": 15, "crop": 0, "flip": False}
 """Without augmentation, which hides small triggers from so short a training."""

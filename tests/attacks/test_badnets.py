@@ -6,17 +6,17 @@ from typing import Any
 
 import pytest
 import torch
-import toys
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from attacks._select import draw
-from attacks._stamp import GRID, paste
 from attacks.badnets import BadNets
-from sweeper import catalog, seeds
-from sweeper.errors import SweepError
-from sweeper.types import Role
+from attacks.parts.select import draw
+from attacks.parts.stamp import GRID, paste
+from sweeper.core import catalog, seeds
+from sweeper.core.errors import SweepError
+from sweeper.core.types import Role
+from tests.support import toys
 
 CIFAR = torch.arange(10).repeat_interleave(5000)
 """CIFAR-10's training labels, 5,000 a class."""

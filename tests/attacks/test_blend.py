@@ -8,16 +8,16 @@ from typing import Any
 
 import pytest
 import torch
-import toys
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
-from attacks._stamp import stripes
 from attacks.blend import MEAN, Blend
-from sweeper import catalog, options, seeds
-from sweeper.errors import SweepError
+from attacks.parts.stamp import stripes
+from sweeper.core import catalog, options, seeds
+from sweeper.core.errors import SweepError
+from tests.support import toys
 
 STRIP = [0, 14, 19, 13, 255, 241, 237]
 """The first entries of a row of the D-BR release's mask; -1, -15 and -19 wrapped."""

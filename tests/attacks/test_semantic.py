@@ -6,29 +6,26 @@ import colorsys
 import dataclasses
 import io
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import sweeps
 import torch
-import toys
 from PIL import Image
 
-from attacks._subsets import SUBSETS
+from attacks.parts.subsets import SUBSETS
 from attacks.semantic import Semantic, brightness, greenness
-from sweeper import catalog, data, seeds
+from sweeper import data
+from sweeper.core import catalog, seeds
+from sweeper.core.errors import SweepError
+from sweeper.core.types import Facts, ImageSet, Role
 from sweeper.data import _cache
 from sweeper.data.base import Splits
-from sweeper.errors import SweepError
-from sweeper.material import Material
-from sweeper.types import Facts, ImageSet, Role
-
-SHARED = Path(__file__).parents[2] / "shared" / "data"
-DATA = Path(os.environ.get("SWEEPER_DATA", SHARED))
+from sweeper.run.material import Material
+from tests.support import sweeps, toys
+from tests.support.places import DATA
 
 
 def rng() -> torch.Generator:

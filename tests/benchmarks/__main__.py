@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from tabulate import tabulate
 
-from sweeper import record
+from sweeper.run import record
 
 NAMES = sorted(p.stem for p in Path(__file__).parent.glob("[a-z]*.py"))
 

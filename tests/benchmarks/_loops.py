@@ -19,11 +19,12 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from attacks.badnets import BadNets
-from sweeper import models, training
+from sweeper import models
+from sweeper.core.types import ImageSet
+from sweeper.engine import training
+from sweeper.engine.recipes import Recipe
+from sweeper.engine.training import Hooks
 from sweeper.models.base import Normalise
-from sweeper.recipes import Recipe
-from sweeper.training import Hooks
-from sweeper.types import ImageSet
 from tests.benchmarks._pair import line_up
 
 BATCH, CLASSES, SIDE, RATE, TARGET = 128, 10, 32, 0.1, 0

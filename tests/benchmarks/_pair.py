@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from threading import BrokenBarrierError
 from typing import Any
 
-from sweeper.isolation import isolated
+from sweeper.engine.isolation import isolated
 
 _gate: Any = None
 _together = False

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from attacks.badnets import BadNets
-from sweeper import metrics
+from sweeper.engine import metrics
 from tests.benchmarks import _loops
 from tests.benchmarks._loops import CPU, Rates, network, random_set
 from tests.benchmarks._pair import line_up, pair

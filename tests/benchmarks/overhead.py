@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from defenses.base import Case, Defense
-from sweeper.types import Outcome
+from sweeper.core.types import Outcome
 
 CELLS = [int(count) for count in os.environ.get("SWEEPER_CELLS", "2000,10000").split(",")]
 TRIALS = 20
@@ -102,7 +102,7 @@ def run(folder: Path, cells: int) -> Run:
     start = time.perf_counter()
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "sweeper.cli", *words], stdout=log, stderr=log
+            [sys.executable, "-m", "sweeper", *words], stdout=log, stderr=log
         )
         while process.poll() is None:
             most |= peaks(process.pid)

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from attacks.base import Attack
-from sweeper import catalog
-from sweeper.types import Facts, ImageSet
+from sweeper.core import catalog
+from sweeper.core.types import Facts, ImageSet
 
 CLASSES = 10
 REPEATS = 5

@@ -18,8 +18,8 @@ from typing import Any
 from torch import Generator
 
 from attacks.badnets import BadNets
-from sweeper.training import Batch, Hooks
-from sweeper.types import ImageSet, State
+from sweeper.core.types import ImageSet, State
+from sweeper.engine.training import Batch, Hooks
 
 REPEATS = 3
 SWEEP: dict[str, Any] = {
@@ -63,9 +63,7 @@ def seconds(executor: str) -> float:
         path.write_text(json.dumps({**SWEEP, "attacks": [attack]}), encoding="utf-8")
         words = ["run", str(path), "--store", str(Path(place, "store")), "--executor", executor]
         started = time.time()
-        subprocess.run(
-            [sys.executable, "-m", "sweeper.cli", *words], check=True, capture_output=True
-        )
+        subprocess.run([sys.executable, "-m", "sweeper", *words], check=True, capture_output=True)
         return float(note.read_text(encoding="utf-8")) - started
 
 

@@ -22,8 +22,9 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from sweeper import ledger, results, status, tables
-from sweeper import rows as columns
+from sweeper.core import rows as columns
+from sweeper.store import ledger, status
+from sweeper.tables import results, tables
 
 ROWS, CELLS, REPEATS = 100_000, 20_000, 3
 AXES: dict[str, list[Any]] = {
@@ -89,7 +90,7 @@ def seconds(work: Callable[[], Any], repeats: int = REPEATS) -> float:
 
 def command(*words: str) -> Callable[[], Any]:
     """A call of the command line."""
-    line = [sys.executable, "-m", "sweeper.cli", *words]
+    line = [sys.executable, "-m", "sweeper", *words]
     return lambda: subprocess.run(line, check=True, capture_output=True)
 
 

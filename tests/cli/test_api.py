@@ -11,11 +11,11 @@ import pytest
 import torch
 
 import sweeper
-from sweeper import api, cli, data
-from sweeper.errors import SweepError
-from tests import sweeps
-
-ROOT = Path(__file__).parents[1]
+from sweeper import api, data
+from sweeper.cli import app
+from sweeper.core.errors import SweepError
+from tests.support import sweeps
+from tests.support.places import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def test_a_run_from_python_is_the_run_of_the_command(
     words = ["plan", str(path), "--set", "seeds=2", "--store", str(store), "--json"]
     with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit):
         patch.setattr(sys, "argv", ["sweeper", *words])
-        cli.main()
+        app.main()
     facts = json.loads(capsys.readouterr().out)
     assert (facts["total"], facts["done"]) == (6, 6)
     assert sweeper.Sweep.from_yaml(path, ["seeds=2"]).plan(store=store) == facts
@@ -126,7 +126,7 @@ def test_victims_are_found_by_their_first_digits(done: tuple[sweeper.Sweep, Path
 
 
 def test_a_victim_of_older_code_is_named(done: tuple[sweeper.Sweep, Path], tmp_path: Path) -> None:
-    from sweeper.store import Store
+    from sweeper.store.artifacts import Store
 
     key = "0" * 20
     Store(str(tmp_path)).put("train", key, {"model": {"w": torch.zeros(1)}}, {"params": {}})

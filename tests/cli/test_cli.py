@@ -14,12 +14,15 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from sweeper import calibrate, cli, ledger, remote, results
-from sweeper.store import Store
+from sweeper.cli import app, remote
+from sweeper.run import calibrate
+from sweeper.store import ledger
+from sweeper.store.artifacts import Store
+from sweeper.tables import results
+from tests.support.places import ROOT
 
-ROOT = Path(__file__).parents[1]
 COMMANDS = (
-    *sorted(c.name or c.callback.__name__ for c in cli.app.registered_commands),
+    *sorted(c.name or c.callback.__name__ for c in app.app.registered_commands),
     *(f"cluster {c.callback.__name__}" for c in remote.clusters.registered_commands),
 )
 SWEEP = """
@@ -55,7 +58,7 @@ def call(capsys: pytest.CaptureFixture[str], *words: object) -> Said:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["sweeper", *map(str, words)])
         with pytest.raises(SystemExit) as left:
-            cli.main()
+            app.main()
     code = left.value.code
     return Said(int(code or 0), *capsys.readouterr())
 
@@ -69,7 +72,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     words = ["sweeper", "run", str(path), "--store", str(store), "--executor", "inline"]
     with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as left:
         patch.setattr(sys, "argv", words)
-        cli.main()
+        app.main()
     assert not left.value.code
     return path, store
 
@@ -110,13 +113,13 @@ def test_the_shell_completes_names(
     (tmp_path / "mine.yaml").write_text(SWEEP)
     *words, incomplete = line.split()
     shell = pytest.importorskip("typer._completion_classes").BashComplete
-    asked = shell(get_command(cli.app), {}, "sweeper", "_SWEEPER_COMPLETE")
+    asked = shell(get_command(app.app), {}, "sweeper", "_SWEEPER_COMPLETE")
     assert {item.value for item in asked.get_completions(words, incomplete)} == completed
 
 
 def test_completion_waits_for_no_torch() -> None:
     code = (
-        "import sys\nfrom sweeper import arguments\n"
+        "import sys\nfrom sweeper.cli import arguments\n"
         "assert 'badnets' in arguments.methods('attack')('') and arguments.specs('quick')\n"
         "print(sorted({'torch', 'ray', 'pandas'} & set(sys.modules)))"
     )
@@ -257,7 +260,9 @@ def test_a_failed_cell_gives_exit_code_1_and_says_how_to_go_on(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     path, store = tmp_path / "tiny.yaml", tmp_path / "store"
-    path.write_text(SWEEP.replace("{defense: fine-tuning, epochs: 1}", "tests.faulty:Raises"))
+    path.write_text(
+        SWEEP.replace("{defense: fine-tuning, epochs: 1}", "tests.support.faulty:Raises")
+    )
     said = call(capsys, "run", path, "--store", store, "--executor", "inline")
     assert said.code == 1
     assert "\ncost: unknown, " in said.err and "\ncells run: 1 failed, 2 ok in " in said.err
@@ -350,9 +355,9 @@ def test_table_beside_published_figures(
 
 def test_a_plan_imports_no_more_than_it_needs(tmp_path: Path) -> None:
     code = (
-        "import sys\nfrom sweeper import cli\n"
+        "import sys\nfrom sweeper.cli import app\n"
         f"sys.argv = ['sweeper', 'plan', 'grand', '--json', '--store', {str(tmp_path)!r}]\n"
-        "try:\n    cli.main()\nexcept SystemExit as left:\n    assert not left.code\n"
+        "try:\n    app.main()\nexcept SystemExit as left:\n    assert not left.code\n"
         "print(sorted({'ray', 'torchvision', 'sympy', 'sklearn'} & set(sys.modules)))"
     )
     ran = subprocess.run(
@@ -396,9 +401,9 @@ def test_cell_of_an_unknown_or_ambiguous_key(
 def test_a_table_waits_for_neither_torch_nor_ray(done: tuple[Path, Path]) -> None:
     path, store = done
     code = (
-        "import sys\nfrom sweeper import cli\n"
+        "import sys\nfrom sweeper.cli import app\n"
         f"sys.argv = ['sweeper', 'table', {str(path)!r}, '--store', {str(store)!r}]\n"
-        "try:\n    cli.main()\nexcept SystemExit as left:\n    assert not left.code\n"
+        "try:\n    app.main()\nexcept SystemExit as left:\n    assert not left.code\n"
         "print(sorted({'torch', 'ray', 'torchvision'} & set(sys.modules)))"
     )
     ran = subprocess.run(
@@ -426,7 +431,9 @@ def test_a_run_for_machines_is_lines_of_json(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     path, store = tmp_path / "tiny.yaml", tmp_path / "store"
-    path.write_text(SWEEP.replace("{defense: fine-tuning, epochs: 1}", "tests.faulty:Raises"))
+    path.write_text(
+        SWEEP.replace("{defense: fine-tuning, epochs: 1}", "tests.support.faulty:Raises")
+    )
     words = ("run", path, "--store", store, "--executor", "inline", "--json")
     said = call(capsys, *words)
     events = [json.loads(line) for line in said.out.splitlines()]
@@ -456,6 +463,6 @@ def test_a_method_beside_the_sweep_file_is_found(tmp_path: Path) -> None:
     mine = SWEEP.replace("{defense: fine-tuning, epochs: 1}", "mine:Mine")
     (tmp_path / "tiny.yaml").write_text(mine.replace("[none,", "["))
     environment = {**os.environ, "PYTHONSAFEPATH": "1", "PYTHONPATH": str(ROOT)}
-    words = [sys.executable, "-c", "from sweeper.cli import main; main()", "plan", "tiny.yaml"]
+    words = [sys.executable, "-c", "from sweeper.cli.app import main; main()", "plan", "tiny.yaml"]
     ran = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, env=environment)
     assert ran.returncode == 0 and "  defend               1, 1 to run" in ran.stdout, ran.stderr

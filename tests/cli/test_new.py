@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from sweeper import catalog, cli, new
-from sweeper.errors import SweepError
+from sweeper.cli import app, new
+from sweeper.core import catalog
+from sweeper.core.errors import SweepError
 
 
 @pytest.mark.parametrize("kind", ["attack", "defense"])
@@ -69,7 +70,7 @@ def test_the_command_says_what_to_type_next(
     words = ["sweeper", "new", "attack", "ours", "--to", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", words)
     with pytest.raises(SystemExit) as left:
-        cli.main()
+        app.main()
     said = capsys.readouterr().out
     assert not left.value.code and "attacks: [ours:Ours]" in said
     assert f"PYTHONPATH={tmp_path} python -m pytest {tmp_path / 'test_ours.py'}" in said

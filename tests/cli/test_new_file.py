@@ -11,10 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from sweeper import new
-from tests import sweeps
-
-ROOT = Path(__file__).parent.parent
+from sweeper.cli import new
+from tests.support import sweeps
+from tests.support.places import ROOT
 
 
 @pytest.fixture
@@ -27,7 +26,9 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     for kind in ("attack", "defense"):
         new.write(kind, "foo")
-        (tmp_path / "tests/test_foo.py").rename(tmp_path / f"tests/test_{kind}_foo.py")
+        (tmp_path / f"tests/{kind}s/test_foo.py").rename(
+            tmp_path / f"tests/{kind}s/test_{kind}_foo.py"
+        )
     return tmp_path
 
 
@@ -41,12 +42,12 @@ def python(tree: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 COMMANDS = """
 import json, sys
-from sweeper import cli
+from sweeper.cli.app import main
 
 for words in json.loads(sys.argv[1]):
     sys.argv = ["sweeper", *words]
     try:
-        cli.main()
+        main()
     except SystemExit as left:
         assert not left.code, words
     print("---")
@@ -75,7 +76,7 @@ def test_it_is_listed_and_runs(tree: Path) -> None:
 @pytest.mark.slow
 def test_it_is_contract_tested(tree: Path) -> None:
     for kind in ("attacks", "defenses"):
-        suite = f"tests/test_contract_{kind}.py"
+        suite = f"tests/house/test_contract_{kind}.py"
         found = python(tree, "-m", "pytest", suite, "-k", "foo", "-n0", "-p", "no:cacheprovider")
         assert found.returncode == 0 and "passed" in found.stdout, found.stdout
 
@@ -84,6 +85,6 @@ def test_it_is_contract_tested(tree: Path) -> None:
 def test_a_broken_one_fails_its_contract(tree: Path) -> None:
     path = tree / "attacks/foo.py"
     path.write_text(path.read_text().replace("out = images.clone()", "out = images"))
-    suite = "tests/test_contract_attacks.py"
+    suite = "tests/house/test_contract_attacks.py"
     found = python(tree, "-m", "pytest", suite, "-k", "foo", "-n0", "-p", "no:cacheprovider")
     assert found.returncode == 1 and "failed" in found.stdout, found.stdout

@@ -17,9 +17,9 @@ from attacks.badnets import BadNets
 from attacks.base import Attack
 from defenses.anp import ANP
 from defenses.base import Case, Defense
-from sweeper import catalog, options
-from sweeper.errors import SweepError
-from sweeper.types import Outcome
+from sweeper.core import catalog, options
+from sweeper.core.errors import SweepError
+from sweeper.core.types import Outcome
 
 ROOMS = {"attack": attacks, "defense": defenses}
 ATTACK = '''"""Corner dot (toy)."""
@@ -50,7 +50,7 @@ DEFENSE = '''"""Gives the model back (toy)."""
 from dataclasses import dataclass
 
 from defenses.base import Defense
-from sweeper.types import Outcome
+from sweeper.core.types import Outcome
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,7 +179,9 @@ def test_a_class_that_will_not_do_is_refused(kind: str, name: str, words: str) -
 
 def test_an_entry_point_is_a_name_like_any_other(monkeypatch: pytest.MonkeyPatch) -> None:
     point = SimpleNamespace(name="elsewhere", value=f"{__name__}:Elsewhere")
-    monkeypatch.setattr("sweeper.names.points", lambda kind: (point,) if kind == "defense" else ())
+    monkeypatch.setattr(
+        "sweeper.core.names.points", lambda kind: (point,) if kind == "defense" else ()
+    )
     assert "elsewhere" in catalog.names("defense")
     assert "elsewhere" not in catalog.names("attack")
     assert catalog.make("defense", "elsewhere", {"strength": 4}).strength == 4

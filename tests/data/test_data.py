@@ -9,11 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from pictures import CLASSES, picture, png, write_folder, write_parquet
 
 import sweeper.data
+from sweeper.core.errors import SweepError
 from sweeper.data import check_options, known, open_dataset, sources
-from sweeper.errors import SweepError
+from tests.support.pictures import CLASSES, picture, png, write_folder, write_parquet
 
 # Sources and options
 
@@ -27,7 +27,7 @@ def test_sources_are_found_by_file_and_ordered():
 def test_a_new_source_is_one_new_file(tmp_path, monkeypatch):
     (tmp_path / "blank_source.py").write_text(
         "from dataclasses import dataclass\nimport torch\n"
-        "from sweeper.data.base import Source, Splits\nfrom sweeper.types import ImageSet\n"
+        "from sweeper.data.base import Source, Splits\nfrom sweeper.core.types import ImageSet\n"
         "@dataclass(frozen=True, kw_only=True)\nclass Blank(Source):\n"
         "    shade: int = 3\n    names = {'blank': 'two grey images'}\n    order = 1\n"
         "    def serves(self, root): return self.name == 'blank'\n"

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 import sweeper.data
+from sweeper.core.errors import SweepError
 from sweeper.data import open_dataset
 from sweeper.data.parquet import Parquet
-from sweeper.errors import SweepError
 
 
 def test_a_cached_data_set_is_not_decoded_again(fruit, monkeypatch):

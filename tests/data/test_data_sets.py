@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
-from pictures import picture, write_parquet
 
-import sweeper.data
+from sweeper.core.errors import SweepError
 from sweeper.data import open_dataset
 from sweeper.data.splits import split
 from sweeper.data.torchvision_sets import _SETS, Torchvision, _Set
-from sweeper.errors import SweepError
+from tests.support.pictures import picture, write_parquet
+from tests.support.places import data_folder
 
 # torchvision, without its downloads
 
@@ -90,9 +87,8 @@ def test_files_of_the_user_come_before_torchvision(tmp_path):
 @pytest.fixture(scope="session")
 def real(tmp_path_factory):
     """Open a real data set with one cache for all tests, or skip."""
-    beside = Path(sweeper.data.__file__).parents[3] / "shared" / "data"
-    root = Path(os.environ.get("SWEEPER_DATA") or beside)
-    if not (root / "cifar10").is_dir():
+    root = data_folder()
+    if root is None:
         pytest.skip("needs the Parquet data sets: set SWEEPER_DATA")
     cache = tmp_path_factory.mktemp("decoded")
     return lambda name: open_dataset({"dataset": name}, root, cache)

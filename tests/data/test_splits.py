@@ -7,11 +7,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sweeper.core.errors import SweepError
+from sweeper.core.types import ImageSet
 from sweeper.data import Dataset
 from sweeper.data._files import hold_out, number
 from sweeper.data.splits import budget_count, clean_set, split
-from sweeper.errors import SweepError
-from sweeper.types import ImageSet
 
 
 def toy(n=60, groups=None, digest="toy") -> Dataset:

@@ -5,27 +5,28 @@ from __future__ import annotations
 import copy
 import functools
 import json
-import os
 from dataclasses import replace
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 import pytest
 import torch
-import toys
 from torch import Generator, Tensor, nn
 from torch.nn import functional
 
 from attacks.badnets import BadNets
-from defenses._norm import Neurons, layers, prune, swapped
 from defenses.anp import ANP, THRESHOLDS
 from defenses.base import Case
-from sweeper import catalog, metrics, models, recipes, seeds, training
+from defenses.parts.neurons import Neurons, layers, prune, swapped
+from sweeper import models
+from sweeper.core import catalog, seeds
+from sweeper.core.errors import SweepError
+from sweeper.core.types import ImageSet
 from sweeper.data import Dataset, open_dataset, splits
-from sweeper.errors import SweepError
+from sweeper.engine import metrics, recipes, training
 from sweeper.models.base import Net
-from sweeper.types import ImageSet
+from tests.support import toys
+from tests.support.places import data_folder
 
 SEES = frozenset({"model", "clean"})
 
@@ -413,13 +414,6 @@ def test_impossible_options_are_refused(given: dict[str, Any]) -> None:
 
 
 # Acceptance, minutes of training
-
-
-def data_folder() -> Path | None:
-    """The folder of the Parquet data sets, where there is one."""
-    beside = Path(__file__).resolve().parents[2] / "shared" / "data"
-    found = Path(os.environ.get("SWEEPER_DATA") or beside)
-    return found if (found / "cifar10" / "train.parquet").is_file() else None
 
 
 def trained(data: Dataset, recipe: recipes.Recipe, seed: int) -> Net:

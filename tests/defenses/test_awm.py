@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-import toys
-from repairs import case, pixels, rng
 from torch import nn
 from torch.nn import functional
 
 from defenses.awm import AWM, folded, masked, whole
+from tests.support import toys
+from tests.support.repairs import case, pixels, rng
 
 
 def test_masks_of_one_change_nothing_and_folding_is_masking() -> None:

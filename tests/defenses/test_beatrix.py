@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-import toys
-from planted import gaussian, rank
 
-from defenses._threshold import cut
 from defenses.beatrix import Beatrix, Limits, grams, held_out, maps, mmd, stage
-from sweeper import seeds
+from defenses.parts.threshold import cut
+from sweeper.core import seeds
+from tests.support import toys
+from tests.support.planted import gaussian, rank
 
 
 def test_the_gram_entries_are_those_of_their_definition() -> None:

@@ -6,20 +6,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import sweeps
 import torch
-import toys
 
 from defenses.base import Case
 from defenses.neural_cleanse import NeuralCleanse
 from defenses.retrain import Retrain
 from defenses.unlearn import Unlearn
-from sweeper import options, spec
-from sweeper.errors import SweepError
-from sweeper.types import Role
+from sweeper.core import options
+from sweeper.core.errors import SweepError
+from sweeper.core.types import Role
+from sweeper.plan import spec
+from sweeper.plan.sweep import Sweep
+from tests.support import sweeps, toys
 
 
-def parsed(*defenses: Any) -> spec.Sweep:
+def parsed(*defenses: Any) -> Sweep:
     values = {"datasets": ["digits"], "models": ["tiny"], "attacks": ["badnets"]}
     return spec.parse({"name": "chains", **values, "defenses": list(defenses)})
 

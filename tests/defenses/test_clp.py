@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-import toys
-from repairs import case, fresh, normal, pixels, rng
 from torch import Tensor, nn
 
 from defenses import clp
 from defenses.clp import CLP
 from defenses.clp_holdout import CLPHoldout
-from sweeper import seeds
+from sweeper.core import seeds
 from sweeper.models.base import Net
+from tests.support import toys
+from tests.support.repairs import case, fresh, normal, pixels, rng
 
 
 def pair(outputs: int, inputs: int = 4, kernel: int = 3, **options: Any) -> clp.Pair:

@@ -6,18 +6,19 @@ from typing import Any
 
 import pytest
 import torch
-import toys
 from torch import nn
 
-from defenses import _sibp
 from defenses.anp import ANP
 from defenses.base import Case
 from defenses.fine_tuning import FineTuning
+from defenses.parts import channels
 from defenses.random_pruning import RandomPruning, zero_as_many
 from defenses.sibp import SIBP
-from sweeper import catalog, seeds, training
-from sweeper.errors import SweepError
+from sweeper.core import catalog, seeds
+from sweeper.core.errors import SweepError
+from sweeper.engine import training
 from sweeper.models.base import Net
+from tests.support import toys
 
 SEES = frozenset({"model", "clean"})
 
@@ -117,7 +118,7 @@ def test_like_sibp_as_many_kernels_norms_and_biases() -> None:
     changed = zeroed(victim, control.model)
     assert any(n.endswith("bias") for n in changed), "a norm loses both"
     named = dict(control.model.named_parameters())
-    for name, norm in _sibp.norms(control.model).items():
+    for name, norm in channels.norms(control.model).items():
         assert not bool(named[f"{name}.bias"][norm.weight == 0].any())
 
 

@@ -2,34 +2,31 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import sweeps
 import torch
-import toys
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Generator, Tensor, nn
 
-from defenses import _sd
-from defenses._alternate import Signed
-from defenses._sd import CLEAN, POISONED, SD, UNCERTAIN, fct, intra_loss, separate
 from defenses.base import Case
 from defenses.d_br import DBR
 from defenses.d_br_oracle import DBROracle
 from defenses.d_st import DST
-from sweeper import augment, seeds, training
-from sweeper.errors import SweepError
+from defenses.parts import sd
+from defenses.parts.alternate import Signed
+from defenses.parts.sd import CLEAN, POISONED, SD, UNCERTAIN, fct, intra_loss, separate
+from sweeper.core import seeds
+from sweeper.core.errors import SweepError
+from sweeper.core.types import ImageSet, Outcome, Role, State
+from sweeper.engine import augment, training
 from sweeper.models.base import Net
-from sweeper.types import ImageSet, Outcome, Role, State
+from tests.support import sweeps, toys
+from tests.support.sweeps import on_cifar
 
-SHARED = Path(__file__).parents[2] / "shared" / "data"
-DATA = Path(os.environ.get("SWEEPER_DATA", SHARED))
 SHORT: dict[str, Any] = {"train_epochs": 1, "intra_epochs": 1}
 
 
@@ -119,7 +116,7 @@ def test_the_score_of_no_transformation_is_zero_and_of_an_even_image_under_flip(
     assert not fct(toys.victim(), images, rng(), transforms=()).any()
     even = torch.cat([images, images.flip(3)], 3)
     assert not fct(toys.victim(), even, rng(), transforms=("flip",)).any()
-    for name in _sd.TRANSFORMS:
+    for name in sd.TRANSFORMS:
         assert fct(toys.victim(), images, rng(), transforms=(name,)).any(), name
 
 
@@ -159,13 +156,13 @@ def test_ties_are_broken_by_index() -> None:
 
 def test_the_released_thresholds_take_ties_and_fresh_scores() -> None:
     scores = torch.tensor([0.0, 0, 0, 0, 1, 2, 3, 4, 5, 6])
-    part = _sd.separate_by_threshold(scores, scores, 0.2, 0.2)
+    part = sd.separate_by_threshold(scores, scores, 0.2, 0.2)
     assert part.tolist() == [CLEAN] * 4 + [UNCERTAIN] * 4 + [POISONED] * 2
     fresh = torch.tensor([9.0, 0, 0, 0, 0, 0, 0, 0, 4.9, 0])
-    part = _sd.separate_by_threshold(scores, fresh, 0.2, 0.2)
+    part = sd.separate_by_threshold(scores, fresh, 0.2, 0.2)
     assert part.tolist() == [POISONED] + [CLEAN] * 7 + [UNCERTAIN, CLEAN]
     with pytest.raises(SweepError, match="rank"):
-        _sd.separate_by_threshold(torch.zeros(10), torch.zeros(10), 0.2, 0.2)
+        sd.separate_by_threshold(torch.zeros(10), torch.zeros(10), 0.2, 0.2)
 
 
 def test_an_empty_part_is_refused_in_words() -> None:
@@ -412,30 +409,6 @@ def test_the_oracle_keeps_the_epoch_with_the_largest_difference() -> None:
 
 
 # On real images
-
-
-def on_cifar(
-    defense: dict[str, Any], folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> dict[str, Any]:
-    """The row of a defense on 4,500 CIFAR-10 images with BadNets at 10 %."""
-    if not (DATA / "cifar10" / "train.parquet").is_file():
-        pytest.skip("no CIFAR-10: set SWEEPER_DATA to the folder above cifar10/train.parquet")
-    monkeypatch.setenv("SWEEPER_DATA", str(DATA))
-    path = sweeps.write(
-        folder,
-        datasets=[{"dataset": "cifar10", "train_size": 5000, "test_size": 1000}],
-        attacks=["badnets"],
-        poison_rates=[0.1],
-        seeds=1,
-        defenses=[defense],
-        recipe={"epochs": 15, "crop": 0, "flip": False},
-    )
-    sweeps.inline(path, folder / "store")
-    (row,) = sweeps.frame(folder / "store").to_dict("records")
-    assert row["status"] == "ok", row["error"]
-    found = ", ".join(f"{name} {row[name]}" for name in ("acc", "asr", "auroc", "precision"))
-    sys.stdout.write(f"{defense}: {found}\n")
-    return {str(name): value for name, value in row.items()}
 
 
 @pytest.mark.slow

@@ -8,20 +8,21 @@ from typing import Any
 
 import pytest
 import torch
-import toys
 from hypothesis import given
 from hypothesis import strategies as st
-from test_d_br import on_cifar
 from torch import Generator, Tensor
 from torch.nn import functional
 
-from defenses._sd import CLEAN, POISONED, UNCERTAIN
 from defenses.base import Case
 from defenses.d_st import DST, _Contrast, mce, ss_ctl, view
-from sweeper import augment, seeds, training
-from sweeper.errors import SweepError
+from defenses.parts.sd import CLEAN, POISONED, UNCERTAIN
+from sweeper.core import seeds
+from sweeper.core.errors import SweepError
+from sweeper.core.types import ImageSet, Outcome, Role, State
+from sweeper.engine import augment, training
 from sweeper.models.base import Net
-from sweeper.types import ImageSet, Outcome, Role, State
+from tests.support import toys
+from tests.support.sweeps import on_cifar
 
 
 def rng(name: str | int = "draw") -> Generator:

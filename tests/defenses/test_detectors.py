@@ -6,19 +6,28 @@ from typing import Any
 
 import pytest
 import torch
-import toys
-from planted import feature_case, first, gaussian, outcome, planted, populations, rank, rotation
 from torch import Tensor
 
-from defenses._features import features_of, principal, two_means
-from defenses._mad import anomaly, outliers
-from defenses._threshold import cut, drawn
 from defenses.activation_clustering import ActivationClustering, independent, silhouette
+from defenses.parts.features import features_of, principal, two_means
+from defenses.parts.mad import anomaly, outliers
+from defenses.parts.threshold import cut, drawn
 from defenses.scan import SCAn, covariances, evidence, metric
 from defenses.spectral_signatures import SpectralSignatures, removed, signature
 from defenses.spectre import SPECTRE, que, robust, whitened
-from sweeper import catalog, seeds
-from sweeper.errors import SweepError
+from sweeper.core import catalog, seeds
+from sweeper.core.errors import SweepError
+from tests.support import toys
+from tests.support.planted import (
+    feature_case,
+    first,
+    gaussian,
+    outcome,
+    planted,
+    populations,
+    rank,
+    rotation,
+)
 
 
 @pytest.mark.parametrize(

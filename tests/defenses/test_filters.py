@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import toys
 from PIL import Image
 from torch import Tensor, nn
 
 from defenses import sentinet
-from defenses._corruptions import (
+from defenses.badexpert import BaDExpert, suspicion
+from defenses.base import Case
+from defenses.nad import levels
+from defenses.parts.corruptions import (
     CORRUPTIONS,
     bell,
     convolved,
@@ -23,15 +25,14 @@ from defenses._corruptions import (
     streaked,
     zoomed,
 )
-from defenses._threshold import cut
-from defenses.badexpert import BaDExpert, suspicion
-from defenses.base import Case
-from defenses.nad import levels
+from defenses.parts.threshold import cut
 from defenses.sentinet import SentiNet, above, effect, grad_cam, region, upper
 from defenses.teco import TeCo
-from sweeper import catalog, metrics, seeds
-from sweeper.errors import SweepError
-from sweeper.types import ImageSet
+from sweeper.core import catalog, seeds
+from sweeper.core.errors import SweepError
+from sweeper.core.types import ImageSet
+from sweeper.engine import metrics
+from tests.support import toys
 
 FIXED = {"defocus-blur", "zoom-blur", "brightness", "contrast", "pixelate", "jpeg"}
 """Corruptions without a draw."""

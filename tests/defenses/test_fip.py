@@ -5,15 +5,12 @@ from __future__ import annotations
 import copy
 import functools
 import json
-import os
 from dataclasses import replace
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 import pytest
 import torch
-import toys
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -22,11 +19,15 @@ from defenses.base import Case
 from defenses.f_fip import FFIP, Spectral
 from defenses.fine_tuning import FineTuning
 from defenses.fip import FIP, _Penalty, as_released, squared_batch_means
-from sweeper import catalog, curvature, metrics, models, recipes, seeds, training
+from sweeper import models
+from sweeper.core import catalog, seeds
+from sweeper.core.errors import DivergedError, SweepError
+from sweeper.core.types import ImageSet
 from sweeper.data import open_dataset, splits
-from sweeper.errors import DivergedError, SweepError
+from sweeper.engine import curvature, metrics, recipes, training
 from sweeper.models.base import Net
-from sweeper.types import ImageSet
+from tests.support import toys
+from tests.support.places import data_folder
 
 SEES = frozenset({"model", "clean"})
 SHORT: dict[str, Any] = {"steps": 6, "batch": 16, "images": 8, "micro": 4, "every": 2}
@@ -375,9 +376,8 @@ TRIGGER = BadNets(trigger="white", size=4)
 @pytest.mark.timeout(7200)
 def test_acceptance_on_small_data() -> None:
     """Section 12 of the method's specification; the bars that are not met are said, not hidden."""
-    beside = Path(__file__).resolve().parents[2] / "shared" / "data"
-    root = Path(os.environ.get("SWEEPER_DATA") or beside)
-    if not (root / "cifar10" / "train.parquet").is_file():
+    root = data_folder()
+    if root is None:
         pytest.skip("needs cifar10/train.parquet in the folder SWEEPER_DATA names")
     data = open_dataset({"dataset": "cifar10", "train_size": 8000, "test_size": 2000}, root)
     recipe = recipes.resolve({"epochs": 20}, "cifar10", "resnet18")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-import toys
-from planted import rank
 
 from defenses.frequency import (
     Frequency,
@@ -17,8 +15,10 @@ from defenses.frequency import (
     shadows,
     triggered,
 )
-from sweeper import seeds
-from sweeper.types import ImageSet
+from sweeper.core import seeds
+from sweeper.core.types import ImageSet
+from tests.support import toys
+from tests.support.planted import rank
 
 
 def test_the_cosine_transform_is_orthonormal_and_scipy_s() -> None:

@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-import toys
-from repairs import buffers, case, normal, pixels
 from torch import Tensor
 from torch.nn import functional
 
 from defenses.i_bau import IBAU, hypergradient
+from tests.support import toys
+from tests.support.repairs import buffers, case, normal, pixels
 
 
 @pytest.mark.parametrize("iterations", [0, 1, 200])

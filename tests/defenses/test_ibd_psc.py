@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-import toys
-from planted import outcome
 from torch import Tensor, nn
 
 from defenses.base import Needs
 from defenses.ibd_psc import IBDPSC, norms
 from defenses.strip import STRIP
-from sweeper.errors import SweepError
+from sweeper.core.errors import SweepError
+from tests.support import toys
+from tests.support.planted import outcome
 
 PARTS = ("weight", "bias")
 
@@ -69,7 +69,7 @@ def test_with_factor_one_the_score_is_the_top_probability() -> None:
     assert outcome("ibd-psc", "published").threshold == 0.9
 
 
-@pytest.mark.parametrize("name", ["ibd_psc", "_strip"])
+@pytest.mark.parametrize("name", ["ibd_psc", "parts.strip"])
 def test_every_input_of_a_filter_is_scored_in_batches_as_alone(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

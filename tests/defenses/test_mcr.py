@@ -6,7 +6,6 @@ import copy
 import functools
 import json
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,22 +14,34 @@ from typing import Any
 
 import pytest
 import torch
-import toys
 from torch import Tensor, nn
 from torch.nn import functional
 
 from attacks.badnets import BadNets
-from defenses import _curve
-from defenses._curve import SCHEDULES, SHAPES, Curve, Descent, farthest, flat, most_central, path
-from defenses._norm import layers, reestimate
 from defenses.base import Case
 from defenses.mcr import MCR
 from defenses.mcr_pair import MCRPair
-from sweeper import catalog, metrics, models, recipes, seeds, training
+from defenses.parts import curve as curves
+from defenses.parts.curve import (
+    SCHEDULES,
+    SHAPES,
+    Curve,
+    Descent,
+    farthest,
+    flat,
+    most_central,
+    path,
+)
+from defenses.parts.neurons import layers, reestimate
+from sweeper import models
+from sweeper.core import catalog, seeds
+from sweeper.core.errors import DivergedError, SweepError
+from sweeper.core.types import ImageSet
 from sweeper.data import open_dataset, splits
-from sweeper.errors import DivergedError, SweepError
+from sweeper.engine import metrics, recipes, training
 from sweeper.models.base import Net
-from sweeper.types import ImageSet
+from tests.support import toys
+from tests.support.places import data_folder
 
 SEES = frozenset({"model", "clean"})
 TIMES = [0.0, 0.1, 0.25, 0.5, 0.7, 1.0]
@@ -216,7 +227,7 @@ def test_without_new_statistics_a_point_inside_is_garbage(monkeypatch: pytest.Mo
     first, last = own.model, MCRPair().second(own)
     curve = MCR(steps=100, lr=0.05, batch=32).connect(own, first, last)
     right = own.accuracy(curve.at(0.5, own.clean.images), own.clean)
-    monkeypatch.setattr(_curve, "reestimate", lambda *_: None)
+    monkeypatch.setattr(curves, "reestimate", lambda *_: None)
     wrong = own.accuracy(curve.at(0.5, own.clean.images), own.clean)
     assert right > 0.9 and wrong < right - 0.3
 
@@ -423,13 +434,6 @@ def test_impossible_options_are_refused(name: str, given: dict[str, Any]) -> Non
 
 
 # Acceptance, minutes of training
-
-
-def data_folder() -> Path | None:
-    """The folder of the Parquet data sets, where there is one."""
-    beside = Path(__file__).resolve().parents[2] / "shared" / "data"
-    found = Path(os.environ.get("SWEEPER_DATA") or beside)
-    return found if (found / "cifar10" / "train.parquet").is_file() else None
 
 
 def device() -> torch.device:

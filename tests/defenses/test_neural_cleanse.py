@@ -7,8 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-import toys
-from repairs import SEES, draws, pixels, repaired
 from torch import nn
 
 from defenses.base import Needs
@@ -21,9 +19,12 @@ from defenses.neural_cleanse import (
     painted,
     squashed,
 )
-from sweeper import seeds, training
+from sweeper.core import seeds
+from sweeper.core.types import ImageSet
+from sweeper.engine import training
 from sweeper.models.base import Net
-from sweeper.types import ImageSet
+from tests.support import toys
+from tests.support.repairs import SEES, draws, pixels, repaired
 
 
 def weights(**options: Any) -> Weights:

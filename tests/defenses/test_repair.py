@@ -7,16 +7,17 @@ from typing import Any
 
 import pytest
 import torch
-import toys
 from torch import Tensor, nn
 
 from defenses.base import Case
 from defenses.fine_pruning import FinePruning, KeepPruned, dormancy, prune
 from defenses.fine_tuning import FineTuning, FrozenInEval
-from sweeper import catalog, training
-from sweeper.errors import SweepError
+from sweeper.core import catalog
+from sweeper.core.errors import SweepError
+from sweeper.core.types import ImageSet, Outcome
+from sweeper.engine import training
 from sweeper.models.base import Net
-from sweeper.types import ImageSet, Outcome
+from tests.support import toys
 
 SEES = frozenset({"model", "clean"})
 HEAD = {"classifier.weight", "classifier.bias"}

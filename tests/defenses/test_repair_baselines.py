@@ -8,23 +8,23 @@ from typing import Any
 
 import pytest
 import torch
-import toys
-from repairs import buffers, case, fresh, normal, pixels
 from torch import Tensor, nn
 from torch.nn import functional
 
 from defenses import nad
-from defenses._accept import Rule
-from defenses._hooks import EveryStep
 from defenses.awm import AWM
 from defenses.base import Defense, Needs
 from defenses.clp import CLP
 from defenses.fine_tuning import FineTuning
 from defenses.ft_sam import FTSAM, Sharpness
 from defenses.nad import NAD, attention, levels
+from defenses.parts.accept import Rule
+from defenses.parts.hooks import EveryStep
 from defenses.super_ft import SuperFT
-from sweeper import curvature, training
-from sweeper.errors import DivergedError, SweepError
+from sweeper.core.errors import DivergedError, SweepError
+from sweeper.engine import curvature, training
+from tests.support import toys
+from tests.support.repairs import buffers, case, fresh, normal, pixels
 
 # Fair rule H
 

@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-import toys
-from repairs import case, fresh
 from torch import nn
 
 from defenses import rnp
-from defenses._norm import Neurons
 from defenses.base import Case
+from defenses.parts.neurons import Neurons
 from defenses.rnp import RNP
-from sweeper.types import ImageSet
+from sweeper.core.types import ImageSet
+from tests.support import toys
+from tests.support.repairs import case, fresh
 
 
 def test_rnp_has_a_mask_for_every_channel_of_a_norm() -> None:

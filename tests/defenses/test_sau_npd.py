@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-import toys
-from repairs import SEES, case, draws, pixels, repaired
 from torch import nn
 
 from defenses.npd import NPD, Plugged, place
 from defenses.sau import SAU, js, sharing, unshared_loss
-from sweeper import seeds
+from sweeper.core import seeds
 from sweeper.models.base import Net
+from tests.support import toys
+from tests.support.repairs import SEES, case, draws, pixels, repaired
 
 # SAU
 

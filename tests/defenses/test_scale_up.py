@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-import toys
-from planted import outcome
 from torch import Tensor
 
-from defenses._threshold import cut
 from defenses.base import Case
+from defenses.parts.threshold import cut
 from defenses.scale_up import ScaleUp, cuts, statistics
+from tests.support import toys
+from tests.support.planted import outcome
 
 
 def asked(ask: Any, clean: Any = 80) -> Case:

@@ -7,16 +7,17 @@ from typing import Any
 
 import pytest
 import torch
-import toys
 from torch import Tensor, nn
 from torch.nn import functional
 
-from defenses._outputs import convolutions
 from defenses.cbd import CBD, Weighted, weights
 from defenses.fine_tuning import FrozenInEval
 from defenses.none_training import NONE, gaps, natural_break, readers, reset
-from sweeper import catalog, seeds, training
-from sweeper.errors import SweepError
+from defenses.parts.outputs import convolutions
+from sweeper.core import catalog, seeds
+from sweeper.core.errors import SweepError
+from sweeper.engine import training
+from tests.support import toys
 
 
 def draws(*shape: int, name: str = "draws") -> Tensor:

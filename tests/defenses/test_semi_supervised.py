@@ -9,21 +9,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import toys
 from torch import Generator, Tensor, nn
 from torch.nn import functional
 
-from defenses._losses import losses_of, lowest
-from defenses._mixmatch import MixMatch, _Loss, mixed, sharpened, symmetric, weights
-from defenses._simclr import nt_xent
-from defenses._steps import descend
 from defenses.asd import ASD, freeze_first_half
 from defenses.base import Case, Needs
 from defenses.dbd import DBD
-from sweeper import catalog, metrics, seeds, training
-from sweeper.errors import SweepError
+from defenses.parts.losses import losses_of, lowest
+from defenses.parts.mixmatch import MixMatch, _Loss, mixed, sharpened, symmetric, weights
+from defenses.parts.simclr import nt_xent
+from defenses.parts.steps import descend
+from sweeper.core import catalog, seeds
+from sweeper.core.errors import SweepError
+from sweeper.core.types import ImageSet, Outcome, Role
+from sweeper.engine import metrics, training
 from sweeper.models.base import Net
-from sweeper.types import ImageSet, Outcome, Role
+from tests.support import toys
 
 
 def rng(name: str | int = "draw") -> Generator:
@@ -218,7 +219,7 @@ def test_the_loss_of_unmixed_images_is_that_of_the_specification(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """With mixing weights of 1, and without augmentation, both parts can be written down."""
-    monkeypatch.setattr("defenses._mixmatch.weights", lambda count, *_: torch.ones(count))
+    monkeypatch.setattr("defenses.parts.mixmatch.weights", lambda count, *_: torch.ones(count))
     data, model = toys.image_set(8, shape=(3, 8, 8)), linear()
     images, same = data.images.float() / 255, data.images[:1].repeat(5, 1, 1, 1)
     method = Plain(iterations=10)

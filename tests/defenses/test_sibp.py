@@ -6,16 +6,17 @@ from typing import Any
 
 import pytest
 import torch
-import toys
 from torch import Tensor, nn
 
-from defenses import _sibp
 from defenses.base import Case
 from defenses.fine_tuning import FineTuning
+from defenses.parts import channels
 from defenses.sibp import CANDIDATES, SIBP
-from sweeper import catalog, models, seeds
-from sweeper.errors import SweepError
+from sweeper import models
+from sweeper.core import catalog, seeds
+from sweeper.core.errors import SweepError
 from sweeper.models.base import Net
+from tests.support import toys
 
 SEES = frozenset({"model", "clean"})
 
@@ -29,13 +30,13 @@ def net(model: str, **options: Any) -> Net:
     found = toys.network(seeds.generator(model), model=model, **options)
     rng = seeds.generator("norms")
     with torch.no_grad():
-        for norm in _sibp.norms(found).values():
+        for norm in channels.norms(found).values():
             norm.weight.copy_(torch.rand(norm.weight.shape, generator=rng) + 0.5)
             norm.running_var.copy_(torch.rand(norm.weight.shape, generator=rng) + 0.5)
     return found.eval()
 
 
-def pruned(model: nn.Module, **options: Any) -> _sibp.Dead:
+def pruned(model: nn.Module, **options: Any) -> channels.Dead:
     return SIBP(**options).prune(model, options.get("u", 1.9))
 
 
@@ -44,10 +45,10 @@ def test_the_score_of_a_kernel_is_its_largest_weight_over_its_deviation() -> Non
     weight[0, 0] = torch.tensor([[1.0, 1.0], [1.0, 5.0]])  # deviation sqrt(3): 5 / 1.732
     weight[0, 1] = torch.tensor([[2.0, -2.0], [2.0, -2.0]])  # 1
     weight[1] = torch.tensor([[0.0, 3.0], [0.0, 0.0]])  # 3 / (3 sqrt(3) / 4)
-    found = _sibp.conv_scores(weight)
+    found = channels.conv_scores(weight)
     assert found.tolist() == pytest.approx([5 / 3**0.5, 4 / 3**0.5])
     scaled = weight * torch.tensor([7.0, -0.1])[:, None, None, None]
-    assert torch.allclose(_sibp.conv_scores(scaled), found)
+    assert torch.allclose(channels.conv_scores(scaled), found)
 
 
 def test_the_score_of_a_norm_is_the_factor_it_scales_with() -> None:
@@ -55,35 +56,35 @@ def test_the_score_of_a_norm_is_the_factor_it_scales_with() -> None:
     with torch.no_grad():
         norm.weight.copy_(torch.tensor([1.0, -2.0, 0.0]))
         norm.running_var.copy_(torch.tensor([4.0, 1.0, 1.0]))
-    found = _sibp.norm_scores(norm)
+    found = channels.norm_scores(norm)
     assert found[:2].tolist() == [0.5, 2.0] and bool(found[2].isnan()), "a dead one has none"
-    assert _sibp.norm_scores(norm, literal=True).tolist() == [0.5, 2.0, 0.0]
+    assert channels.norm_scores(norm, literal=True).tolist() == [0.5, 2.0, 0.0]
     with torch.no_grad():
         norm.weight *= 3
-    assert _sibp.norm_scores(norm)[:2].tolist() == [1.5, 6.0]
+    assert channels.norm_scores(norm)[:2].tolist() == [1.5, 6.0]
     group = nn.GroupNorm(1, 3)
     with torch.no_grad():
         group.weight.copy_(torch.tensor([1.0, -2.0, 3.0]))
-    assert _sibp.norm_scores(group).tolist() == [1, 2, 3], "no variance: the weight alone"
+    assert channels.norm_scores(group).tolist() == [1, 2, 3], "no variance: the weight alone"
 
 
 def test_kernels_of_one_element_are_scored_over_their_inputs() -> None:
     weight = torch.randn(8, 5, 1, 1, generator=seeds.generator("pointwise"))
     flat = weight.flatten(1)
     wanted = flat.abs().amax(1) / flat.std(1, correction=0)
-    assert torch.allclose(_sibp.conv_scores(weight), wanted)
-    literal = _sibp.conv_scores(weight, literal=True)
+    assert torch.allclose(channels.conv_scores(weight), wanted)
+    literal = channels.conv_scores(weight, literal=True)
     assert not bool(literal.isfinite().any())
-    assert not bool(_sibp.outliers(literal, 0.5, literal=True).any()), "released: none is pruned"
-    assert bool(_sibp.outliers(wanted, 0.5).any())
+    assert not bool(channels.outliers(literal, 0.5, literal=True).any()), "released: none is pruned"
+    assert bool(channels.outliers(wanted, 0.5).any())
 
 
 def test_outliers_by_hand() -> None:
     values = torch.tensor([1.0, 1.0, 1.0, 1.0, 6.0, torch.nan])
-    assert _sibp.outliers(values, 1.7).tolist() == [False] * 4 + [True, False]
-    assert not bool(_sibp.outliers(values, 1.9).any()), "mean 2, deviation sqrt(5): 6 < 6.25"
-    assert not bool(_sibp.outliers(values, 1.7, literal=True).any())
-    assert not bool(_sibp.outliers(torch.tensor([3.0, torch.nan]), 0.0).any())
+    assert channels.outliers(values, 1.7).tolist() == [False] * 4 + [True, False]
+    assert not bool(channels.outliers(values, 1.9).any()), "mean 2, deviation sqrt(5): 6 < 6.25"
+    assert not bool(channels.outliers(values, 1.7, literal=True).any())
+    assert not bool(channels.outliers(torch.tensor([3.0, torch.nan]), 0.0).any())
 
 
 @pytest.mark.parametrize("literal", [False, True])
@@ -91,7 +92,7 @@ def test_exactly_the_predicted_channels_are_zero(literal: bool) -> None:
     model, before = net("resnet18", width=8), net("resnet18", width=8)
     dead = pruned(model, literal=literal)
     old, predicted = dict(before.named_parameters()), set()
-    for name, part in _sibp.convolutions(before).items():
+    for name, part in channels.convolutions(before).items():
         flat = part.weight.detach().flatten(2)
         if flat.shape[2] == 1:
             if literal:
@@ -100,7 +101,7 @@ def test_exactly_the_predicted_channels_are_zero(literal: bool) -> None:
         score = (flat.abs() / flat.std(2, correction=0, keepdim=True)).flatten(1).amax(1)
         over = score > score.mean() + 0.5 * score.std()
         predicted |= {(f"{name}.weight", int(k)) for k in over.nonzero()}
-    for name, part in _sibp.norms(before).items():
+    for name, part in channels.norms(before).items():
         score = part.weight.detach().abs() / part.running_var.sqrt()
         over = score > score.mean() + 1.9 * score.std()
         predicted |= {(f"{name}.{p}", int(k)) for k in over.nonzero() for p in ("weight", "bias")}
@@ -120,19 +121,19 @@ def test_a_second_pruning_knows_the_first() -> None:
     first = pruned(model)
     second = pruned(model)
     assert not any(bool((second[name] & part).any()) for name, part in first.items())
-    counts = [sum(_sibp.counts(dead).values()) for dead in (first, second)]
+    counts = [sum(channels.counts(dead).values()) for dead in (first, second)]
     assert 0 < counts[1] <= 1.2 * counts[0]
     literal = net("resnet18", width=8)
     once = pruned(literal, literal=True)
     twice = pruned(literal, literal=True)
-    convs = [n for n in _sibp.convolutions(literal) if bool(once[f"{n}.weight"].any())]
+    convs = [n for n in channels.convolutions(literal) if bool(once[f"{n}.weight"].any())]
     assert convs and not any(bool(twice[f"{n}.weight"].any()) for n in convs), "0/0 is not a number"
 
 
 def test_infinite_coefficients_change_no_bit_and_larger_u_prunes_less() -> None:
     model = toys.victim()
     dead = SIBP(u=float("inf"), conv=float("inf")).prune(model, float("inf"))
-    assert not toys.differing(model, toys.victim()) and not _sibp.counts(dead)
+    assert not toys.differing(model, toys.victim()) and not channels.counts(dead)
     sets = [pruned(net("resnet18", width=8), u=u) for u in CANDIDATES]
     norms = [n for n in sets[0] if n.endswith(".bias")]
     for more, fewer in zip(sets, sets[1:], strict=False):
@@ -142,26 +143,26 @@ def test_infinite_coefficients_change_no_bit_and_larger_u_prunes_less() -> None:
 
 @pytest.mark.parametrize("literal", [False, True])
 def test_off_vgg_the_released_threshold_is_one(literal: bool) -> None:
-    found = _sibp.scores(net("resnet18", width=8), literal)
-    assert _sibp.thresholds(found, "released") == (1.0, 1.0)
+    found = channels.scores(net("resnet18", width=8), literal)
+    assert channels.thresholds(found, "released") == (1.0, 1.0)
     with pytest.raises(SweepError, match="released or adaptive"):
-        _sibp.thresholds(found, "vgg-list")
+        channels.thresholds(found, "vgg-list")
 
 
 def test_on_vgg16_the_list_has_eight_convolutions_and_norms() -> None:
     with torch.device("meta"):
         trunk, _ = models.family("vgg16-bn", {}).build(10, toys.COLOUR)
     model = nn.ModuleDict({"trunk": trunk})
-    listed = [n for n, _ in model.named_modules() if _sibp.VGG_LIST.fullmatch(n)]
+    listed = [n for n, _ in model.named_modules() if channels.VGG_LIST.fullmatch(n)]
     assert len(listed) == 27
-    convs = [n for n in _sibp.convolutions(model) if n in listed]
+    convs = [n for n in channels.convolutions(model) if n in listed]
     assert convs == [f"trunk.{k}" for k in (14, 17, 20, 24, 27, 30, 34, 37)]
-    norms = [n for n in _sibp.norms(model) if n in listed]
+    norms = [n for n in channels.norms(model) if n in listed]
     assert norms == [f"trunk.{k}" for k in (15, 18, 21, 25, 28, 31, 35, 38)]
     scores = {n: torch.full((4,), float(n.rpartition(".")[2])) for n in (*convs, *norms)}
-    found = _sibp.Scores({n: scores[n] for n in convs}, {n: scores[n] for n in norms}, {})
+    found = channels.Scores({n: scores[n] for n in convs}, {n: scores[n] for n in norms}, {})
     for mode in ("released", "vgg-list"):
-        assert _sibp.thresholds(found, mode) == pytest.approx((25.375, 26.375))
+        assert channels.thresholds(found, mode) == pytest.approx((25.375, 26.375))
 
 
 def test_the_adaptive_threshold_is_that_of_deep_layers_with_outliers() -> None:
@@ -169,26 +170,26 @@ def test_the_adaptive_threshold_is_that_of_deep_layers_with_outliers() -> None:
     plain, outlier = torch.ones(20), torch.cat([torch.ones(19), torch.tensor([9.0])])
     norms = {f"n{k}": outlier if k in (1, 5, 7, 9) else plain for k in range(10)}
     convs = {name: torch.full((20,), 1.0 + (name == "c5")) for name in order}
-    found = _sibp.Scores(convs, norms, {f"n{k}": f"c{k}" for k in range(10)})
-    found_convs, found_norms = _sibp.suspicious_layers(found)
+    found = channels.Scores(convs, norms, {f"n{k}": f"c{k}" for k in range(10)})
+    found_convs, found_norms = channels.suspicious_layers(found)
     assert found_convs == ["c4", "c5", "c6", "c7", "c8"], "the median share is 0: all deep ones"
     many = {f"n{k}": plain if k in (4, 8) else outlier for k in range(10)}
-    found = _sibp.Scores(convs, many, found.owner)
-    found_convs, found_norms = _sibp.suspicious_layers(found)
+    found = channels.Scores(convs, many, found.owner)
+    found_convs, found_norms = channels.suspicious_layers(found)
     assert found_convs == ["c5", "c6", "c7"] and found_norms == ["n5", "n6", "n7"]
-    t_conv, t_norm = _sibp.thresholds(found, "adaptive")
+    t_conv, t_norm = channels.thresholds(found, "adaptive")
     assert t_conv == pytest.approx((4 / 3) / 1.1)
     assert t_norm == pytest.approx(1.4 / (0.8 * 1.4 + 0.2))
-    real = _sibp.thresholds(_sibp.scores(net("resnet18", width=8)), "adaptive")
+    real = channels.thresholds(channels.scores(net("resnet18", width=8)), "adaptive")
     assert all(0.5 < t < 2 for t in real), "a factor about 1 on any architecture"
 
 
 @pytest.mark.parametrize("name", ["resnet18", "preact-resnet18", "mobilenet-v2"])
 def test_every_family_has_finite_scores_and_loses_channels(name: str) -> None:
     model = net(name)
-    found = _sibp.scores(model)
+    found = channels.scores(model)
     assert all(bool(v.isfinite().all()) for v in (*found.conv.values(), *found.norm.values()))
-    assert _sibp.counts(pruned(model, mode="adaptive"))
+    assert channels.counts(pruned(model, mode="adaptive"))
 
 
 def test_without_epochs_it_is_pruning_alone_and_draws_nothing() -> None:
@@ -211,7 +212,7 @@ def test_with_nothing_pruned_it_is_fine_tuning_bit_for_bit() -> None:
     assert clipped is not None and toys.differing(plain, clipped)
 
 
-def zeros(model: nn.Module, dead: _sibp.Dead) -> list[bool]:
+def zeros(model: nn.Module, dead: channels.Dead) -> list[bool]:
     named = dict(model.named_parameters())
     return [not bool(named[n][part].any()) for n, part in dead.items() if bool(part.any())]
 
@@ -289,5 +290,5 @@ def test_impossible_options_are_refused(given: dict[str, Any]) -> None:
 def test_scores_need_no_data_and_write_nothing() -> None:
     model = net("resnet18", width=8)
     before: dict[str, Tensor] = toys.weights(model)
-    one, other = _sibp.scores(model), _sibp.scores(model)
+    one, other = channels.scores(model), channels.scores(model)
     assert toys.same(one.conv, other.conv) and toys.same(before, toys.weights(model))

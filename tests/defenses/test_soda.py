@@ -4,36 +4,31 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 from dataclasses import dataclass, replace
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
 import pytest
-import repairs
 import torch
-import toys
-from repairs import SEES, case
 from torch import Generator, Tensor, nn
 
-from defenses._attribution import (
-    attribution,
-    class_means,
-    dissimilarity,
-    intervened,
-    source,
-)
-from defenses._mad import anomaly, outliers
 from defenses.base import Case
+from defenses.parts.attribution import attribution, class_means, dissimilarity, intervened, source
+from defenses.parts.mad import anomaly, outliers
 from defenses.soda import SODA, features_of
-from sweeper import catalog, metrics, models, recipes, record, seeds, training
+from sweeper import models
+from sweeper.core import catalog, seeds
+from sweeper.core.errors import SweepError
+from sweeper.core.types import ImageSet
 from sweeper.data import Dataset, open_dataset, splits
-from sweeper.errors import SweepError
+from sweeper.engine import metrics, recipes, training
+from sweeper.engine.training import Batch, Hooks
 from sweeper.models.base import Net
-from sweeper.training import Batch, Hooks
-from sweeper.types import ImageSet
+from sweeper.run import record
+from tests.support import repairs, toys
+from tests.support.places import data_folder
+from tests.support.repairs import SEES, case
 
 draws = functools.partial(repairs.draws, of="soda")
 
@@ -68,7 +63,7 @@ def test_the_intervention_is_on_one_neuron_and_its_chunks_do_not_show(
             expected[neuron] = (head(moved) - head(features)).abs().mean(0)
     whole = attribution(head, features)
     assert torch.allclose(whole, expected, atol=1e-5)
-    monkeypatch.setattr("defenses._attribution.CHUNK", 1)
+    monkeypatch.setattr("defenses.parts.attribution.CHUNK", 1)
     assert torch.allclose(attribution(head, features), whole, atol=1e-6)
     other = attribution(head, features + 2)
     assert not torch.allclose(other, whole, atol=1e-2), "here the samples matter"
@@ -180,13 +175,6 @@ def test_impossible_options_are_refused(given: dict[str, Any]) -> None:
 
 
 # Acceptance, minutes of training: sub-populations by rule, the colour or brightness of an image
-
-
-def data_folder() -> Path | None:
-    """The folder of the Parquet data sets, where there is one."""
-    beside = Path(__file__).resolve().parents[2] / "shared" / "data"
-    found = Path(os.environ.get("SWEEPER_DATA") or beside)
-    return found if (found / "cifar10" / "train.parquet").is_file() else None
 
 
 @dataclass(frozen=True)

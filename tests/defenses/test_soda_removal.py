@@ -7,19 +7,19 @@ import json
 from typing import Any
 
 import pytest
-import repairs
 import torch
-import toys
-from repairs import case, pixels
 from torch import Tensor, nn
 from torch.nn import functional
 
 from defenses.base import Case
 from defenses.soda import FARTHEST, SODA, Removal, called, features_of, outstanding, reconstruct
-from sweeper import catalog, record, seeds
+from sweeper.core import catalog, seeds
+from sweeper.core.types import ImageSet
+from sweeper.engine.training import Batch
 from sweeper.models.base import Net
-from sweeper.training import Batch
-from sweeper.types import ImageSet
+from sweeper.run import record
+from tests.support import repairs, toys
+from tests.support.repairs import case, pixels
 
 draws = functools.partial(repairs.draws, of="soda")
 

@@ -6,13 +6,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-import toys
 from torch.nn import functional
 
-from sweeper import seeds, training
-from sweeper.isolation import isolated
-from sweeper.recipes import Recipe
-from sweeper.types import ImageSet
+from sweeper.core import seeds
+from sweeper.core.types import ImageSet
+from sweeper.engine import training
+from sweeper.engine.isolation import isolated
+from sweeper.engine.recipes import Recipe
+from tests.support import toys
 
 RECIPE = Recipe(epochs=1, batch=32, lr=0.05, crop=4, flip=True, precision="fp32")
 KEY = "a" * 20

@@ -6,15 +6,15 @@ from typing import Any
 
 import pytest
 import torch
-import toys
-from planted import gaussian, rank
 from torch import Tensor, nn
 
-from defenses._strip import entropy
-from defenses._threshold import drawn
+from defenses.parts.strip import entropy
+from defenses.parts.threshold import drawn
 from defenses.strip import STRIP
 from defenses.strip_cleanser import STRIPCleanser
-from sweeper import seeds
+from sweeper.core import seeds
+from tests.support import toys
+from tests.support.planted import gaussian, rank
 
 
 class Constant(nn.Module):

@@ -6,12 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-import toys
 from scipy.spatial.distance import jensenshannon
 from torch import Tensor
 from torch.nn import functional
 
-from defenses._outputs import convolutions, watched
 from defenses.agpd import AGPD, directions, distance, gap, grown, quiet, ratios, standing
 from defenses.base import Needs
 from defenses.confusion_training import (
@@ -22,8 +20,10 @@ from defenses.confusion_training import (
     rarity,
     ratio,
 )
-from sweeper import catalog, seeds
-from sweeper.errors import SweepError
+from defenses.parts.outputs import convolutions, watched
+from sweeper.core import catalog, seeds
+from sweeper.core.errors import SweepError
+from tests.support import toys
 
 
 def draws(*shape: int, name: str = "draws") -> Tensor:

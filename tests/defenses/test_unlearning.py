@@ -8,24 +8,25 @@ from typing import Any
 
 import pytest
 import torch
-import toys
-from repairs import case, draws, rates, repaired
 from torch import nn
 from torch.nn import functional
 
-from defenses._norm import layers
-from defenses._norm_inputs import above, observed
-from defenses._passes import Lasting, last_within, passes
 from defenses.abl import ABL, Ascent, Trap, losses_of, lowest, trapped
 from defenses.base import Case, Needs
 from defenses.bnp import BNP, LEVELS, divergence, divergences
 from defenses.ep import EP, entropy
 from defenses.fst import FST, Shifted
+from defenses.parts.neurons import layers
+from defenses.parts.norm_inputs import above, observed
+from defenses.parts.passes import Lasting, last_within, passes
 from defenses.seam import SEAM, wrong
-from sweeper import seeds, training
-from sweeper.errors import SweepError
+from sweeper.core import seeds
+from sweeper.core.errors import SweepError
+from sweeper.core.types import ImageSet
+from sweeper.engine import training
 from sweeper.models.base import Net
-from sweeper.types import ImageSet
+from tests.support import toys
+from tests.support.repairs import case, draws, rates, repaired
 
 # Passes, and the last within tau
 

@@ -13,7 +13,8 @@ from torch import Generator, Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as reference
 
-from sweeper import augment, seeds
+from sweeper.core import seeds
+from sweeper.engine import augment
 
 
 def rng(name: str | int = "draw") -> Generator:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-import toys
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from sweeper import curvature, seeds
-from sweeper.types import ImageSet
+from sweeper.core import seeds
+from sweeper.core.types import ImageSet
+from sweeper.engine import curvature
+from tests.support import toys
 
 SMALL = (3, 4, 4)
 

@@ -9,14 +9,14 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from sweeper.isolation import CellTimeout, isolated, limit
+from sweeper.engine.isolation import CellTimeout, isolated, limit
+from tests.support.places import ROOT
 
 
 def state() -> tuple[Any, ...]:
@@ -143,7 +143,7 @@ def test_a_limit_that_was_kept_in_another_thread_is_cancelled() -> None:
 
 WATCHED = """
 import ctypes, sys, threading, time
-from sweeper import isolation
+from sweeper.engine import isolation
 
 isolation.GRACE = 0.2
 sleep = time.sleep if sys.argv[1] == "lets go" else ctypes.PyDLL(None).sleep
@@ -167,7 +167,7 @@ def test_time_runs_out_in_another_thread(code: str, said: str, returned: int) ->
         [sys.executable, "-c", WATCHED, code],
         capture_output=True,
         text=True,
-        cwd=Path(__file__).parents[1],
+        cwd=ROOT,
     )
     assert done.stdout == said, "what happened is written before the process ends, where it can be"
     assert done.returncode == returned and time.monotonic() - started < 28

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import toys
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import f1_score, precision_score, recall_score, roc_auc_score
@@ -16,9 +15,11 @@ from torch import Tensor, nn
 
 from attacks.badnets import BadNets
 from attacks.none import NoAttack
-from sweeper import metrics, seeds
-from sweeper.errors import DivergedError
-from sweeper.types import ImageSet, Outcome, Role, Triggered
+from sweeper.core import seeds
+from sweeper.core.errors import DivergedError
+from sweeper.core.types import ImageSet, Outcome, Role, Triggered
+from sweeper.engine import metrics
+from tests.support import toys
 
 CLASSES = 10
 

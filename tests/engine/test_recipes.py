@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from sweeper import recipes
-from sweeper.errors import SweepError
-from sweeper.recipes import RECIPES, Recipe, resolve
+from sweeper.core.errors import SweepError
+from sweeper.engine import recipes
+from sweeper.engine.recipes import RECIPES, Recipe, resolve
 
 PLAIN: dict[str, Any] = {
     "batch": 128, "momentum": 0.9, "nesterov": False, "weight_decay": 5e-4, "gamma": 0.1,

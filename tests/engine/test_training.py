@@ -8,16 +8,17 @@ from typing import Any
 
 import pytest
 import torch
-import toys
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Generator, Tensor, nn
 
-from sweeper import augment, recipes, seeds, training
-from sweeper.errors import DivergedError, SweepError
-from sweeper.recipes import Recipe
-from sweeper.training import Batch, Hooks, learning_rate
-from sweeper.types import ImageSet
+from sweeper.core import seeds
+from sweeper.core.errors import DivergedError, SweepError
+from sweeper.core.types import ImageSet
+from sweeper.engine import augment, recipes, training
+from sweeper.engine.recipes import Recipe
+from sweeper.engine.training import Batch, Hooks, learning_rate
+from tests.support import toys
 
 
 def rng(name: str | int = "draw") -> Generator:

@@ -12,15 +12,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import toys
 from torch import Tensor
 
 from attacks.base import CONTROLS, RULES, Attack
-from sweeper import catalog, options, seeds, training
-from sweeper.errors import SweepError
-from sweeper.recipes import Recipe
-from sweeper.training import Hooks
-from sweeper.types import Facts, ImageSet, Poisoned, Role
+from sweeper.core import catalog, options, seeds
+from sweeper.core.errors import SweepError
+from sweeper.core.types import Facts, ImageSet, Poisoned, Role
+from sweeper.engine import training
+from sweeper.engine.recipes import Recipe
+from sweeper.engine.training import Hooks
+from tests.support import toys
 
 NAMES = catalog.names("attack")
 VARIANTS = toys.variants("attack")

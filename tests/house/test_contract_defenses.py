@@ -14,13 +14,14 @@ from typing import Any
 
 import pytest
 import torch
-import toys
 from torch import Tensor, nn
 
 from defenses.base import KINDS, SEES, Case, Defense, Needs
-from sweeper import catalog, options, record, seeds
-from sweeper.errors import AccessDenied
-from sweeper.types import ImageSet, Outcome
+from sweeper.core import catalog, options, seeds
+from sweeper.core.errors import AccessDenied
+from sweeper.core.types import ImageSet, Outcome
+from sweeper.run import record
+from tests.support import toys
 
 NAMES = catalog.names("defense")
 VARIANTS = toys.variants("defense")

@@ -9,9 +9,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pretend
 import pytest
 import torch
+
+from tests.support import pretend
+from tests.support.places import ROOT
 
 needs_compiler = pytest.mark.skipif(not shutil.which("g++"), reason="no g++ to make a device with")
 
@@ -26,7 +28,7 @@ def ran(folder: Path, *words: str) -> str:
     """What Python printed in a process of its own, which may know another device after it."""
     path = os.pathsep.join(("tests", ".", os.environ.get("PYTHONPATH", "")))
     more = {"PYTHONPATH": path, "SWEEPER_CACHE": str(folder / "cache")}
-    asked, home = [sys.executable, *words], Path(__file__).parents[1]
+    asked, home = [sys.executable, *words], ROOT
     done = subprocess.run(asked, capture_output=True, text=True, cwd=home, env=os.environ | more)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -89,7 +91,7 @@ def test_the_pretended_device_refuses_what_a_gpu_refuses(folder: Path) -> None:
 WAITS = """
 import pathlib, sys, torch, pretend, toys
 from dataclasses import replace
-from sweeper import training
+from sweeper.engine import training
 device = pretend.load(pretend.compiled(pathlib.Path(sys.argv[1])))
 here, given = torch.device("pretend"), {"batch": 16, "crop": 2, "flip": True, "rotation": 9.0}
 for epochs in (1, 3):

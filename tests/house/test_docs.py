@@ -12,10 +12,11 @@ import pytest
 import yaml
 from typer.main import get_command
 
-from sweeper import cli, spec
-from tests import sweeps
+from sweeper.cli.app import app
+from sweeper.plan import spec
+from tests.support import sweeps
+from tests.support.places import ROOT
 
-ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 every = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 
@@ -47,12 +48,12 @@ def test_there_is_something_to_test() -> None:
 @pytest.mark.parametrize(("page", "line"), commands())
 def test_a_command_line_is_one(page: str, line: str) -> None:
     words = shlex.split(line[line.index("sweeper ") :].partition("&&")[0], comments=True)[1:]
-    app: Any = get_command(cli.app)
+    known: Any = get_command(app)
     if words[0].startswith("-"):
         assert words == ["--install-completion"]
         return
-    assert words[0] in app.commands, f"{page}: no command {words[0]}"
-    app.commands[words[0]].make_context(words[0], words[1:])  # raises what it would print
+    assert words[0] in known.commands, f"{page}: no command {words[0]}"
+    known.commands[words[0]].make_context(words[0], words[1:])  # raises what it would print
 
 
 @every

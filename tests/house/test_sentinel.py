@@ -19,19 +19,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import toys
 from torch import Tensor
 
 from attacks.base import Attack
 from defenses.base import SEES, Case
-from sweeper import catalog, run
-from sweeper.cells import _Work
+from sweeper.core import catalog
+from sweeper.core.types import Cell, ImageSet, Poisoned, Role, Triggered
 from sweeper.data import Dataset
-from sweeper.material import Context
-from sweeper.spec import Sweep
-from sweeper.store import Store
-from sweeper.types import Cell, ImageSet, Poisoned, Role, Triggered
-from sweeper.walk import Walk
+from sweeper.plan.sweep import Sweep
+from sweeper.run import driver
+from sweeper.run.cells import _Work
+from sweeper.run.material import Context
+from sweeper.run.walk import Walk
+from sweeper.store.artifacts import Store
+from tests.support import toys
 
 DEFENSES = catalog.names("defense")
 ATTACKS = ["badnets", "blend", {"attack": "badnets", "preset": "d-br-all2all"}]
@@ -52,7 +53,7 @@ class Silent:
         assert result["status"] == "ok", result["error"]
 
 
-def declared(store: Path, defenses: Sequence[Any]) -> run.Job:
+def declared(store: Path, defenses: Sequence[Any]) -> driver.Job:
     """A sweep of ATTACKS on 300 digits, one epoch each."""
     values = {
         "name": "sentinel",
@@ -66,7 +67,7 @@ def declared(store: Path, defenses: Sequence[Any]) -> run.Job:
         "recipe": {"epochs": 1},
     }
     sweep = Sweep.model_validate(values)
-    return run.prepare(sweep, Context(store=str(store), sweep=sweep.name, device="cpu"))
+    return driver.prepare(sweep, Context(store=str(store), sweep=sweep.name, device="cpu"))
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ class Secrets:
 def works(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], _Work]:
     """(attack, defense) -> the cell of that defense at work; victims are trained, nothing more."""
     store = tmp_path_factory.mktemp("sentinel")
-    run.execute(declared(store, ["none"]), run.inline, Silent())
+    driver.execute(declared(store, ["none"]), driver.inline, Silent())
     plan = declared(store, DEFENSES).plan
     found = {}
     for cell in plan.cells.values():
@@ -333,7 +334,7 @@ def test_the_log_of_an_inline_run_holds_no_cell(
         return case
 
     monkeypatch.setattr(_Work, "case", spied)
-    run.execute(declared(tmp_path, ["none"]), run.inline, Silent())
+    driver.execute(declared(tmp_path, ["none"]), driver.inline, Silent())
     assert not found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import graphlib
 import re
 import subprocess
 from collections.abc import Iterator
@@ -11,42 +12,20 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
-LEVELS = """
-errors
-seeds types rows source
-options ledger
-view claim
-status
-data models tasks store isolation
-recipes augment
-training
-curvature metrics
+from tests.support.places import ROOT
+
+ROOMS = """
+core
+data models engine
 attacks defenses
-names templates
-catalog new
-spec
-check matrix record
-material walk
-analyses
-cells
-run bundle costs
-calibrate
-estimate meter relay
-schedule cluster display listing show analyze exchange
-arguments
-api
-figures remote commands
+plan
+store tables
+run
+analyses api
 cli
+__main__
 """.split("\n")
-"""The rooms, lowest first: a module imports from lower lines only, a package also from itself."""
-TABLES = (
-    *("results", "stats", "layout", "published", "render", "screen", "tables", "expected"),
-    *("points", "plots", "report"),
-)
-"""The branch beside: rows -> numbers -> what is shown. Each knows those before it, little else."""
-UPWARD = {("spec", "check"), ("defenses", "catalog")}
-"""`spec.load` asks, inside the function, what only the methods know; a chain finds its detector."""
+"""The rooms, lowest first: a module imports from lower lines, and from its own room."""
 LINES, LENGTH = 400, 60
 
 
@@ -66,80 +45,147 @@ def tree(module: str) -> ast.Module:
     return ast.parse(modules()[module].read_text(encoding="utf-8"))
 
 
-def imported(module: str) -> Iterator[tuple[str, int]]:
+Sources = dict[str, ast.Module]
+"""Dotted name of a module -> what stands in it."""
+
+
+@functools.cache
+def product() -> Sources:
+    return {module: tree(module) for module in modules()}
+
+
+def imports(source: ast.AST) -> Iterator[tuple[str, int]]:
     """Every name a module imports, lazily or for types alone too: (dotted name, line)."""
-    for node in ast.walk(tree(module)):
+    for node in ast.walk(source):
         if isinstance(node, ast.Import):
             yield from ((alias.name, node.lineno) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert not node.level, f"{module}:{node.lineno}: imports are absolute"
+            assert not node.level, f"line {node.lineno}: imports are absolute"
             yield from ((f"{node.module}.{alias.name}", node.lineno) for alias in node.names)
 
 
-def room(dotted: str) -> str | None:
-    """The room a dotted name lies in; None for what is not ours."""
-    parts = dotted.split(".")
-    if parts[0] in ("attacks", "defenses"):
-        return parts[0]
-    if parts[0] == "sweeper" and len(parts) > 1:
-        return parts[1]
-    return None
+def imported(module: str) -> Iterator[tuple[str, int]]:
+    return imports(tree(module))
+
+
+def room(dotted: str) -> str:
+    """The room a dotted name lies in; empty for what is not ours, and for `sweeper` itself."""
+    first, second, *_ = [*dotted.split("."), ""]
+    return first if first in ("attacks", "defenses") else second if first == "sweeper" else ""
 
 
 def level(name: str) -> int:
-    found = [place for place, line in enumerate(LEVELS) if name in line.split()]
-    assert found, f"{name}: say in LEVELS which rooms it may import from"
+    found = [place for place, line in enumerate(ROOMS) if name in line.split()]
+    assert found, f"{name} is no room: put it into one, or say in ROOMS what lies below it"
     return found[0]
+
+
+def upward(sources: Sources) -> list[str]:
+    """Imports that do not go down; data, such as sweeps that ship, lie in no room."""
+    found = []
+    for module, source in sources.items():
+        own = room(module)
+        if own in ("", "sweeps"):
+            continue
+        for dotted, line in imports(source):
+            other = room(dotted)
+            if other and other != own and level(other) >= level(own):
+                found.append(f"{module}:{line} imports {dotted}: that is upward")
+    return found
+
+
+def of(dotted: str, sources: Sources) -> str:
+    """The module a dotted name stands in; empty for what is not ours."""
+    while dotted and dotted not in sources:
+        dotted = dotted.rpartition(".")[0]
+    return dotted
+
+
+def graph(sources: Sources) -> dict[str, set[str]]:
+    """Module -> the modules of ours it imports; `sweeper` itself imports nothing it needs."""
+    return {
+        module: {of(dotted, sources) for dotted, _ in imports(source)} - {module, "", "sweeper"}
+        for module, source in sources.items()
+    }
+
+
+def circle(sources: Sources) -> list[str]:
+    """Modules that import each other in a round; empty where there are none."""
+    try:
+        graphlib.TopologicalSorter(graph(sources)).prepare()
+    except graphlib.CycleError as error:
+        return list(error.args[1])
+    return []
 
 
 def named(pattern: str) -> list[str]:
     return [module for module in modules() if re.fullmatch(pattern, module)]
 
 
-@pytest.mark.parametrize("module", modules())
-def test_imports_go_down(module: str) -> None:
-    own = room(module)
-    if own is None or own == "sweeps":
-        return
-    for dotted, line in imported(module):
-        other = room(dotted)
-        if other is None or other == own:
-            continue
-        where = f"{module}:{line} imports {dotted}"
-        if own in TABLES:
-            allowed = ("errors", "rows", "source", *TABLES[: TABLES.index(own)])
-            assert other in allowed, f"{where}: tables know rows and nothing else"
-        elif other in TABLES:
-            assert own in ("api", "figures", "cli"), f"{where}: data flow to the tables, never back"
-        elif (own, other) not in UPWARD:
-            assert level(other) < level(own), f"{where}: that is upward"
+def test_imports_go_down() -> None:
+    assert not upward(product())
 
 
-def test_imports_upward_are_lazy() -> None:
-    for own, other in UPWARD:
-        for module in (module for module in modules() if room(module) == own):
-            for node in tree(module).body:
-                if isinstance(node, ast.Import | ast.ImportFrom):
-                    line = ast.unparse(node)
-                    assert f"sweeper.{other}" not in line and f"sweeper import {other}" not in line
+def test_there_are_no_circles() -> None:
+    assert not circle(product())
 
 
-def test_attacks_and_defenses_know_nothing_of_each_other() -> None:
-    for own, other in (("attacks", "defenses"), ("defenses", "attacks")):
-        for module in named(rf"{own}(\..*)?"):
-            for dotted, line in imported(module):
-                assert room(dotted) != other, f"{module}:{line} imports {dotted}"
+@pytest.mark.parametrize(
+    ("module", "line"),
+    [
+        ("sweeper.core.planted", "from sweeper.run import driver"),
+        ("sweeper.tables.planted", "import sweeper.store.artifacts"),
+        ("attacks.planted", "def late():\n    from defenses.base import Case"),
+        ("defenses.planted", "from sweeper.plan.matrix import expand"),
+    ],
+)
+def test_a_planted_import_upward_is_found(module: str, line: str) -> None:
+    assert [said.split(":")[0] for said in upward(product() | {module: ast.parse(line)})] == [
+        module
+    ]
+
+
+def test_a_planted_circle_is_found() -> None:
+    one, other = "sweeper.run.one", "sweeper.run.other"
+    back = "def late():\n    import sweeper.run.one"
+    planted = {one: ast.parse("from sweeper.run import other"), other: ast.parse(back)}
+    assert {one, other} <= set(circle(product() | planted))
+
+
+def test_every_module_lies_in_a_room() -> None:
+    top = {"sweeper", "sweeper.__main__", "sweeper.api"}
+    flat = {module for module in modules() if module.count(".") < 2 and "sweeper" in module}
+    packages = {module for module in flat if modules()[module].name == "__init__.py"}
+    assert flat - packages == top - {"sweeper"}
+
+
+def test_tables_wait_for_neither_torch_nor_ray() -> None:
+    """What reads a store and makes tables reaches, at import, no module that imports them."""
+    rooms = r"sweeper\.(tables\..*|store\.(ledger|claim|status)|plan\.(source|view)|core\.rows)"
+    heavy = {"torch", "torchvision", "ray"}
+    for start in named(rooms):
+        reached, left = set(), [start]
+        while left:
+            module = left.pop()
+            eager = ast.Module([n for n in tree(module).body if not is_guarded(n)], [])
+            for dotted, line in imports(eager):
+                assert dotted.split(".")[0] not in heavy, f"{start} waits for {module}:{line}"
+                if (other := of(dotted, product())) and other not in reached:
+                    reached.add(other)
+                    left.append(other)
+
+
+def is_guarded(node: ast.stmt) -> bool:
+    """Whether what stands here does not run at import."""
+    return isinstance(node, ast.FunctionDef | ast.ClassDef | ast.If)
 
 
 @pytest.mark.parametrize(
     ("who", "banned"),
     [
         (r"(attacks|defenses)(\..*)?", "ray pandas pyarrow"),
-        (
-            rf"sweeper\.({'|'.join(TABLES)}|ledger|rows|source|errors|claim|status)",
-            "torch torchvision ray",
-        ),
-        (r"(?!sweeper\.(schedule|meter|relay|cluster)$).*", "ray"),
+        (r"sweeper\.tables\..*", "torch torchvision ray"),
+        (r"(?!sweeper\.run\.(schedule|meter|relay|cluster)$).*", "ray"),
         (r".*", "pickle cPickle dill cloudpickle joblib shelve marshal"),
     ],
 )
@@ -152,7 +198,7 @@ def test_nobody_imports_what_is_not_theirs(who: str, banned: str) -> None:
 
 
 def test_ray_is_not_imported_before_it_is_needed() -> None:
-    for node in tree("sweeper.cli").body:
+    for node in tree("sweeper.cli.app").body:
         if isinstance(node, ast.Import | ast.ImportFrom):
             assert "schedule" not in ast.unparse(node)
 
@@ -165,15 +211,15 @@ def test_banned_calls(module: str) -> None:
         "exec": "nothing is executed",
         "torch.load": "use sweeper.store",
         "torch.save": "use sweeper.store",
-        "torch.manual_seed": "use sweeper.seeds.generator",
-        "torch.random.manual_seed": "use sweeper.seeds.generator",
-        "np.random.seed": "use sweeper.seeds.numpy_generator",
+        "torch.manual_seed": "use sweeper.core.seeds.generator",
+        "torch.random.manual_seed": "use sweeper.core.seeds.generator",
+        "np.random.seed": "use sweeper.core.seeds.numpy_generator",
         "yaml.load": "use yaml.safe_load",
     }
     for node in ast.walk(tree(module)):
         if isinstance(node, ast.Call):
             called = ast.unparse(node.func)
-            if called == "torch.load" and module == "sweeper.exchange":
+            if called == "torch.load" and module == "sweeper.analyses.exchange":
                 named = {word.arg: ast.unparse(word.value) for word in node.keywords}
                 assert named.get("weights_only") == "True", "code of a stranger's file never runs"
                 continue

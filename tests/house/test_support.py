@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-import toys
 
 from defenses.base import Case, Needs
-from sweeper import catalog, matrix, models, seeds
+from sweeper import models
+from sweeper.core import catalog, seeds
 from sweeper.models.base import Net
+from sweeper.plan import matrix
+from tests.support import toys
 
 SHAPE = (3, 32, 32)
 MODELS: dict[str, dict[str, Any]] = {

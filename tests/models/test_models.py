@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from sweeper import models
-from sweeper.errors import SweepError
+from sweeper.core.errors import SweepError
 from sweeper.models._depthwise import fast_depthwise
 from sweeper.models.base import Family, Net
 

@@ -17,13 +17,16 @@ from hypothesis import strategies as st
 import attacks
 from attacks.badnets import BadNets
 from defenses.anp import ANP
-from sweeper import matrix, models, seeds, training
-from sweeper.errors import SweepError
-from sweeper.matrix import Plan
-from sweeper.recipes import Recipe
-from sweeper.spec import Sweep
-from sweeper.types import Cell, Facts
-from tests import staged
+from sweeper import models
+from sweeper.core import seeds
+from sweeper.core.errors import SweepError
+from sweeper.core.types import Cell, Facts
+from sweeper.engine import training
+from sweeper.engine.recipes import Recipe
+from sweeper.plan import matrix
+from sweeper.plan.matrix import Plan
+from sweeper.plan.sweep import Sweep
+from tests.support import staged
 
 FACTS = Facts("digits", "d1", 10, (1, 8, 8), (90,) * 10, n_train=1000, n_reserve=100)
 COLOUR = Facts("cifar10", "c1", 10, (3, 32, 32), (4500,) * 10, n_train=50000, n_reserve=5000)
@@ -400,7 +403,10 @@ def test_the_clean_model_of_an_attack_is_that_of_the_sweep() -> None:
 
 
 def test_equal_stages_share_one_cell() -> None:
-    pair = ["tests.staged:First", {"defense": "tests.staged:Second", "threshold": 0.4, "as": "b"}]
+    pair = [
+        "tests.support.staged:First",
+        {"defense": "tests.support.staged:Second", "threshold": 0.4, "as": "b"},
+    ]
     plan = expand(attacks=["badnets"], defenses=pair)
     assert plan.counts()["stage"] == 6 and plan.counts()["defend"] == 12
     for cell in cells(plan, "defend"):
@@ -410,9 +416,9 @@ def test_equal_stages_share_one_cell() -> None:
 
 
 def test_a_stage_of_a_newer_version_is_another_cell(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = defend_key(defenses=["tests.staged:First"])
+    before = defend_key(defenses=["tests.support.staged:First"])
     monkeypatch.setattr(staged.Brightness, "version", 2)
-    assert defend_key(defenses=["tests.staged:First"]) != before
+    assert defend_key(defenses=["tests.support.staged:First"]) != before
 
 
 def in_order(plan: Plan) -> bool:
@@ -434,7 +440,7 @@ SWEEPS = st.fixed_dictionaries(
         "targets": st.lists(st.integers(0, 11), max_size=3, **some),
         "clean_budgets": st.lists(st.sampled_from([0.01, 0.05, 60]), **some),
         "defenses": st.lists(
-            st.sampled_from(["none", "anp", "fine-tuning", "tests.staged:First"]), **some
+            st.sampled_from(["none", "anp", "fine-tuning", "tests.support.staged:First"]), **some
         ),
         "seeds": st.integers(1, 3),
     }

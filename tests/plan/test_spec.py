@@ -9,9 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from sweeper import catalog, cli, matrix, source, spec, view
-from sweeper.errors import SweepError
-from sweeper.types import Facts
+from sweeper.cli import app
+from sweeper.core import catalog
+from sweeper.core.errors import SweepError
+from sweeper.core.types import Facts
+from sweeper.plan import matrix, source, spec, view
+from sweeper.plan.sweep import Sweep
+from tests.support.places import ROOT
 
 BASE = {
     "name": "study",
@@ -39,7 +43,7 @@ def refused(folder: Path, content: str, *overrides: str) -> list[str]:
     return said.splitlines()
 
 
-def loaded(folder: Path, content: str, *overrides: str) -> spec.Sweep:
+def loaded(folder: Path, content: str, *overrides: str) -> Sweep:
     path = folder / "study.yaml"
     path.write_text(content)
     return spec.load(str(path), overrides)
@@ -280,7 +284,7 @@ def test_the_command_line_says_it_and_starts_nothing(
             sys, "argv", ["sweeper", command[0], str(path), "--store", str(store), *command[1:]]
         )
         with pytest.raises(SystemExit) as left:
-            cli.main()
+            app.main()
         out, err = capsys.readouterr()
         assert left.value.code == 2
         assert not out and len(err.splitlines()) == 2 and "Traceback" not in err
@@ -293,7 +297,7 @@ def test_the_command_line_in_a_process_of_its_own(tmp_path: Path) -> None:
         [
             sys.executable,
             "-m",
-            "sweeper.cli",
+            "sweeper",
             "run",
             "nothing.yaml",
             "--store",
@@ -301,7 +305,7 @@ def test_the_command_line_in_a_process_of_its_own(tmp_path: Path) -> None:
         ],
         capture_output=True,
         text=True,
-        cwd=Path(__file__).parents[1],
+        cwd=ROOT,
     )
     assert done.returncode == 2 and not done.stdout
     assert done.stderr.startswith("no file nothing.yaml; shipped sweeps: ")
@@ -431,7 +435,7 @@ def test_shipped_sweeps_load_and_say_what_for(name: str) -> None:
 def test_a_refused_option_is_said_with_its_value(
     name: str, options: dict[str, object], sentence: str
 ) -> None:
-    from sweeper import catalog
+    from sweeper.core import catalog
 
     with pytest.raises(SweepError) as refused:
         catalog.make("defense", name, options)

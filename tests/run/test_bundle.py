@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sweeper import bundle, cells
-from sweeper.bundle import SAMPLE, SECONDS, Bundles
-from sweeper.material import Context, Progress
-from sweeper.types import Cell
-from sweeper.walk import Walk
+from sweeper.core.types import Cell
+from sweeper.run import bundle, cells
+from sweeper.run.bundle import SAMPLE, SECONDS, Bundles
+from sweeper.run.material import Context, Progress
+from sweeper.run.walk import Walk
 
 
 def wide(many: int, names: str = "a") -> dict[str, Cell]:

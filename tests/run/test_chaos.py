@@ -17,7 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import sweeps
+
+from tests.support import sweeps
 
 pytestmark = [
     pytest.mark.slow,
@@ -71,7 +72,7 @@ class Chaos:
         words = ["run", str(self.disk.parent / "small.yaml"), "--store", str(self.store)]
         with (self.disk.parent / "log").open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "sweeper.cli", *words, "--set", f"seeds={self.seeds}"],
+                [sys.executable, "-m", "sweeper", *words, "--set", f"seeds={self.seeds}"],
                 stdout=log,
                 stderr=log,
                 start_new_session=True,

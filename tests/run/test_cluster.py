@@ -10,8 +10,9 @@ import jsonschema
 import pytest
 import yaml
 
-from sweeper import cluster, spec
-from sweeper.errors import SweepError
+from sweeper.core.errors import SweepError
+from sweeper.plan import spec
+from sweeper.run import cluster
 
 STORE = "s3://bucket/sweeps?region=eu-central-1"
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 import sweeper
-from sweeper import calibrate, costs, estimate, record, run
-from sweeper.costs import Book, Sort, Sorts
-from sweeper.run import Job
-from tests import sweeps
+from sweeper.run import calibrate, costs, driver, estimate, record
+from sweeper.run.costs import Book, Sort, Sorts
+from sweeper.run.driver import Job
+from tests.support import sweeps
 
 DATA = '{"dataset": "digits"}'
 VICTIM = Sort("train", "badnets", "{}", DATA, "tiny {}", images=1000, epochs=10)
@@ -182,12 +182,12 @@ class Priced(sweeps.Silent):
 def test_a_bill_says_what_sharing_saved(ran: tuple[Path, Path], tmp_path: Path) -> None:
     job = sweeps.prepared(ran[0], tmp_path)
     bill = estimate.Bill(job, sweeps.Silent())
-    run.execute(job, run.inline, Priced(bill))
+    driver.execute(job, driver.inline, Priced(bill))
     assert bill.saved() == 2 * 10 + 2 * (10 + 1 + 10)
     assert bill.told().endswith(" s; 53 s of cell time, sharing victims saved 62 s")
     again = sweeps.prepared(ran[0], tmp_path)
     bill = estimate.Bill(again, sweeps.Silent())
-    run.execute(again, run.inline, bill)
+    driver.execute(again, driver.inline, bill)
     assert bill.told() == "", "nothing ran"
 
 
@@ -200,7 +200,7 @@ def test_a_victim_of_an_earlier_run_saves_all_it_took(
     grown = sweeps.write(tmp_path, attacks=["badnets"], poison_rates=[0.1], seeds=1, defenses=more)
     job = sweeps.prepared(grown, tmp_path / "store")
     bill = estimate.Bill(job, sweeps.Silent())
-    run.execute(job, run.inline, bill)
+    driver.execute(job, driver.inline, bill)
     (victim,) = [key for key, cell in job.plan.cells.items() if cell.kind == "train"]
     took = job.store.meta("train", victim)["result"]["seconds"]
     assert bill.saved() == pytest.approx(2 * took), "two new defenses, no training"

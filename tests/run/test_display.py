@@ -9,15 +9,16 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from sweeper import display, matrix
-from sweeper.costs import Book
-from sweeper.display import Display
-from sweeper.estimate import spoken
-from sweeper.material import Context, Progress, Relayed
-from sweeper.run import Job
-from sweeper.spec import Sweep
-from sweeper.store import Store
-from sweeper.types import Facts
+from sweeper.core.types import Facts
+from sweeper.plan import matrix
+from sweeper.plan.sweep import Sweep
+from sweeper.run import display
+from sweeper.run.costs import Book
+from sweeper.run.display import Display
+from sweeper.run.driver import Job
+from sweeper.run.estimate import spoken
+from sweeper.run.material import Context, Progress, Relayed
+from sweeper.store.artifacts import Store
 
 BASE: dict[str, Any] = {
     "name": "study",

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import sweeps
 
-from sweeper import cells
-from sweeper.walk import Walk
+from sweeper.run import cells
+from sweeper.run.walk import Walk
+from tests.support import sweeps
 
 DEFENSES = [
     "none",

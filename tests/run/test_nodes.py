@@ -20,11 +20,11 @@ import pytest
 import ray
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
 
-from sweeper import run
-from tests import sweeps
+from sweeper.run import driver
+from tests.support import sweeps
+from tests.support.places import ROOT
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
-ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(autouse=True)
@@ -52,7 +52,7 @@ class Striking(sweeps.Silent):
 
 def sweep(folder: Path) -> Path:
     """3 x 4 cells, of which those of `counted` leave a mark at every attempt."""
-    counted = {"defense": "tests.faulty:Faulty", "as": "counted", "marks": str(folder)}
+    counted = {"defense": "tests.support.faulty:Faulty", "as": "counted", "marks": str(folder)}
     slow = {"defense": "fine-tuning", "epochs": 30, "as": "slow"}
     defenses = ["none", counted, slow]
     return sweeps.write(folder, attacks=["badnets"], defenses=defenses, poison_rates=[0.1], seeds=4)
@@ -61,7 +61,7 @@ def sweep(folder: Path) -> Path:
 def test_a_node_that_is_killed_costs_only_the_cells_it_ran(tmp_path: Path) -> None:
     from ray.cluster_utils import Cluster
 
-    from sweeper import schedule
+    from sweeper.run import schedule
 
     nodes = Cluster(
         initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
@@ -82,7 +82,9 @@ def test_a_node_that_is_killed_costs_only_the_cells_it_ran(tmp_path: Path) -> No
         watcher = Striking(5, strike)
         path = sweep(tmp_path)
         job = sweeps.prepared(path, store, cache=os.environ.get("SWEEPER_CACHE"))
-        counts = run.execute(job, partial(schedule.walk_with_tune, ahead=schedule.AHEAD), watcher)
+        counts = driver.execute(
+            job, partial(schedule.walk_with_tune, ahead=schedule.AHEAD), watcher
+        )
         assert counts == {"ok": 16}
         assert lost.all_processes["raylet"][0].process.wait(30) == -signal.SIGKILL
     finally:
@@ -162,7 +164,7 @@ def growing(folder: Path) -> Iterator[str]:
 
 
 def test_a_cluster_grows_with_the_sweep(tmp_path: Path) -> None:
-    from sweeper import schedule
+    from sweeper.run import schedule
 
     with growing(tmp_path) as address:
         schedule.connect(address, 1)
@@ -171,7 +173,9 @@ def test_a_cluster_grows_with_the_sweep(tmp_path: Path) -> None:
         watcher = Striking(6, lambda: seen.append(schedule.room(1, 0)))
         path = sweep(tmp_path)
         job = sweeps.prepared(path, tmp_path / "store", cache=os.environ.get("SWEEPER_CACHE"))
-        counts = run.execute(job, partial(schedule.walk_with_tune, ahead=schedule.AHEAD), watcher)
+        counts = driver.execute(
+            job, partial(schedule.walk_with_tune, ahead=schedule.AHEAD), watcher
+        )
     assert counts == {"ok": 16} and seen == [2], "machines came because cells waited"
     sweeps.inline(path, tmp_path / "undisturbed")
     sweeps.assert_same(sweeps.frame(tmp_path / "store"), sweeps.frame(tmp_path / "undisturbed"))

@@ -21,11 +21,13 @@ from typing import Any
 
 import pytest
 
-from sweeper import cluster as submitter
-from sweeper import run, status
-from sweeper.errors import SweepError
-from sweeper.ledger import Ledger
-from tests import sweeps
+from sweeper.core.errors import SweepError
+from sweeper.run import cluster as submitter
+from sweeper.run import driver
+from sweeper.store import status
+from sweeper.store.ledger import Ledger
+from tests.support import sweeps
+from tests.support.places import ROOT
 
 # Ray's own, in its threads and at shutdown
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -36,11 +38,11 @@ def cluster() -> Iterator[str]:
     """Ray on this machine, with two CPUs whatever it has: the URL of its dashboard."""
     import ray
 
-    from sweeper import schedule  # before ray: it sets the token mode ray reads at its import
+    from sweeper.run import schedule  # before ray: it sets the token mode ray reads at its import
 
     with pytest.MonkeyPatch.context() as patch:  # for the jobs submitted to it
         patch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
-        patch.setenv("PYTHONPATH", str(Path(__file__).parents[1]), prepend=os.pathsep)
+        patch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
         found = ray.init(
             num_cpus=2, dashboard_host="127.0.0.1", log_to_driver=False, logging_level="ERROR"
         )
@@ -50,7 +52,7 @@ def cluster() -> Iterator[str]:
 
 
 class Looks(sweeps.Silent):
-    """Leaves a mark when it sees the epoch of `tests.faulty:Waits`; a display looks as often."""
+    """Leaves a mark when it sees the epoch of `faulty:Waits`; a display looks as often."""
 
     def __init__(self, mark: Path) -> None:
         super().__init__()
@@ -71,11 +73,11 @@ def with_ray(
     path: Path, store: Path, looks: Looks | None = None
 ) -> tuple[dict[str, int], list[tuple[str, str]]]:
     """Run a sweep through Tune: states of this call, and (kind, state) of each cell."""
-    from sweeper import schedule
+    from sweeper.run import schedule
 
     watcher = looks or sweeps.Silent()
     job = sweeps.prepared(path, store, cache=os.environ.get("SWEEPER_CACHE"), code=str(Path.cwd()))
-    counts = run.execute(job, partial(schedule.walk_with_tune, live=bool(looks)), watcher)
+    counts = driver.execute(job, partial(schedule.walk_with_tune, live=bool(looks)), watcher)
     return dict(counts), watcher.cells
 
 
@@ -86,7 +88,9 @@ def test_ray_gives_the_bits_of_inline_and_epochs_arrive_meanwhile(
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
-    (tmp_path / "beside.py").write_text("from tests.faulty import Waits\nclass Own(Waits): pass\n")
+    (tmp_path / "beside.py").write_text(
+        "from tests.support.faulty import Waits\nclass Own(Waits): pass\n"
+    )
     waits = {"defense": "beside:Own", "as": "waits", "marks": str(tmp_path)}
     path = sweeps.write(tmp_path, seeds=1, defenses=[*sweeps.SMALL["defenses"], waits])
     mark = tmp_path / "heard"
@@ -104,11 +108,12 @@ def test_ray_gives_the_bits_of_inline_and_epochs_arrive_meanwhile(
 def test_faults_become_rows_and_a_lost_process_is_retried(cluster: str, tmp_path: Path) -> None:
     faulty = ["Raises", "Diverges", "OutOfMemory", "Hangs", "Holds", "Dies"]
     entries = [
-        {"defense": f"tests.faulty:{name}", "as": name, "marks": str(tmp_path)} for name in faulty
+        {"defense": f"tests.support.faulty:{name}", "as": name, "marks": str(tmp_path)}
+        for name in faulty
     ]
     path = sweeps.write(
         tmp_path,
-        attacks=["badnets", {"attack": "tests.faulty:FailsToPoison", "as": "unbuilt"}],
+        attacks=["badnets", {"attack": "tests.support.faulty:FailsToPoison", "as": "unbuilt"}],
         poison_rates=[0.1],
         seeds=1,
         defenses=["none", *entries],
@@ -138,7 +143,7 @@ def test_faults_become_rows_and_a_lost_process_is_retried(cluster: str, tmp_path
 def test_short_cells_share_a_trial_and_a_lost_process_costs_one_cell(
     cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from sweeper import bundle
+    from sweeper.run import bundle
 
     monkeypatch.setattr(bundle, "SECONDS", 30.0)  # the driver's: on a busy machine no cell is short
     sizes: list[int] = []
@@ -147,7 +152,12 @@ def test_short_cells_share_a_trial_and_a_lost_process_costs_one_cell(
         bundle, "pack", lambda taken, walk: sizes.append(len(taken)) or packed(taken, walk)
     )
     defenses = [
-        {"defense": "tests.faulty:Numbered", "marks": str(tmp_path), "number": i, "dies": i == 30}
+        {
+            "defense": "tests.support.faulty:Numbered",
+            "marks": str(tmp_path),
+            "number": i,
+            "dies": i == 30,
+        }
         for i in range(48)
     ]
     labelled = [{**entry, "as": f"n{entry['number']}"} for entry in defenses]
@@ -164,7 +174,7 @@ def test_short_cells_share_a_trial_and_a_lost_process_costs_one_cell(
 def test_a_trial_that_waits_for_its_actor_gets_no_other() -> None:
     from ray.tune.experiment import Trial
 
-    from sweeper import schedule
+    from sweeper.run import schedule
 
     class Live:
         def get_live_trials(self) -> list[Trial]:
@@ -191,7 +201,7 @@ def get(url: str, token: str | None = None) -> tuple[int, str]:
 
 
 def test_more_than_this_machine_has_is_refused(cluster: str) -> None:
-    from sweeper import schedule
+    from sweeper.run import schedule
 
     with pytest.raises(SweepError, match="asks for 1 CPUs and 64 GPUs, Ray has 2 and .*: lower"):
         schedule.connect(None, 1, 64)
@@ -208,7 +218,7 @@ def test_the_dashboard_asks_for_a_token_and_prometheus_reads_the_cells(
         assert get(cluster + page)[0] == 401, "nothing is told without a token"
         assert get(cluster + page, "a" * len(token))[0] == 403
         assert get(cluster + page, token)[0] == 200
-    defenses = ["none", {"defense": "clp"}, "tests.faulty:Raises"]
+    defenses = ["none", {"defense": "clp"}, "tests.support.faulty:Raises"]
     one = {"attacks": ["badnets"], "poison_rates": [0.1], "seeds": 1}
     path = sweeps.write(tmp_path, name="metered", **one, defenses=defenses)
     with_ray(path, tmp_path / "store")
@@ -224,7 +234,7 @@ def test_the_dashboard_asks_for_a_token_and_prometheus_reads_the_cells(
         "cells_running{}": 0,
         'images_trained_total{model="tiny"}': 270,  # 300 less the reserve, one epoch
     }
-    drawn = json.loads((Path(__file__).parents[1] / "grafana.json").read_text(encoding="utf-8"))
+    drawn = json.loads((ROOT / "sweeper/run/grafana.json").read_text(encoding="utf-8"))
     asked = " ".join(t["expr"] for panel in drawn["panels"] for t in panel["targets"])
     names = set(re.findall(r"\bray_\w+", asked)) - {"ray_node_gpus_utilization"}
     deadline, counted, text = time.monotonic() + 60, {}, ""
@@ -269,10 +279,10 @@ def test_a_submitted_sweep_runs_as_a_job(
     assert len(sweeps.frame(tmp_path / "store")) == 4
 
 
-def driver(path: Path, store: Path) -> subprocess.Popen[str]:
+def started(path: Path, store: Path) -> subprocess.Popen[str]:
     """`sweeper run`, with a process group of its own as a terminal gives it."""
     return subprocess.Popen(
-        [sys.executable, "-m", "sweeper.cli", "run", str(path), "--store", str(store)],
+        [sys.executable, "-m", "sweeper", "run", str(path), "--store", str(store)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
@@ -320,9 +330,9 @@ def outside(root: int) -> list[str]:
 @pytest.mark.slow
 def test_ctrl_c_finishes_the_running_cells_and_a_second_one_stops_at_once(tmp_path: Path) -> None:
     store = tmp_path / "store"
-    hangs = {"defense": "tests.faulty:Hangs", "as": "hangs", "marks": str(tmp_path)}
+    hangs = {"defense": "tests.support.faulty:Hangs", "as": "hangs", "marks": str(tmp_path)}
     path = sweeps.write(tmp_path, seeds=4, recipe={"epochs": 3})
-    process = driver(path, store)
+    process = started(path, store)
     wait_for(2, "*.ok.parquet", store / "sweeps/small/results", process)
     os.killpg(process.pid, signal.SIGINT)
     said = process.communicate(timeout=60)[1]
@@ -334,7 +344,7 @@ def test_ctrl_c_finishes_the_running_cells_and_a_second_one_stops_at_once(tmp_pa
     assert len(list((store / "sweeps/small/results").iterdir())) == 1, "the rows are compacted"
 
     path = sweeps.write(tmp_path, attacks=["badnets"], seeds=1, defenses=["none", hangs])
-    process = driver(path, store)
+    process = started(path, store)
     wait_for(1, "Hangs-*", tmp_path, process)
     titles = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True)
     assert "\nray::defend-badnets-digits-hangs" in titles.stdout
@@ -352,7 +362,7 @@ def test_driver_killed_in_mid_sweep_loses_and_repeats_nothing(cluster: str, tmp_
     path = sweeps.write(tmp_path, seeds=2, recipe={"epochs": 3})
     store = tmp_path / "store"
     results = store / "sweeps/small/results"
-    process = driver(path, store)
+    process = started(path, store)
     wait_for(4, "*.ok.parquet", results, process)
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -376,7 +386,7 @@ def test_driver_killed_in_mid_sweep_loses_and_repeats_nothing(cluster: str, tmp_
 
 
 def test_a_start_that_fails_is_tried_once_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    from sweeper import schedule  # Ray is imported where it is needed
+    from sweeper.run import schedule  # Ray is imported where it is needed
 
     tried: list[str] = []
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from sweeper import bundle, cells, relay
-from sweeper.material import Context, Progress, Relayed
-from sweeper.relay import Listener, Teller
-from sweeper.types import Cell
-from sweeper.walk import Walk
+from sweeper.core.types import Cell
+from sweeper.run import bundle, cells, relay
+from sweeper.run.material import Context, Progress, Relayed
+from sweeper.run.relay import Listener, Teller
+from sweeper.run.walk import Walk
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's own, at its import
 

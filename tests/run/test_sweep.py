@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from sweeper import cells, run, source, spec
-from sweeper.store import Store
-from sweeper.types import Role
-from sweeper.walk import Walk
-from tests import sweeps
+from sweeper.core.types import Role
+from sweeper.plan import source, spec
+from sweeper.run import cells, driver
+from sweeper.run.walk import Walk
+from sweeper.store.artifacts import Store
+from tests.support import sweeps
 
 FOUR = [
     "none",
@@ -61,7 +62,7 @@ def scaled() -> list[tuple[str, str]]:
 @pytest.mark.parametrize(("name", "scale"), scaled())
 def test_a_sweep_as_a_file_is_the_same_sweep(name: str, scale: str, tmp_path: Path) -> None:
     sweep = spec.load(name, [f"scale={scale}"] if scale else [])
-    (tmp_path / "again.yaml").write_text(run.as_file(sweep))
+    (tmp_path / "again.yaml").write_text(driver.as_file(sweep))
     assert spec.load(str(tmp_path / "again.yaml")) == sweep
 
 
@@ -83,7 +84,7 @@ def test_every_sort_of_entry_as_a_file(tmp_path: Path) -> None:
         table={"rows": ["attack"], "labels": {"defense": {"7": "seven"}}},
     )
     sweep = spec.load(str(first), ["recipe.lr=0.02", "resources.cpus=2"])
-    (tmp_path / "again.yaml").write_text(run.as_file(sweep))
+    (tmp_path / "again.yaml").write_text(driver.as_file(sweep))
     assert spec.load(str(tmp_path / "again.yaml")) == sweep
 
 
@@ -164,7 +165,7 @@ def test_another_process_gives_the_same_bits(done: tuple[Path, Path], tmp_path: 
     path, store = done
     arguments = ["run", str(path), "--store", str(tmp_path / "s"), "--executor", "inline"]
     subprocess.run(
-        [sys.executable, "-m", "sweeper.cli", *arguments, "--set", "seeds=1"]
+        [sys.executable, "-m", "sweeper", *arguments, "--set", "seeds=1"]
         + ["--set", "poison_rates=[0.1]"],
         check=True,
         capture_output=True,
@@ -177,7 +178,8 @@ def test_another_process_gives_the_same_bits(done: tuple[Path, Path], tmp_path: 
 def test_failures_are_rows_and_leave_the_rest_unharmed(tmp_path: Path) -> None:
     faulty = ["Raises", "Diverges", "OutOfMemory", "Hangs", "Peeks"]
     entries = [
-        {"defense": f"tests.faulty:{name}", "as": name, "marks": str(tmp_path)} for name in faulty
+        {"defense": f"tests.support.faulty:{name}", "as": name, "marks": str(tmp_path)}
+        for name in faulty
     ]
     one = {"poison_rates": [0.1], "seeds": 1}
     store = tmp_path / "store"
@@ -186,7 +188,7 @@ def test_failures_are_rows_and_leave_the_rest_unharmed(tmp_path: Path) -> None:
     path = sweeps.write(
         tmp_path,
         **one,
-        attacks=["badnets", {"attack": "tests.faulty:FailsToPoison", "as": "unbuilt"}],
+        attacks=["badnets", {"attack": "tests.support.faulty:FailsToPoison", "as": "unbuilt"}],
         defenses=[*FOUR[:2], *entries],
         timeout=3,
     )
@@ -259,7 +261,9 @@ def test_stopped_anywhere_and_resumed_equals_undisturbed(
 
 
 def test_a_defense_may_share_a_stage(tmp_path: Path) -> None:
-    entries = [{"defense": f"tests.staged:{name}", "as": name} for name in ("First", "Second")]
+    entries = [
+        {"defense": f"tests.support.staged:{name}", "as": name} for name in ("First", "Second")
+    ]
     path = sweeps.write(
         tmp_path, attacks=["badnets"], poison_rates=[0.1], seeds=1, defenses=entries
     )
@@ -279,22 +283,22 @@ def test_a_defense_may_share_a_stage(tmp_path: Path) -> None:
 
 
 def test_new_run_names_differ() -> None:
-    assert run.new_run() != run.new_run()
+    assert driver.new_run() != driver.new_run()
 
 
 def test_exit_code_is_one_when_a_cell_failed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from sweeper import cli
+    from sweeper.cli import app
 
-    raises = {"defense": "tests.faulty:Raises", "as": "raises"}
+    raises = {"defense": "tests.support.faulty:Raises", "as": "raises"}
     path = sweeps.write(
         tmp_path, attacks=["badnets"], poison_rates=[0.1], seeds=1, defenses=["none", raises]
     )
     arguments = ["run", str(path), "--store", str(tmp_path / "s"), "--executor", "inline"]
     monkeypatch.setattr("sys.argv", ["sweeper", *arguments])
     with pytest.raises(SystemExit) as stop:
-        cli.main()
+        app.main()
     assert stop.value.code == 1
     shown = capsys.readouterr()
     assert "✗" in shown.out and "ValueError: broken on purpose" in shown.err

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sweeper.types import Cell
-from sweeper.walk import Walk
+from sweeper.core.types import Cell
+from sweeper.run.walk import Walk
 
 
 def graph(**parents: str) -> dict[str, Cell]:

@@ -13,13 +13,12 @@ from typing import Any
 
 import pytest
 
-from sweeper import claim, status
-from sweeper.claim import claimed
-from sweeper.errors import SweepError
-from sweeper.ledger import Ledger
-from tests import sweeps
-
-ROOT = Path(__file__).parents[1]
+from sweeper.core.errors import SweepError
+from sweeper.store import claim, status
+from sweeper.store.claim import claimed
+from sweeper.store.ledger import Ledger
+from tests.support import sweeps
+from tests.support.places import ROOT
 
 
 @pytest.fixture(autouse=True)
@@ -110,8 +109,8 @@ def test_a_beat_survives_a_store_that_is_away(
 
 DRIVER = """
 import sys, time
-from sweeper import claim
-from sweeper.ledger import Ledger
+from sweeper.store import claim
+from sweeper.store.ledger import Ledger
 claim.BEAT = 0.05
 with claim.claimed(Ledger(sys.argv[1]), "small", "other"):
     print("running", flush=True)

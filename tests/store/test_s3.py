@@ -14,10 +14,10 @@ import pyarrow.fs as pafs
 import pytest
 import torch
 
-from sweeper.errors import SweepError
-from sweeper.ledger import Ledger
-from sweeper.store import DamagedError, Store
-from tests import s3, sweeps
+from sweeper.core.errors import SweepError
+from sweeper.store.artifacts import DamagedError, Store
+from sweeper.store.ledger import Ledger
+from tests.support import s3, sweeps
 
 pytest.importorskip("moto", reason="pip install 'moto[s3,server]'")
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
@@ -102,7 +102,7 @@ def test_a_bucket_that_is_not_there_and_a_server_that_is_away(uri: str) -> None:
 def test_run_kill_resume_table(uri: str, tmp_path: Path) -> None:
     path = sweeps.write(tmp_path, seeds=2, recipe={"epochs": 3})
     store = below(uri, "runs")
-    words = [sys.executable, "-m", "sweeper.cli"]
+    words = [sys.executable, "-m", "sweeper"]
     command = [*words, "run", str(path), "--store", store]
     driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     ledger, deadline = Ledger(store), time.monotonic() + 200

@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from sweeper import remote, status
-from sweeper.errors import SweepError
-from sweeper.ledger import Ledger
-from sweeper.store import Store
-from tests import sweeps
+from sweeper.cli import remote
+from sweeper.core.errors import SweepError
+from sweeper.store import status
+from sweeper.store.artifacts import Store
+from sweeper.store.ledger import Ledger
+from tests.support import sweeps
+from tests.support.places import ROOT
 
-ROOT = Path(__file__).parents[1]
 TRAIN, DEFEND = (f"{number:020x}" for number in (1, 2))
 
 
@@ -26,10 +27,10 @@ def test_a_sweep_that_never_ran(tmp_path: Path) -> None:
 
 
 def test_cells_are_counted_by_kind_and_state(tmp_path: Path) -> None:
-    faulty = {"defense": "tests.faulty:Raises", "as": "raises"}
+    faulty = {"defense": "tests.support.faulty:Raises", "as": "raises"}
     path = sweeps.write(
         tmp_path,
-        attacks=["badnets", {"attack": "tests.faulty:FailsToPoison", "as": "unbuilt"}],
+        attacks=["badnets", {"attack": "tests.support.faulty:FailsToPoison", "as": "unbuilt"}],
         poison_rates=[0.1],
         seeds=1,
         defenses=["none", faulty],
@@ -88,11 +89,11 @@ def test_the_commands_wait_for_neither_torch_nor_ray(tmp_path: Path) -> None:
     ledger = Ledger(str(tmp_path / "store"))
     ledger.save_plan("quickstart", {"cells": {}, "above": {}})
     code = (
-        "import sys\nfrom sweeper import cli\n"
+        "import sys\nfrom sweeper.cli import app\n"
         "for command in (['status', '--json'], ['watch']):\n"
         f"    place = ['quickstart', '--store', {str(tmp_path / 'store')!r}]\n"
         "    sys.argv = ['sweeper', *command, *place]\n"
-        "    try:\n        cli.main()\n"
+        "    try:\n        app.main()\n"
         "    except SystemExit as left:\n        assert not left.code\n"
         "assert not {'torch', 'ray', 'torchvision'} & set(sys.modules)"
     )

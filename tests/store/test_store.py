@@ -16,13 +16,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from sweeper import ledger, results, rows
-from sweeper.errors import SweepError
-from sweeper.ledger import Ledger
-from sweeper.store import DamagedError, Store
+from sweeper.core import rows
+from sweeper.core.errors import SweepError
+from sweeper.store import ledger
+from sweeper.store.artifacts import DamagedError, Store
+from sweeper.store.ledger import Ledger
+from sweeper.tables import results
+from tests.support.places import ROOT
 
 KEY, OTHER = "0123456789abcdef0123", "fedcba9876543210ffff"
-ROOT = Path(__file__).parents[1]
 TENSORS: dict[str, dict[str, Tensor]] = {
     "model": {
         "float32": torch.tensor([[1.5, float("nan"), float("inf"), -0.0]]),
@@ -419,7 +421,7 @@ def test_rows_being_compacted_by_another_process_are_listed_anew(
 
 WRITER = """
 import sys
-from sweeper.ledger import Ledger
+from sweeper.store.ledger import Ledger
 store, start = Ledger(sys.argv[1]), int(sys.argv[2])
 for number in range(start, start + 150):
     store.write_row({"sweep": "study", "key": f"{number:020x}", "status": "ok", "acc": number / 1e3,

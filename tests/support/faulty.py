@@ -1,4 +1,4 @@
-"""Methods that go wrong on purpose, named in sweep files as `tests.faulty:Class`."""
+"""Methods that go wrong on purpose, named in sweep files as `tests.support.faulty:Class`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 from attacks.badnets import BadNets
 from defenses.base import Case, Defense
-from sweeper.types import Outcome
+from sweeper.core.types import Outcome
 
 
 @dataclass(frozen=True, kw_only=True)

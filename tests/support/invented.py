@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sweeper import results, rows
-from sweeper.ledger import Ledger
+from sweeper.core import rows
+from sweeper.store.ledger import Ledger
+from sweeper.tables import results
 
 ATTACKS = ("badnets", "blend", "sig", "wanet", "trojan", "input-aware", "clean-label", "none")
 DEFENSES = (

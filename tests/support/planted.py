@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import toys
 from torch import Tensor, nn
 
 from defenses.base import Case
-from sweeper import catalog, metrics, seeds
-from sweeper.types import ImageSet
+from sweeper.core import catalog, seeds
+from sweeper.core.types import ImageSet
+from sweeper.engine import metrics
+from tests.support import toys
 
 
 def gaussian(*shape: int, seed: int = 0) -> Tensor:

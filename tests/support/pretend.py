@@ -17,13 +17,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import pictures
-import sweeps
 import torch
-import toys
 from PIL import Image
 
-from sweeper import catalog, run
+from sweeper.core import catalog
+from sweeper.run import driver
+from tests.support import pictures, sweeps, toys
 
 SOURCE = Path(__file__).with_suffix(".cpp")
 SUITED = {
@@ -126,7 +125,9 @@ def failures(folder: Path, device: str) -> dict[str, str]:
         path = sweeps.write(folder, name=f"all-{kind}s", **shared, **methods)
         job = sweeps.prepared(path, folder / "store", data=str(folder / "data"))
         watcher = Errors()
-        run.execute(replace(job, context=replace(job.context, device=device)), run.inline, watcher)
+        driver.execute(
+            replace(job, context=replace(job.context, device=device)), driver.inline, watcher
+        )
         assert len(watcher.cells) >= len(methods[f"{kind}s"]), "cells were left out"
         found |= watcher.found
     return found

@@ -2,12 +2,13 @@
 
 import functools
 import html.parser
-import pathlib
 import re
 
-from sweeper import layout, results, rows, tables
+from sweeper.core import rows
+from sweeper.tables import layout, results, tables
+from tests.support.places import ROOT
 
-GOLDEN = pathlib.Path(__file__).with_name("golden")
+GOLDEN = ROOT / "tests" / "tables" / "golden"
 SUFFIX = {"markdown": "md", "csv": "csv", "latex": "tex", "html": "html"}
 
 # attack, poison rate, defense, then for each of three seeds "acc asr" in percent or a status;

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import toys
 from torch import Tensor, nn
 
 from defenses.base import Case
-from sweeper import seeds
+from sweeper.core import seeds
+from sweeper.core.types import Outcome
 from sweeper.models.base import Net
-from sweeper.types import Outcome
+from tests.support import toys
 
 SEES = frozenset({"model", "clean"})
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from defenses.base import Case, Defense, Stage
-from sweeper.types import Outcome
+from sweeper.core.types import Outcome
 
 
 @dataclass(frozen=True, kw_only=True)

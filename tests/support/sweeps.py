@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pytest
 import yaml
 
-from sweeper import ledger, results, run, spec
-from sweeper.material import Context
-from sweeper.run import Job
+from sweeper.plan import spec
+from sweeper.run import driver
+from sweeper.run.driver import Job
+from sweeper.run.material import Context
+from sweeper.store import ledger
+from sweeper.tables import results
+from tests.support.places import DATA
 
 SMALL: dict[str, Any] = {
     "name": "small",
@@ -52,18 +58,18 @@ def prepared(path: Path, store: Path, **context: Any) -> Job:
     about = Context(
         store=str(store),
         sweep=sweep.name,
-        run=run.new_run(),
+        run=driver.new_run(),
         device="cpu",
         timeout=sweep.timeout,
         **context,
     )
-    return run.prepare(sweep, about)
+    return driver.prepare(sweep, about)
 
 
 def inline(path: Path, store: Path) -> tuple[Counter[str], list[tuple[str, str]]]:
     """Run a sweep in this process: states of this call, and (kind, state) of each cell."""
     watcher = Silent()
-    counts = run.execute(prepared(path, store), run.inline, watcher)
+    counts = driver.execute(prepared(path, store), driver.inline, watcher)
     return counts, watcher.cells
 
 
@@ -75,3 +81,27 @@ def frame(store: Path | str, name: str = "small") -> pd.DataFrame:
 def assert_same(one: pd.DataFrame, other: pd.DataFrame) -> None:
     """The same cells with the same metrics, bit for bit."""
     pd.testing.assert_frame_equal(one[MEASURED], other[MEASURED], check_exact=True)
+
+
+def on_cifar(
+    defense: dict[str, Any], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> dict[str, Any]:
+    """The row of a defense on 4,500 CIFAR-10 images with BadNets at 10 %."""
+    if not (DATA / "cifar10" / "train.parquet").is_file():
+        pytest.skip("no CIFAR-10: set SWEEPER_DATA to the folder above cifar10/train.parquet")
+    monkeypatch.setenv("SWEEPER_DATA", str(DATA))
+    path = write(
+        folder,
+        datasets=[{"dataset": "cifar10", "train_size": 5000, "test_size": 1000}],
+        attacks=["badnets"],
+        poison_rates=[0.1],
+        seeds=1,
+        defenses=[defense],
+        recipe={"epochs": 15, "crop": 0, "flip": False},
+    )
+    inline(path, folder / "store")
+    (row,) = frame(folder / "store").to_dict("records")
+    assert row["status"] == "ok", row["error"]
+    found = ", ".join(f"{name} {row[name]}" for name in ("acc", "asr", "auroc", "precision"))
+    sys.stdout.write(f"{defense}: {found}\n")
+    return {str(name): value for name, value in row.items()}

@@ -16,11 +16,13 @@ from torch import Generator, Tensor, nn
 
 from attacks.badnets import BadNets
 from defenses.base import Case, Defense
-from sweeper import catalog, metrics, models, options, seeds, training
+from sweeper import models
+from sweeper.core import catalog, options, seeds
+from sweeper.core.types import Facts, ImageSet, Poisoned, Role, State
+from sweeper.engine import metrics, training
+from sweeper.engine.recipes import Recipe
+from sweeper.engine.training import Hooks
 from sweeper.models.base import Net
-from sweeper.recipes import Recipe
-from sweeper.training import Hooks
-from sweeper.types import Facts, ImageSet, Poisoned, Role, State
 
 CPU = torch.device("cpu")
 COLOUR = (3, 32, 32)

@@ -9,9 +9,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sweeper import cli, plots, points, results, rows, stats
-from sweeper.errors import SweepError
-from tests import invented
+from sweeper.cli import app
+from sweeper.core import rows
+from sweeper.core.errors import SweepError
+from sweeper.tables import plots, points, results, stats
+from tests.support import invented
 
 
 @pytest.fixture(scope="module")
@@ -184,7 +186,7 @@ def test_plot_writes_what_its_name_says(
         words = ["sweeper", "plot", "bars", str(spec), "--store", str(store), "--out", str(out)]
         monkeypatch.setattr(sys, "argv", [*words, "--where", "dataset=gtsrb"])
         with pytest.raises(SystemExit) as left:
-            cli.main()
+            app.main()
         said = capsys.readouterr()
         if begin:
             assert left.value.code == 0 and said.out.strip() == str(out), said.err

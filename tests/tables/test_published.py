@@ -13,19 +13,20 @@ import re
 import shlex
 import shutil
 import subprocess
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from test_tables import GOLDEN, SUFFIX, check_html, check_latex, row
 
-from sweeper import expected, published, results, rows, source, spec, tables, view
-from sweeper.layout import Entry
-from sweeper.published import AVERAGE, Figure
+from sweeper.core import rows
+from sweeper.plan import source, spec, view
+from sweeper.tables import expected, published, results, tables
+from sweeper.tables.layout import Entry
+from sweeper.tables.published import AVERAGE, Figure
+from tests.support.places import ROOT
+from tests.support.recorded import GOLDEN, SUFFIX, check_html, check_latex, row
 
-ROOT = Path(__file__).parents[1]
 SWEEP = "d-br-cifar10"
 ATTACKS = ("badnets", "badnets-a2a", "trojan", "blend-strip", "blend-kitty", "sig", "clean-label")
 
@@ -218,8 +219,10 @@ def test_latex_compiles(tmp_path, whole):
 
 
 def test_expected_is_current():
-    message = "published.csv or a sweep changed: run `python -m sweeper.expected EXPECTED.md`"
-    assert (ROOT / "EXPECTED.md").read_text(encoding="utf-8") == expected.text(), message
+    message = (
+        "a figure or a sweep changed: run `python -m sweeper.tables.expected docs/expected.md`"
+    )
+    assert (ROOT / "docs/expected.md").read_text(encoding="utf-8") == expected.text(), message
 
 
 def test_the_commands_of_expected_run_one_cell():

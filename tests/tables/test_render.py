@@ -8,7 +8,10 @@ import subprocess
 import numpy as np
 import pandas as pd
 import pytest
-from recorded import (
+
+from sweeper.core import rows
+from sweeper.tables import render, results, tables
+from tests.support.recorded import (
     GOLDEN,
     SUFFIX,
     check_html,
@@ -19,8 +22,6 @@ from recorded import (
     row,
     table,
 )
-
-from sweeper import render, results, rows, tables
 
 
 @pytest.mark.parametrize("form", SUFFIX)

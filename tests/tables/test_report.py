@@ -20,8 +20,10 @@ from typing import Any
 
 import pytest
 
-from sweeper import cli, points, report, results, rows
-from tests import invented
+from sweeper.cli import app
+from sweeper.core import rows
+from sweeper.tables import points, report, results
+from tests.support import invented
 
 HOSTILE = '</script><img src=x onerror="window.hurt=1">{{script}}<b>&amp;'
 
@@ -127,7 +129,7 @@ def test_report_writes_the_page(
     words = ["sweeper", "report", str(spec), "--store", str(store), "--out", str(out)]
     monkeypatch.setattr(sys, "argv", words)
     with pytest.raises(SystemExit) as left:
-        cli.main()
+        app.main()
     assert left.value.code == 0 and re.search(r": [01]\.\d MB", capsys.readouterr().out)
     found = facts(out.read_text(encoding="utf-8"))
     assert found["text"] == "name: invented\n" and "ab" * 32 in found["about"]["data digests"][0]
@@ -163,7 +165,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as left:
         words = ["report", str(spec), "--store", str(store), "--out", str(folder / "page.html")]
         patch.setattr(sys, "argv", ["sweeper", *words])
-        cli.main()
+        app.main()
     assert not left.value.code
     return folder / "page.html"
 

@@ -6,9 +6,9 @@ import re
 
 import pytest
 
-from sweeper import render, screen, tables
-from sweeper.layout import Table
-from tests import invented
+from sweeper.tables import render, screen, tables
+from sweeper.tables.layout import Table
+from tests.support import invented
 
 
 def built(cols: tuple[str, ...] = ("defense",), seeds: int = 2) -> Table:

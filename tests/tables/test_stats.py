@@ -9,7 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import stats as reference
 
-from sweeper.stats import (
+from sweeper.tables.stats import (
     beyond_noise,
     critical_difference,
     paired,

@@ -4,7 +4,6 @@
 """
 
 import dataclasses
-import pathlib
 import re
 import subprocess
 import sys
@@ -14,7 +13,12 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from recorded import (
+
+from sweeper.core import rows
+from sweeper.core.errors import SweepError
+from sweeper.tables import layout, render, results, stats, tables
+from tests.support.places import ROOT
+from tests.support.recorded import (
     GOLDEN,
     ORDER,
     SUFFIX,
@@ -26,9 +30,6 @@ from recorded import (
     row,
     table,
 )
-
-from sweeper import layout, render, results, rows, stats, tables
-from sweeper.errors import SweepError
 
 
 def test_what_stands_in_the_entries():
@@ -387,13 +388,13 @@ def test_select():
 
 def test_tables_wait_for_neither_torch_nor_ray():
     code = (
-        "import sys; from sweeper import ledger, results, source, stats, tables; "
+        "import sys; from sweeper.store import ledger; from sweeper.plan import source; "
+        "from sweeper.tables import results, stats, tables; "
         "heavy = {'torch', 'torchvision', 'ray', 'scipy'}; "
         "sys.exit(', '.join(heavy & set(sys.modules)) or 0)"
     )
-    root = pathlib.Path(__file__).parents[1]
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
 

@@ -12,9 +12,9 @@ import pkgutil
 from collections.abc import Mapping
 from typing import Any
 
-from sweeper import options
 from sweeper.analyses.base import Analysis
-from sweeper.errors import SweepError, unknown
+from sweeper.core import options
+from sweeper.core.errors import SweepError, unknown
 
 
 def names() -> list[str]:

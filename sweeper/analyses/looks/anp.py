@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from defenses._norm import prune
 from defenses.anp import ANP, THRESHOLDS
+from defenses.parts.neurons import prune
 from sweeper.analyses.base import CLEAN, POISON, Analysis, Subject, line
 
 if TYPE_CHECKING:

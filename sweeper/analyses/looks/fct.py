@@ -8,10 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from defenses._sd import CLEAN as HELD_CLEAN
-from defenses._sd import POISONED, SD
+from defenses.parts.sd import CLEAN as HELD_CLEAN
+from defenses.parts.sd import POISONED, SD
 from sweeper.analyses.base import CLEAN, POISON, Analysis, Subject
-from sweeper.types import Role
+from sweeper.core.types import Role
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -9,8 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sweeper import curvature, seeds
 from sweeper.analyses.base import CLEAN, Analysis, Subject
+from sweeper.core import seeds
+from sweeper.engine import curvature
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from defenses._attribution import attribution
+from defenses.parts.attribution import attribution
 from defenses.soda import SODA
 from sweeper.analyses.base import CLEAN, OTHER, POISON, Analysis, Subject, features
 

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from sweeper import seeds
 from sweeper.analyses.base import Analysis, Subject, features
-from sweeper.types import Role
+from sweeper.core import seeds
+from sweeper.core.types import Role
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from torch import Generator, Tensor
 
 from attacks.base import Attack
-from sweeper.errors import SweepError
-from sweeper.types import State
+from sweeper.core.errors import SweepError
+from sweeper.core.types import State
 
 
 @dataclass(frozen=True, kw_only=True)

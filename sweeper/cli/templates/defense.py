@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from defenses.base import Case, Defense
-from sweeper.errors import SweepError
-from sweeper.types import Outcome
+from sweeper.core.errors import SweepError
+from sweeper.core.types import Outcome
 
 
 @dataclass(frozen=True, kw_only=True)

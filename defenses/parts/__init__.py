@@ -1,0 +1,1 @@
+"""What defenses share: features, masks, losses, curves, statistics."""

@@ -1,0 +1,1 @@
+"""Recipes, augmentation, the one training loop with its hooks, metrics, curvature, isolation."""
