@@ -64,8 +64,8 @@ class Lab(Protocol):
 class Attack(ABC):
     """What every attack has; the fields are options of the sweep file."""
 
-    rule: str = "all2one"
-    """Label rule, one of the attack's `rules`."""
+    rule: str = ""
+    """Label rule, one of the attack's `rules`; default: the first of them."""
     rate_base: str = ""
     """What the poison rate is a share of: all | non-target | target-class; default: the rule's."""
     rounding: str = "down"
@@ -102,6 +102,8 @@ class Attack(ABC):
         Raises:
             SweepError: An option has a value the attack is not defined for.
         """
+        if not self.rule:
+            object.__setattr__(self, "rule", self.rules[0])
         if self.rule not in self.rules:
             raise SweepError(f"rule: {self.rule!r} is not one of {', '.join(self.rules)}")
         if self.rate_base not in ("", "all", "non-target", "target-class"):

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -39,9 +39,9 @@ class Blended(Defense):
 
     steps: int = 100
     """Overlays laid over each image, a forward pass each; at most half of the clean budget."""
-    alpha: float = 1.0
+    image_weight: float = field(default=1.0, metadata={"key": "alpha"})
     """Weight of the image in a blend."""
-    beta: float = 1.0
+    overlay_weight: float = field(default=1.0, metadata={"key": "beta"})
     """Weight of the overlay."""
     clip: bool = False
     """Whether a blend is clipped to [0, 1]."""
@@ -70,25 +70,25 @@ class Blended(Defense):
 
     def scorer(self, case: Case) -> tuple[Callable[[Tensor], Tensor], float]:
         """Return the score of uint8 images [B, C, H, W], float [B], and its cut."""
-        model = case.model
-        overlays, rest = drawn(case, self.steps)
-        laid = self.beta * overlays.images.to(case.device).float().div_(255)
+        model = case.fresh_model()
+        overlays, held_out = drawn(case, self.steps)
+        scaled = self.overlay_weight * overlays.images.to(case.device).float().div_(255)
 
         @torch.no_grad()
         def score(images: Tensor) -> Tensor:
             parts = []
             for part in images.split(BATCH):
-                below = self.alpha * part.to(case.device).float().div_(255)
-                total = below.new_zeros(len(below))
+                image = self.image_weight * part.to(case.device).float().div_(255)
+                total = image.new_zeros(len(image))
                 with case.autocast():
-                    for overlay in laid:
-                        blend = below + overlay
+                    for overlay in scaled:
+                        blend = image + overlay
                         total += entropy(model(blend.clamp(0, 1) if self.clip else blend))
-                parts.append(-total / len(laid))
+                parts.append(-total / len(scaled))
                 case.log(step=sum(map(len, parts)), steps=len(images))
             return torch.cat(parts).cpu()
 
-        clean = score(rest.images)
+        clean = score(held_out.images)
         if self.fit == "quantile":
             return score, cut(clean, self.rate)
         deviation = clean.double().std(correction=0).item()

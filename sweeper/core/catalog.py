@@ -103,8 +103,6 @@ def make(kind: str, name: str, asked: Mapping[str, Any], **axes: Any) -> Any:
         if preset not in cls.presets:
             raise SweepError(f"{name}: {unknown('preset', preset, cls.presets)}")
         asked = {**cls.presets[preset], **asked}
-    if kind == "attack" and not asked.get("rule"):
-        asked["rule"] = cls.rules[0]
     return options.construct(cls, asked, name, **axes)
 
 
@@ -133,5 +131,7 @@ def describe(kind: str) -> list[dict[str, Any]]:
             record["rules"] = list(cls.rules)
         fields = [f for f in dataclasses.fields(cls) if f.name in options.names(cls)]
         record["options"] = {f.name: f.default for f in fields}
+        if kind == "attack":
+            record["options"]["rule"] = cls.rules[0]
         records.append({**record, "presets": sorted(cls.presets)})
     return records

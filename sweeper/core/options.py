@@ -37,9 +37,15 @@ def construct(cls: type[T], options: Mapping[str, Any], what: str, **axes: Any) 
     hints = _hints(cls)  # type: ignore[arg-type]  # a class is hashable
     values: dict[str, Any] = dict(axes)
     problems = []
-    for name, value in options.items():
+    fields = dataclasses.fields(cls)  # type: ignore[arg-type]  # T is one
+    current = {_key(item): item.name for item in fields}
+    for given, value in options.items():
+        name = current.get(given, given)
         if name not in known:
             problems.append(f"{what}: {unknown('option', name, known)}")
+            continue
+        if given != name and name in options:
+            problems.append(f"{what}: {given} is the former name of {name}: remove one")
             continue
         try:
             values[name] = _convert(hints[name], value)
@@ -128,6 +134,12 @@ def wording(item: Mapping[str, Any]) -> str:
     return words.format(input=item.get("input"), **item.get("ctx", {}))
 
 
+def _key(item: dataclasses.Field[Any]) -> str:
+    """What keys call an option: its name, or the one it had when the first keys were made."""
+    key: str = item.metadata.get("key", item.name)
+    return key
+
+
 def canonical(instance: Any) -> dict[str, Any]:
     """Return the options of `instance` after defaults, as JSON values.
 
@@ -137,6 +149,6 @@ def canonical(instance: Any) -> dict[str, Any]:
     for item in dataclasses.fields(instance):
         if not (item.metadata.get("axis") or item.metadata.get("path")):
             value = getattr(instance, item.name)
-            found[item.name] = list(value) if isinstance(value, tuple) else value
+            found[_key(item)] = list(value) if isinstance(value, tuple) else value
     content: dict[str, str] = instance.content() if hasattr(instance, "content") else {}
     return {**found, **content}

@@ -63,7 +63,7 @@ class {name}(Defense):
     sees = frozenset({{"model"}})
 
     def defend(self, case):
-        return Outcome(model=case.model)
+        return Outcome(model=case.fresh_model())
 '''
 
 Drop = Callable[[str, str, str], None]
@@ -152,7 +152,7 @@ class Elsewhere(Defense):
     sees = frozenset({"model"})
 
     def defend(self, case: Case) -> Outcome:
-        return Outcome(model=case.model)
+        return Outcome(model=case.fresh_model())
 
 
 def test_a_class_is_named_by_module_and_class() -> None:
@@ -296,3 +296,19 @@ def test_the_own_folder_is_searched_for_module_and_class_alone(
     catalog.look_in(str(tmp_path / "there"))
     assert catalog.make("defense", "own_there:Own", {}).title
     assert sys.path == [*before, str(tmp_path / "here"), str(tmp_path / "there")]
+
+
+def test_an_option_that_was_renamed_keeps_its_keys_and_old_files_their_meaning() -> None:
+    now = catalog.make("defense", "strip", {"image_weight": 0.5})
+    assert catalog.make("defense", "strip", {"alpha": 0.5}) == now
+    written = options.canonical(now)
+    assert written["alpha"] == 0.5 and "image_weight" not in written
+    assert options.construct(type(now), written, "strip") == now
+    with pytest.raises(SweepError, match="alpha is the former name of image_weight"):
+        catalog.make("defense", "strip", {"alpha": 0.5, "image_weight": 0.5})
+
+
+@pytest.mark.parametrize("name", catalog.names("attack"))
+def test_an_attack_made_by_hand_takes_the_first_of_its_rules(name: str) -> None:
+    cls = catalog.method("attack", name)
+    assert cls().rule == cls.rules[0]

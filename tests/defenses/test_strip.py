@@ -52,13 +52,13 @@ def test_strip_scores_a_constant_model_by_its_entropy(sharp: float, bits: float)
     assert -threshold == pytest.approx(bits, abs=1e-5)
 
 
-@pytest.mark.parametrize("options", [{}, {"alpha": 0.5, "clip": True}])
+@pytest.mark.parametrize("options", [{}, {"image_weight": 0.5, "clip": True}])
 def test_strip_is_the_mean_over_its_overlays_in_any_order(options: dict[str, Any]) -> None:
     model, images = toys.victim(), toys.image_set(9, seed=4).images
     score, _ = strip(steps=6, **options)
     overlays, _ = drawn(toys.case(frozenset({"clean"})), 6)
     x, z = images.float().div(255), overlays.images.flip(0).float().div(255)
-    blends = x[:, None] * options.get("alpha", 1.0) + z[None]
+    blends = x[:, None] * options.get("image_weight", 1.0) + z[None]
     blends = blends.clamp(0, 1) if options else blends
     assert options or float(blends.max()) > 1, "unclipped by default"
     p = model(blends.flatten(0, 1)).detach().double().softmax(1).clamp(min=1e-300)
