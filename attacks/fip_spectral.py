@@ -20,7 +20,6 @@ the default 0.01 ruins the model at learning rate 0.05 (0.195, 0.909), not at 0.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -31,7 +30,7 @@ from torch.nn import functional
 from attacks.badnets import BadNets
 from sweeper.core.errors import SweepError
 from sweeper.core.types import ImageSet, State
-from sweeper.engine.curvature import by_signs, drawn, own
+from sweeper.engine.curvature import by_rademacher, log_likelihood, sampled_labels
 from sweeper.engine.recipes import Recipe
 from sweeper.engine.training import Batch, Hooks
 
@@ -93,29 +92,17 @@ class _Hooks(Hooks):
             return super().loss(model, batch, recipe)
         with torch.autocast(batch.images.device.type, enabled=False):
             logits = model(batch.images)
-            found = functional.cross_entropy(
+            loss = functional.cross_entropy(
                 logits, batch.labels, label_smoothing=recipe.label_smoothing
             )
             weights = [p for p in model.parameters() if p.requires_grad]
             given = batch.labels if self.attack.labels == "given" else None
             traces = []
             for _ in range(self.attack.probes):
-                labels = drawn(logits.detach(), self.rng) if given is None else given
+                labels = sampled_labels(logits.detach(), self.rng) if given is None else given
                 signs = torch.randint(2, (len(labels),), generator=self.rng) * 2.0 - 1
-                traces.append(fisher_trace(logits, labels, weights, signs.to(logits.device)))
-            return found + self.attack.strength * torch.stack(traces).mean()
-
-
-def fisher_trace(
-    logits: Tensor, labels: Tensor, weights: Sequence[Tensor], signs: Tensor
-) -> Tensor:
-    """One estimate of the trace of the Fisher matrix, itself differentiable.
-
-    Args:
-        logits: [B, K], a function of `weights`.
-        labels: int64 [B].
-        weights: The parameters the matrix is over.
-        signs: [B] of independent +1 and -1; over all of them the mean of the estimates is
-            `mean_i |grad log p(labels_i | x_i)|^2` exactly.
-    """
-    return by_signs(own(logits, labels), weights, signs)
+                trace = by_rademacher(
+                    log_likelihood(logits, labels), weights, signs.to(logits.device)
+                )
+                traces.append(trace)
+            return loss + self.attack.strength * torch.stack(traces).mean()

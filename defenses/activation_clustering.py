@@ -128,7 +128,7 @@ class ActivationClustering(Defense):
     def defend(self, case: Case) -> Outcome:
         """Cluster each class of the training set."""
         data = case.train
-        features = features_of(case.model, data.images)
+        features = features_of(case.fresh_model(), data.images)
         scores, flagged = torch.zeros(len(data)), torch.zeros(len(data), dtype=torch.bool)
         notes: dict[str, Any] = {}
         for label, index in members(data.labels, len(data.classes), self.least):

@@ -197,7 +197,7 @@ class AGPD(Defense):
 
     def defend(self, case: Case) -> Outcome:
         """Measure the gaps of all classes at all layers, then filter the targets."""
-        model, data = case.model, case.train
+        model, data = case.fresh_model(), case.train
         convs = convolutions(model)
         clean = self.clean(case, model, convs)
         gaps: dict[int, Tensor] = {}

@@ -101,7 +101,7 @@ class ANP(Defense):
             )
             dead = masks < threshold
             notes["threshold"] = threshold
-        model = case.model
+        model = case.fresh_model()
         prune(model, dead)
         histogram = torch.histc(masks, bins=20, min=0, max=1).int().tolist()
         notes |= {"pruned": int(dead.sum()), "neurons": len(masks), "histogram": histogram}
@@ -109,7 +109,7 @@ class ANP(Defense):
 
     def learn(self, case: Case, data: ImageSet) -> Tensor:
         """Stage A: optimise the masks; float [n] in [0, 1] on the CPU."""
-        model = case.model.requires_grad_(False).train()
+        model = case.fresh_model().requires_grad_(False).train()
         neurons = Neurons(model)
         optimizer = torch.optim.SGD([neurons.mask], lr=self.lr, momentum=0.9)
         rng = case.rng("perturbation")
@@ -154,11 +154,11 @@ class ANP(Defense):
 
     def choose(self, case: Case, masks: Tensor, holdout: ImageSet) -> tuple[float, dict[str, Any]]:
         """The fair threshold: the largest below which hold-out accuracy never fell by over tau."""
-        before = case.accuracy(case.model, holdout)
+        before = case.accuracy(case.fresh_model(), holdout)
         tolerance = max(self.tau, 2 / len(holdout))
         chosen, accuracy, curve = 0.0, before, [(0.0, before)]
         for threshold in THRESHOLDS:
-            model = case.model
+            model = case.fresh_model()
             prune(model, masks < threshold)
             found = case.accuracy(model, holdout)
             curve.append((threshold, found))

@@ -29,10 +29,10 @@ class ANPOracle(ANP):
 
     def choose(self, case: Case, masks: Tensor, holdout: ImageSet) -> tuple[float, dict[str, Any]]:
         """The threshold of lowest test ASR at a bounded change of test accuracy."""
-        acc_before, asr_before = case.oracle(case.model)
+        acc_before, asr_before = case.oracle(case.fresh_model())
         chosen, best, curve = 0.0, asr_before, [(0.0, acc_before, asr_before)]
         for threshold in THRESHOLDS:
-            model = case.model
+            model = case.fresh_model()
             prune(model, masks < threshold)
             acc, asr = case.oracle(model)
             curve.append((threshold, acc, asr))

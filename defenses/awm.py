@@ -93,7 +93,7 @@ class AWM(Defense):
 
     def defend(self, case: Case) -> Outcome:
         """Learn the masks on a copy of the victim, fold those of the last accepted turn in."""
-        model = case.model.requires_grad_(False)
+        model = case.fresh_model().requires_grad_(False)
         masks = whole(model)
         fitted, holdout = (case.clean, None) if self.tau is None else case.split()
         turns = self.learn(case, model, masks, fitted)
@@ -101,14 +101,14 @@ class AWM(Defense):
             notes: dict[str, Any] = {"turns": sum(1 for _ in turns)}
         else:
             rule = Rule(case, holdout, self.tau or 0.0)
-            notes = rule.last(turns, [*masks.values()], lambda: folded(case.model, masks))
+            notes = rule.last(turns, [*masks.values()], lambda: folded(case.fresh_model(), masks))
         everything = torch.cat([mask.detach().flatten() for mask in masks.values()])
         notes |= {
             "masks": len(everything),
             "mask_mean": everything.mean().item(),
             "below_half": (everything < 0.5).float().mean().item(),
         }
-        return Outcome(model=folded(case.model, masks), notes=notes)
+        return Outcome(model=folded(case.fresh_model(), masks), notes=notes)
 
     def learn(self, case: Case, model: Net, masks: Masks, data: ImageSet) -> Iterator[Tensor]:
         """Change `masks` turn by turn; yields the perturbation of each, [1, C, H, W]."""

@@ -97,7 +97,7 @@ class BaDExpert(Defense):
     def defend(self, case: Case) -> Outcome:
         """Fine-tune both copies; set the threshold on the hold-out."""
         fitted, holdout = case.split()
-        model, expert, repaired = case.model, case.model, case.model
+        model, expert, repaired = case.fresh_model(), case.fresh_model(), case.fresh_model()
         self.forget(case, expert, fitted)
         self.repair(case, repaired, fitted)
 

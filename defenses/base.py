@@ -90,11 +90,10 @@ class Case:
             )
         return self._given[what]
 
-    @property
-    def model(self) -> Net:
-        """The backdoored model: a copy of the defense's own at every access, in eval mode."""
-        found: Net = copy.deepcopy(self._get("model"))
-        return found.to(self.device).eval()
+    def fresh_model(self) -> Net:
+        """The backdoored model: a copy of the defense's own at every call, in eval mode."""
+        model: Net = copy.deepcopy(self._get("model"))
+        return model.to(self.device).eval()
 
     @property
     def clean(self) -> ImageSet:

@@ -206,7 +206,7 @@ class Beatrix(Defense):
 
     def defend(self, case: Case) -> Outcome:
         """Learn the limits, score the training set, judge the classes."""
-        model, data, classes = case.model, case.train, len(case.train.classes)
+        model, data, classes = case.fresh_model(), case.train, len(case.train.classes)
         ranges, thresholds = self.learn(case, model, classes)
         scores, means, labels = [], [], []
         for number, (features, label) in enumerate(maps(model, data.images)):

@@ -82,12 +82,12 @@ class BNP(Defense):
         """Measure, choose where asked, prune a copy of the victim."""
         fitted, holdout = (case.clean, None) if self.u is not None else case.split()
         order = torch.randperm(len(fitted), generator=case.rng("images"))[: self.images]
-        found = divergences(case.model, fitted.images[order], case.device)
+        found = divergences(case.fresh_model(), fitted.images[order], case.device)
         notes: dict[str, Any] = {}
         u = self.u
         if holdout is not None:
             u, notes = self.choose(case, found, holdout)
-        dead, model = above(found, torch.inf if u is None else u), case.model
+        dead, model = above(found, torch.inf if u is None else u), case.fresh_model()
         zero(model, dead, self.shift)
         notes |= {"u": u, "pruned": int(dead.sum()), "channels": len(dead)}
         return Outcome(model=model, notes=notes)
@@ -96,12 +96,12 @@ class BNP(Defense):
         self, case: Case, found: list[Tensor], holdout: ImageSet
     ) -> tuple[float | None, dict[str, Any]]:
         """The smallest candidate down to which hold-out accuracy never fell by over tau, if any."""
-        before = case.accuracy(case.model, holdout)
+        before = case.accuracy(case.fresh_model(), holdout)
         least = before - max(self.tau, 2 / len(holdout)) - 1e-9
         chosen: float | None = None
         curve: list[tuple[float | None, float]] = [(None, before)]
         for u in LEVELS:
-            model = case.model
+            model = case.fresh_model()
             zero(model, above(found, u), self.shift)
             curve.append((u, case.accuracy(model, holdout)))
             if curve[-1][1] < least:

@@ -70,7 +70,7 @@ class CLP(Defense):
 
     def defend(self, case: Case) -> Outcome:
         """Prune a copy of the victim."""
-        model = case.model
+        model = case.fresh_model()
         return Outcome(model=model, notes=self.prune(model, self.u))
 
     def prune(self, model: nn.Module, u: float) -> dict[str, Any]:

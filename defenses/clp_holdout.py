@@ -34,10 +34,10 @@ class CLPHoldout(CLP):
     def defend(self, case: Case) -> Outcome:
         """Try the candidates from the smallest, which prunes most."""
         rule = Rule(case, case.clean, self.tau)
-        repaired, notes = case.model, dict[str, Any](u=None, pruned=0)
+        repaired, notes = case.fresh_model(), dict[str, Any](u=None, pruned=0)
         curve = []
         for step in range(int((self.most - self.u) / 0.5 + 1e-9) + 1):
-            model, u = case.model, self.u + 0.5 * step
+            model, u = case.fresh_model(), self.u + 0.5 * step
             pruned = self.prune(model, u)
             accuracy = rule.accuracy(model)
             curve.append((u, accuracy))

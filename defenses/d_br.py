@@ -76,7 +76,7 @@ class DBR(Separated):
         keep, drop = case.train[clean], case.train[poisoned]
         return alternate(
             case,
-            case.model,
+            case.fresh_model(),
             keep,
             drop,
             epochs=self.epochs,

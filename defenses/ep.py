@@ -55,7 +55,7 @@ class EP(Defense):
     def defend(self, case: Case) -> Outcome:
         """Measure and prune a copy of the victim."""
         order = torch.randperm(len(case.train), generator=case.rng("images"))[: self.images]
-        model = case.model
+        model = case.fresh_model()
         peaks = observed(model, case.train.images[order], case.device, lambda z: z.amax(2))
         dead = above([-entropy(peak, self.bin) for peak in peaks], self.u)
         zero(model, dead, self.shift)

@@ -44,14 +44,14 @@ class FinePruning(Defense):
 
     def defend(self, case: Case) -> Outcome:
         """Prune on a copy of the victim, then fine-tune it."""
-        model = case.model
+        model = case.fresh_model()
         _, holdout = case.split()
         order = dormancy(case, model, case.clean).argsort(stable=True)
         before = case.accuracy(model, holdout)
         step = max(1, len(order) // 100)
         accepted, accuracy = 0, before
         for count in range(step, int(self.cap * len(order)) + 1, step):
-            trial = case.model
+            trial = case.fresh_model()
             prune(trial, order[:count])
             found = case.accuracy(trial, holdout)
             if found < before - self.tau:

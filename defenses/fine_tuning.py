@@ -76,7 +76,7 @@ class FineTuning(Defense):
 
     def defend(self, case: Case) -> Outcome:
         """Train a copy of the victim."""
-        model = case.model
+        model = case.fresh_model()
         frozen = [] if self.layers == "all" else [model.trunk]
         for module in frozen:
             module.requires_grad_(False)

@@ -155,7 +155,7 @@ class FIP(Defense):
         fitted, holdout = (case.clean, None) if self.guard is None else case.split()
         model, notes = self.purified(case, fitted, 1.0)
         if holdout is not None:
-            before = case.accuracy(case.model, holdout)
+            before = case.accuracy(case.fresh_model(), holdout)
             found = [case.accuracy(model, holdout)]
             if found[0] < before - (self.guard or 0):
                 model, again = self.purified(case, fitted, 0.5)
@@ -166,7 +166,7 @@ class FIP(Defense):
 
     def purified(self, case: Case, data: ImageSet, scale: float) -> tuple[Net, dict[str, Any]]:
         """One run; `scale` multiplies eta_f and lr."""
-        model = case.model
+        model = case.fresh_model()
         leave = self.enter(model)
         penalty = _Penalty(self, case, model, data)
         penalty.eta_f *= scale
@@ -228,10 +228,10 @@ class _Penalty:
             images, others = share * images + (1 - share) * images[order], labels[order]
         with self.case.autocast():
             logits = self.model(images).float()
-        found = functional.cross_entropy(logits, labels)
+        loss = functional.cross_entropy(logits, labels)
         if share == 1:
-            return found
-        return share * found + (1 - share) * functional.cross_entropy(logits, others)
+            return loss
+        return share * loss + (1 - share) * functional.cross_entropy(logits, others)
 
     def trace(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """The estimate of Tr F on the first images of a batch, and their mean loss."""
@@ -240,19 +240,20 @@ class _Penalty:
         images, labels = images[:count], labels[:count]
         with curvature.second_order(images.device), curvature.side_pass(self.model):
             logits = self.model(images)
-            chosen = curvature.own(logits, labels)
+            log_likelihoods = curvature.log_likelihood(logits, labels)
             if fip.estimator == "micro-batch":
-                found = curvature.by_micro_batches(chosen, weights, fip.micro)
+                trace = curvature.by_micro_batches(log_likelihoods, weights, fip.micro)
             elif fip.estimator == "signs":
                 signs = torch.randint(2, (len(labels),), generator=self.rng) * 2.0 - 1
-                found = curvature.by_signs(chosen, weights, signs.to(images.device))
+                signs = signs.to(images.device)
+                trace = curvature.by_rademacher(log_likelihoods, weights, signs)
             elif fip.estimator == "projection":
-                found = curvature.by_projection(chosen, weights, self.vectors, fip.draws)
+                trace = curvature.by_projection(log_likelihoods, weights, self.vectors, fip.draws)
             elif fip.estimator == "batch":
-                found = curvature.by_batch(chosen, weights)
+                trace = curvature.by_batch(log_likelihoods, weights)
             else:
-                found = as_released(logits, labels, weights, self.vectors, fip.draws)
-        return found, -chosen.mean().detach()
+                trace = as_released(logits, labels, weights, self.vectors, fip.draws)
+        return trace, -log_likelihoods.mean().detach()
 
     def distance(self) -> Tensor:
         """`sum_i F_i (w_i - w0_i)^2`."""
@@ -269,8 +270,8 @@ class _Penalty:
         size = min(self.fip.images or self.fip.batch, len(data))
         for part in torch.arange(len(data) // size * size).view(-1, size):
             images = curvature.pixels(data.images[part], self.case.device)
-            found, loss = self.trace(images, data.labels[part].to(self.case.device))
-            traces.append(found.detach())
+            trace, loss = self.trace(images, data.labels[part].to(self.case.device))
+            traces.append(trace.detach())
             losses.append(loss)
         self.model.eval()
         level = torch.stack(traces).mean().item()
@@ -285,9 +286,9 @@ def as_released(
     Every sample is scored with every label of the batch; inner products are not squared; partial
     sums over the parameter tensors are averaged, so that the first of P counts P times the last.
     """
-    slopes = curvature.slopes_of(logits.log_softmax(1)[:, labels].mean(), weights)
-    found = [curvature.along(slopes, rng).cumsum(0).mean() for _ in range(draws)]
-    return torch.stack(found).mean()
+    gradients = curvature.gradient_of(logits.log_softmax(1)[:, labels].mean(), weights)
+    sums = [curvature.projections(gradients, rng).cumsum(0).mean() for _ in range(draws)]
+    return torch.stack(sums).mean()
 
 
 def squared_batch_means(

@@ -56,7 +56,7 @@ class FST(Defense):
 
     def defend(self, case: Case) -> Outcome:
         """Tune a copy of the victim."""
-        model = case.model
+        model = case.fresh_model()
         hooks = Shifted(self.alpha, case.rng("head"))
         losses = case.fit(
             model,

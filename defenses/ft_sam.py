@@ -84,7 +84,7 @@ class FTSAM(Defense):
 
     def defend(self, case: Case) -> Outcome:
         """Train a copy of the victim."""
-        model, classes = case.model, len(case.clean.classes)
+        model, classes = case.fresh_model(), len(case.clean.classes)
         if not self.epochs:
             return Outcome(model=model)
         rate = self.rate if self.schedule == "update" else None

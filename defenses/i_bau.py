@@ -93,7 +93,7 @@ class IBAU(Defense):
 
     def defend(self, case: Case) -> Outcome:
         """Run the rounds on a copy of the victim, keep the last accepted."""
-        model = case.model
+        model = case.fresh_model()
         fitted, holdout = (case.clean, None) if self.tau is None else case.split()
         changes: list[float] = []
         with curvature.second_order(case.device):

@@ -103,13 +103,13 @@ class IBDPSC(Defense):
     def defend(self, case: Case) -> Outcome:
         """Build the copies once; set the threshold on the hold-out."""
         fitted, holdout = case.split()
-        order = norms(case.model, fitted.images[:1])
+        order = norms(case.fresh_model(), fitted.images[:1])
         if not order:
             raise SweepError("ibd-psc: the model has no BatchNorm layer: use one with them")
         first, errors = self.enough(case, order, fitted)
         counts = sorted({min(first + more, len(order)) for more in range(1, self.copies + 1)})
         copies = [self.copy(case, order, count) for count in counts]
-        model = case.model
+        model = case.fresh_model()
 
         @torch.no_grad()
         def score(images: Tensor) -> Tensor:
@@ -130,7 +130,7 @@ class IBDPSC(Defense):
 
     def enough(self, case: Case, order: list[str], data: ImageSet) -> tuple[int, list[float]]:
         """How many of the last layers it takes for the error to pass; the errors on the way."""
-        model, errors = case.model, []
+        model, errors = case.fresh_model(), []
         for count in range(1, len(order) + 1):
             amplify(model, [order[-count]], self.factor)
             errors.append(1 - case.accuracy(model, data))
@@ -140,6 +140,6 @@ class IBDPSC(Defense):
 
     def copy(self, case: Case, order: list[str], count: int) -> Net:
         """The victim with its last `count` layers amplified."""
-        model = case.model
+        model = case.fresh_model()
         amplify(model, order[len(order) - count :], self.factor)
         return model

@@ -85,17 +85,16 @@ class MCR(CurveDefense):
 
     def defend(self, case: Case) -> Outcome:
         """Make the second end, learn the curve, choose a point."""
-        return self.deliver(case, self.connect(case, case.model, self.tuned(case)))
+        return self.deliver(case, self.connect(case, case.fresh_model(), self.tuned(case)))
 
     def tuned(self, case: Case) -> Net:
         """The second end: a copy of the victim, fine-tuned."""
-        model = case.model.train()
+        model = case.fresh_model().train()
         fitted, _ = self.data(case)
 
         def loss(images: Tensor, labels: Tensor) -> Tensor:
             return functional.cross_entropy(model(images).float(), labels)
 
-        descent = self.descent(steps=self.tune_steps, lr=self.tune_lr, decay=self.tune_decay)
-        descent.run(case, "second end", list(model.parameters()), fitted, loss)
-        model.zero_grad(set_to_none=True)
+        changes = {"steps": self.tune_steps, "lr": self.tune_lr, "decay": self.tune_decay}
+        self.descend(case, "second end", model, fitted, loss, **changes)
         return model.eval()

@@ -63,7 +63,7 @@ class MCRPair(CurveDefense):
 
     def defend(self, case: Case) -> Outcome:
         """Train the second end, learn the curve, choose a point."""
-        return self.deliver(case, self.connect(case, case.model, self.second(case)))
+        return self.deliver(case, self.connect(case, case.fresh_model(), self.second(case)))
 
     def second(self, case: Case) -> Net:
         """The second end: a new model trained on the poisoned set."""

@@ -104,7 +104,7 @@ class NAD(Defense):
     def defend(self, case: Case) -> Outcome:
         """Fine-tune the teacher, then train the student beside it."""
         milestones = tuple(range(2, self.teacher_epochs, 2))
-        teacher, student = case.model, case.model
+        teacher, student = case.fresh_model(), case.fresh_model()
         if self.teacher_epochs:
             self.train(
                 case,

@@ -118,7 +118,7 @@ class NeuralCleanse(Defense):
     def defend(self, case: Case) -> Outcome:
         """Invert and detect; unlearn what was flagged."""
         fitted, holdout = case.split()
-        found = self.invert(case, case.model, fitted)
+        found = self.invert(case, case.fresh_model(), fitted)
         index, flagged = judged(found.norms, self.theta)
         notes: dict[str, Any] = {
             "labels": found.labels,
@@ -126,7 +126,7 @@ class NeuralCleanse(Defense):
             "anomaly": listed(index),
             "flagged": found.labels[flagged],
         }
-        model = case.model
+        model = case.fresh_model()
         if bool(flagged.any()) and self.tune_epochs:
             chosen = Triggers(*(value[flagged] for value in vars(found).values()))
             rounds = passes(

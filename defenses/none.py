@@ -19,4 +19,4 @@ class NoDefense(Defense):
 
     def defend(self, case: Case) -> Outcome:
         """Return the victim."""
-        return Outcome(model=case.model)
+        return Outcome(model=case.fresh_model())

@@ -155,7 +155,7 @@ class NPD(Defense):
     def defend(self, case: Case) -> Outcome:
         """Train a plug in a copy of the victim, and fold it in."""
         fitted, holdout = (case.clean, case.clean) if self.tau is None else case.split()
-        model = case.model.requires_grad_(False)
+        model = case.fresh_model().requires_grad_(False)
         name, norm = place(model, tuple(fitted.images.shape[1:]), case.device)
         parent, _, child = name.rpartition(".")
         conv = model.get_submodule(name)

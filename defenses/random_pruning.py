@@ -100,9 +100,9 @@ class RandomPruning(Defense):
             pruned = self.anp.defend(case).model
             assert pruned is not None
         else:
-            pruned = case.model
+            pruned = case.fresh_model()
             self.sibp.prune(pruned, self.u)
-        model = case.model
+        model = case.fresh_model()
         dead = zero_as_many(model, pruned, case.rng("channels"))
         notes: dict[str, Any] = {"like": self.like, "pruned": channels.counts(dead)}
         if self.epochs:

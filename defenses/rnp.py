@@ -92,7 +92,7 @@ class RNP(Defense):
         else:
             threshold, found = ANP(tau=self.tau).choose(case, masks, holdout)
             notes |= {"threshold": threshold, **found}
-        model, dead = case.model, masks < threshold
+        model, dead = case.fresh_model(), masks < threshold
         prune(model, dead)
         histogram = torch.histc(masks, bins=20, min=0, max=1).int().tolist()
         notes |= {"pruned": int(dead.sum()), "masks": len(dead), "histogram": histogram}
@@ -100,7 +100,7 @@ class RNP(Defense):
 
     def unlearn(self, case: Case, data: ImageSet) -> tuple[Net, dict[str, Any]]:
         """Stage 1: a copy that has unlearned `data`, as far as it went."""
-        model, classes = case.model, len(data.classes)
+        model, classes = case.fresh_model(), len(data.classes)
         limit = max(0.2, min(2 / classes, 0.5)) if self.limit is None else self.limit
         hooks = _Ascent(limit, self.clip)
         if self.unlearn_epochs:

@@ -110,8 +110,8 @@ class SAU(Defense):
     def defend(self, case: Case) -> Outcome:
         """Train a copy of the victim beside another that stays."""
         fitted, holdout = (case.clean, case.clean) if self.tau is None else case.split()
-        model = case.model
-        hooks = Unshared(self, case.model.requires_grad_(False))
+        model = case.fresh_model()
+        hooks = Unshared(self, case.fresh_model().requires_grad_(False))
         batch = min(self.batch, len(fitted))
         rounds = passes(case, model, fitted, self.epochs, hooks, lr=self.lr, batch=batch, **PLAIN)
         return Outcome(model=model, notes=last_within(case, model, rounds, holdout, self.tau))

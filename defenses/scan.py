@@ -138,7 +138,7 @@ class SCAn(Defense):
 
     def defend(self, case: Case) -> Outcome:
         """Learn the covariances on the clean images, split each class, compare the classes."""
-        data, clean, model = case.train, case.clean, case.model
+        data, clean, model = case.train, case.clean, case.fresh_model()
         suspects = features_of(model, data.images).double()
         known = features_of(model, clean.images).double()
         dims = max(1, min(self.dims, (len(clean) - len(clean.classes)) // 2))

@@ -73,7 +73,7 @@ class SEAM(Defense):
 
     def defend(self, case: Case) -> Outcome:
         """Forget, then recover, on a copy of the victim."""
-        model, notes = case.model, dict[str, Any]()
+        model, notes = case.fresh_model(), dict[str, Any]()
         drop, keep = self.divided(case)
         limit = min(2 / len(case.clean.classes), self.limit)
         for name, data, epochs, hooks, done in (

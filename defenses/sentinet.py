@@ -74,7 +74,7 @@ class SentiNet(Defense):
 
     def defend(self, case: Case) -> Outcome:
         """Fit the curve on one part of the clean budget, the threshold on another."""
-        model = case.model
+        model = case.fresh_model()
         laid, rest = drawn(case, self.steps)
         overlays = laid.images.to(case.device).float().div_(255)
         noise = torch.rand(overlays.shape[1:], generator=case.rng("noise")).to(case.device)

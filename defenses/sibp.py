@@ -118,7 +118,7 @@ class SIBP(Defense):
         if self.u is not None:
             return Outcome(**self.purified(case, self.u, fitted, holdout))
         assert holdout is not None
-        least, tried = case.accuracy(case.model, holdout) - self.tau, {}
+        least, tried = case.accuracy(case.fresh_model(), holdout) - self.tau, {}
         for u in CANDIDATES:
             found = self.purified(case, u, fitted, holdout)
             tried[str(u)] = found["notes"]["rounds"][-1]["holdout"]
@@ -131,7 +131,7 @@ class SIBP(Defense):
         self, case: Case, u: float | tuple[float, ...], fitted: ImageSet, holdout: ImageSet | None
     ) -> dict[str, Any]:
         """All rounds with given u: fields of an outcome."""
-        model, rounds = case.model, []
+        model, rounds = case.fresh_model(), []
         frozen: channels.Dead = {}
         accuracy = _measured(case, holdout)
         before = accuracy(model)

@@ -193,13 +193,13 @@ class SODA(Defense):
         """Find target and source; repair that pair if there is one."""
         target, start, notes = self.detect(case)
         if target is None or start is None:
-            return Outcome(model=case.model, notes=notes)
+            return Outcome(model=case.fresh_model(), notes=notes)
         model, more = self.remove(case, start, target)
         return Outcome(model=model, notes={**notes, **more})
 
     def detect(self, case: Case) -> tuple[int | None, int | None, dict[str, Any]]:
         """Stages 1 and 2: target, source, and all that led to them."""
-        model, clean = case.model, case.clean
+        model, clean = case.fresh_model(), case.clean
         classes, order = len(clean.classes), torch.randperm(len(clean), generator=case.rng("order"))
         groups = [order[clean.labels[order] == label][: self.samples] for label in range(classes)]
         groups = [group for group in groups if len(group)]
@@ -236,8 +236,8 @@ class SODA(Defense):
         fitted, holdout = case.split()
         own = fitted.images[fitted.labels == start].to(case.device)
         if not len(own):  # the class's one image is in the hold-out
-            return case.model, {"started": 0, "accepted": False}
-        model, images = case.model, own[: self.count]
+            return case.fresh_model(), {"started": 0, "accepted": False}
+        model, images = case.fresh_model(), own[: self.count]
         made, arrived = reconstruct(
             model,
             images.float().div_(255),
@@ -249,7 +249,7 @@ class SODA(Defense):
             log=case.log,
         )
         made = made[arrived]
-        before = case.accuracy(case.model, holdout)
+        before = case.accuracy(case.fresh_model(), holdout)
         allowed = max(self.drop, 2 / len(holdout)) + 1e-9
         order = attribution(model.classifier, features_of(model, own[: self.samples]))[:, target]
         order = order.argsort(descending=True, stable=True)
@@ -270,11 +270,11 @@ class SODA(Defense):
             notes["attempts"].append({**found, "holdout_after": after})
             if before - after <= allowed:
                 return model, {**notes, "accepted": True}
-        return case.model, notes
+        return case.fresh_model(), notes
 
     def tune(self, case: Case, data: ImageSet, hooks: Removal, lr: float) -> Net:
         """Fine-tune a copy of the victim; the weights of the epoch the hooks kept."""
-        model = case.model
+        model = case.fresh_model()
         case.fit(
             model,
             data,

@@ -76,7 +76,7 @@ class SpectralSignatures(Defense):
     def defend(self, case: Case) -> Outcome:
         """Score and cut each class of the training set."""
         data = case.train
-        features = features_of(case.model, data.images)
+        features = features_of(case.fresh_model(), data.images)
         scores, flagged = torch.zeros(len(data)), torch.zeros(len(data), dtype=torch.bool)
         for _, index in members(data.labels, len(data.classes), least=2):
             found = signature(features[index].double(), self.centred)

@@ -162,7 +162,7 @@ class SPECTRE(Defense):
     def defend(self, case: Case) -> Outcome:
         """Score each class; cut those that are chosen."""
         data = case.train
-        features = features_of(case.model, data.images)
+        features = features_of(case.fresh_model(), data.images)
         scores, flagged = torch.zeros(len(data)), torch.zeros(len(data), dtype=torch.bool)
         criteria: dict[int, float] = {}
         for label, index in members(data.labels, len(data.classes), LEAST):

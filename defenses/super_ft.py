@@ -91,7 +91,7 @@ class SuperFT(Defense):
         fitted, holdout = case.split()
         rule = Rule(case, holdout, self.tau)
         curve: list[tuple[float, float | None]] = []
-        best, best_accuracy, notes = case.model, -1.0, dict[str, Any]()
+        best, best_accuracy, notes = case.fresh_model(), -1.0, dict[str, Any]()
         for peak in PEAKS:
             try:
                 model, found = self.tune(case, fitted, peak)
@@ -110,7 +110,7 @@ class SuperFT(Defense):
 
     def tune(self, case: Case, data: ImageSet, peak: float) -> tuple[Net, dict[str, Any]]:
         """Both phases of one training; returns the model and the notes."""
-        model, size = case.model, min(self.batch, len(data))
+        model, size = case.fresh_model(), min(self.batch, len(data))
         if not self.epochs:
             return model, {"peak": peak}
         steps = len(training.order(len(data), size, case.rng("count")))

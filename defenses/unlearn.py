@@ -73,7 +73,7 @@ class Unlearn(Chained):
         if self.own:
             return self.own.defend(case)
         keep, drop = self.parts(case)
-        model = case.model
+        model = case.fresh_model()
         losses = []
         if len(drop):
             rounds = alternate(

@@ -26,7 +26,7 @@ class Rule:
         """
         self.case = case
         self.holdout = holdout
-        self.before = case.accuracy(case.model, holdout)
+        self.before = case.accuracy(case.fresh_model(), holdout)
         self.least = self.before - max(tau, 2 / len(holdout)) - 1e-9
 
     def accuracy(self, model: nn.Module) -> float:

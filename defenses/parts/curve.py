@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,10 +20,10 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from defenses.base import Case, Defense
-from defenses.parts.neurons import reestimate
-from sweeper.core.errors import DivergedError, SweepError
+from defenses.parts.batchnorm import reestimate
+from defenses.parts.steps import descend
+from sweeper.core.errors import SweepError
 from sweeper.core.types import ImageSet, Outcome
-from sweeper.engine import training
 from sweeper.models.base import Net
 
 
@@ -54,62 +54,6 @@ def cosine(share: float) -> float:
 SCHEDULES: dict[str, Callable[[float], float]] = {"annealed": annealed, "cosine": cosine}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Descent:
-    """Steps of SGD with momentum 0.9 on batches drawn with replacement."""
-
-    steps: int
-    """How many, whatever the number of images."""
-    batch: int
-    """Images of a step."""
-    lr: float
-    """Peak learning rate."""
-    decay: float
-    """L2 penalty of the optimiser."""
-    schedule: str
-    """annealed | cosine."""
-    augment: bool
-    """Whether images are augmented as the recipe says."""
-
-    def run(
-        self,
-        case: Case,
-        name: str,
-        parameters: Sequence[Tensor],
-        data: ImageSet,
-        loss: Callable[[Tensor, Tensor], Tensor],
-    ) -> None:
-        """Minimise `loss(images, labels)`.
-
-        Args:
-            case: For the device, the recipe's augmentation and precision, and draws.
-            name: Names the draws.
-            parameters: What is trained.
-            data: On which images.
-            loss: Loss of one batch, run under the recipe's precision.
-
-        Raises:
-            DivergedError: Parameters became NaN or infinite.
-        """
-        recipe = replace(case.recipe, batch=self.batch)
-        if not self.augment:
-            recipe = replace(recipe, crop=0, flip=False, rotation=0.0, erase=0.0)
-        optimizer = torch.optim.SGD(parameters, lr=self.lr, momentum=0.9, weight_decay=self.decay)
-        batches = training.draws(data, recipe, self.steps, case.rng(name), case.device)
-        for step, (images, labels) in enumerate(batches):
-            for group in optimizer.param_groups:
-                group["lr"] = self.lr * SCHEDULES[self.schedule](step / self.steps)
-            optimizer.zero_grad(set_to_none=True)
-            with case.autocast():
-                value = loss(images, labels)
-            value.backward()
-            optimizer.step()
-            if step % 100 == 99:
-                case.log(step=step + 1, steps=self.steps, loss=value.item())
-        if not all(bool(parameter.isfinite().all()) for parameter in parameters):
-            raise DivergedError(f"{name}: weights became NaN or infinite")
-
-
 def flat(model: nn.Module) -> Tensor:
     """All parameters as one vector, a copy; float [P]."""
     return torch.cat([p.detach().flatten() for p in model.parameters()])
@@ -134,7 +78,7 @@ class Curve:
         self._ends = flat(first), flat(last)
         self._net = copy.deepcopy(first).requires_grad_(False)
         shares = torch.linspace(0, 1, bends, device=self._ends[0].device)[1:-1, None]
-        self.inner = ((1 - shares) * self._ends[0] + shares * self._ends[1]).requires_grad_()
+        self.inner = nn.Parameter((1 - shares) * self._ends[0] + shares * self._ends[1])
         """The bends between the ends, all there is to train; float [bends - 2, P]."""
 
     def weights(self, t: float) -> Tensor:
@@ -260,13 +204,51 @@ class CurveDefense(Defense):
     def choose(self, accuracies: Sequence[float]) -> float:
         """The point to deliver, from the hold-out accuracies at `times`."""
 
-    def descent(self, **changes: Any) -> Descent:
-        """The training of the curve, with changes."""
-        given: Mapping[str, Any] = {
-            name: getattr(self, name)
-            for name in ("steps", "batch", "lr", "decay", "schedule", "augment")
-        }
-        return Descent(**{**given, **changes})
+    def descend(
+        self,
+        case: Case,
+        name: str,
+        model: nn.Module,
+        data: ImageSet,
+        loss: Callable[[Tensor, Tensor], Tensor],
+        **changes: Any,
+    ) -> None:
+        """Minimise `loss(images, labels)` by SGD with momentum 0.9; steps as the options say.
+
+        Args:
+            case: For the device, the recipe's augmentation and precision, and draws.
+            name: Names the draws.
+            model: Its parameters that require a gradient are trained.
+            data: On which images.
+            loss: Loss of one batch, run under the recipe's precision.
+            changes: Of the options steps, lr and decay.
+
+        Raises:
+            DivergedError: A loss or a weight became NaN or infinite.
+        """
+        options = replace(self, **changes)
+        recipe = replace(case.recipe, batch=options.batch)
+        if not options.augment:
+            recipe = replace(recipe, crop=0, flip=False, rotation=0.0, erase=0.0)
+        weights = [value for value in model.parameters() if value.requires_grad]
+
+        def autocast_loss(images: Tensor, labels: Tensor, step: int) -> Tensor:
+            with case.autocast():
+                return loss(images, labels)
+
+        descend(
+            case,
+            model,
+            data,
+            recipe,
+            options.steps,
+            loss=autocast_loss,
+            name=name,
+            optimizer=torch.optim.SGD(
+                weights, lr=options.lr, momentum=0.9, weight_decay=options.decay
+            ),
+            rate=lambda step: options.lr * SCHEDULES[options.schedule](step / options.steps),
+        )
 
     def data(self, case: Case) -> tuple[ImageSet, ImageSet]:
         """The clean images to train on and to choose with; with a given t all are both."""
@@ -278,10 +260,10 @@ class CurveDefense(Defense):
         curve = Curve(first, last, bends=self.bends, shape=self.shape)
         rng: Generator = case.rng("times")
         times = iter(torch.rand(self.steps, generator=rng).tolist())
-        self.descent().run(
+        self.descend(
             case,
             "curve",
-            [curve.inner],
+            nn.ParameterList([curve.inner]),
             fitted,
             lambda images, labels: curve.loss(next(times), images, labels, self.l2),
         )

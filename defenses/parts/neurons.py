@@ -5,8 +5,6 @@ weights (GroupNorm, LayerNorm); without any, an output of a convolution or hidde
 scale is the norm's gamma or the layer's weight slice, its shift beta or the bias. While swapped in,
 a layer computes with `scale * (mask + weight_shift)` and `shift * (1 + bias_shift)`; parameters and
 buffers are the model's own, so nothing needs to be copied back and nothing is left behind.
-
-Also here: running statistics estimated anew (`reestimate`), for weights that never saw an image.
 """
 
 from __future__ import annotations
@@ -132,40 +130,3 @@ def prune(model: nn.Module, dead: Tensor) -> None:
         shape = (-1, *[1] * (layer.weight.dim() - 1))
         layer.weight.masked_fill_(part.view(shape), 0.0)
         start += width(layer)
-
-
-@torch.no_grad()
-def reestimate(model: nn.Module, images: Tensor, batch: int = 500) -> None:
-    """Replace the running statistics of all BatchNorm layers by those of these images.
-
-    Cumulative averages over batches of nearly equal size, each weighted by its size: means are
-    those of all images, variances the mean of the batches' unbiased ones, as the framework has it.
-    The rest of the model is in eval mode meanwhile, and all of it afterwards.
-
-    Args:
-        model: On its device; without BatchNorm layers it is left as it is.
-        images: uint8 [N, C, H, W], at least two.
-        batch: Images at a time, at most.
-    """
-    model.eval()
-    norms = [
-        module
-        for module in model.modules()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None
-    ]
-    if not norms:
-        return
-    device = next(model.parameters()).device
-    kept = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.train()
-    seen = 0
-    for part in images.chunk(-(-len(images) // batch)):
-        seen += len(part)
-        for norm in norms:
-            norm.momentum = len(part) / seen
-        model(part.to(device).float().div_(255))
-    for norm, momentum in zip(norms, kept, strict=True):
-        norm.momentum = momentum
-    model.eval()

@@ -29,6 +29,7 @@ def descend(
     name: str = "steps",
     clip: float = 0.0,
     optimizer: torch.optim.Optimizer | None = None,
+    rate: Callable[[int], float] | None = None,
 ) -> list[float]:
     """Update the model's trainable weights in place by the recipe's SGD and schedule.
 
@@ -43,13 +44,14 @@ def descend(
         loss: The loss of one batch.
         name: Names the random draws.
         clip: Largest norm of the gradient; 0: no bound.
-        optimizer: Used in place of SGD, with its state; the learning rate is the recipe's.
+        optimizer: Used in place of SGD, with its state.
+        rate: Learning rate of a step (from 0); default: the recipe's schedule.
 
     Returns:
         The mean losses of the first and of the last tenth of the steps.
 
     Raises:
-        DivergedError: A loss became NaN or infinite.
+        DivergedError: A loss or a weight became NaN or infinite.
     """
     recipe = replace(recipe, epochs=steps, period=0, warmup=0.0, milestones=())
     optimizer = optimizer or training.sgd(model, recipe)
@@ -58,7 +60,7 @@ def descend(
     batches = training.draws(data, recipe, steps, case.rng(name), case.device)
     for step, (images, labels) in enumerate(batches):
         for group in optimizer.param_groups:
-            group["lr"] = training.learning_rate(recipe, step, 1)
+            group["lr"] = rate(step) if rate else training.learning_rate(recipe, step, 1)
         optimizer.zero_grad(set_to_none=True)
         value = loss(images, labels, step)
         value.backward()
@@ -69,15 +71,18 @@ def descend(
         if step % 100 == 99:
             case.log(step=step + 1, steps=steps, loss=value.item())
     optimizer.zero_grad(set_to_none=True)
-    return _ends(losses)
+    ends = _ends(losses, name)
+    if not all(bool(value.isfinite().all()) for value in weights):
+        raise DivergedError(f"{name}: weights became NaN or infinite")
+    return ends
 
 
-def _ends(losses: Sequence[Tensor]) -> list[float]:
+def _ends(losses: Sequence[Tensor], name: str) -> list[float]:
     """Means over the first and the last tenth."""
     if not losses:
         return []
     values, part = torch.stack(list(losses)), max(1, len(losses) // 10)
     if not values.isfinite().all():
         step = int((~values.isfinite()).nonzero()[0])
-        raise DivergedError(f"the loss of step {step + 1} is {values[step].item()}")
+        raise DivergedError(f"{name}: the loss of step {step + 1} is {values[step].item()}")
     return [values[:part].mean().item(), values[-part:].mean().item()]

@@ -114,9 +114,11 @@ class Hessian:
         total = torch.zeros(self.size, device=self.device, dtype=vector.dtype)
         with second_order(self.device):
             for loss in self._losses():
-                slopes = torch.autograd.grad(loss, self.weights, create_graph=True)
-                found = torch.autograd.grad(slopes, self.weights, shaped, materialize_grads=True)
-                total += torch.cat([part.flatten() for part in found])
+                gradients = torch.autograd.grad(loss, self.weights, create_graph=True)
+                products = torch.autograd.grad(
+                    gradients, self.weights, shaped, materialize_grads=True
+                )
+                total += torch.cat([part.flatten() for part in products])
         return total
 
 
@@ -137,28 +139,28 @@ def largest_eigenvalue(
         vector = vector / vector.norm()
         value = 0.0
         for _ in range(most):
-            image = product(vector)
-            vector = vector.to(image.device)
-            image = image - shift * vector
-            before, value = value, torch.dot(vector, image).item()
-            norm = image.norm()
+            multiplied = product(vector)
+            vector = vector.to(multiplied.device)
+            multiplied = multiplied - shift * vector
+            before, value = value, torch.dot(vector, multiplied).item()
+            norm = multiplied.norm()
             if abs(value - before) < tolerance * abs(before) or norm == 0:
                 break
-            vector = image / norm
+            vector = multiplied / norm
         return value
 
-    found = dominant(0.0)
-    return found if found >= 0 else found + dominant(found)
+    eigenvalue = dominant(0.0)
+    return eigenvalue if eigenvalue >= 0 else eigenvalue + dominant(eigenvalue)
 
 
 def trace(product: Product, size: int, rng: Generator, *, vectors: int = 50) -> tuple[float, float]:
-    """The trace and its standard error, from a fixed number of random sign vectors."""
-    found = []
+    """The trace and its standard error, by Hutchinson's estimator with Rademacher vectors."""
+    estimates = []
     for _ in range(vectors):
         signs = torch.randint(2, (size,), generator=rng) * 2.0 - 1
-        image = product(signs)
-        found.append(torch.dot(signs.to(image.device), image))
-    values = torch.stack(found).double()
+        multiplied = product(signs)
+        estimates.append(torch.dot(signs.to(multiplied.device), multiplied))
+    values = torch.stack(estimates).double()
     return values.mean().item(), (values.std() / len(values) ** 0.5).item()
 
 
@@ -177,21 +179,22 @@ def lanczos(
     vector = torch.randn(size, generator=rng)
     basis: list[Tensor] = [vector / vector.norm()]
     diagonal: list[Tensor] = []
-    beside: list[Tensor] = []
+    off_diagonal: list[Tensor] = []
     for step in range(min(steps, size)):
-        image = product(basis[-1])
-        basis[-1] = basis[-1].to(image.device)
-        diagonal.append(torch.dot(basis[-1], image))
-        known = torch.stack(basis)
+        multiplied = product(basis[-1])
+        basis[-1] = basis[-1].to(multiplied.device)
+        diagonal.append(torch.dot(basis[-1], multiplied))
+        orthonormal = torch.stack(basis)
         for _ in range(2):  # once leaves rounding of the order it removes
-            image = image - known.T @ (known @ image)
-        norm = image.norm()
+            multiplied = multiplied - orthonormal.T @ (orthonormal @ multiplied)
+        norm = multiplied.norm()
         if step + 1 == min(steps, size) or norm < 1e-6 * torch.stack(diagonal).abs().max():
             break
-        beside.append(norm)
-        basis.append(image / norm)
+        off_diagonal.append(norm)
+        basis.append(multiplied / norm)
     values = [
-        torch.stack(part).double().cpu() if part else torch.zeros(0) for part in (diagonal, beside)
+        torch.stack(part).double().cpu() if part else torch.zeros(0)
+        for part in (diagonal, off_diagonal)
     ]
     nodes, vectors = eigh_tridiagonal(values[0].numpy(), values[1].numpy())
     return torch.from_numpy(nodes), torch.from_numpy(vectors[0] ** 2)
@@ -239,17 +242,17 @@ def fisher_diagonal(
     """
     values = {name: value.detach() for name, value in trainable(model).items()}
 
-    def score(weights: Mapping[str, Tensor], image: Tensor, label: Tensor) -> Tensor:
+    def log_probability(weights: Mapping[str, Tensor], image: Tensor, label: Tensor) -> Tensor:
         logits = functional_call(model, dict(weights), (image[None],))
-        return own(logits, label[None])[0]
+        return log_likelihood(logits, label[None])[0]
 
-    slopes = vmap(grad(score), in_dims=(None, 0, 0))
+    gradients_of = vmap(grad(log_probability), in_dims=(None, 0, 0))
     total = {name: torch.zeros_like(value) for name, value in values.items()}
     with second_order(device):
         for images, labels in zip(data.images.split(chunk), data.labels.split(chunk), strict=True):
-            found = slopes(values, pixels(images, device), labels.to(device))
-            for name, slope in found.items():
-                total[name] += slope.square().sum(0)
+            gradients = gradients_of(values, pixels(images, device), labels.to(device))
+            for name, gradient in gradients.items():
+                total[name] += gradient.square().sum(0)
     return {name: value / len(data) for name, value in total.items()}
 
 
@@ -257,78 +260,88 @@ def fisher_trace(
     model: nn.Module, data: ImageSet, device: torch.device, *, chunk: int = 16
 ) -> float:
     """The exact trace of the empirical Fisher matrix; see `fisher_diagonal`."""
-    found = fisher_diagonal(model, data, device, chunk=chunk)
-    return torch.stack([value.double().sum() for value in found.values()]).sum().item()
+    diagonal = fisher_diagonal(model, data, device, chunk=chunk)
+    return torch.stack([value.double().sum() for value in diagonal.values()]).sum().item()
 
 
-# Estimators of its trace with a gradient of their own
+# Estimators of its trace that can be differentiated
 
 
-def own(logits: Tensor, labels: Tensor) -> Tensor:
-    """The log-probability [B] each sample's logits [B, K] give its own label (int64 [B])."""
+def log_likelihood(logits: Tensor, labels: Tensor) -> Tensor:
+    """`log p(y|x)` [B]: what each sample's logits [B, K] say of its label (int64 [B])."""
     return functional.log_softmax(logits, 1).gather(1, labels[:, None]).flatten()
 
 
-def drawn(logits: Tensor, rng: Generator) -> Tensor:
+def sampled_labels(logits: Tensor, rng: Generator) -> Tensor:
     """Draw labels from the softmax of logits [B, K] (Gumbel's trick, on any device); int64 [B]."""
     uniform = torch.rand(logits.shape, generator=rng).clamp(1e-9, 1 - 1e-7)
     return (logits - (-uniform.log()).log().to(logits.device)).argmax(1)
 
 
-def slopes_of(value: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
+def gradient_of(value: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
     """The gradient of a scalar, which can be differentiated again."""
     return list(torch.autograd.grad(value, weights, create_graph=True))
 
 
-def squared_norm(slopes: Sequence[Tensor]) -> Tensor:
+def squared_norm(gradients: Sequence[Tensor]) -> Tensor:
     """The squared norm of a gradient in pieces."""
-    return torch.stack([slope.square().sum() for slope in slopes]).sum()
+    return torch.stack([gradient.square().sum() for gradient in gradients]).sum()
 
 
-def by_micro_batches(chosen: Tensor, weights: Sequence[Tensor], size: int = 8) -> Tensor:
+def by_micro_batches(log_likelihoods: Tensor, weights: Sequence[Tensor], size: int = 8) -> Tensor:
     """E1: squared gradient norms of micro-batches; mean `Tr F + (size - 1) |mean g|^2`.
 
     Args:
-        chosen: [B], as `own` returns it; what does not fill a micro-batch is left out.
+        log_likelihoods: [B], as `log_likelihood` returns them; what fills no micro-batch is left
+            out.
         weights: The parameters the matrix is over.
         size: Samples of a micro-batch; at 1 the estimate is exact.
     """
-    size = min(size, len(chosen))
-    parts = chosen[: len(chosen) // size * size].view(-1, size).mean(1)
-    return size * torch.stack([squared_norm(slopes_of(part, weights)) for part in parts]).mean()
+    size = min(size, len(log_likelihoods))
+    parts = log_likelihoods[: len(log_likelihoods) // size * size].view(-1, size).mean(1)
+    return size * torch.stack([squared_norm(gradient_of(part, weights)) for part in parts]).mean()
 
 
-def by_signs(chosen: Tensor, weights: Sequence[Tensor], signs: Tensor) -> Tensor:
-    """Random signs (-1 or 1, [B]) cancel the products of different samples: the mean is Tr F."""
-    return squared_norm(slopes_of((signs * chosen).sum(), weights)) / len(chosen)
+def by_rademacher(log_likelihoods: Tensor, weights: Sequence[Tensor], signs: Tensor) -> Tensor:
+    """Random signs cancel the products of different samples (Hutchinson): the mean is Tr F.
+
+    Args:
+        log_likelihoods: [B], as `log_likelihood` returns them.
+        weights: The parameters the matrix is over.
+        signs: [B] of independent -1 and 1; over all of them the mean of the estimates is
+            `mean_i |grad log p(y_i|x_i)|^2` exactly.
+    """
+    return squared_norm(gradient_of((signs * log_likelihoods).sum(), weights)) / len(
+        log_likelihoods
+    )
 
 
 def by_projection(
-    chosen: Tensor, weights: Sequence[Tensor], rng: Generator, draws: int = 20
+    log_likelihoods: Tensor, weights: Sequence[Tensor], rng: Generator, draws: int = 20
 ) -> Tensor:
     """E2: the mean of `(v . g)^2` over Gaussian v and the batch gradient g; its mean is |g|^2.
 
     Args:
-        chosen: [B], as `own` returns it.
+        log_likelihoods: [B], as `log_likelihood` returns them.
         weights: The parameters the matrix is over.
         rng: On the device of the weights.
         draws: Vectors v.
     """
-    slopes = slopes_of(chosen.mean(), weights)
-    return torch.stack([along(slopes, rng).sum().square() for _ in range(draws)]).mean()
+    gradients = gradient_of(log_likelihoods.mean(), weights)
+    return torch.stack([projections(gradients, rng).sum().square() for _ in range(draws)]).mean()
 
 
-def by_batch(chosen: Tensor, weights: Sequence[Tensor]) -> Tensor:
+def by_batch(log_likelihoods: Tensor, weights: Sequence[Tensor]) -> Tensor:
     """E3: the squared norm of the batch gradient, the limit of E2."""
-    return squared_norm(slopes_of(chosen.mean(), weights))
+    return squared_norm(gradient_of(log_likelihoods.mean(), weights))
 
 
-def along(slopes: Sequence[Tensor], rng: Generator) -> Tensor:
+def projections(gradients: Sequence[Tensor], rng: Generator) -> Tensor:
     """Inner products with one Gaussian vector, one a piece of the gradient."""
     return torch.stack(
         [
-            (slope * torch.randn(slope.shape, generator=rng, device=slope.device)).sum()
-            for slope in slopes
+            (gradient * torch.randn(gradient.shape, generator=rng, device=gradient.device)).sum()
+            for gradient in gradients
         ]
     )
 
@@ -354,10 +367,10 @@ def sharp_step(
     value = loss()
     value.backward()
     weights: list[Tensor] = [p for p in model.parameters() if p.grad is not None]
-    slopes = [p.grad for p in weights if p.grad is not None]
+    gradients = [p.grad for p in weights if p.grad is not None]
     kept = [p.detach().clone() for p in weights]
     with torch.no_grad():
-        torch._foreach_add_(weights, climb(kept, slopes, rho, adaptive))
+        torch._foreach_add_(weights, sam_perturbation(kept, gradients, rho, adaptive))
     optimizer.zero_grad(set_to_none=True)
     with side_pass(model):
         loss().backward()
@@ -367,11 +380,11 @@ def sharp_step(
     return value.detach()
 
 
-def climb(
-    weights: Sequence[Tensor], slopes: Sequence[Tensor], rho: float, adaptive: bool
+def sam_perturbation(
+    weights: Sequence[Tensor], gradients: Sequence[Tensor], rho: float, adaptive: bool
 ) -> list[Tensor]:
     """The perturbation e(w) of each weight; its norm (of e / |w| if adaptive) is rho over all."""
-    scaled = [w.abs() * g if adaptive else g for w, g in zip(weights, slopes, strict=True)]
+    scaled = [w.abs() * g if adaptive else g for w, g in zip(weights, gradients, strict=True)]
     norm = torch.stack([s.square().sum() for s in scaled]).sum().sqrt() + 1e-12
     factor = rho / norm
     if adaptive:

@@ -297,16 +297,19 @@ def test_the_trace_over_all_signs_is_the_per_sample_definition() -> None:
         slopes = torch.autograd.grad(chosen, weights)
         single.append(torch.stack([slope.square().sum() for slope in slopes]).sum())
     every = [torch.tensor(signs) for signs in itertools.product((1.0, -1.0), repeat=4)]
-    found = [fip_spectral.fisher_trace(net(x), labels, weights, signs) for signs in every]
-    mean, wanted = torch.stack(found).mean(), torch.stack(single).mean()
+    estimates = [
+        curvature.by_rademacher(curvature.log_likelihood(net(x), labels), weights, signs)
+        for signs in every
+    ]
+    mean, wanted = torch.stack(estimates).mean(), torch.stack(single).mean()
     assert mean.item() == pytest.approx(wanted.item(), rel=1e-5)
-    found[0].backward()
+    estimates[0].backward()
     assert net.weight.grad is not None, "the trace itself has a gradient"
 
 
 def test_labels_are_drawn_from_the_softmax() -> None:
     logits = torch.tensor([0.2, 0.5, 0.3]).log().expand(20_000, 3)
-    shares = torch.bincount(fip_spectral.drawn(logits, rng())) / 20_000
+    shares = torch.bincount(curvature.sampled_labels(logits, rng())) / 20_000
     assert shares.tolist() == pytest.approx([0.2, 0.5, 0.3], abs=0.02)
 
 
@@ -314,7 +317,7 @@ def test_labels_are_drawn_from_the_softmax() -> None:
 def test_the_perturbation_has_norm_rho(adaptive: bool) -> None:
     weights = [torch.rand(4, 3, generator=rng()) + 0.1, torch.rand(5, generator=rng("b")) - 2]
     slopes = [torch.randn(w.shape, generator=rng("g")) for w in weights]
-    moves = curvature.climb(weights, slopes, 2.0, adaptive)
+    moves = curvature.sam_perturbation(weights, slopes, 2.0, adaptive)
     scaled = [m / w.abs() if adaptive else m for m, w in zip(moves, weights, strict=True)]
     assert float(torch.cat([s.flatten() for s in scaled]).norm()) == pytest.approx(2, rel=1e-5)
 

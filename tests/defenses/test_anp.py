@@ -138,7 +138,7 @@ def test_a_pruned_model_is_the_masked_model_with_masks_of_zero_and_one(threshold
 
 def reference_masks(own: Case, clean: ImageSet, anp: ANP) -> list[Tensor]:
     """Stage A by its formulas, without the swapped layers: the masks after each step."""
-    model = own.model.train()
+    model = own.fresh_model().train()
     names = [name for name, _ in layers(model)]
     gammas = [model.get_parameter(f"{name}.weight").detach() for name in names]
     betas = [model.get_parameter(f"{name}.bias").detach() for name in names]
@@ -225,7 +225,7 @@ def test_only_the_weights_of_pruned_neurons_change(given: dict[str, Any]) -> Non
 
 def test_an_ascent_step_does_not_lower_the_loss_of_its_batch() -> None:
     own, anp = case(), ANP(alpha=0.0)
-    model = own.model.requires_grad_(False).train()
+    model = own.fresh_model().requires_grad_(False).train()
     neurons = Neurons(model)
     higher, batches = 0, 30
     recipe = replace(own.recipe, batch=64)
@@ -493,11 +493,11 @@ def test_acceptance_on_small_data() -> None:
         fitted, held_out = own.split()
         masks = anp.learn(own, fitted)
         threshold, _ = anp.choose(own, masks, held_out)
-        fair, fixed = own.model, own.model
+        fair, fixed = own.fresh_model(), own.fresh_model()
         prune(fair, masks < threshold)
         prune(fixed, masks < 0.2)
         found = {"before": before, "fair": measure(fair), "fixed": measure(fixed)}
-        found["random"] = measure(random_pruning(own.model, fixed, seed))
+        found["random"] = measure(random_pruning(own.fresh_model(), fixed, seed))
         measured.append(found)
         histogram = torch.histc(masks, bins=20, min=0, max=1).int().tolist()
         more = {"threshold": threshold, "histogram": histogram}

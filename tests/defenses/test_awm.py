@@ -31,18 +31,18 @@ def test_masks_of_one_change_nothing_and_folding_is_masking() -> None:
 
 def test_forty_images_move_masks_within_their_bounds() -> None:
     held = case(clean=40)
-    model = held.model.requires_grad_(False)
+    model = held.fresh_model().requires_grad_(False)
     masks, defense = whole(model), AWM(outer_steps=2, inner_epochs=3, lr=0.5, bound=3.0)
     for change in defense.learn(held, model, masks, held.clean):
         assert 0 < float(change.abs().sum()) <= 3.0 * (1 + 1e-5) and not change.requires_grad
     values = torch.cat([mask.detach().flatten() for mask in masks.values()])
     assert float(values.min()) == 0 and float(values.max()) == 1, "both bounds are reached"
-    assert not toys.differing(model, held.model), "weights and statistics are left alone"
+    assert not toys.differing(model, held.fresh_model()), "weights and statistics are left alone"
 
 
 def test_awm_climbs_from_its_own_predictions_and_weighs_both_losses() -> None:
     held = case()
-    model, x, labels = held.model, pixels(16), torch.arange(16) % 10
+    model, x, labels = held.fresh_model(), pixels(16), torch.arange(16) % 10
     masks, change = whole(model), torch.zeros(1, 3, 32, 32)
     moved = AWM(ascent_lr=100.0).climb(held, model, masks, x, change)
     own = model(x).argmax(1)

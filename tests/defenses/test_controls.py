@@ -32,7 +32,7 @@ def test_steps_are_updates_of_plain_sgd_on_batches_drawn_with_replacement(schedu
     own = case()
     options: dict[str, Any] = {"lr": 0.02, "momentum": 0.9, "weight_decay": 0.0, "batch": 16}
     found = FineTuning(steps=6, schedule=schedule, **options).defend(own).model
-    model = own.model.train()
+    model = own.fresh_model().train()
     weights = [*model.parameters()]
     speeds = [torch.zeros_like(w) for w in weights]
     recipe = own.recipe.__class__(**{**vars(own.recipe), "batch": 16})
@@ -59,7 +59,7 @@ def test_without_steps_nothing_has_changed() -> None:
     assert FineTuning().steps is None
     own, other = case(), case()
     found = FineTuning(epochs=2, batch=32).defend(own).model
-    model = other.model
+    model = other.fresh_model()
     other.fit(
         model,
         other.clean,

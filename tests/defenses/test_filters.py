@@ -416,7 +416,7 @@ def test_the_expert_learns_wrong_labels_and_neither_copy_the_hold_out(
     # Without training all three are one model: x = y, and the first quotient is 2.
     assert found.filter is not None
     assert found.threshold == cut(found.filter(held.images), 0.05)
-    own = case.model(held.images.float() / 255).softmax(1).amax(1).double()
+    own = case.fresh_model()(held.images.float() / 255).softmax(1).amax(1).double()
     assert torch.allclose(found.filter(held.images), suspicion(own, own), atol=1e-4)
 
 

@@ -48,7 +48,7 @@ def logits(model: nn.Module, x: Tensor) -> Tensor:
 
 
 def penalty(fip: FIP, own: Case) -> _Penalty:
-    return _Penalty(fip, own, own.model, own.clean)
+    return _Penalty(fip, own, own.fresh_model(), own.clean)
 
 
 def test_the_retention_term_and_its_gradient_are_zero_at_the_start() -> None:
@@ -86,7 +86,7 @@ def test_without_penalties_it_is_fine_tuning_bit_for_bit() -> None:
 
 def reference(own: Case, fip: FIP) -> Net:
     """The purification by its formulas: momentum written out, the trace by loops."""
-    model = own.model
+    model = own.fresh_model()
     start = {n: p.detach().clone() for n, p in model.named_parameters()}
     fisher = curvature.fisher_diagonal(model, own.clean, own.device)
     speed = {n: torch.zeros_like(p) for n, p in start.items()}
@@ -152,11 +152,11 @@ def test_the_balance_is_measured_on_the_clean_images_before_the_first_step() -> 
     same: dict[str, Any] = {"estimator": "micro-batch", "images": 32}
     one, other = (penalty(FIP(balance=share, **same), own) for share in (0.5, 2.0))
     assert other.eta_f == pytest.approx(4 * one.eta_f) and one.eta_f > 0
-    model = own.model.train()
+    model = own.fresh_model().train()
     losses, traces = [], []
     for part in torch.arange(64).view(2, 32):
         x, y = own.clean.images[part].float() / 255, own.clean.labels[part]
-        chosen = curvature.own(model(x), y)
+        chosen = curvature.log_likelihood(model(x), y)
         losses.append(-chosen.mean().item())
         traces.append(curvature.by_micro_batches(chosen, [*model.parameters()], 8).item())
     assert one.eta_f == pytest.approx(0.5 * sum(losses) / sum(traces), rel=1e-3)
@@ -165,14 +165,14 @@ def test_the_balance_is_measured_on_the_clean_images_before_the_first_step() -> 
 
 
 def test_the_released_trace_has_mean_zero_and_the_correct_one_has_not() -> None:
-    model = case().model
+    model = case().fresh_model()
     weights = [*model.parameters()]
     out, labels = model(pixels()), toys.image_set(16, seed=9).labels
     rng = torch.Generator().manual_seed(0)
     values = torch.stack([as_released(out, labels, weights, rng, 1).detach() for _ in range(300)])
     error = float(values.std()) / 300**0.5
     assert abs(float(values.mean())) < 4 * error and bool((values < 0).any())
-    slopes = curvature.slopes_of(out.log_softmax(1)[:, labels].mean(), weights)
+    slopes = curvature.gradient_of(out.log_softmax(1)[:, labels].mean(), weights)
     count = len(slopes)
     shares = torch.tensor([(count - k) / count for k in range(count)])
     wanted = (shares.square() * torch.stack([s.square().sum() for s in slopes])).sum().sqrt()
@@ -181,7 +181,7 @@ def test_the_released_trace_has_mean_zero_and_the_correct_one_has_not() -> None:
 
 def test_the_released_fisher_is_the_square_of_a_mean_and_moves_nothing() -> None:
     own = case(clean=40)
-    model = own.model
+    model = own.fresh_model()
     found = squared_batch_means(model, own.clean, own.device)
     assert not toys.differing(model, toys.victim()) and not model.training
     with curvature.side_pass(model.train()):

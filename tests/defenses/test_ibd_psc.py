@@ -35,12 +35,12 @@ def test_the_norms_are_those_of_the_forward_pass() -> None:
 
 def test_a_copy_has_its_last_layers_amplified_and_the_victim_none() -> None:
     case = toys.case(IBDPSC.sees)
-    order = norms(case.model, case.clean.images[:1])
+    order = norms(case.fresh_model(), case.clean.images[:1])
     before = toys.weights(case._given["model"])
     for count in (0, 2, len(order)):
         model = IBDPSC().copy(case, order, count)
         wanted = {f"{name}.{part}" for name in order[len(order) - count :] for part in PARTS}
-        assert toys.differing(model, case.model) <= wanted
+        assert toys.differing(model, case.fresh_model()) <= wanted
         for name in order[len(order) - count :]:
             assert torch.equal(model.state_dict()[f"{name}.weight"], 1.5 * before[f"{name}.weight"])
             assert torch.equal(model.state_dict()[f"{name}.bias"], 1.5 * before[f"{name}.bias"])
@@ -49,7 +49,7 @@ def test_a_copy_has_its_last_layers_amplified_and_the_victim_none() -> None:
 
 def test_layers_are_amplified_until_the_error_passes() -> None:
     case = toys.case(IBDPSC.sees, clean=120)
-    order = norms(case.model, case.clean.images[:1])
+    order = norms(case.fresh_model(), case.clean.images[:1])
     for error in (0.05, 0.6):
         count, errors = IBDPSC(error=error, factor=3.0).enough(case, order, case.clean)
         assert len(errors) == count and all(value <= error for value in errors[:-1])
@@ -64,7 +64,7 @@ def test_with_factor_one_the_score_is_the_top_probability() -> None:
     case, images = toys.case(IBDPSC.sees), toys.image_set(30, seed=6).images
     found = IBDPSC(factor=1.0).defend(case).filter
     assert found is not None
-    top = case.model(images.float().div(255)).softmax(1).amax(1)
+    top = case.fresh_model()(images.float().div(255)).softmax(1).amax(1)
     assert torch.allclose(found(images), top, atol=1e-5)
     assert outcome("ibd-psc", "published").threshold == 0.9
 

@@ -22,17 +22,17 @@ from defenses.base import Case
 from defenses.mcr import MCR
 from defenses.mcr_pair import MCRPair
 from defenses.parts import curve as curves
+from defenses.parts.batchnorm import reestimate
 from defenses.parts.curve import (
     SCHEDULES,
     SHAPES,
     Curve,
-    Descent,
     farthest,
     flat,
     most_central,
     path,
 )
-from defenses.parts.neurons import layers, reestimate
+from defenses.parts.neurons import layers
 from sweeper import models
 from sweeper.core import catalog, seeds
 from sweeper.core.errors import DivergedError, SweepError
@@ -224,7 +224,7 @@ def test_one_batch_gives_what_a_step_in_train_mode_sees() -> None:
 
 def test_without_new_statistics_a_point_inside_is_garbage(monkeypatch: pytest.MonkeyPatch) -> None:
     own = case(clean=200)
-    first, last = own.model, MCRPair().second(own)
+    first, last = own.fresh_model(), MCRPair().second(own)
     curve = MCR(steps=100, lr=0.05, batch=32).connect(own, first, last)
     right = own.accuracy(curve.at(0.5, own.clean.images), own.clean)
     monkeypatch.setattr(curves, "reestimate", lambda *_: None)
@@ -237,7 +237,7 @@ def test_without_new_statistics_a_point_inside_is_garbage(monkeypatch: pytest.Mo
 
 def test_the_ends_stay_and_the_bend_moves() -> None:
     own = case()
-    first, last = own.model, other()
+    first, last = own.fresh_model(), other()
     before = toys.weights(first), toys.weights(last)
     curve = MCR(steps=3, batch=16).connect(own, first, last)
     assert toys.same(before[0], toys.weights(first))
@@ -248,7 +248,7 @@ def test_the_ends_stay_and_the_bend_moves() -> None:
 
 def test_training_lowers_the_loss_along_the_curve() -> None:
     own = case(clean=200)
-    first, last, data = own.model, other(), own.clean
+    first, last, data = own.fresh_model(), other(), own.clean
     images = data.images.float().div(255)
 
     def mean_loss(curve: Curve) -> float:
@@ -261,7 +261,7 @@ def test_training_lowers_the_loss_along_the_curve() -> None:
 
 def test_one_key_one_curve_and_another_another() -> None:
     found = [
-        MCR(steps=3, batch=16).connect(own, own.model, other()).inner.detach()
+        MCR(steps=3, batch=16).connect(own, own.fresh_model(), other()).inner.detach()
         for own in (case(), case(), case(key="another"))
     ]
     assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
@@ -280,7 +280,7 @@ def test_the_number_of_steps_does_not_depend_on_the_images(
 
     monkeypatch.setattr(Curve, "loss", spied)
     own = case(clean=clean)
-    MCR(steps=7, batch=32, bends=4).connect(own, own.model, other())
+    MCR(steps=7, batch=32, bends=4).connect(own, own.fresh_model(), other())
     assert [count for count, _, _ in seen] == [32] * 7
     assert len({t for _, t, _ in seen}) == 7 and all(0 <= t <= 1 for _, t, _ in seen)
     assert {bends for _, _, bends in seen} == {4}
@@ -292,15 +292,15 @@ def test_the_learning_rate_follows_its_schedule() -> None:
     assert math.isclose(annealed(0.7), 0.505) and math.isclose(annealed(0.9), 0.01)
     assert math.isclose(annealed(0.99), 0.01)
     assert (cosine(0), cosine(1)) == (1, 0) and math.isclose(cosine(0.5), 0.5)
-    own, weight = case(), torch.zeros(1, requires_grad=True)
+    own, weight = case(), nn.Parameter(torch.zeros(1))
     places: list[float] = []
 
     def slope(images: Tensor, labels: Tensor) -> Tensor:
         places.append(weight.item())
         return weight.sum()
 
-    plan = Descent(steps=10, batch=8, lr=0.1, decay=0.0, schedule="annealed", augment=False)
-    plan.run(own, "slope", [weight], own.clean, slope)
+    options = MCR(steps=10, batch=8, lr=0.1, schedule="annealed")
+    options.descend(own, "slope", nn.ParameterList([weight]), own.clean, slope)
     expected, speed = [0.0], 0.0
     for step in range(10):
         speed = 0.9 * speed + 1
@@ -320,7 +320,7 @@ def test_images_are_augmented_only_where_asked(
 
     monkeypatch.setattr(training, "draws", spied)
     own = case(crop=4, flip=True, erase=0.5, rotation=9.0)
-    MCR(augment=augment, steps=1).connect(own, own.model, other())
+    MCR(augment=augment, steps=1).connect(own, own.fresh_model(), other())
     (recipe,) = seen
     found = (recipe.crop, recipe.flip, recipe.erase, recipe.rotation)
     assert found == ((4, True, 0.5, 9.0) if augment else (0, False, 0.0, 0.0))
@@ -329,7 +329,7 @@ def test_images_are_augmented_only_where_asked(
 def test_a_curve_that_runs_away_says_so() -> None:
     own = case()
     with pytest.raises(DivergedError, match="curve"):
-        MCR(steps=20, lr=1e30, batch=16).connect(own, own.model, other())
+        MCR(steps=20, lr=1e30, batch=16).connect(own, own.fresh_model(), other())
 
 
 # Both forms
@@ -368,7 +368,7 @@ def test_the_choice_is_made_on_the_hold_out_and_delivered(monkeypatch: pytest.Mo
     outcome = options.defend(own)
     assert outcome.notes["t"] == 0.7 and asked == [True] * 6
     assert outcome.notes["curve"][2] == (0.7, 0.9)
-    curve = options.connect(own, own.model, options.tuned(own))
+    curve = options.connect(own, own.fresh_model(), options.tuned(own))
     assert not toys.differing(outcome.model, curve.at(0.7, own.split()[0].images))
 
 
@@ -377,7 +377,7 @@ def test_a_given_t_is_delivered_and_all_images_are_used(t: float) -> None:
     own, options = case(), MCR(steps=2, tune_steps=2, t=t)
     outcome = options.defend(own)
     assert outcome.notes == {"t": t}
-    curve = options.connect(own, own.model, options.tuned(own))
+    curve = options.connect(own, own.fresh_model(), options.tuned(own))
     assert len(options.data(own)[0]) == len(own.clean)
     assert not toys.differing(outcome.model, curve.at(t, own.clean.images))
 
@@ -390,7 +390,7 @@ def test_the_fine_tuned_end_is_a_copy_that_fits_the_clean_images() -> None:
     before = toys.weights(own._given["model"])
     last = MCR(tune_steps=80, batch=64).tuned(own)
     assert not last.training and all(p.grad is None for p in last.parameters())
-    assert own.accuracy(own.model, shifted) < 0.1 and own.accuracy(last, shifted) > 0.8
+    assert own.accuracy(own.fresh_model(), shifted) < 0.1 and own.accuracy(last, shifted) > 0.8
     assert toys.same(before, toys.weights(own._given["model"]))
 
 
@@ -420,7 +420,7 @@ def test_path_measures_the_network_at_each_t() -> None:
     curve, own = drawn(Curve(toys.victim(), other())), case()
     found = path(curve, TIMES, own.clean.images, lambda model: own.accuracy(model, own.clean))
     assert len(found) == len(TIMES)
-    assert found[0] == own.accuracy(own.model, own.clean)
+    assert found[0] == own.accuracy(own.fresh_model(), own.clean)
     assert found[-1] == own.accuracy(other(), own.clean)
 
 
@@ -475,9 +475,9 @@ def acceptance(root: Path, seed: int, train_size: int, epochs: int, **given: Any
     fitted, _ = own.split()
     pair, one = MCRPair(**given), MCR(tune_steps=500, **given)
     second = pair.second(own)
-    line = Curve(own.model, second)
+    line = Curve(own.fresh_model(), second)
     found: dict[str, Any] = {"seed": seed, "line": along(line, fitted.images, (0.0, 0.5, 1.0))}
-    curve = pair.connect(own, own.model, second)
+    curve = pair.connect(own, own.fresh_model(), second)
     outcome = pair.deliver(own, curve)
     assert outcome.model is not None
     found |= {"pair": measure(outcome.model), "t": outcome.notes["t"]}
@@ -489,7 +489,7 @@ def acceptance(root: Path, seed: int, train_size: int, epochs: int, **given: Any
         found[name] = float(torch.stack(losses).mean())
     tuned = one.tuned(own)
     found["fine-tuned end"] = measure(tuned)
-    outcome = one.deliver(own, one.connect(own, own.model, tuned))
+    outcome = one.deliver(own, one.connect(own, own.fresh_model(), tuned))
     assert outcome.model is not None
     found |= {"one": measure(outcome.model), "one t": outcome.notes["t"]}
     scratch = own.new_model("scratch").train()

@@ -84,7 +84,7 @@ def test_training_the_head_changes_the_head_alone() -> None:
 def test_accuracy_on_the_clean_images_does_not_fall(layers: str) -> None:
     own = case()
     outcome = FineTuning(layers=layers, epochs=10, batch=32).defend(own)
-    assert own.accuracy(repaired(outcome), own.clean) >= own.accuracy(own.model, own.clean)
+    assert own.accuracy(repaired(outcome), own.clean) >= own.accuracy(own.fresh_model(), own.clean)
     assert outcome.notes["loss_last"] <= outcome.notes["loss_first"] + 1e-3
 
 
@@ -157,7 +157,7 @@ def test_the_strongest_accepted_pruning_is_kept(
     monkeypatch: pytest.MonkeyPatch, accuracies: list[float], count: int
 ) -> None:
     own = case()
-    order = dormancy(own, own.model, own.clean).argsort(stable=True)
+    order = dormancy(own, own.fresh_model(), own.clean).argsort(stable=True)
     scripted(monkeypatch, accuracies)
     outcome = FinePruning(epochs=0).defend(own)
     assert outcome.notes["units"] == 32 and outcome.notes["pruned"] == count
@@ -177,7 +177,7 @@ def test_the_accepted_pruning_is_within_tau_on_the_hold_out() -> None:
     own = case()
     outcome = FinePruning(epochs=0, tau=0.05).defend(own)
     _, held = own.split()
-    lost = own.accuracy(own.model, held) - own.accuracy(repaired(outcome), held)
+    lost = own.accuracy(own.fresh_model(), held) - own.accuracy(repaired(outcome), held)
     assert outcome.notes["pruned"] > 0 and lost <= 0.05 + 1e-9
 
 

@@ -31,7 +31,7 @@ from tests.support.repairs import buffers, case, fresh, normal, pixels
 
 def test_the_last_accepted_round_is_kept() -> None:
     held = case()
-    model, rule = held.model, Rule(held, held.clean, 0.03)
+    model, rule = held.fresh_model(), Rule(held, held.clean, 0.03)
     weight = model.classifier.get_parameter("weight")
     start = weight.detach().clone()
 
@@ -49,7 +49,7 @@ def test_the_last_accepted_round_is_kept() -> None:
 
 def test_a_model_that_is_not_finite_is_never_accepted() -> None:
     held = case()
-    rule, model = Rule(held, held.clean, 1.0), held.model
+    rule, model = Rule(held, held.clean, 1.0), held.fresh_model()
     torch.nn.init.constant_(model.classifier.get_parameter("weight"), torch.nan)
     assert rule.accuracy(model) == 0
 
@@ -86,7 +86,7 @@ def test_levels_are_the_last_map_of_each_resolution() -> None:
 
 def test_the_teacher_stays_and_the_student_moves_its_statistics_once_a_batch() -> None:
     held = case()
-    teacher, student = held.model, held.model
+    teacher, student = held.fresh_model(), held.fresh_model()
     before, counted = toys.weights(teacher), buffers(student)
     NAD(epochs=3, batch=32).distil(held, teacher, student)
     assert toys.same(before, toys.weights(teacher)) and not teacher.training
@@ -100,7 +100,7 @@ def test_a_student_like_its_teacher_pays_no_attention_loss() -> None:
     seen = {}
     for betas in ((0.0, 0.0, 0.0), (500.0, 1000.0, 1000.0)):
         # One batch in eval mode, teacher and student the same network.
-        model = held.model
+        model = held.fresh_model()
         names = levels(model, held.clean.images[:2])[-3:]
         with nad.recorded(model, names) as maps:
             weights = dict(zip(names, betas, strict=True))
@@ -122,7 +122,7 @@ def test_nad_without_attention_is_fine_tuning_and_with_it_is_not() -> None:
         "nesterov": True,
         "warmup": 0.0,
     }
-    plain = case().model
+    plain = case().fresh_model()
     case().fit(plain, case().clean, **changes)
     found = [
         NAD(epochs=2, teacher_epochs=1, batch=32, betas=betas).defend(case()).model
@@ -152,12 +152,12 @@ def test_the_teacher_s_learning_rate_falls_every_second_epoch(
 
 def test_the_climb_has_length_rho_relative_to_the_weights() -> None:
     weights, slopes = [normal(4, 3), normal(5)], [normal(3, 4).T, normal(6)[1:]]
-    found = curvature.climb(weights, slopes, 2.0, True)
+    found = curvature.sam_perturbation(weights, slopes, 2.0, True)
     relative = torch.cat([(e / w.abs()).flatten() for e, w in zip(found, weights, strict=True)])
     assert float(relative.norm()) == pytest.approx(2.0, rel=1e-5)
     for e, w, g in zip(found, weights, slopes, strict=True):
         assert torch.allclose(e / e.norm(), w.square() * g / (w.square() * g).norm(), atol=1e-6)
-    plain = curvature.climb(weights, slopes, 2.0, adaptive=False)
+    plain = curvature.sam_perturbation(weights, slopes, 2.0, adaptive=False)
     assert float(torch.cat([e.flatten() for e in plain]).norm()) == pytest.approx(2.0, rel=1e-5)
 
 
@@ -173,7 +173,9 @@ def test_the_adaptive_climb_does_not_see_a_rescaling_between_layers() -> None:
 
         slopes = torch.autograd.grad(loss(one, two), [one, two])
         up = {
-            adaptive: curvature.climb([one.detach(), two.detach()], slopes, 0.5, adaptive)
+            adaptive: curvature.sam_perturbation(
+                [one.detach(), two.detach()], slopes, 0.5, adaptive
+            )
             for adaptive in (True, False)
         }
         found.append({k: loss(one + e[0], two + e[1]).item() for k, e in up.items()})

@@ -38,10 +38,12 @@ def test_rnp_prunes_norms_of_the_original_and_nothing_else() -> None:
 
 def test_rnp_masks_stay_in_their_bounds_and_learn() -> None:
     held = case()
-    masks = RNP(recover_epochs=20, recover_lr=20.0, batch=16).recover(held, held.model, held.clean)
+    masks = RNP(recover_epochs=20, recover_lr=20.0, batch=16).recover(
+        held, held.fresh_model(), held.clean
+    )
     assert 0 <= float(masks.min()) < 1 and float(masks.max()) == 1
     assert torch.equal(
-        RNP(recover_epochs=0).recover(held, held.model, held.clean), torch.ones(len(masks))
+        RNP(recover_epochs=0).recover(held, held.fresh_model(), held.clean), torch.ones(len(masks))
     )
 
 
@@ -52,7 +54,7 @@ def test_rnp_unlearns_until_its_limit_and_says_when_it_does_not() -> None:
     curve = notes["unlearning"]
     assert notes["unlearned"] and len(curve) < 21
     assert curve[-1] <= 0.2 < min(curve[:-1])
-    assert held.accuracy(model, held.clean) < held.accuracy(held.model, held.clean)
+    assert held.accuracy(model, held.clean) < held.accuracy(held.fresh_model(), held.clean)
     assert not model.training
     _, short = replace(defense, unlearn_epochs=1, unlearn_lr=1e-4).unlearn(held, held.clean)
     assert not short["unlearned"] and len(short["unlearning"]) == 1

@@ -249,7 +249,7 @@ def test_the_strongest_pruning_within_tau_is_taken(monkeypatch: pytest.MonkeyPat
     def purified(self: SIBP, own: Case, u: float, *rest: Any) -> dict[str, Any]:
         tried.append(u)
         found = {0.5: 0.1, 1.0: 0.84, 1.5: 0.86}.get(u, 0.9)
-        return {"model": own.model, "notes": {"rounds": [{"holdout": found}]}}
+        return {"model": own.fresh_model(), "notes": {"rounds": [{"holdout": found}]}}
 
     monkeypatch.setattr(SIBP, "purified", purified)
     monkeypatch.setattr(Case, "accuracy", lambda *_: 0.9)

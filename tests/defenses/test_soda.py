@@ -348,7 +348,7 @@ def accepted(victim: Semantics, clean: Semantics) -> dict[str, Any]:
 @torch.no_grad()
 def notes_of(work: Semantics) -> Tensor:
     """`class_means` of all the defender's images."""
-    model, clean = work.own.model, work.own.clean
+    model, clean = work.own.fresh_model(), work.own.clean
     logits = model.classifier(features_of(model, clean.images.to(device()))).cpu()
     return class_means(logits, clean.labels, 10)
 

@@ -110,7 +110,7 @@ def test_without_its_parts_removal_is_plain_fine_tuning() -> None:
     tuned = SODA(q=1.0, lam=0.0, count=0, epochs=2, batch=32)
     hooks = Removal(torch.ones(32), torch.empty(0, 3, 32, 32), pixels(3), 1, 0, tuned)
     found = tuned.tune(own, own.clean, hooks, 0.01)
-    plain = own.model
+    plain = own.fresh_model()
     own.fit(
         plain,
         own.clean,
@@ -132,7 +132,7 @@ def test_switched_off_columns_of_the_head_only_decay() -> None:
     own, options = case(), SODA(epochs=1, batch=40)
     mask = outstanding(torch.arange(32), 0.25)
     model = options.tune(own, own.clean, Removal(mask, pixels(0), pixels(0), 1, 0, options), 0.1)
-    before, after = own.model.classifier.weight, model.classifier.weight
+    before, after = own.fresh_model().classifier.weight, model.classifier.weight
     off, on = mask == 0, mask == 1
     ratio = after[:, off] / before[:, off]
     assert torch.allclose(ratio, ratio.mean().expand_as(ratio), atol=1e-4), "weight decay alone"
@@ -240,7 +240,7 @@ def test_a_repair_that_costs_too_much_is_tried_again_gentler_then_given_up(
 def test_only_images_that_reached_the_target_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Removal] = []
     monkeypatch.setattr(
-        SODA, "tune", lambda self, own, data, hooks, lr: [seen.append(hooks), own.model][1]
+        SODA, "tune", lambda self, own, data, hooks, lr: [seen.append(hooks), own.fresh_model()][1]
     )
     _, notes = SODA(steps=12).remove(case(clean=300), 3, 0)
     assert 0 < notes["reconstructed"] < notes["started"], "the test needs some that did not"
@@ -268,7 +268,7 @@ def test_reconstructed_images_carry_the_source_and_in_the_release_class_0(
 
     def noted(self: SODA, own: Case, data: ImageSet, hooks: Removal, lr: float) -> Net:
         seen.append(hooks)
-        return own.model
+        return own.fresh_model()
 
     monkeypatch.setattr(SODA, "tune", noted)
     given = {**toys.asked(preset), "steps": 60}

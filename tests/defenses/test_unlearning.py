@@ -74,7 +74,7 @@ def test_the_last_round_within_tau_is_left(
 
 def test_passes_are_one_training_with_one_optimiser() -> None:
     own, hooks = case(), Lasting(adam=True)
-    model, steps = own.model, []
+    model, steps = own.fresh_model(), []
     for loss in passes(own, model, own.clean, 3, hooks, lr=1e-3, batch=40):
         assert hooks.kept is not None and loss > 0 and not model.training
         steps.append({float(state["step"]) for state in hooks.kept.state.values()})

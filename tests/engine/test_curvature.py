@@ -172,7 +172,7 @@ def test_only_trainable_parameters_have_a_fisher_diagonal() -> None:
 
 def scores(model: nn.Module, images: ImageSet) -> tuple[Tensor, list[Tensor]]:
     logits = model(images.images.float() / 255)
-    return curvature.own(logits, images.labels), list(model.parameters())
+    return curvature.log_likelihood(logits, images.labels), list(model.parameters())
 
 
 @pytest.mark.parametrize("size", [1, 4, 8])
@@ -220,8 +220,8 @@ def test_squared_projections_go_to_the_squared_norm_and_plain_ones_to_zero() -> 
     assert found == pytest.approx(norm, rel=4 * (2 / draws) ** 0.5)
     single = [curvature.by_projection(chosen, weights, generator, 1).item() for _ in range(20)]
     assert min(single) >= 0
-    slopes = curvature.slopes_of(chosen.mean(), weights)
-    plain = torch.stack([curvature.along(slopes, generator).sum() for _ in range(draws)])
+    slopes = curvature.gradient_of(chosen.mean(), weights)
+    plain = torch.stack([curvature.projections(slopes, generator).sum() for _ in range(draws)])
     assert abs(plain.mean().item()) < 4 * norm**0.5 / draws**0.5
 
 
@@ -231,11 +231,14 @@ def test_the_gradient_of_an_estimate_agrees_with_finite_differences(estimator: s
     x, signs = images.images.double() / 255, torch.tensor([1.0, -1] * 4, dtype=torch.float64)
 
     def value() -> Tensor:
-        chosen, weights = curvature.own(model(x), images.labels), list(model.parameters())
+        chosen, weights = (
+            curvature.log_likelihood(model(x), images.labels),
+            list(model.parameters()),
+        )
         if estimator == "micro":
             return curvature.by_micro_batches(chosen, weights, 2)
         if estimator == "signs":
-            return curvature.by_signs(chosen, weights, signs)
+            return curvature.by_rademacher(chosen, weights, signs)
         return curvature.by_batch(chosen, weights)
 
     weight = model[2].weight

@@ -31,7 +31,7 @@ class Faulty(Defense):
 
     def defend(self, case: Case) -> Outcome:
         self.mark()
-        return Outcome(model=case.model)
+        return Outcome(model=case.fresh_model())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ class Raises(Faulty):
 @dataclass(frozen=True, kw_only=True)
 class Diverges(Faulty):
     def defend(self, case: Case) -> Outcome:
-        model = case.model
+        model = case.fresh_model()
         with torch.no_grad():
             model.classifier.weight.fill_(float("nan"))
         return Outcome(model=model)
@@ -62,7 +62,7 @@ class Hangs(Faulty):
     def defend(self, case: Case) -> Outcome:
         self.mark()
         time.sleep(3600)
-        return Outcome(model=case.model)
+        return Outcome(model=case.fresh_model())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +75,7 @@ class Waits(Faulty):
         while not Path(self.marks, "heard").exists():
             assert time.monotonic() < deadline, "nobody heard"
             time.sleep(0.05)
-        return Outcome(model=case.model)
+        return Outcome(model=case.fresh_model())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +87,7 @@ class Holds(Faulty):
 
         self.mark()
         ctypes.PyDLL(None).sleep(3600)
-        return Outcome(model=case.model)
+        return Outcome(model=case.fresh_model())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +101,7 @@ class Dies(Faulty):
         self.mark()
         if first:
             os._exit(9)
-        return Outcome(model=case.model)
+        return Outcome(model=case.fresh_model())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,13 +118,13 @@ class Numbered(Faulty):
         Path(self.marks, f"Numbered-{self.number}-{time.time_ns()}").touch()
         if self.dies and first:
             os._exit(9)
-        return Outcome(model=case.model)
+        return Outcome(model=case.fresh_model())
 
 
 @dataclass(frozen=True, kw_only=True)
 class Peeks(Faulty):
     def defend(self, case: Case) -> Outcome:
-        return Outcome(model=case.model, notes={"clean": len(case.clean)})
+        return Outcome(model=case.fresh_model(), notes={"clean": len(case.clean)})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -55,7 +55,7 @@ class AnpCurves(Analysis):
     def _measured(
         self, subject: Subject, panel: str, x: float, dead: Tensor
     ) -> list[tuple[str, float, str, float]]:
-        model = subject.case.model
+        model = subject.case.fresh_model()
         prune(model, dead)
         acc, asr = subject.work.oracle(model)
         return [(panel, x, "acc", acc), (panel, x, "asr", asr)]

@@ -35,7 +35,7 @@ class McrPath(Analysis):
 
         case = subject.case
         defense = MCR(steps=self.steps, tune_steps=self.tune_steps)
-        curve = defense.connect(case, case.model, defense.tuned(case))
+        curve = defense.connect(case, case.fresh_model(), defense.tuned(case))
         rows = []
         for place in range(self.points):
             t = place / (self.points - 1)

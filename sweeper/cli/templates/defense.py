@@ -38,7 +38,7 @@ class Template(Defense):
 
     def defend(self, case: Case) -> Outcome:
         """Fine-tune a copy of the victim; `case` is all a defense gets."""
-        model = case.model
+        model = case.fresh_model()
         known, held = case.split()
         before = case.accuracy(model, held)
         case.fit(model, known, epochs=self.epochs, lr=self.lr, batch=16)
