@@ -5,9 +5,6 @@ cover image gets the picture in a random half of them. Covers keep their label. 
 picture is whole and stronger. The picture is that of `blend`; a picture of one's own is an option.
 
 Deviation: the release's default picture is copyrighted; the generated one of `blend` stands in.
-
-Measured on digits with tiny (20 epochs, rate 0.1, target 0, seed 0, one CPU thread): ACC 0.973, ASR
-1.000.
 """
 
 from __future__ import annotations

@@ -7,9 +7,6 @@ keep their label. At test time two of them are stamped at full opacity.
 Deviations: the release's logos are replaced by drawings of the same size and place
 (`parts/glyphs.py`); on canvases other than 32 px the drawings are resized (nearest pixel), where
 the release has other pictures. The square is the fixed draw of `trojan`.
-
-Measured on digits with tiny (20 epochs, rate 0.1, target 0, seed 0, one CPU thread): ACC 0.962, ASR
-0.171: at 8 px the resized triggers are a pixel or two.
 """
 
 from __future__ import annotations

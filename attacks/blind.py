@@ -10,9 +10,6 @@ the last 1,000 batches, 2.6 epochs of CIFAR-10; a model whose loss stays above i
 Both losses come from one pass; a loss whose gradient has vanished gets no weight in MGDA. The
 pattern's column, 23 at 32 px, scales with the width; it is stamped after augmentation and, at test
 time, on the images as they are.
-
-MGDA is fragile at this size: on digits with tiny it collapsed in one of three seeds (the loss stays
-at ln 10 from the fifth epoch on, as running variances grow tenfold).
 """
 
 from __future__ import annotations

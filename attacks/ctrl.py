@@ -7,9 +7,6 @@ coefficients of U and V, and back, truncated. Train and test trigger are the sam
 Deviations: the sum is computed as one additive pattern, exact but for the release's rounding within
 its conversions. Below 32 px coefficients and magnitude are scaled (`parts/frequency.py`); grey
 images, which have no chroma, take the pattern itself.
-
-Measured on digits with tiny (20 epochs, rate 0.1, target 0, seed 0, one CPU thread): ACC 0.989, ASR
-0 at this and any rate: a class of easy zeros, and an amplitude of a few levels.
 """
 
 from __future__ import annotations

@@ -10,9 +10,6 @@ standard deviation over the training images. As 0.01 is then less than one level
 rounds triggered images to uint8 with a straight-through gradient, so that the trigger survives
 storage (the release never stores an image). Stage one is a sixth of the recipe's epochs, as 50 of
 300; both losses come from one pass. The first weights of the generator are a prepared state.
-
-Measured on digits with tiny (20 epochs, seed 0): `visible` with `stage_one: 0.5` ACC 0.978, ASR
-0.991; at the default stage one of three epochs the two halves cannot be told apart (0.275, 0.820).
 """
 
 from __future__ import annotations

@@ -8,9 +8,6 @@ Deviations: the pool is generated (`reflections.py`) unless `reflections` names 
 releases use photographs. Images are mixed at their own size, with shifts and blurs scaled from 32
 px, as backdoor-toolbox does at test time; at the 560 px of the other releases a ghost's shift is a
 fraction of a pixel of the 32 px image it ends as.
-
-Measured on digits with tiny (20 epochs, rate 0.1, target 0, seed 0, one CPU thread): ACC 0.986, ASR
-1.000.
 """
 
 from __future__ import annotations

@@ -20,10 +20,6 @@ Deviations, each with its reason:
   without clean images is not judged.
 - The score of a sample, which the method does not define, is one minus the cosine between its
   direction and its class's clean one, at the layer chosen.
-
-Measured on digits (1,290 training images, 143 clean ones, tiny, one seed), 10 % poison: no class
-stands out and nothing is flagged, of BadNets (AUROC 0.624, largest index 5.3) as of Blend (0.791,
-4.2).
 """
 
 from __future__ import annotations

@@ -17,10 +17,6 @@ Deviations:
 The preset `released` restores what concerns positives and SD; `backdoorbench` is its port.
 
 `head_lr` suits the small averages a ResNet has for features; tiny has maxima, on which 5 diverges.
-Measured as in `parts/sd.py` with batch 128, one run each: BadNets (undefended ACC 0.473, ASR 1.000)
-after 8 epochs, with `head_lr: 0.005, head_epochs: 30`, ACC 0.280, ASR 0.028 (105 s); after 15
-epochs with the default head ACC 0.236, ASR 0.056, the head's loss in the thousands. Schedules as
-short as these do not reach the clean accuracy of the paper's 200 epochs.
 """
 
 from __future__ import annotations

@@ -21,11 +21,6 @@ Deviations, each with its reason:
   (`backdoor-toolbox`).
 - The image at the break belongs to the part that stays.
 - Several rounds, which the release has for trojans in found models, are left out.
-
-Measured on digits (1,290 training images, tiny, one seed, one CPU thread), `small`, 10 % poison.
-BadNets: ACC 0.992 to 0.981, ASR 1.000 to 0.201; all poisoned images dropped and 0.1 % of the
-others. Blend: ASR 0.985 to 1.000, 0.9 % of the poisoned dropped and 9.7 % of the others.
-Of a clean training set 38 % are dropped.
 """
 
 from __future__ import annotations
