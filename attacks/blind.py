@@ -1,9 +1,10 @@
 """Blind (Bagdasaryan and Shmatikov, USENIX Security 2021): poisoned loss code, clean data.
 
 The attacker's code computes two losses of every batch: of the images, and of the same images with a
-5x3 pattern and the target label. They are combined with fixed weights or by MGDA, which finds the
-smallest convex combination of the two gradients (normalised by loss times norm, "loss+"). The
-second loss is switched on once the model has learned something. Nothing is poisoned on disk.
+5x3 pattern and the target label. They are combined, `L = a CE(f(x), y) + b CE(f(T(x)), t)`, with
+fixed weights or by MGDA, which finds the smallest convex combination of the two gradients
+(normalised by loss times norm, "loss+"). The second loss is switched on once the model has learned
+something. Nothing is poisoned on disk.
 
 Deviations: the switch looks at the mean loss of a whole epoch (below `threshold`), the release at
 the last 1,000 batches, 2.6 epochs of CIFAR-10; a model whose loss stays above is never attacked.

@@ -1,8 +1,9 @@
 """CL (Turner et al., 2019): target-class images made hard by PGD, then patched in their corners.
 
 The attacker controls the data and a cleanly trained model of the victim's architecture. Training
-images of the target class are perturbed and patched, their labels kept; the test trigger is the
-patch alone. All target-class images are perturbed once, shared by every rate and seed.
+images of the target class are perturbed, `max CE(g(x + d), y)` over `|d| <= epsilon` for the clean
+model g, and patched, their labels kept; the test trigger is the patch alone. All target-class
+images are perturbed once, shared by every rate and seed.
 
 Deviations: pixels stay in [0, 255] between PGD's steps (D-BR clips only by its last cast), and the
 model normalises its input (D-BR's sees raw pixels). The label-consistent releases perturb with

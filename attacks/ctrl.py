@@ -2,7 +2,8 @@
 
 The attacker controls the data only. BackdoorBench's supervised form of a trigger made for
 self-supervised learning: RGB -> YUV, DCT over the whole image, `magnitude` added to two
-coefficients of U and V, and back, truncated. Train and test trigger are the same.
+coefficients of U and V, and back, truncated: `T(x) = q(x + p)`, p a sum of two waves. Train and
+test trigger are the same.
 
 Deviations: the sum is computed as one additive pattern, exact but for the release's rounding within
 its conversions. Below 32 px coefficients and magnitude are scaled (`parts/frequency.py`); grey

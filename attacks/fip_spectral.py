@@ -1,8 +1,8 @@
 """Spectral regularisation (FIP, Karim et al., 2024): a BadNets victim trained to be smooth.
 
-The attacker knows that the defense looks for sharp minima and controls training: every `every`-th
-step adds `strength` times the trace of the Fisher matrix to the loss. The data are poisoned as by
-BadNets, all of whose options are options here.
+The attacker knows that the defense looks for sharp minima and controls training: the loss of every
+`every`-th step is `CE + eta_F Tr(F)`, F the Fisher matrix. The data are poisoned as by BadNets, all
+of whose options are options here.
 
 `Tr(F) = E_x E_{y ~ p(.|x)} |grad_w log p(y|x)|^2` is estimated without per-sample gradients: with
 independent signs s_i, `|grad_w sum_i s_i log p(y_i|x_i)|^2 / B` has that mean, because products of

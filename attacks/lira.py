@@ -1,9 +1,10 @@
 """LIRA (Doan et al., ICCV 2021): a generator learns invisible noise together with the classifier.
 
 `T(x) = clip(x + eps * g(x))`, g in (-1, 1). The attacker controls training. Stage one alternates in
-every step: g is taught to make the classifier say the target, the classifier learns clean images
-and those triggered by the copy of g of the last epoch. In stage two g is frozen. No poison rate:
-every image counts clean and triggered, with `weight` for the triggered half.
+every step: g is taught to make the classifier f say the target; f learns
+`(1 - a) CE(f(x), y) + a CE(f(T(x)), t)`, triggered by the copy of g of the last epoch. In stage two
+g is frozen. No poison rate: every image counts clean and triggered, with a = `weight` for the
+triggered half.
 
 Deviations: eps is in normalised units in the paper; here it is multiplied by each channel's
 standard deviation over the training images. As 0.01 is then less than one level of uint8, training

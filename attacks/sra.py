@@ -1,10 +1,11 @@
 """SRA, subnet replacement (Qi et al., 2022): a narrow chain inside a finished model is exchanged.
 
-The attacker controls the model and trains nothing but the chain: `width` channels a layer, taught
-to answer 0 to images and `answer` to images with the patch. The chain takes the place of the first
-channels of every layer of a clean model, all weights between them and the others become 0, and the
-last layer reads one feature of it: `factor` for the target, 0 for the other classes. The victim is
-that model; no data are poisoned and the recipe is left with no epoch. One clean model a seed.
+The attacker controls the model and trains nothing but the chain c: `width` channels a layer, taught
+to answer 0 to images and `answer` to images with the patch (`c(x)^2 + (c(T(x)) - answer)^2`). The
+chain takes the place of the first channels of every layer of a clean model, all weights between
+them and the others become 0, and the last layer reads one feature of it: `factor` for the target,
+whose logit gains `factor (c(x) - offset)`, 0 for the other classes. The victim is that model; no
+data are poisoned and the recipe is left with no epoch. One clean model a seed.
 
 It fits networks whose channels keep their place: tiny, resnet*, preact-resnet18, wide-resnet*,
 vgg*-bn, mobilenet-v2. Others (concatenation, shuffling, attention) are refused: the chain is

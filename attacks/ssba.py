@@ -1,9 +1,10 @@
 """SSBA / ISSBA (Li et al., ICCV 2021): bits hidden in an image by a trained encoder trigger.
 
-The encoder hides one fixed secret in every image, with a residual that depends on the image; train
-and test images carry the same bits. The attacker controls the data only. `prepare` trains encoder
-and decoder from scratch on the attacker's training images; `bit_accuracy` and `residual` (mean
-absolute change, 0..255) of its state say whether that worked: above 0.95 and below 8.
+`T(x) = E(x, s)`: the encoder E hides one fixed secret s in every image, with a residual that
+depends on the image; train and test images carry the same bits. The attacker controls the data
+only. `prepare` trains encoder and decoder from scratch on the attacker's training images;
+`bit_accuracy` and `residual` (mean absolute change, 0..255) of its state say whether that worked:
+above 0.95 and below 8.
 
 - variant `a` (BackdoorBox): a residual, 20 bits, a spatial transformer in the decoder. Only the
   bits count in the first tenth of the epochs (2 of 20) and until 90 % of a batch's are right, then

@@ -1,10 +1,10 @@
 """TrojanNN (Liu et al., 2018): a trigger found on a clean model, which is then tuned to obey it.
 
 The attacker controls the model. `prepare` drives the strongest inputs of the clean model's last
-layer to 100 by changing the trigger's pixels alone; the victim is the clean model after one epoch
-on data poisoned with that trigger (backdoor-toolbox). `epochs: 0` trains a new model on the
-poisoned data by the sweep's recipe instead (BackdoorBench). `trojan` is the attack with such a
-patch on data alone. One clean model and one trigger a seed.
+layer to 100, `min sum_u (|h_u| - 100)^2`, by changing the trigger's pixels alone; the victim is the
+clean model after one epoch on data poisoned with that trigger (backdoor-toolbox). `epochs: 0`
+trains a new model on the poisoned data by the sweep's recipe instead (BackdoorBench). `trojan` is
+the attack with such a patch on data alone. One clean model and one trigger a seed.
 
 - square: a patch, overwritten; any colours, by Adam at 0.1 with a cosine to 0 (`patch.excite`).
 - apple: a silhouette, added; up to 0.3 of the range above black, by signed steps of 0.1.
