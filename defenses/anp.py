@@ -1,9 +1,11 @@
 """ANP, Adversarial Neuron Pruning (Wu and Wang, NeurIPS 2021, arXiv 2110.14430).
 
 The defender sees the model and a few clean images. One mask per BatchNorm channel is learned while
-weights and biases of all channels are perturbed to hurt most; then every channel whose mask is
-small gets weight zero (its bias stays) in the original model with its original statistics. Networks
-without BatchNorm are masked at their other norms, or at their convolutions (`parts/neurons.py`).
+weights and biases of all channels are perturbed to hurt most,
+`min_m a CE(m w, b) + (1 - a) max_{d, x} CE((m + d) w, (1 + x) b)` with d and x bounded by eps; then
+every channel whose mask is small gets weight zero (its bias stays) in the original model with its
+original statistics. Networks without BatchNorm are masked at their other norms, or at their
+convolutions (`parts/neurons.py`).
 
 Deviations, each with its reason:
 

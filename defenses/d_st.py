@@ -2,8 +2,10 @@
 
 The defender sees the poisoned training set with its labels, and nothing else. After the SD stage
 (`parts/sd.py`) an encoder is trained from scratch on two views of every image: samples held to be
-clean (D_c) attract those of their label, all others only their own second view (SS-CTL). Then the
-encoder is frozen and a linear head learns D_c and, with a small weight, unlearns D_p (MCE).
+clean (D_c) attract those of their label, all others only their own second view (SS-CTL):
+`-mean_{p in P} ln(exp(z z_p / T) / sum_{a != z} exp(z z_a / T))`, P what z attracts. Then the
+encoder is frozen and a linear head learns D_c and, with a small weight, unlearns D_p (MCE):
+`CE(D_c) - lam CE(D_p)`.
 
 Deviations:
 

@@ -2,8 +2,9 @@
 
 The defender sees the poisoned training set with its labels, and nothing else. A trigger is bound to
 its target by the label: so the trunk is first trained without labels (SimCLR); then the classifier
-alone, by symmetric cross-entropy, on the frozen trunk; at last all of the model, semi-supervised:
-before each epoch the samples of lowest loss keep their labels, the others lend their images only.
+alone, by symmetric cross-entropy, `0.1 CE(p, y) + CE(y, p)`, on the frozen trunk; at last all of
+the model, semi-supervised: before each epoch the samples of lowest loss keep their labels, the
+others lend their images only.
 
 Deviations, each with its reason; `parts/mixmatch.py` has those of the last stage:
 

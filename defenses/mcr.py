@@ -1,7 +1,8 @@
 """MCR, Mode Connectivity Repair (Zhao et al., ICLR 2020, arXiv 2005.00060), from one model.
 
-The defender sees the model and a few clean images. Two networks are joined by a curve in weight
-space along which the loss on the clean images is small; inside, accuracy is to stay and the
+The defender sees the model and a few clean images. Two networks w1, w2 are joined by a curve in
+weight space along which the loss on the clean images is small,
+`min_w E_t CE(f(x; (1 - t)^2 w1 + 2 t (1 - t) w + t^2 w2))`; inside, accuracy is to stay and the
 backdoor to fade. The method needs two tampered networks; here the second is made from the first by
 fine-tuning it on the clean images (mode a). `mcr-pair` trains a second one (mode b).
 

@@ -2,9 +2,10 @@
 
 The defender sees the poisoned training set with its labels, and nothing else. A model is trained as
 usual. A channel of a convolution is compromised where its largest activation on images that are
-surely of some class lies far above what images of other classes give it: the channels with the
-largest such gaps of each layer are reset to zero. Images on which the first channels of the layers
-are high together, by a natural break, are dropped; the rest fine-tune the model.
+surely of some class lies far above what images of other classes give it,
+`max a - mean a' - 3 sd a'`: the channels with the largest such gaps of each layer are reset to
+zero. Images on which the first channels of the layers are high together, by a natural break, are
+dropped; the rest fine-tune the model.
 
 A break in two always exists: of a clean training set a part is dropped too.
 

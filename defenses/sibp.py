@@ -1,9 +1,10 @@
 """SIBP, Self-Inspecting Backdoor Purification (released code; no text of the paper was found).
 
 The defender sees the model and a few clean images. Channels are scored from the weights alone - of
-a convolution by its largest weight over the deviation of its kernel, of a norm by the factor it
-scales with - and those far above their layer's mean are set to zero; then the model is fine-tuned.
-Threshold: `mean + conv T deviation` for convolutions, `mean + u T deviation` for norms.
+a convolution by its largest weight over the deviation of its kernel, `max |W| / std W`, of a norm
+by the factor it scales with, `|gamma| / sigma` - and those far above their layer's mean are set to
+zero; then the model is fine-tuned. Threshold: `mean + conv T deviation` for convolutions,
+`mean + u T deviation` for norms.
 
 Deviations, each with its reason; `preset: released` has none of them:
 

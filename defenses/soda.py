@@ -3,11 +3,13 @@
 A semantic backdoor has no trigger: a rare natural sub-population of one class (green cars) is
 another class to the model. The defender sees the model and a few clean images of each class, none
 of that sub-population, and knows neither source nor target. Four stages, chained: how much each
-penultimate neuron moves each logit (`attribution`); the class whose pattern over neurons differs
-from the others' is the target, the class whose images lean most to it the source (`dissimilarity`,
-`anomaly`, `source`); clean source images are moved by gradient until the model calls them the
-target (`reconstruct`); fine-tuning through the target's strongest neurons alone, with those images
-under the source's label (`SODA.remove`). Where no class is flagged the model comes back unchanged.
+penultimate neuron moves each logit (`attribution`, `A_ik = mean |f_k(h + e_i) - f_k(h)|`); the
+class whose pattern over neurons differs from the others' is the target, the class whose images lean
+most to it the source (`dissimilarity`, `anomaly`, `source`); clean source images are moved by
+gradient until the model calls them the target (`reconstruct`, `min 0.9 mean x^2 - f_t(x)`);
+fine-tuning through the target's strongest neurons alone, with those images x' under the source's
+label (`SODA.remove`, `CE - lam CE(f(x'), t)`). Where no class is flagged the model comes back
+unchanged.
 
 With a linear head the first stage is |W| whatever the images, and needs none (proved; tested).
 

@@ -1,9 +1,10 @@
 """SD: training samples told apart by how far their features jump under a transformation.
 
 The first module of D-BR and D-ST (Chen, Wu and Wang, NeurIPS 2022). A network trained briefly
-without augmentation learns a trigger first; `L_intra` then drives the centres of the given classes
-apart; rotating and shifting an image breaks its trigger, and the feature of a triggered image moves
-farther than that of a clean one (FCT). The lowest scores become D_c, the highest D_p, the rest D_u.
+without augmentation learns a trigger first; `L_intra = mean cos(c_k, c_l)` then drives the centres
+c of the given classes apart; rotating and shifting an image breaks its trigger, and the feature of
+a triggered image moves farther than that of a clean one: `FCT = |h(x) - h(t(x))|^2`. The lowest
+scores become D_c, the highest D_p, the rest D_u.
 
 Deviations from the released code, which the preset `released` restores:
 
