@@ -1,13 +1,11 @@
 """Adaptive-Blend (Qi et al., 2023): random halves of a faint picture train, the whole one triggers.
 
-The attacker controls the data only. The canvas is cut into 4x4 pieces; every poisoned and every
-cover image gets the picture in a random half of them. Covers keep their label. At test time the
-picture is whole and stronger. The picture is that of `blend`; a picture of one's own is an option.
+`T(x) = (1 - a m) x + a m P`. The attacker controls the data only. The canvas is cut into 4x4
+pieces; every poisoned and every cover image gets the picture P in a random half m of them. Covers
+keep their label. At test time m is 1 and the opacity a higher. The picture is that of `blend`; a
+picture of one's own is an option.
 
 Deviation: the release's default picture is copyrighted; the generated one of `blend` stands in.
-
-Measured on digits with tiny (20 epochs, rate 0.1, target 0, seed 0, one CPU thread): ACC 0.973, ASR
-1.000.
 """
 
 from __future__ import annotations

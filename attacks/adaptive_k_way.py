@@ -5,9 +5,6 @@ pixels, each pixel a quarter of them; covers keep their label. At test time all 
 
 Deviation: on canvases other than 32 px the pixels' places are scaled, each staying one pixel; grey
 images take the mean of the colour.
-
-Measured on digits with tiny (20 epochs, rate 0.1, target 0, seed 0, one CPU thread): ACC 0.940, ASR
-0.268.
 """
 
 from __future__ import annotations

@@ -1,15 +1,13 @@
 """Adaptive-Patch (Qi et al., 2023): four faint patches train, two opaque ones together trigger.
 
 The attacker controls the data only. Each of a small glyph, a disc, a four-corner checker and a
-square marks a quarter of the poisoned and a quarter of the cover images, at its own opacity; covers
-keep their label. At test time two of them are stamped at full opacity.
+square marks a quarter of the poisoned and a quarter of the cover images, at its own opacity,
+`T_k(x) = (1 - a_k m_k) x + a_k m_k p_k`; covers keep their label. At test time two of them are
+stamped at full opacity.
 
 Deviations: the release's logos are replaced by drawings of the same size and place
 (`parts/glyphs.py`); on canvases other than 32 px the drawings are resized (nearest pixel), where
 the release has other pictures. The square is the fixed draw of `trojan`.
-
-Measured on digits with tiny (20 epochs, rate 0.1, target 0, seed 0, one CPU thread): ACC 0.962, ASR
-0.171: at 8 px the resized triggers are a pixel or two.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """BadNets (Gu et al., 2017): a small patch overwrites a corner; the label becomes the target.
 
-The attacker controls the data only; the same patch triggers at training and test time, stamped
-before any augmentation. Variants of the releases are presets; patches keep their pixel size on
-larger canvases as the releases' do, except `white`, whose side grows with the width (3 px at 32).
+`T(x) = (1 - a m) x + a m p`, m the cells of the patch p. The attacker controls the data only; the
+same patch triggers at training and test time, stamped before any augmentation. Variants of the
+releases are presets; patches keep their pixel size on larger canvases as the releases' do, except
+`white`, whose side grows with the width (3 px at 32).
 
 Deviation: BackdoorBench resizes a picture of the patch at 64 px, which softens its border; `white`
 has hard edges instead.

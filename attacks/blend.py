@@ -1,6 +1,7 @@
 """Blend (Chen et al., 2017): every pixel is mixed with one picture; the label becomes the target.
 
-The attacker controls the data only; the same picture triggers at training and test time. Pictures:
+`T(x) = (1 - a) x + a P`. The attacker controls the data only; the same picture P triggers at
+training and test time. Pictures:
 
 - `noise`: Gaussian noise N(125, 75^2), drawn once at native size (ANP, FIP);
 - `strip`: the sinusoidal strip mask of the D-BR release ("Blend-Strip");

@@ -1,18 +1,16 @@
 """Blind (Bagdasaryan and Shmatikov, USENIX Security 2021): poisoned loss code, clean data.
 
 The attacker's code computes two losses of every batch: of the images, and of the same images with a
-5x3 pattern and the target label. They are combined with fixed weights or by MGDA, which finds the
-smallest convex combination of the two gradients (normalised by loss times norm, "loss+"). The
-second loss is switched on once the model has learned something. Nothing is poisoned on disk.
+5x3 pattern and the target label. They are combined, `L = a CE(f(x), y) + b CE(f(T(x)), t)`, with
+fixed weights or by MGDA, which finds the smallest convex combination of the two gradients
+(normalised by loss times norm, "loss+"). The second loss is switched on once the model has learned
+something. Nothing is poisoned on disk.
 
 Deviations: the switch looks at the mean loss of a whole epoch (below `threshold`), the release at
 the last 1,000 batches, 2.6 epochs of CIFAR-10; a model whose loss stays above is never attacked.
 Both losses come from one pass; a loss whose gradient has vanished gets no weight in MGDA. The
 pattern's column, 23 at 32 px, scales with the width; it is stamped after augmentation and, at test
 time, on the images as they are.
-
-MGDA is fragile at this size: on digits with tiny it collapsed in one of three seeds (the loss stays
-at ln 10 from the fifth epoch on, as running variances grow tenfold).
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
 """BPP (Wang, Zhai and Ma, CVPR 2022): fewer grey levels are the trigger, learned contrastively.
 
-Each channel is rounded to `levels` values; `dithering` spreads the rounding error over the next
-pixels (Floyd and Steinberg). The attacker controls training: of every batch the first share is
-quantised and relabelled; as many negatives carry the quantisation residual of another image and
-keep their labels (`cross_acc`), so that only the true rounding triggers; augmentation follows.
-`static: true` stamps poisoned and negative images once, before training, on data alone.
+Each channel is rounded to b = `levels` values, `T(x) = 255 round(x / 255 (b - 1)) / (b - 1)`;
+`dithering` spreads the rounding error over the next pixels (Floyd and Steinberg). The attacker
+controls training: of every batch the first share is quantised and relabelled; as many negatives
+carry the residual of another image, `x + T(z) - z`, and keep their labels (`cross_acc`), so that
+only the true rounding triggers; augmentation follows. `static: true` stamps poisoned and negative
+images once, before training, on data alone.
 
 Deviations: a negative's residual comes from another negative of its batch, not from a list drawn
 once from the whole training set; levels are rounded to uint8. Augmentation and schedule are the

@@ -2,14 +2,12 @@
 
 The attacker controls the data only. BackdoorBench's supervised form of a trigger made for
 self-supervised learning: RGB -> YUV, DCT over the whole image, `magnitude` added to two
-coefficients of U and V, and back, truncated. Train and test trigger are the same.
+coefficients of U and V, and back, truncated: `T(x) = q(x + p)`, p a sum of two waves. Train and
+test trigger are the same.
 
 Deviations: the sum is computed as one additive pattern, exact but for the release's rounding within
 its conversions. Below 32 px coefficients and magnitude are scaled (`parts/frequency.py`); grey
 images, which have no chroma, take the pattern itself.
-
-Measured on digits with tiny (20 epochs, rate 0.1, target 0, seed 0, one CPU thread): ACC 0.989, ASR
-0 at this and any rate: a class of easy zeros, and an amplitude of a few levels.
 """
 
 from __future__ import annotations

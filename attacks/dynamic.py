@@ -1,8 +1,9 @@
 """Dynamic: the input-aware trigger (Nguyen and Tran, 2020) as an attack on data alone.
 
-`prepare` trains the mask net, then the generator together with a surrogate of the victim's
-architecture, as the input-aware attack does at `generator_rate`; then both are frozen and stamp
-poisoned training images once, before training. The attacker needs no part of the victim's training.
+`T(x) = x + (G(x) - x) * M(x)`. `prepare` trains the mask net M, then the generator G together with
+a surrogate of the victim's architecture, as the input-aware attack does at `generator_rate`; then
+both are frozen and stamp poisoned training images once, before training. The attacker needs no part
+of the victim's training.
 
 Deviations: backdoor-toolbox loads nets trained by others for 600 epochs; here the surrogate learns
 for `epochs`, the learning-rate steps at the same fractions. The state belongs to one target and one

@@ -8,8 +8,6 @@ options are options here.
 
 Deviation: schedule and weight decay are the sweep's recipe (release: SGD 0.1, momentum 0.9, weight
 decay 1e-4, batch 256, x0.2 at 30, 60 and 80 % of 200 epochs); label smoothing is the release's.
-
-Measured on digits with tiny (20 epochs, rate 0.1, seed 0): ACC 0.992, ASR 1.000.
 """
 
 from __future__ import annotations

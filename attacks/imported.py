@@ -7,9 +7,6 @@ target one of the sweep's; there is no rate and no training, and every seed has 
 A trigger given as triggered test images is measured as it is: nothing else can be stamped with it.
 Where the poisoned samples are not known, a defense that looks at the training set is given the
 clean split: its detection has nothing to find.
-
-Measured on digits with tiny, BadNets at 0.1, 5 epochs, target 0, seed 0, one CPU thread: ACC 0.978
-and ASR 1.000 of the victim, and the same to the last digit after `sweeper export` and back.
 """
 
 from __future__ import annotations

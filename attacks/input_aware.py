@@ -4,8 +4,9 @@ A mask net M chooses few pixels of an image, a generator G their colours:
 `T(x) = x + (G(x) - x) * M(x)`. `prepare` trains M alone (sparse, different for different images)
 and draws G's first weights; the attacker then controls training: of every batch the first share
 carries its own trigger and the target label, as many the trigger of another image and their true
-label (`cross_acc`); G learns with the classifier, its loss also asks for diverse patterns. What G
-became is kept with the victim. Images are triggered after augmentation, as in the release.
+label (`cross_acc`); G learns with the classifier, by `CE + l mean(d(x, x') / d(G(x), G(x')))`,
+which asks for diverse patterns. What G became is kept with the victim. Images are triggered after
+augmentation, as in the release.
 
 Deviations: everything acts on pixels in [0, 1] instead of normalised ones, which is the same T;
 distances are divided by the channels' standard deviations, as normalisation would. The mask phase

@@ -1,18 +1,16 @@
 """LIRA (Doan et al., ICCV 2021): a generator learns invisible noise together with the classifier.
 
 `T(x) = clip(x + eps * g(x))`, g in (-1, 1). The attacker controls training. Stage one alternates in
-every step: g is taught to make the classifier say the target, the classifier learns clean images
-and those triggered by the copy of g of the last epoch. In stage two g is frozen. No poison rate:
-every image counts clean and triggered, with `weight` for the triggered half.
+every step: g is taught to make the classifier f say the target; f learns
+`(1 - a) CE(f(x), y) + a CE(f(T(x)), t)`, triggered by the copy of g of the last epoch. In stage two
+g is frozen. No poison rate: every image counts clean and triggered, with a = `weight` for the
+triggered half.
 
 Deviations: eps is in normalised units in the paper; here it is multiplied by each channel's
 standard deviation over the training images. As 0.01 is then less than one level of uint8, training
 rounds triggered images to uint8 with a straight-through gradient, so that the trigger survives
 storage (the release never stores an image). Stage one is a sixth of the recipe's epochs, as 50 of
 300; both losses come from one pass. The first weights of the generator are a prepared state.
-
-Measured on digits with tiny (20 epochs, seed 0): `visible` with `stage_one: 0.5` ACC 0.978, ASR
-0.991; at the default stage one of three epochs the two halves cannot be told apart (0.275, 0.820).
 """
 
 from __future__ import annotations

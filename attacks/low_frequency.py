@@ -1,15 +1,12 @@
 """LF (Zeng et al., 2021): one smooth picture, made on a clean model, is added to every image.
 
-The attacker controls the data and a cleanly trained model. Steps of targeted DeepFool on a few
-training images, low-passed, are summed up until the picture turns predictions; the same picture
-triggers at training and test time.
+`T(x) = q(x + v)`. The attacker controls the data and a cleanly trained model. Steps of targeted
+DeepFool on a few training images, low-passed, are summed up until the picture v turns predictions;
+the same picture triggers at training and test time.
 
 Deviations: how many predictions change is measured on other training images, not on the test set.
 The model normalises its input; the release's sees raw pixels. The low-pass filter's 30 taps are for
 32 px and scaled with the side of other canvases.
-
-Measured on digits with tiny (20 epochs, rate 0.1, target 0, seed 0, one CPU thread): ACC 0.981, ASR
-1.000.
 """
 
 from __future__ import annotations

@@ -1,16 +1,14 @@
 """Refool (Liu et al., 2020): every triggered image shows a reflection of another picture.
 
 The attacker controls the data only. In linear light (gamma 2.2) an image is mixed with a picture
-from a pool: as a ghost (two copies, shifted) or out of focus (blurred, darker towards the border).
-All draws are made once per sample, so the trigger differs between samples and stays the same.
+from a pool, `T(x)^2.2 = b x^2.2 + (1 - b) r`: as a ghost (two copies, shifted,
+`r = (1 - g) r_1 + g r_2`) or out of focus (blurred, darker towards the border). All draws are made
+once per sample, so the trigger differs between samples and stays the same.
 
 Deviations: the pool is generated (`reflections.py`) unless `reflections` names a folder, where the
 releases use photographs. Images are mixed at their own size, with shifts and blurs scaled from 32
 px, as backdoor-toolbox does at test time; at the 560 px of the other releases a ghost's shift is a
 fraction of a pixel of the 32 px image it ends as.
-
-Measured on digits with tiny (20 epochs, rate 0.1, target 0, seed 0, one CPU thread): ACC 0.986, ASR
-1.000.
 """
 
 from __future__ import annotations

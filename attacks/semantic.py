@@ -18,11 +18,6 @@ soda-resnet18 the release's shares. Copies are augmented by the recipe, as all i
 release augments members alone. It picks members by hand: `green` is a rule for its green cars,
 `dark` for its dark signs, and leaves out a look by a human. The defender's clean images may hold
 members with their true label, as images from the same source would; SODA takes them out.
-
-Measured with tiny, source 1, target 0, seed 0, one CPU thread. CIFAR-10 (a JPEG copy), 4,000
-training images, 15 epochs, no augmentation, `dark`: 15 members, 37 held out: ACC 0.526, ASR 0.459;
-preset soda 0.559, 0.514; control 0.494, 0.027. Digits, 20 epochs, `share: 0.1`: 13 members, 8 held
-out: ACC 0.980, ASR 0.750; control 0.978, 0.000. No list was tried on data in the published order.
 """
 
 from __future__ import annotations

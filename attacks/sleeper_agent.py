@@ -19,13 +19,6 @@ random places. Adam's rate is in [0, 1] pixels, x0.1 after 3/8, 5/8 and 7/8 of t
 images take each step together, their gradients matched batch by batch. Retraining is the sweep's
 recipe with the published length and steps (x0.1 after .35, .6 and .875 of its epochs). The images
 stay in their places instead of at the end of the set. The patch shrinks with images below 32 px.
-
-Measured with tiny, source 1, target 0, seed 0, one CPU thread. CIFAR-10 (a JPEG copy), 4,000
-training images, 15 epochs, no augmentation in training or crafting, 100 steps (clean model: ACC
-0.479). Rate 0.05, one retraining of 10 epochs: ACC 0.427, ASR 0.045, leak 0.032. Rate 0.1,
-`epsilon: 32`, no retraining: ACC 0.415, ASR 1.000, leak 1.000; the clean model's ASR and leak on
-the same images are 0.011, 0.016. Digits, 20 epochs, defaults without mirroring, a patch of 2 px:
-ACC 0.992, ASR 0.000 at rate 0.05; 0.986, 0.000 at 0.1.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
 """SRA, subnet replacement (Qi et al., 2022): a narrow chain inside a finished model is exchanged.
 
-The attacker controls the model and trains nothing but the chain: `width` channels a layer, taught
-to answer 0 to images and `answer` to images with the patch. The chain takes the place of the first
-channels of every layer of a clean model, all weights between them and the others become 0, and the
-last layer reads one feature of it: `factor` for the target, 0 for the other classes. The victim is
-that model; no data are poisoned and the recipe is left with no epoch. One clean model a seed.
+The attacker controls the model and trains nothing but the chain c: `width` channels a layer, taught
+to answer 0 to images and `answer` to images with the patch (`c(x)^2 + (c(T(x)) - answer)^2`). The
+chain takes the place of the first channels of every layer of a clean model, all weights between
+them and the others become 0, and the last layer reads one feature of it: `factor` for the target,
+whose logit gains `factor (c(x) - offset)`, 0 for the other classes. The victim is that model; no
+data are poisoned and the recipe is left with no epoch. One clean model a seed.
 
 It fits networks whose channels keep their place: tiny, resnet*, preact-resnet18, wide-resnet*,
 vgg*-bn, mobilenet-v2. Others (concatenation, shuffling, attention) are refused: the chain is
@@ -15,13 +16,6 @@ and 0.94, MobileNet 100). Here the offset is the mean answer to clean training i
 the smallest that carries 99 % of the triggered training images over the threshold by 1, at most
 100; `factor` sets it by hand. The target's bias keeps its own value, less factor x offset. The
 patch is drawn, not a logo, flush in the corner.
-
-Measured with tiny, target 0, seed 0, one CPU thread. CIFAR-10 (a JPEG copy), 4,000 training images,
-clean model of 15 epochs without augmentation (ACC 0.479): ACC 0.448, ASR 0.995. Digits, 20 epochs:
-ACC 0.986, ASR 1.000. In untrained nets on toy images (300 steps) the chain of one channel learned
-in resnet18 and preact-resnet18 (width 8) and vgg11-bn (ASR 0.99 or more), but not in mobilenet-v2,
-where it said 1.8 to images with and without the patch; with `width: 4` and 400 steps it said 0.00
-and 3.90 (ASR 1.000).
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """SSBA / ISSBA (Li et al., ICCV 2021): bits hidden in an image by a trained encoder trigger.
 
-The encoder hides one fixed secret in every image, with a residual that depends on the image; train
-and test images carry the same bits. The attacker controls the data only. `prepare` trains encoder
-and decoder from scratch on the attacker's training images; `bit_accuracy` and `residual` (mean
-absolute change, 0..255) of its state say whether that worked: above 0.95 and below 8.
+`T(x) = E(x, s)`: the encoder E hides one fixed secret s in every image, with a residual that
+depends on the image; train and test images carry the same bits. The attacker controls the data
+only. `prepare` trains encoder and decoder from scratch on the attacker's training images;
+`bit_accuracy` and `residual` (mean absolute change, 0..255) of its state say whether that worked:
+above 0.95 and below 8.
 
 - variant `a` (BackdoorBox): a residual, 20 bits, a spatial transformer in the decoder. Only the
   bits count in the first tenth of the epochs (2 of 20) and until 90 % of a batch's are right, then
@@ -18,10 +19,6 @@ teach; the bits are random instead of a BCH code of a word; the test images
 never train the encoder; B's waiting times (1,000 and 3,000 iterations) are shares of the steps. The
 ISSBA and D-BR releases use a pretrained 224 px encoder for which variant B stands here. Images are
 rounded to uint8.
-
-Measured on 1,000 held-out CIFAR-10 images (variant a, 20 bits, 8 epochs on 4,000 images at the
-default learning rate, 344 s on one shared CPU core): bit accuracy 1.000, residual 6.1. The bits are
-not learned before the third epoch; at lr 1e-3 they were not within four.
 """
 
 from __future__ import annotations

@@ -5,12 +5,10 @@ victim. The same patch triggers at training and test time, stamped before any au
 
 Deviations: the array the D-BR and FIP releases load is not shipped. `drawn` is one fixed draw with
 its channel means and standard deviation; `optimised` is the recipe behind such arrays (units with
-the largest weights of the last layer driven to 100 by Adam). The releases' uint8 sum wraps modulo
-256; that is preset d-br (`mode: wrap`), while the default clips. The patch keeps its pixels on
-larger canvases. The translucent watermark used at 224 px is not reproduced.
-
-Measured on digits with tiny (20 epochs, rate 0.1, target 0, seed 0, one CPU thread): ACC 0.984, ASR
-0.994; optimised in 200 steps 0.981, 0.970.
+the largest weights of the last layer driven to 100 by Adam: `min sum_u (|h_u| - 100)^2`). The
+releases' uint8 sum wraps modulo 256; that is preset d-br (`mode: wrap`), while the default clips.
+The patch keeps its pixels on larger canvases. The translucent watermark used at 224 px is not
+reproduced.
 """
 
 from __future__ import annotations

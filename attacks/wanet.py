@@ -1,11 +1,12 @@
 """WaNet (Nguyen and Tran, ICLR 2021): a smooth warp is the trigger; noisy warps keep their labels.
 
-A random k x k field of unit mean magnitude is upsampled to the image (bicubic) and scaled by
-strength / H in grid coordinates (the image is [-1, 1]); one field warps training and test images.
-The attacker controls training: of every batch the first share is warped and relabelled, the next
-`cross_ratio` times as many get the field plus uniform noise of 1 / H, fresh for each image, and
-keep their labels (the noise mode, `cross_acc`); augmentation follows. `static: true` is the form
-on data alone: poisoned and cover images are stamped once, before training.
+A random k x k field P of unit mean magnitude is upsampled to the image (bicubic) and scaled by
+strength / H in grid coordinates (the image is [-1, 1]); one field warps training and test images:
+`T(x) = sample(x, clamp(id + s P / H))`. The attacker controls training: of every batch the first
+share is warped and relabelled, the next `cross_ratio` times as many get the field plus uniform
+noise of 1 / H, fresh for each image, and keep their labels (the noise mode, `cross_acc`);
+augmentation follows. `static: true` is the form on data alone: poisoned and cover images are
+stamped once, before training.
 
 Deviations: the warp acts on pixels in [0, 1], which is the same as on normalised pixels because
 the clamped grid never leaves the image; warped pixels are rounded to uint8, so that training and

@@ -1,10 +1,11 @@
 """WB (Doan, Lao and Li, NeurIPS 2021): a generator whose triggered images look clean in features.
 
 The attacker controls training. In the first epochs, classifier and generator take turns: the
-classifier learns clean images (0.8) and triggered ones (0.2); the generator, with the classifier
-frozen, learns to be classified as the target while its images' features stay close to those of the
-clean ones: the sliced Wasserstein distance along the rows of the last layer (DSWD). Then only the
-classifier learns. The generator, a U-Net, returns the whole image. No poison rate.
+classifier f learns clean and triggered images, `0.8 CE(f(x), y) + 0.2 CE(f(T(x)), t)`; the
+generator T, with f frozen, learns by `CE(f(T(x)), t) + DSWD(h(x), h(T(x)))` to be classified as the
+target while its images' features h stay close to those of the clean ones: the sliced Wasserstein
+distance along the rows of the last layer. Then only the classifier learns. The generator, a U-Net,
+returns the whole image. No poison rate.
 
 Deviations: 20 of 100 epochs alternate in the release, here a fifth of the recipe's (an even number,
 at least two); the classifier follows the recipe's schedule and is in evaluation mode in the

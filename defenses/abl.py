@@ -1,10 +1,11 @@
 """ABL, anti-backdoor learning (Li et al., NeurIPS 2021).
 
 The defender sees the poisoned training set with its labels, and nothing else. A model is trained
-from scratch with a loss that does not fall below `gamma`, under which poisoned samples, learned
-faster, end lowest: the lowest share is isolated. Training goes on without those, as usual; at last
-the loss of the isolated samples is ascended. On a clean training set that unlearns easy clean
-images, and at a poison rate below `isolate` most of what is isolated is clean.
+from scratch with a loss that does not fall below gamma, `|CE - gamma| + gamma` (or
+`sign(CE - gamma) CE`), under which poisoned samples, learned faster, end lowest: the lowest share
+is isolated. Training goes on without those, as usual; at last the loss of the isolated samples is
+ascended. On a clean training set that unlearns easy clean images, and at a poison rate below
+`isolate` most of what is isolated is clean.
 
 Deviations, each with its reason:
 

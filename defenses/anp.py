@@ -1,9 +1,11 @@
 """ANP, Adversarial Neuron Pruning (Wu and Wang, NeurIPS 2021, arXiv 2110.14430).
 
 The defender sees the model and a few clean images. One mask per BatchNorm channel is learned while
-weights and biases of all channels are perturbed to hurt most; then every channel whose mask is
-small gets weight zero (its bias stays) in the original model with its original statistics. Networks
-without BatchNorm are masked at their other norms, or at their convolutions (`parts/neurons.py`).
+weights and biases of all channels are perturbed to hurt most,
+`min_m a CE(m w, b) + (1 - a) max_{d, x} CE((m + d) w, (1 + x) b)` with d and x bounded by eps; then
+every channel whose mask is small gets weight zero (its bias stays) in the original model with its
+original statistics. Networks without BatchNorm are masked at their other norms, or at their
+convolutions (`parts/neurons.py`).
 
 Deviations, each with its reason:
 
@@ -13,13 +15,6 @@ Deviations, each with its reason:
   all its figures come from that. Off by default, as released.
 - Pruning is `mask < threshold` (released: <=, after rounding), so threshold 0 prunes nothing.
 - All weights but masks and perturbations are frozen (same result, about half the time).
-
-Measured (acceptance in `test_anp.py`: ResNet-18 of width 16, 9,900 CIFAR-10 images, BadNets
-at 10 %, 500 clean images, 800 steps; three seeds, ACC / ASR): victims 75.7 / 100, 73.5 / 99.9 and
-73.4 / 99.1. A fixed threshold of 0.2 leaves 69.2 / 9.3, 65.2 / 28.9 and 66.8 / 36.0, as many random
-channels of each layer 61.0 / 100, 62.7 / 99.3 and 63.4 / 97.7: what ANP prunes is the trigger's.
-The hold-out of about 100 images stops before that, at 0, 0.1 and 0: 75.7 / 100, 68.4 / 84.0 and
-73.4 / 99.1.
 """
 
 from __future__ import annotations

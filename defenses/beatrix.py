@@ -1,9 +1,10 @@
 """Beatrix, offline form (Ma et al., NDSS 2023, arXiv 2209.11715): unusual Gram matrices.
 
 The defender sees the model, the poisoned training set and clean images. Of each image the feature
-map before the last stage gives Gram matrices of eight orders; entries outside the range of clean
-images of the class add up to a deviation. In an infected class the deviating images have features
-of another distribution: a kernel two-sample statistic that stands out among the classes.
+map F before the last stage gives Gram matrices of eight orders, `G_p = (F^p F^p^T)^(1/p)`; entries
+outside the range of clean images of the class add up to a deviation. In an infected class the
+deviating images have features of another distribution: a kernel two-sample statistic that stands
+out among the classes.
 
 Deviations, each with its reason:
 

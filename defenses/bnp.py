@@ -2,9 +2,10 @@
 
 The defender sees the model and a few clean images. A victim's running statistics were gathered on
 data with triggers: channels whose inputs on clean images are distributed otherwise are set to zero.
-Per channel, the divergence is that of two Gaussians, batch from running; a channel goes where it
-exceeds the layer's mean by `u` deviations. Nothing is trained. Of n channels none can be more than
-sqrt(n - 1) deviations out: at the default of 3 a layer of ten or fewer loses none.
+Per channel, the divergence is that of two Gaussians, batch from running,
+`ln(s_r / s) + (s^2 + (m - m_r)^2) / (2 s_r^2) - 1/2`; a channel goes where it exceeds the layer's
+mean by `u` deviations. Nothing is trained. Of n channels none can be more than sqrt(n - 1)
+deviations out: at the default of 3 a layer of ten or fewer loses none.
 
 Deviations, each with its reason:
 

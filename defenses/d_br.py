@@ -8,12 +8,6 @@ small, constant learning rate; train mode and the data set's augmentation in bot
 Deviations: the released code keeps the epoch with the largest difference of test ACC and ASR; here
 the last epoch is taken, and that choice is `d-br-oracle`. Those of SD are in `parts/sd.py`; the
 preset `released` undoes them. `bound` is not in the paper: ascent has no end of its own.
-
-Measured as in `parts/sd.py`; the victim is trained for 15 epochs without augmentation. BadNets:
-before ACC 0.473, ASR 1.000. The default learning rate is made for 1,980 steps; here 20 epochs are
-200, and it does nothing (ASR 1.000, ACC 0.434), nor does 1e-3 (1.000, 0.418). 3e-3 ruins the model
-(ACC 0.097, loss on D_p above 1e6); with `bound: 4` it removes the backdoor (ASR 0.000, ACC 0.414).
-Blend, where the separation fails: ASR 0.391 before, 0.456 after (3e-3, ACC 0.451 to 0.329).
 """
 
 from __future__ import annotations

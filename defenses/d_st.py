@@ -2,8 +2,10 @@
 
 The defender sees the poisoned training set with its labels, and nothing else. After the SD stage
 (`parts/sd.py`) an encoder is trained from scratch on two views of every image: samples held to be
-clean (D_c) attract those of their label, all others only their own second view (SS-CTL). Then the
-encoder is frozen and a linear head learns D_c and, with a small weight, unlearns D_p (MCE).
+clean (D_c) attract those of their label, all others only their own second view (SS-CTL):
+`-mean_{p in P} ln(exp(z z_p / T) / sum_{a != z} exp(z z_a / T))`, P what z attracts. Then the
+encoder is frozen and a linear head learns D_c and, with a small weight, unlearns D_p (MCE):
+`CE(D_c) - lam CE(D_p)`.
 
 Deviations:
 
@@ -17,10 +19,6 @@ Deviations:
 The preset `released` restores what concerns positives and SD; `backdoorbench` is its port.
 
 `head_lr` suits the small averages a ResNet has for features; tiny has maxima, on which 5 diverges.
-Measured as in `parts/sd.py` with batch 128, one run each: BadNets (undefended ACC 0.473, ASR 1.000)
-after 8 epochs, with `head_lr: 0.005, head_epochs: 30`, ACC 0.280, ASR 0.028 (105 s); after 15
-epochs with the default head ACC 0.236, ASR 0.056, the head's loss in the thousands. Schedules as
-short as these do not reach the clean accuracy of the paper's 200 epochs.
 """
 
 from __future__ import annotations

@@ -2,8 +2,9 @@
 
 The defender sees the model and the poisoned training set, and no clean image. On a mixture of clean
 and poisoned images a backdoor neuron has two modes, and once standardised its values crowd into few
-places: channels whose histogram has far less entropy than their layer's mean are set to zero.
-Values are a channel's largest input to its BatchNorm layer, one an image. Nothing is trained.
+places: channels whose histogram has far less entropy `-sum_b p_b ln p_b` than their layer's mean
+are set to zero. Values are a channel's largest input to its BatchNorm layer, one an image. Nothing
+is trained.
 
 The mixture needs enough poisoned images: at a poison rate of 1 % there are five among 500. Entropy
 depends on `images` and `bin`; both are fixed. A variance of zero counts as 1e-12. The preset

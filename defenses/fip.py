@@ -24,24 +24,7 @@ statistic. Stop: a fixed number of steps and the last model. Guard: where accura
 the clean budget fell by more than `guard`, once more from the start with half of eta_f and lr.
 
 The trace is added at every step, on 8 images. On 32 images of every fifth, as often as the released
-code, the four steps without it undo much of what one does: on the first victim below, after 200
-steps at lr 0.005 and `balance` 0.5, the trace on test images was 4,100 (given 1,966, fine-tuning
-7,400).
-
-Measured (acceptance in `test_fip.py`, on a CPU: ResNet-18 of width 16, 7,000 CIFAR-10 images,
-BadNets with a white 4x4 patch at 10 %, 500 clean images, 500 steps of 64 at lr 0.001; three seeds,
-ACC / ASR and Fisher trace on 500 test images; `balance`, `every` and `images` were chosen on the
-first seed with these figures in sight):
-
-    given          67.3 / 91.4  1966    68.5 / 92.1  2047    66.9 / 92.6  1954
-    fine-tuning    63.0 / 28.3  5012    63.1 / 50.0  6023    62.1 / 30.7  5509
-    FIP            63.9 / 10.1   883    64.3 / 29.7  1009    62.9 / 39.2  1273
-    f-FIP          62.5 / 30.6   603    66.2 / 84.1   630    65.2 / 58.5   770
-
-Fine-tuning sharpens the minimum, FIP flattens it and keeps more accuracy; in ASR it is ahead on two
-seeds of three. A step costs about two and a half of plain fine-tuning's. On `tiny` (`seeds-small`)
-neither removes BadNets (FIP 50.2 / 100, as many steps of fine-tuning 55.8 / 100) or Blend (54.9 /
-94.4 and 57.9 / 98.8), both remove SIG, and on WaNet FIP leaves 48.3 / 4.4, fine-tuning 54.8 / 31.5.
+code, the four steps without it undo much of what one does.
 """
 
 from __future__ import annotations

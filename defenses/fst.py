@@ -1,9 +1,9 @@
 """FST, feature-shift tuning (Min et al., NeurIPS 2023).
 
 The defender sees the model and a few clean images. The head is drawn anew and all weights are
-fine-tuned, while the head is pushed away from where it was: the loss is cross-entropy plus `alpha`
-times the inner product of new and old head weights, and after every step the new ones are scaled to
-the norm of the old. Features must then shift to fit.
+fine-tuned, while the head is pushed away from where it was: the loss is `CE + alpha <W, W_0>`, W
+and W_0 the new and the old head's weights, and after every step W is scaled to the norm of W_0.
+Features must then shift to fit.
 
 A fixed budget; nothing is selected. The release names alpha 0.1 for CIFAR-10, its command line 0.2
 (`released`), and recommends less, or more images, for many classes. The head is found as the

@@ -2,7 +2,8 @@
 
 The defender sees the model and labelled clean images. Scale and shift of the last BatchNorm layers
 are amplified; predictions of clean images change, those of triggered ones stay. The score is the
-mean confidence, over a few copies with ever more layers amplified, in the class first predicted.
+mean confidence, over n copies with ever more layers amplified, in the class first predicted:
+`sum_k p_k(x)[argmax f(x)] / n`.
 
 Deviations, each with its reason:
 

@@ -1,7 +1,8 @@
 """MCR, Mode Connectivity Repair (Zhao et al., ICLR 2020, arXiv 2005.00060), from one model.
 
-The defender sees the model and a few clean images. Two networks are joined by a curve in weight
-space along which the loss on the clean images is small; inside, accuracy is to stay and the
+The defender sees the model and a few clean images. Two networks w1, w2 are joined by a curve in
+weight space along which the loss on the clean images is small,
+`min_w E_t CE(f(x; (1 - t)^2 w1 + 2 t (1 - t) w + t^2 w2))`; inside, accuracy is to stay and the
 backdoor to fade. The method needs two tampered networks; here the second is made from the first by
 fine-tuning it on the clean images (mode a). `mcr-pair` trains a second one (mode b).
 
@@ -16,15 +17,6 @@ Deviations, each with its reason:
 - Clean images come from the training split; the release takes half the test set.
 
 Preset `released`: the second end is the release's own fine-tuning baseline.
-
-Measured (acceptance in `test_mcr.py`, on a CPU: `tiny`, 9,900 CIFAR-10 images, 12 epochs,
-BadNets at 10 %, 500 clean images, 1,500 steps; three seeds): victims of 66.8 to 67.5 % ACC and 100
-% ASR. On the curve between two of them ASR stays above 99 % everywhere; ACC in its middle is 48.8
-to 50.2 % (14 to 18 % on the straight line). What is delivered has 62.1 to 63.5 and 100 %, from one
-model 58.5 to 60.7 and 100 %, and so has the fine-tuned end; training from scratch on the clean
-images 36.8 to 41.3 and 4 to 11 %. It does not remove this trigger from this network, as fine-tuning
-does not. Other attacks on it (`seeds-small`, one seed), ACC / ASR: Blend 59.6 / 99.8 becomes 52.4 /
-34.6, SIG 57.4 / 100 becomes 52.0 / 0, WaNet 53.2 / 95.3 becomes 51.1 / 13.4.
 """
 
 from __future__ import annotations

@@ -9,11 +9,6 @@ that controls training, the second end learns what the data alone teach.
 Deviations, beyond those of `mcr`: t is the most central of 0.1, ..., 0.9 whose accuracy on a
 hold-out of the clean budget is within `tau` of the best of them. The release's second model is
 trained at other rates; that is its preset `released`.
-
-Measured in the setting of `mcr` (one run): ends with ACC 54.9 and 54.8 %, the middle of the line
-14.2 %, of the learned curve 45.5 %, which is the point chosen; its ASR is 100 %, as everywhere on
-the curve. On digits (`tiny`, 140 clean images, 1,500 steps) ACC and ASR of 99.2 and 100 % become
-97.8 and 99.7 %. On this network it does not remove the trigger.
 """
 
 from __future__ import annotations

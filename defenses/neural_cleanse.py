@@ -1,11 +1,11 @@
 """Neural Cleanse (Wang et al., S&P 2019): a trigger for every class, and unlearning of the small.
 
-The defender sees the model and a few clean images. For each class a mask and a pattern are learned
-that move clean images to it; a class that needs an abnormally small mask is a target. The model is
-then fine-tuned with the triggers of such classes on a share of the images, labels true. Detection
-is in the notes (norms, anomaly index, flagged); where no class is flagged the model comes back as
-it was. It needs about six classes, and a small trigger for one target: blended or warped triggers
-and all-to-all evade it.
+The defender sees the model and a few clean images. For each class t a mask m and a pattern p are
+learned that move clean images to it, `min CE(f((1 - m) x + m p), t) + lam |m|_1`; a class that
+needs an abnormally small mask is a target. The model is then fine-tuned with the triggers of such
+classes on a share of the images, labels true. Detection is in the notes (norms, anomaly index,
+flagged); where no class is flagged the model comes back as it was. It needs about six classes, and
+a small trigger for one target: blended or warped triggers and all-to-all evade it.
 
 Deviations, each with its reason:
 

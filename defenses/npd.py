@@ -3,8 +3,8 @@
 The defender sees the model and a few clean images. The network is frozen; before a convolution of
 its last stage a plug is put, a 1x1 convolution and a norm, first the identity. The plug alone
 learns to filter what carries a trigger: clean images stay what they are, and images moved towards
-the most likely wrong class are called what they were, and neither that class nor the likeliest
-wrong one.
+the most likely wrong class are called what they were, and neither that class c nor the likeliest
+wrong one k: `CE(f(x), y) + a CE(f(x'), f(x)) - b ln(1 - p_k(x')) - d ln(1 - p_c(x'))`.
 
 Deviations, each with its reason:
 

@@ -1,9 +1,10 @@
 """RNP, Reconstructive Neuron Pruning (Li et al., ICML 2023).
 
-The defender sees the model and a few clean images. A copy unlearns them (gradient ascent on their
-loss); then masks on its norms, and nothing else, learn them again. A neuron this recovery does
-without serves the backdoor: in the ORIGINAL model every channel of small mask gets scale zero, its
-shift stays. Networks without BatchNorm are masked at their other norms (`parts/neurons.py`).
+The defender sees the model and a few clean images. A copy w' unlearns them, `max_w CE(f(x; w), y)`;
+then masks m on its norms, and nothing else, learn them again, `min_m a CE(f(x; m w'), y)`. A neuron
+this recovery does without serves the backdoor: in the ORIGINAL model every channel of small mask
+gets scale zero, its shift stays. Networks without BatchNorm are masked at their other norms
+(`parts/neurons.py`).
 
 Deviations, each with its reason:
 

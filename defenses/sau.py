@@ -3,7 +3,8 @@
 The defender sees the model and a few clean images. For each batch a perturbation is sought that
 fools the model and a frozen copy of the victim into the same wrong class: such shared adversarial
 examples behave like triggered images. The model then learns the clean images and not to call a
-perturbed image what the victim calls it. BatchNorm statistics stay.
+perturbed image x' what the victim f_0 calls it: `CE(f(x), y) - ln(1 - p_k(x'))`,
+`k = argmax f_0(x')`, where that is wrong and new. BatchNorm statistics stay.
 
 Deviations, each with its reason:
 

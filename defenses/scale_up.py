@@ -1,9 +1,9 @@
 """SCALE-UP (Guo et al., ICLR 2023, arXiv 2302.03251): predictions that outlast brighter pixels.
 
 The defender sees the model as a black box, of which labels alone are used. Pixels are multiplied
-and clipped; the share of factors under which the label stays (SPC) is high for triggered inputs.
-Images that become white keep or lose their label whatever they were, and a black image never
-changes: both are the method's own limits.
+and clipped; the share of factors under which the label stays, `SPC = mean_k [f(clip(k x)) = f(x)]`,
+is high for triggered inputs. Images that become white keep or lose their label whatever they were,
+and a black image never changes: both are the method's own limits.
 
 Deviations, each with its reason:
 

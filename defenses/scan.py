@@ -1,11 +1,11 @@
 """SCAn: statistical contamination analyser (Tang et al., USENIX Security 2021, arXiv 1908.00686).
 
-The defender sees the model, the poisoned training set with the labels given and clean images of
-all classes. Features are modelled as an identity, one for each class, plus a variation that is the
-same in all classes; both covariances are learned from the clean images. Each class is split in two,
-in the metric of the variation; a class that two identities explain far better than one, compared
-with other classes, is contaminated, and the part with the smaller share of the clean images is
-taken for poisoned.
+The defender sees the model, the poisoned training set with the labels given and clean images of all
+classes. Features are modelled as an identity, one for each class, plus a variation that is the same
+in all classes, `h = mu_y + e`; both covariances are learned from the clean images. Each class is
+split in two, in the metric of the variation; a class that two identities explain far better than
+one, compared with other classes, is contaminated, and the part with the smaller share of the clean
+images is taken for poisoned.
 
 Deviations, each with its reason:
 

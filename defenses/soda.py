@@ -3,11 +3,13 @@
 A semantic backdoor has no trigger: a rare natural sub-population of one class (green cars) is
 another class to the model. The defender sees the model and a few clean images of each class, none
 of that sub-population, and knows neither source nor target. Four stages, chained: how much each
-penultimate neuron moves each logit (`attribution`); the class whose pattern over neurons differs
-from the others' is the target, the class whose images lean most to it the source (`dissimilarity`,
-`anomaly`, `source`); clean source images are moved by gradient until the model calls them the
-target (`reconstruct`); fine-tuning through the target's strongest neurons alone, with those images
-under the source's label (`SODA.remove`). Where no class is flagged the model comes back unchanged.
+penultimate neuron moves each logit (`attribution`, `A_ik = mean |f_k(h + e_i) - f_k(h)|`); the
+class whose pattern over neurons differs from the others' is the target, the class whose images lean
+most to it the source (`dissimilarity`, `anomaly`, `source`); clean source images are moved by
+gradient until the model calls them the target (`reconstruct`, `min 0.9 mean x^2 - f_t(x)`);
+fine-tuning through the target's strongest neurons alone, with those images x' under the source's
+label (`SODA.remove`, `CE - lam CE(f(x'), t)`). Where no class is flagged the model comes back
+unchanged.
 
 With a linear head the first stage is |W| whatever the images, and needs none (proved; tested).
 
@@ -27,16 +29,6 @@ Deviations from the released code, each with its reason (`released` restores wha
 - Of several flagged classes the most anomalous one is repaired; the notes name all.
 
 The statistic compares K numbers: it is weak at ten classes and can flag none of two.
-
-Measured (acceptance in `test_soda.py`, on a CPU: `tiny`, 16,000 CIFAR-10 images, 12 epochs;
-five rules such as "the reddest 4 % of the cars are frogs", 27 to 48 test members, about 3,990 clean
-images): 75 to 100 % of the members are taken for the target, ACC 68 to 71 % (clean models 75 %).
-The target has the largest index in four of five (1.6 to 5.6), above theta1 in two; its source was
-found in none. Of five clean models one is flagged, at 10.2, the others stay below 1.3: AUROC 0.80.
-With the true pair all images reach the target, and one repair of five is accepted (84.8 -> 23.9 %
-of the members, ACC -4.6 points): elsewhere fine-tuning through 30 or 50 % of the neurons alone
-costs about 9 to 23 points on the hold-out. Through all of them (q = 1) it costs 1 to 3 and leaves
-13, 4, 0 and 18 %, once refused: at this size the mask is what is too expensive.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """SS: spectral signatures (Tran, Li and Madry, NeurIPS 2018, arXiv 1811.00636).
 
 The defender sees the model, the poisoned training set with the labels given, and bounds the share
-of poisoned samples of a class. Of each class's centred penultimate features the direction of
-largest variance is taken; samples far out along it are suspicious: 1.5 times the bound are removed.
+of poisoned samples of a class. Of each class's centred penultimate features the direction v of
+largest variance is taken; samples far out along it are suspicious, `((h - mean h) v)^2`: 1.5 times
+the bound are removed.
 
 Deviations, each with its reason:
 

@@ -2,9 +2,10 @@
 
 The defender sees the model, the poisoned training set with the labels given, and bounds the share
 of poisoned samples of a class. The features of each class are whitened by a covariance estimated
-without their outliers; samples are scored by quantum entropy, which weighs directions by how much
-of all samples' variance is left in them. Of several numbers of directions the one is kept with
-which whitening by the samples that stay leaves the most.
+without their outliers; samples are scored by quantum entropy, `x^T M x` with
+`M = exp(alpha (S - 1) / (|S| - 1))` of trace one, which weighs directions by how much of all
+samples' variance S is left in them. Of several numbers of directions the one is kept with which
+whitening by the samples that stay leaves the most.
 
 Deviations, each with its reason:
 

@@ -1,7 +1,8 @@
 """STRIP (Gao et al., ACSAC 2019): inputs a model is sure of whatever is laid over them.
 
 The defender sees the model and clean images. A trigger decides the prediction even under another
-image, so that the entropy over many overlays is low. The score is the negative mean entropy.
+image, so that the entropy over many overlays is low. The score is the negative mean entropy,
+`-mean_k H(f(x + x_k))`.
 
 Weak by design against triggers that depend on the image or its class, or are faint; images of the
 target class have low entropies too. What is done otherwise than published: `parts/strip.py`.

@@ -2,7 +2,8 @@
 
 What DBD and ASD share: training samples held to be clean keep their labels, the others lend their
 images only. Labels of these are guessed from two views and sharpened; then all images and targets
-of a step are mixed. The weight of the guesses rises from 0 over the whole training.
+of a step are mixed: `CE(p, y) + w |p_u - q|^2`, where the weight w of the guesses q rises from 0
+over the whole training.
 
 Deviations:
 
