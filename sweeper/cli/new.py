@@ -31,8 +31,8 @@ def write(kind: str, name: str, to: Path | None = None) -> Written:
     Args:
         kind: attack | defense.
         name: Words of letters and digits, joined by hyphens or underscores.
-        to: A folder of the user's; default: `attacks/`, `defenses/` and `tests/` of the checkout
-            that is the working directory.
+        to: A folder of the user's; default: `attacks/` or `defenses/`, and their folder in
+            `tests/`, of the checkout that is the working directory.
 
     Raises:
         SweepError: The name cannot be a module's, is taken, or there is no such place.
