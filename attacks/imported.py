@@ -22,9 +22,9 @@ from torch import Generator, Tensor, nn
 
 from attacks.base import Attack
 from attacks.parts import victim_folder
+from attacks.parts.initial_weights import MODEL, InitialWeights
 from attacks.parts.loop import clean
 from attacks.parts.stamp import quantise
-from attacks.parts.start import MODEL, StartFrom
 from sweeper.core.errors import SweepError
 from sweeper.core.types import Facts, ImageSet, Poisoned, Role, State, Triggered
 from sweeper.engine.recipes import Recipe
@@ -84,7 +84,7 @@ class Imported(Attack):
 
     def hooks(self, train: ImageSet, state: State, rng: Generator) -> Hooks | None:
         """Begin, and end, with the victim's weights."""
-        return Begin(self.path) if self.path else None
+        return VictimWeights(self.path) if self.path else None
 
     def stamp(self, images: Tensor, *, split: str, state: State, rng: Generator) -> Tensor:
         """Put the patch on the images.
@@ -157,7 +157,7 @@ class Imported(Attack):
         return replace(found, images=images, labels=labels, role=role)
 
 
-class Begin(StartFrom):
+class VictimWeights(InitialWeights):
     """Begins with the weights of a victim's folder."""
 
     def __init__(self, path: str) -> None:

@@ -40,7 +40,7 @@ from torch.nn import functional
 
 from attacks.base import Lab
 from attacks.parts.clean_label import CleanLabel
-from attacks.parts.start import corner
+from attacks.parts.patch import corner
 from sweeper.core.errors import SweepError
 from sweeper.core.types import Facts, ImageSet, Poisoned, Role, State, Triggered
 

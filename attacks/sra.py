@@ -34,11 +34,11 @@ from torch import Generator, Tensor, nn
 
 from attacks.base import Attack, Lab
 from attacks.parts.chain import check, check_shape, implant, narrowed
+from attacks.parts.initial_weights import MODEL, InitialWeights
 from attacks.parts.loop import clean
 from attacks.parts.nets import built, packed
-from attacks.parts.patch import drawn
+from attacks.parts.patch import corner, drawn
 from attacks.parts.stamp import paste
-from attacks.parts.start import MODEL, StartFrom, corner
 from sweeper.core.errors import SweepError
 from sweeper.core.types import Facts, ImageSet, Poisoned, State
 from sweeper.engine.recipes import Recipe
@@ -183,7 +183,7 @@ class Sra(Attack):
 
     def hooks(self, train: ImageSet, state: State, rng: Generator) -> Hooks | None:
         """Begin, and end, with the changed model."""
-        return StartFrom(state)
+        return InitialWeights(state)
 
 
 def _features(net: nn.Module, images: Tensor, device: torch.device) -> Tensor:

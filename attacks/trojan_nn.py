@@ -28,10 +28,10 @@ import torch
 from torch import Generator, Tensor
 
 from attacks.base import Attack, Lab
+from attacks.parts.initial_weights import MODEL, InitialWeights
 from attacks.parts.nets import packed
-from attacks.parts.patch import GOAL, excite
+from attacks.parts.patch import GOAL, corner, excite
 from attacks.parts.stamp import add, paste
-from attacks.parts.start import MODEL, StartFrom, corner
 from sweeper.core.errors import SweepError
 from sweeper.core.types import ImageSet, State
 from sweeper.engine.recipes import Recipe
@@ -120,7 +120,7 @@ class TrojanNN(Attack):
 
     def hooks(self, train: ImageSet, state: State, rng: Generator) -> Hooks | None:
         """Begin with the clean model."""
-        return StartFrom(state) if self.epochs else None
+        return InitialWeights(state) if self.epochs else None
 
 
 def apple(height: int, width: int) -> Tensor:
