@@ -148,11 +148,11 @@ def driven(model: Net, canvas: tuple[int, ...], mask: Tensor, units: int, steps:
     """
     weight = model.get_parameter("classifier.weight").detach()
     strongest = weight.abs().sum(0).topk(min(units, weight.shape[1])).indices
-    reach = RANGE * mask.to(weight.device).expand(canvas).unsqueeze(0)
-    pixels = torch.zeros_like(reach)
+    bound = RANGE * mask.to(weight.device).expand(canvas).unsqueeze(0)
+    pixels = torch.zeros_like(bound)
     for _ in range(steps):
         pixels.requires_grad_()
         loss = (model.features(pixels)[:, strongest].abs() - GOAL).square().sum()
-        (slope,) = torch.autograd.grad(loss, pixels)
-        pixels = (pixels.detach() - STEP * slope.sign()).clamp(min=0).minimum(reach)
+        (gradient,) = torch.autograd.grad(loss, pixels)
+        pixels = (pixels.detach() - STEP * gradient.sign()).clamp(min=0).minimum(bound)
     return (pixels[0] * 255).floor().cpu()
