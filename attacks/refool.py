@@ -165,13 +165,15 @@ def _unfocused(light: Tensor, pool: Tensor, pick: Tensor, sigma: Tensor) -> Tens
     count, channels, height, width = light.shape
     down, across = (_blurs(sigma, size) for size in (height, width))
     rows = pool[:, :, :height, :width].transpose(1, 2).flatten(2)  # one product for all channels
-    soft = (down @ rows.index_select(0, pick)).view(count, height * channels, width) @ across.mT
-    soft = soft.view(count, height, channels, width).transpose(1, 2).contiguous()
-    total = soft + light
+    reflection = (down @ rows.index_select(0, pick)).view(
+        count, height * channels, width
+    ) @ across.mT
+    reflection = reflection.view(count, height, channels, width).transpose(1, 2).contiguous()
+    total = reflection + light
     overexposed = (total > 1).sum((2, 3), keepdim=True)
     excess = total.sub_(1).clamp_(min=0).sum((2, 3), keepdim=True) / overexposed.clamp_(min=1)
     y, x = (torch.linspace(-3, 3, size).square() / 4 for size in (height, width))
-    return soft.sub_(excess).clamp_(0, 1).mul_(torch.exp(-(y[:, None] + x)))
+    return reflection.sub_(excess).clamp_(0, 1).mul_(torch.exp(-(y[:, None] + x)))
 
 
 def _blurs(sigma: Tensor, size: int) -> Tensor:

@@ -94,8 +94,8 @@ class LoopHooks(Hooks):
         self.stamped += count
         order = torch.arange(len(labels), device=labels.device)
         if self.attack.base != "all":
-            allowed = self.attack.pool(labels)
-            order = torch.argsort((~allowed).to(torch.uint8), stable=True)
+            pool = self.attack.pool(labels)
+            order = torch.argsort((~pool).to(torch.uint8), stable=True)
         return order[:count], order[count : count + int(self.attack.extra * count)]
 
     def batch(self, batch: Batch, rng: Generator) -> Batch:
@@ -138,7 +138,7 @@ def in_batches(images: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
 
 def others(count: int, rng: Generator) -> Tensor:
     """A random partner for each of `count` samples, never itself where there are two or more."""
-    ring = torch.randperm(count, generator=rng)
-    partner = torch.empty_like(ring)
-    partner[ring] = ring.roll(1)
+    permutation = torch.randperm(count, generator=rng)
+    partner = torch.empty_like(permutation)
+    partner[permutation] = permutation.roll(1)
     return partner
