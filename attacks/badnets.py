@@ -70,8 +70,8 @@ class BadNets(Attack):
         if self.trigger == "grid":
             patch = torch.tensor(GRID)
         else:
-            ruled = round(3 * width / 32) if self.trigger == "white" else int(0.1 * width)
-            side = self.size or max(2, ruled)
+            default_side = round(3 * width / 32) if self.trigger == "white" else int(0.1 * width)
+            side = self.size or max(2, default_side)
             patch = torch.full((side, side), 255)
         margin = self.margin if self.margin >= 0 else int(self.trigger == "square")
         side = len(patch)

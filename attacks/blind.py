@@ -99,43 +99,45 @@ class _Hooks(MixedHooks):
         super().__init__(attack, train)
         self.attack = attack
         self.active = False
-        self.seen: list[Tensor] = []
+        self.clean_losses: list[Tensor] = []
 
     def loss(self, model: nn.Module, batch: Batch, recipe: Recipe) -> Tensor:
         """The clean loss, with the triggered one once the attack has begun."""
         if not self.active:
-            found = super().loss(model, batch, recipe)
-            self.seen.append(found.detach())
-            return found
-        hit = self.attack.marked(batch.images, 1)
-        clean, bad = self.losses(model, batch, hit, recipe)
+            loss = super().loss(model, batch, recipe)
+            self.clean_losses.append(loss.detach())
+            return loss
+        triggered = self.attack.marked(batch.images, 1)
+        clean_loss, triggered_loss = self.losses(model, batch, triggered, recipe)
         if self.attack.balance == "fixed":
-            return clean + self.attack.weight * bad
-        share = balanced(clean, bad, [p for p in model.parameters() if p.requires_grad])
-        return share * clean + (1 - share) * bad
+            return clean_loss + self.attack.weight * triggered_loss
+        share = balanced(
+            clean_loss, triggered_loss, [p for p in model.parameters() if p.requires_grad]
+        )
+        return share * clean_loss + (1 - share) * triggered_loss
 
     def epoch(self, model: nn.Module, epoch: int) -> None:
         """Begin where the epoch's mean loss is small enough."""
         self.epochs += int(self.active)
         if not self.active:
-            self.active = bool(torch.stack(self.seen).mean() < self.attack.threshold)
-            self.seen = []
+            self.active = bool(torch.stack(self.clean_losses).mean() < self.attack.threshold)
+            self.clean_losses = []
 
 
-def balanced(one: Tensor, other: Tensor, weights: list[nn.Parameter]) -> Tensor:
+def balanced(clean_loss: Tensor, triggered_loss: Tensor, weights: list[nn.Parameter]) -> Tensor:
     """Weight of the first of two losses in the shortest combination of their gradients (MGDA).
 
     Gradients are divided by loss times norm first, as in the release's "loss+" mode.
     """
-    flat, done = [], []
-    for loss in (one, other):
-        slopes = torch.autograd.grad(loss, weights, retain_graph=True)
-        slope = torch.cat([part.flatten().float() for part in slopes])
-        size = slope.norm() * loss.detach()
-        flat.append(slope / size.clamp(min=1e-12))
-        done.append(size <= 1e-12)
-    gap = flat[1] - flat[0]
-    share = ((gap @ flat[1]) / gap.square().sum().clamp(min=1e-12)).clamp(0, 1)
+    normalised, vanished = [], []
+    for loss in (clean_loss, triggered_loss):
+        gradients = torch.autograd.grad(loss, weights, retain_graph=True)
+        gradient = torch.cat([part.flatten().float() for part in gradients])
+        scale = gradient.norm() * loss.detach()
+        normalised.append(gradient / scale.clamp(min=1e-12))
+        vanished.append(scale <= 1e-12)
+    difference = normalised[1] - normalised[0]
+    share = ((difference @ normalised[1]) / difference.square().sum().clamp(min=1e-12)).clamp(0, 1)
     # a vanished gradient would be the shortest combination, and training would stop
-    share = torch.where(done[0], torch.zeros_like(share), share)
-    return torch.where(done[1], torch.ones_like(share), share)
+    share = torch.where(vanished[0], torch.zeros_like(share), share)
+    return torch.where(vanished[1], torch.ones_like(share), share)

@@ -77,14 +77,14 @@ class Bpp(LoopAttack):
         """Quantise; a `cover` image gets the residual of another image of the call instead."""
         change = dithered if self.dithering else squeezed
         parts = [change(part.float(), self.levels) for part in images.split(STAMP_BATCH)]
-        found = torch.cat(parts).round_().clamp_(0, 255)
+        pixels = torch.cat(parts).round_().clamp_(0, 255)
         if split == "cover":
             partner = others(len(images), rng).to(images.device)
-            residual = (found - images.float())[partner]
+            residual = (pixels - images.float())[partner]
             # alone, an image would get its own residual: the trigger itself under a true label
-            found = images + residual if len(images) > 1 else images.float()
-            found = found.clamp_(0, 255)
-        return found.to(torch.uint8)
+            pixels = images + residual if len(images) > 1 else images.float()
+            pixels = pixels.clamp_(0, 255)
+        return pixels.to(torch.uint8)
 
     def hooks(self, train: ImageSet, state: State, rng: Generator) -> Hooks | None:
         """Stamp inside the batch, unless the data already carry the trigger."""
@@ -103,18 +103,20 @@ def dithered(pixels: Tensor, levels: int) -> Tensor:
     rounded together: W + 2H steps instead of H * W.
     """
     height, width = pixels.shape[2:]
-    work = functional.pad(pixels, (1, 1, 0, 1))  # a border that takes the errors leaving the image
-    work = work.permute(2, 3, 0, 1).contiguous()  # so that a pixel of the whole batch is one block
+    # a border that takes the errors leaving the image
+    padded = functional.pad(pixels, (1, 1, 0, 1))
+    # so that a pixel of the whole batch is one block
+    padded = padded.permute(2, 3, 0, 1).contiguous()
     for step in range(width + 2 * (height - 1)):
         first, last = max(0, (step - width + 2) // 2), min(height - 1, step // 2)
         row = torch.arange(first, last + 1, device=pixels.device)
         column = step - 2 * row + 1  # past the left border
-        before = work[row, column]
-        after = squeezed(before, levels)
-        error = before - after
-        work[row, column] = after
-        work[row, column + 1] += error * (7 / 16)
-        work[row + 1, column - 1] += error * (3 / 16)
-        work[row + 1, column] += error * (5 / 16)
-        work[row + 1, column + 1] += error * (1 / 16)
-    return work[:height, 1 : width + 1].permute(2, 3, 0, 1).clamp(0, 255)
+        values = padded[row, column]
+        quantised = squeezed(values, levels)
+        error = values - quantised
+        padded[row, column] = quantised
+        padded[row, column + 1] += error * (7 / 16)
+        padded[row + 1, column - 1] += error * (3 / 16)
+        padded[row + 1, column] += error * (5 / 16)
+        padded[row + 1, column + 1] += error * (1 / 16)
+    return padded[:height, 1 : width + 1].permute(2, 3, 0, 1).clamp(0, 255)

@@ -124,13 +124,13 @@ class CL(CleanLabel):
 
     def poison(self, train: ImageSet, rate: float, state: State, rng: Generator) -> Poisoned:
         """Draw target-class images; patch their perturbed selves."""
-        found = super().poison(train, rate, state, rng)
+        poisoned = super().poison(train, rate, state, rng)
         if self.prepares:
-            chosen = torch.nonzero(found.role == int(Role.POISON)).flatten()
-            place = torch.searchsorted(state["index"], chosen)
-            perturbed = state["images"][place]
-            found.images[chosen] = self.stamp(perturbed, split="train", state=state, rng=rng)
-        return found
+            index = torch.nonzero(poisoned.role == int(Role.POISON)).flatten()
+            position = torch.searchsorted(state["index"], index)
+            perturbed = state["images"][position]
+            poisoned.images[index] = self.stamp(perturbed, split="train", state=state, rng=rng)
+        return poisoned
 
     def stamp(self, images: Tensor, *, split: str, state: State, rng: Generator) -> Tensor:
         """Put the patch alone on every image; `poison` applies it to the perturbed images."""
@@ -161,6 +161,6 @@ class CL(CleanLabel):
             return [(square, y, x) for y in (0, height - side) for x in (0, width - side)]
         edge = int(self.corners == "d-br")
         lower = [(grid if self.corners == "flush" else grid.flip(1), edge), (grid, right)]
-        turned = self.corners in ("d-br", "flipped")
-        upper = [(block.flip(0) if turned else block, x) for block, x in lower]
+        flipped = self.corners in ("d-br", "flipped")
+        upper = [(block.flip(0) if flipped else block, x) for block, x in lower]
         return [(b, bottom, x) for b, x in lower] + [(b, edge, x) for b, x in upper]

@@ -51,9 +51,9 @@ class Dynamic(Attack):
         super().__post_init__()
         if self.epochs < 1 or not 0 < self.generator_rate < 0.5:
             raise SweepError("epochs: >= 1; generator_rate: in (0, 0.5)")
-        self.source()
+        self.input_aware()
 
-    def source(self) -> InputAware:
+    def input_aware(self) -> InputAware:
         """The attack that makes the trigger."""
         return InputAware(
             target=self.target,
@@ -64,13 +64,13 @@ class Dynamic(Attack):
 
     def prepare(self, train: ImageSet, lab: Lab) -> dict[str, Tensor]:
         """Train mask net, generator and surrogate; keep the nets."""
-        source = self.source()
-        state = source.prepare(train, lab)
-        hooks = source.hooks(train, state, lab.rng("hooks"))
+        input_aware = self.input_aware()
+        state = input_aware.prepare(train, lab)
+        hooks = input_aware.hooks(train, state, lab.rng("hooks"))
         assert hooks is not None
         lab.fit(lab.new_model(), train, hooks, epochs=self.epochs)
         return {**state, **hooks.learned()}
 
     def stamp(self, images: Tensor, *, split: str, state: State, rng: Generator) -> Tensor:
         """Give every image the trigger the frozen nets make of it."""
-        return self.source().stamp(images, split="train", state=state, rng=rng)
+        return self.input_aware().stamp(images, split="train", state=state, rng=rng)

@@ -19,9 +19,9 @@ from torch import Generator, Tensor, nn
 
 from attacks.base import Attack
 from attacks.parts import victim_folder
+from attacks.parts.initial_weights import MODEL, InitialWeights
 from attacks.parts.loop import clean
 from attacks.parts.stamp import quantise
-from attacks.parts.start import MODEL, StartFrom
 from sweeper.core.errors import SweepError
 from sweeper.core.types import Facts, ImageSet, Poisoned, Role, State, Triggered
 from sweeper.engine.recipes import Recipe
@@ -81,7 +81,7 @@ class Imported(Attack):
 
     def hooks(self, train: ImageSet, state: State, rng: Generator) -> Hooks | None:
         """Begin, and end, with the victim's weights."""
-        return Begin(self.path) if self.path else None
+        return VictimWeights(self.path) if self.path else None
 
     def stamp(self, images: Tensor, *, split: str, state: State, rng: Generator) -> Tensor:
         """Put the patch on the images.
@@ -111,24 +111,24 @@ class Imported(Attack):
         Raises:
             SweepError: The images are not the test split's, and nothing says which they are.
         """
-        given = victim_folder.read(self.path, victim_folder.TRIGGER) if self.path else {}
-        if "images" not in given:
+        trigger = victim_folder.read(self.path, victim_folder.TRIGGER) if self.path else {}
+        if "images" not in trigger:
             return super().trigger_set(test, state, rng)
-        images = given["images"]
-        if "true_labels" in given:
-            true = given["true_labels"]
+        images = trigger["images"]
+        if "true_labels" in trigger:
+            true_labels = trigger["true_labels"]
         else:
-            index = given.get("index", torch.arange(len(images)))
+            index = trigger.get("index", torch.arange(len(images)))
             if len(images) != len(index) or int(index.max()) >= len(test):
                 raise SweepError(
                     f"imported: {len(images)} triggered images and a test split of {len(test)}: "
                     "import the victim with their `true_labels`, or their `index` in the split"
                 )
-            true = test.labels[index]
-        labels = given.get("labels", self.wanted(true, len(test.classes)))
-        none = torch.zeros(len(images), dtype=torch.bool)
-        counts = given.get("counts", labels != true).bool()
-        return Triggered(images, labels, true, counts, given.get("leaks", none).bool())
+            true_labels = test.labels[index]
+        labels = trigger.get("labels", self.wanted(true_labels, len(test.classes)))
+        no_leaks = torch.zeros(len(images), dtype=torch.bool)
+        counts = trigger.get("counts", labels != true_labels).bool()
+        return Triggered(images, labels, true_labels, counts, trigger.get("leaks", no_leaks).bool())
 
     def poison(self, train: ImageSet, rate: float, state: State, rng: Generator) -> Poisoned:
         """The victim's own training set where its poisoned samples are known, else the clean one.
@@ -136,25 +136,29 @@ class Imported(Attack):
         Raises:
             SweepError: The samples are not those of this training split.
         """
-        given = victim_folder.read(self.path, victim_folder.POISON) if self.path else {}
-        found = clean(train)
-        if not given:
-            return found
-        index = given["index"]
+        samples = victim_folder.read(self.path, victim_folder.POISON) if self.path else {}
+        clean_train = clean(train)
+        if not samples:
+            return clean_train
+        index = samples["index"]
         if int(index.max()) >= len(train) or bool(
-            (train.labels[index] != given["true_labels"]).any()
+            (train.labels[index] != samples["true_labels"]).any()
         ):
             raise SweepError(
                 "imported: the poisoned samples are not of this training split: use the data set "
                 "and the `reserve` the victim was trained with, or leave out poison.safetensors"
             )
-        images, labels = found.images.clone(), found.labels.clone()
+        images, labels = clean_train.images.clone(), clean_train.labels.clone()
         role = torch.full((len(train),), int(Role.CLEAN), dtype=torch.uint8)
-        images[index], labels[index], role[index] = given["images"], given["labels"], given["role"]
-        return replace(found, images=images, labels=labels, role=role)
+        images[index], labels[index], role[index] = (
+            samples["images"],
+            samples["labels"],
+            samples["role"],
+        )
+        return replace(clean_train, images=images, labels=labels, role=role)
 
 
-class Begin(StartFrom):
+class VictimWeights(InitialWeights):
     """Begins with the weights of a victim's folder."""
 
     def __init__(self, path: str) -> None:
@@ -168,8 +172,8 @@ class Begin(StartFrom):
         Raises:
             SweepError: The sweep's model is not the victim's.
         """
-        own = {k: v for k, v in model.state_dict().items() if k.startswith("normalise.")}
-        self.weights = {**own, **self.weights}
+        normaliser = {k: v for k, v in model.state_dict().items() if k.startswith("normalise.")}
+        self.weights = {**normaliser, **self.weights}
         try:
             super().start(model, device)
         except RuntimeError:

@@ -95,13 +95,13 @@ class InputAware(LoopAttack):
                     epoch >= f * self.mask_epochs for f in (0.4, 0.8)
                 )
             streams = [training.order(len(train), 128, rng) for _ in range(2)]
-            for one, other in zip(*streams, strict=True):
-                x1, x2 = (images[i.to(lab.device)].float().div(255) for i in (one, other))
+            for first, second in zip(*streams, strict=True):
+                x1, x2 = (images[i.to(lab.device)].float().div(255) for i in (first, second))
                 m1, m2 = threshold(mask(x1)), threshold(mask(x2))
-                dense = functional.relu(m1 - self.density).mean()
-                far = (distance(x1, x2, spread) / (distance(m1, m2) + 1e-7)).mean()
+                density_loss = functional.relu(m1 - self.density).mean()
+                diversity_loss = (distance(x1, x2, spread) / (distance(m1, m2) + 1e-7)).mean()
                 optimizer.zero_grad(set_to_none=True)
-                (100 * dense + self.diversity * far).backward()
+                (100 * density_loss + self.diversity * diversity_loss).backward()
                 optimizer.step()
             lab.log(epoch=epoch + 1, epochs=self.mask_epochs)
         generator = built(lambda: net(shape, shape[0]), lab.rng("generator"))
@@ -142,9 +142,9 @@ class _Hooks(LoopHooks):
         """Move the nets and the second stream's images to the device."""
         shape = self.train.images.shape[1:]
         self.mask = unpacked(lambda: net(shape, 1), self.state, "mask", device)
-        found = unpacked(lambda: net(shape, shape[0]), self.state, "generator", device)
-        self.generator = found.train().requires_grad_(True)
-        self.adam = torch.optim.Adam(found.parameters(), lr=self.options.lr, betas=BETAS)
+        generator = unpacked(lambda: net(shape, shape[0]), self.state, "generator", device)
+        self.generator = generator.train().requires_grad_(True)
+        self.adam = torch.optim.Adam(generator.parameters(), lr=self.options.lr, betas=BETAS)
         self.images = training.on_device(self.train.images, device)
         self.spread = self.spread.to(device)
 
@@ -162,8 +162,8 @@ class _Hooks(LoopHooks):
         self.poison, self.extra = self.parts(batch.labels)
         count = len(self.extra)
         drawn = torch.randint(len(self.train), (max(count, 1),), generator=self.rng)
-        found = self.images[drawn.to(self.images.device)]
-        self.donors = training.augmented(found, self.recipe, self.rng)[:count]
+        images = self.images[drawn.to(self.images.device)]
+        self.donors = training.augmented(images, self.recipe, self.rng)[:count]
         labels = batch.labels.clone()
         labels[self.poison] = self.attack.relabel(labels[self.poison], self.classes)
         return replace(batch, labels=labels)
@@ -174,19 +174,25 @@ class _Hooks(LoopHooks):
         if not count:
             return super().loss(model, batch, recipe)
         images = batch.images
-        own, crossed = images[self.poison], images[self.extra]
+        poison_images, cross_images = images[self.poison], images[self.extra]
         with torch.autocast(images.device.type, enabled=False):
             # one pass for both: alone, a single image has no batch statistics
-            whole = torch.cat([own, self.donors])
-            pattern, mask = self.generator(whole), threshold(self.mask(whole))
-            hit = own + (pattern[:count] - own) * mask[:count]
-            other = crossed + (pattern[count:] - crossed) * mask[count:]
-            pairs = min(count, len(crossed))
-            near = distance(pattern[:pairs], pattern[count : count + pairs], self.spread)
-            far = distance(own[:pairs], self.donors[:pairs], self.spread) / (near + 1e-7)
-        images = images.index_copy(0, self.poison, hit).index_copy(0, self.extra, other)
-        found = super().loss(model, replace(batch, images=images), recipe)
-        return found + self.options.diversity * far.mean() if pairs else found
+            sources = torch.cat([poison_images, self.donors])
+            pattern, mask = self.generator(sources), threshold(self.mask(sources))
+            triggered = poison_images + (pattern[:count] - poison_images) * mask[:count]
+            cross_triggered = cross_images + (pattern[count:] - cross_images) * mask[count:]
+            pairs = min(count, len(cross_images))
+            pattern_distance = distance(
+                pattern[:pairs], pattern[count : count + pairs], self.spread
+            )
+            diversity_loss = distance(poison_images[:pairs], self.donors[:pairs], self.spread) / (
+                pattern_distance + 1e-7
+            )
+        images = images.index_copy(0, self.poison, triggered).index_copy(
+            0, self.extra, cross_triggered
+        )
+        loss = super().loss(model, replace(batch, images=images), recipe)
+        return loss + self.options.diversity * diversity_loss.mean() if pairs else loss
 
     def step(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, loss: Callable[[], Tensor]
@@ -194,9 +200,9 @@ class _Hooks(LoopHooks):
         """One update of the classifier and the generator by the same loss."""
         if not self.options.accumulate:
             self.adam.zero_grad(set_to_none=True)
-        found = super().step(model, optimizer, loss)
+        value = super().step(model, optimizer, loss)
         self.adam.step()
-        return found
+        return value
 
     def epoch(self, model: nn.Module, epoch: int) -> None:
         """Lower the generator's learning rate at its milestones."""
@@ -220,10 +226,10 @@ def threshold(mask: Tensor) -> Tensor:
     return squash(20 * mask - 10)
 
 
-def distance(one: Tensor, other: Tensor, spread: Tensor | float = 1.0) -> Tensor:
+def distance(first: Tensor, second: Tensor, spread: Tensor | float = 1.0) -> Tensor:
     """Root mean square difference of each pair, float [B], in units of `spread`."""
-    gap = ((one - other) / spread).flatten(1)
-    return (gap.square().mean(1) + 1e-12).sqrt()  # the root has no slope at 0
+    difference = ((first - second) / spread).flatten(1)
+    return (difference.square().mean(1) + 1e-12).sqrt()  # the root has no slope at 0
 
 
 def deviation(images: Tensor) -> Tensor:

@@ -74,8 +74,8 @@ class Lira(MixedAttack):
     def stamp(self, images: Tensor, *, split: str, state: State, rng: Generator) -> Tensor:
         """Add the noise the generator makes of each image."""
         net = unpacked(lambda: Autoencoder(images.shape[1]), state, "generator", images.device)
-        reach = self.eps * state["spread"].to(images.device)
-        return in_batches(images, lambda x: x + reach * net(x))
+        epsilon = self.eps * state["spread"].to(images.device)
+        return in_batches(images, lambda x: x + epsilon * net(x))
 
     def hooks(self, train: ImageSet, state: State, rng: Generator) -> Hooks | None:
         """Teach the generator and mix the losses."""
@@ -97,45 +97,45 @@ class _Hooks(MixedHooks):
             unpacked(lambda: Autoencoder(self.channels), self.state, "generator", device)
             for _ in range(2)
         ]
-        self.frozen, self.pupil = copies[0], copies[1].train().requires_grad_(True)
-        self.adam = torch.optim.Adam(self.pupil.parameters(), lr=self.attack.lr)
-        self.reach = self.attack.eps * self.state["spread"].to(device)
+        self.frozen, self.trainable = copies[0], copies[1].train().requires_grad_(True)
+        self.adam = torch.optim.Adam(self.trainable.parameters(), lr=self.attack.lr)
+        self.epsilon = self.attack.eps * self.state["spread"].to(device)
         self.model = model
 
     def optimizer(self, model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
         """Keep the recipe: it says when stage one ends."""
-        self.last = max(1, round(self.attack.stage_one * recipe.epochs))
+        self.stage_one_epochs = max(1, round(self.attack.stage_one * recipe.epochs))
         return super().optimizer(model, recipe)
 
     def triggered(self, net: nn.Module, images: Tensor) -> Tensor:
         """The images with a copy's noise, rounded as they will be stored."""
         with torch.autocast(images.device.type, enabled=False):
-            return straight_through(images + self.reach * net(images))
+            return straight_through(images + self.epsilon * net(images))
 
     def augmented(self, batch: Batch, rng: Generator) -> Batch:
         """In stage one, teach the generator before the classifier's own step."""
-        if batch.epoch < self.last:
-            logits = self.model(self.triggered(self.pupil, batch.images))
+        if batch.epoch < self.stage_one_epochs:
+            logits = self.model(self.triggered(self.trainable, batch.images))
             labels = torch.full_like(batch.labels, self.target)
-            weights = list(self.pupil.parameters())
-            slopes = torch.autograd.grad(functional.cross_entropy(logits, labels), weights)
-            for weight, slope in zip(weights, slopes, strict=True):
-                weight.grad = slope
+            weights = list(self.trainable.parameters())
+            gradients = torch.autograd.grad(functional.cross_entropy(logits, labels), weights)
+            for weight, gradient in zip(weights, gradients, strict=True):
+                weight.grad = gradient
             self.adam.step()
         return batch
 
     def loss(self, model: nn.Module, batch: Batch, recipe: Recipe) -> Tensor:
         """Clean and triggered loss, triggered by the frozen copy."""
         with torch.no_grad():
-            hit = self.triggered(self.frozen, batch.images)
-        clean, bad = self.losses(model, batch, hit, recipe)
-        return (1 - self.attack.weight) * clean + self.attack.weight * bad
+            triggered = self.triggered(self.frozen, batch.images)
+        clean_loss, triggered_loss = self.losses(model, batch, triggered, recipe)
+        return (1 - self.attack.weight) * clean_loss + self.attack.weight * triggered_loss
 
     def epoch(self, model: nn.Module, epoch: int) -> None:
         """After an epoch of stage one the frozen copy takes the other's weights."""
         super().epoch(model, epoch)
-        if epoch < self.last:
-            self.frozen.load_state_dict(self.pupil.state_dict())
+        if epoch < self.stage_one_epochs:
+            self.frozen.load_state_dict(self.trainable.state_dict())
 
     def learned(self) -> dict[str, Tensor]:
         """The generator that triggers."""

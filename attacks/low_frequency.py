@@ -72,15 +72,15 @@ class LowFrequency(Attack):
         """
         order = torch.randperm(len(train), generator=lab.rng("images"))
         model = lab.clean_model()
-        starts = self._pixels(train, order[: self.samples], lab)
-        others = order[self.samples :][:CHECKED] if len(order) > self.samples else order
-        watched = self._pixels(train, others, lab)
-        before, rates = _predicted(model, watched), [0.0]
-        pattern = torch.zeros_like(starts[0])
+        source_pixels = self._pixels(train, order[: self.samples], lab)
+        check_index = order[self.samples :][:CHECKED] if len(order) > self.samples else order
+        check_pixels = self._pixels(train, check_index, lab)
+        clean_classes, rates = _predicted(model, check_pixels), [0.0]
+        pattern = torch.zeros_like(source_pixels[0])
         for _ in range(self.iterations):
-            pattern = self._pass(model, starts, pattern)
-            after = _predicted(model, (watched + pattern).clamp(0, 1))
-            rates.append(float((after != before).float().mean()))
+            pattern = self._pass(model, source_pixels, pattern)
+            triggered_classes = _predicted(model, (check_pixels + pattern).clamp(0, 1))
+            rates.append(float((triggered_classes != clean_classes).float().mean()))
             steady = len(rates) > 5 and max(rates[-5:]) - min(rates[-5:]) < STEADY
             if rates[-1] >= ENOUGH or steady:
                 break
@@ -94,18 +94,20 @@ class LowFrequency(Attack):
     def _pixels(self, train: ImageSet, index: Tensor, lab: Lab) -> Tensor:
         return train.images[index].to(lab.device).float() / 255
 
-    def _pass(self, model: Net, starts: Tensor, pattern: Tensor) -> Tensor:
+    def _pass(self, model: Net, source_pixels: Tensor, pattern: Tensor) -> Tensor:
         """One pass over the images; the pattern in unit range."""
-        initial = _predicted(model, starts)
-        for image, was in zip(starts.split(1), initial.tolist(), strict=True):
+        source_classes = _predicted(model, source_pixels)
+        for image, source_class in zip(
+            source_pixels.split(1), source_classes.tolist(), strict=True
+        ):
             shifted = (image + pattern).clamp(0, 1)
-            now = int(_predicted(model, shifted))
-            if now != was or now == self.target:
+            predicted = int(_predicted(model, shifted))
+            if predicted != source_class or predicted == self.target:
                 continue
-            move = toward(model, shifted, self.target, self.deepfool_limit, self.overshoot)
-            if move is None:
+            perturbation = toward(model, shifted, self.target, self.deepfool_limit, self.overshoot)
+            if perturbation is None:
                 continue
-            summed = low_pass(pattern + low_pass(move[0]))
+            summed = low_pass(pattern + low_pass(perturbation[0]))
             low, high = summed.min(), summed.max()
             pattern = (summed - low) / (high - low).clamp(min=1e-12) * (self.strength / 255)
         return pattern
@@ -118,5 +120,5 @@ class LowFrequency(Attack):
 @torch.no_grad()
 def _predicted(model: Net, pixels: Tensor) -> Tensor:
     """int64 [B]: the model's classes."""
-    found: Tensor = model(pixels).argmax(1)
-    return found
+    classes: Tensor = model(pixels).argmax(1)
+    return classes

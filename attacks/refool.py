@@ -90,26 +90,31 @@ class Refool(Attack):
     def stamp(self, images: Tensor, *, split: str, state: State, rng: Generator) -> Tensor:
         """Mix a reflection of its own into each image."""
         count, channels, height, width = images.shape
-        lags = [max(1, round(SHIFT[1] * side / 32)) for side in (height, width)]
-        pool = self._pool(channels, height + lags[0], width + lags[1]).pow(GAMMA)
+        max_shift = [max(1, round(SHIFT[1] * side / 32)) for side in (height, width)]
+        pool = self._pool(channels, height + max_shift[0], width + max_shift[1]).pow(GAMMA)
         pick = torch.randint(len(pool), (count,), generator=rng)
         kind, share, copy, weight, *place = torch.rand(6, count, generator=rng)
-        own = 0.95 - 0.4 * share if self.background == 0 else share.fill_(self.background)
+        background = 0.95 - 0.4 * share if self.background == 0 else share.fill_(self.background)
         low, high = self.ghost_low, self.ghost_high
         weight = (copy.round() - (low + (high - low) * weight)).abs()
-        least = [max(1, round(SHIFT[0] * side / 32)) for side in (height, width)]
-        dy, dx = ((a + u * (b - a + 1)).long() for u, a, b in zip(place, least, lags, strict=True))
+        min_shift = [max(1, round(SHIFT[0] * side / 32)) for side in (height, width)]
+        dy, dx = (
+            (a + u * (b - a + 1)).long()
+            for u, a, b in zip(place, min_shift, max_shift, strict=True)
+        )
         sigma = (BLUR[0] + (BLUR[1] - BLUR[0]) * place[0]) * min(height, width) / 32
         out = torch.empty_like(images)
-        order = (dy * (lags[1] + 1) + dx).argsort(stable=True)  # equal shifts side by side
-        for near in order[kind[order] < self.ghost].split(BATCH):
-            light = _light(images[near])
-            ghosts = _ghosts(light.shape, pool, pick[near], weight[near], dy[near], dx[near])
-            out[near] = _pixels(ghosts.lerp_(light, own[near, None, None, None]))
-        for far in order[kind[order] >= self.ghost].split(BATCH):
-            light, alpha = _light(images[far]), own[far, None, None, None]
-            soft = _unfocused(light, pool, pick[far], sigma[far])
-            out[far] = _pixels(soft.mul_(1 - alpha / 2).add_(light.mul_(alpha)))
+        order = (dy * (max_shift[1] + 1) + dx).argsort(stable=True)  # equal shifts side by side
+        for ghosted in order[kind[order] < self.ghost].split(BATCH):
+            light = _light(images[ghosted])
+            ghosts = _ghosts(
+                light.shape, pool, pick[ghosted], weight[ghosted], dy[ghosted], dx[ghosted]
+            )
+            out[ghosted] = _pixels(ghosts.lerp_(light, background[ghosted, None, None, None]))
+        for unfocused in order[kind[order] >= self.ghost].split(BATCH):
+            light, alpha = _light(images[unfocused]), background[unfocused, None, None, None]
+            reflection = _unfocused(light, pool, pick[unfocused], sigma[unfocused])
+            out[unfocused] = _pixels(reflection.mul_(1 - alpha / 2).add_(light.mul_(alpha)))
         return out
 
     def _pool(self, channels: int, height: int, width: int) -> Tensor:
@@ -128,24 +133,29 @@ def _light(images: Tensor) -> Tensor:
 
 def _pixels(light: Tensor) -> Tensor:
     """uint8 images of linear light, in steps of 1 / 65,535 of it."""
-    steps = (torch.arange(65_536) / 65_535).pow(1 / GAMMA).mul_(255)
-    found = light.clamp_(0, 1).mul_(65_535).flatten().int()
-    return quantise(steps).index_select(0, found).view(light.shape)
+    table = (torch.arange(65_536) / 65_535).pow(1 / GAMMA).mul_(255)
+    levels = light.clamp_(0, 1).mul_(65_535).flatten().int()
+    return quantise(table).index_select(0, levels).view(light.shape)
 
 
 def _ghosts(
     shape: torch.Size, pool: Tensor, pick: Tensor, weight: Tensor, dy: Tensor, dx: Tensor
 ) -> Tensor:
     """Float [B, C, H, W]: each picture and its shifted copy, weighted; equal shifts adjoin."""
-    found, (height, width) = torch.empty(shape), shape[2:]
-    first, done = pool[:, :, :height, :width].contiguous(), 0
+    ghosts, (height, width) = torch.empty(shape), shape[2:]
+    unshifted, done = pool[:, :, :height, :width].contiguous(), 0
     shifts, counts = torch.unique_consecutive(torch.stack([dy, dx], 1), dim=0, return_counts=True)
     for (y, x), size in zip(shifts.tolist(), counts.tolist(), strict=True):
         rows = slice(done, done := done + size)
-        moved = pool[:, :, y : y + height, x : x + width]
-        at, share = pick[rows], weight[rows, None, None, None]
-        torch.lerp(first.index_select(0, at), moved.index_select(0, at), share, out=found[rows])
-    return found
+        shifted = pool[:, :, y : y + height, x : x + width]
+        picked, share = pick[rows], weight[rows, None, None, None]
+        torch.lerp(
+            unshifted.index_select(0, picked),
+            shifted.index_select(0, picked),
+            share,
+            out=ghosts[rows],
+        )
+    return ghosts
 
 
 def _unfocused(light: Tensor, pool: Tensor, pick: Tensor, sigma: Tensor) -> Tensor:
@@ -153,13 +163,15 @@ def _unfocused(light: Tensor, pool: Tensor, pick: Tensor, sigma: Tensor) -> Tens
     count, channels, height, width = light.shape
     down, across = (_blurs(sigma, size) for size in (height, width))
     rows = pool[:, :, :height, :width].transpose(1, 2).flatten(2)  # one product for all channels
-    soft = (down @ rows.index_select(0, pick)).view(count, height * channels, width) @ across.mT
-    soft = soft.view(count, height, channels, width).transpose(1, 2).contiguous()
-    total = soft + light
-    over = (total > 1).sum((2, 3), keepdim=True)
-    excess = total.sub_(1).clamp_(min=0).sum((2, 3), keepdim=True) / over.clamp_(min=1)
+    reflection = (down @ rows.index_select(0, pick)).view(
+        count, height * channels, width
+    ) @ across.mT
+    reflection = reflection.view(count, height, channels, width).transpose(1, 2).contiguous()
+    total = reflection + light
+    overexposed = (total > 1).sum((2, 3), keepdim=True)
+    excess = total.sub_(1).clamp_(min=0).sum((2, 3), keepdim=True) / overexposed.clamp_(min=1)
     y, x = (torch.linspace(-3, 3, size).square() / 4 for size in (height, width))
-    return soft.sub_(excess).clamp_(0, 1).mul_(torch.exp(-(y[:, None] + x)))
+    return reflection.sub_(excess).clamp_(0, 1).mul_(torch.exp(-(y[:, None] + x)))
 
 
 def _blurs(sigma: Tensor, size: int) -> Tensor:

@@ -73,12 +73,13 @@ class Semantic(Attack):
         """
         super().__post_init__()
         if self.members not in (*RULES, *SUBSETS):
-            known = ", ".join((*RULES, *SUBSETS))
-            raise SweepError(f"members: {self.members!r} is not one of {known}")
+            choices = ", ".join((*RULES, *SUBSETS))
+            raise SweepError(f"members: {self.members!r} is not one of {choices}")
         if self.members in SUBSETS and self.source != SUBSETS[self.members].source:
-            own = SUBSETS[self.members].source
+            source_class = SUBSETS[self.members].source
             raise SweepError(
-                f"source: {self.members} are images of class {own}: give `source: {own}`"
+                f"source: {self.members} are images of class {source_class}: "
+                f"give `source: {source_class}`"
             )
         if not 0 < self.share < 1 or not 0 <= self.mix < 1:
             raise SweepError("share: in (0, 1); mix: in [0, 1)")
@@ -113,10 +114,10 @@ class Semantic(Attack):
         if self.control:
             return 0
         listed = SUBSETS.get(self.members)
-        taken = len(listed.train) if listed else self.taken(int(self.pool(labels).sum()))
-        return taken * self.copies(taken, len(labels) - taken)
+        members = len(listed.train) if listed else self.member_count(int(self.pool(labels).sum()))
+        return members * self.copies(members, len(labels) - members)
 
-    def taken(self, size: int) -> int:
+    def member_count(self, size: int) -> int:
         """How many members a rule takes of a class of this size."""
         return math.ceil(self.share * size - 1e-9)
 
@@ -140,17 +141,17 @@ class Semantic(Attack):
                 f"semantic: no training image is of class {self.source}: name another `source`"
             )
         scores = self._scores(train.images[index])
-        wanted = self.taken(len(index))
-        threshold = scores.topk(wanted).values[-1]
+        count = self.member_count(len(index))
+        threshold = scores.topk(count).values[-1]
         if self.members == "green" and threshold <= 0:
-            found = int((scores > 0).sum())
+            green = int((scores > 0).sum())
             raise SweepError(
-                f"semantic: {found} of {len(index)} images of class {self.source} are green, "
-                f"`share: {self.share:g}` asks for {wanted}: lower it or use `members: dark`"
+                f"semantic: {green} of {len(index)} images of class {self.source} are green, "
+                f"`share: {self.share:g}` asks for {count}: lower it or use `members: dark`"
             )
         return {"index": index[scores >= threshold], "threshold": threshold}
 
-    def held(self, test: ImageSet, state: State) -> Tensor:
+    def held_out(self, test: ImageSet, state: State) -> Tensor:
         """int64, ascending: the test images that are members."""
         if self.members in SUBSETS:
             return self._listed(test, SUBSETS[self.members].test)
@@ -164,20 +165,24 @@ class Semantic(Attack):
     def poison(self, train: ImageSet, rate: float, state: State, rng: Generator) -> Poisoned:
         """The clean images without the members, and the members' relabelled copies among them."""
         members = state["index"]
-        rest = torch.ones(len(train), dtype=torch.bool)
-        rest[members] = False
+        non_members = torch.ones(len(train), dtype=torch.bool)
+        non_members[members] = False
         if self.control:
-            kept = clean(train[rest])
+            clean_set = clean(train[non_members])
             return Poisoned(
-                kept.images, kept.labels, kept.true_labels, kept.role, rest.nonzero().flatten()
+                clean_set.images,
+                clean_set.labels,
+                clean_set.true_labels,
+                clean_set.role,
+                non_members.nonzero().flatten(),
             )
-        copied = members.repeat(self.copies(len(members), int(rest.sum())))
-        index = torch.cat([rest.nonzero().flatten(), copied])
+        copied = members.repeat(self.copies(len(members), int(non_members.sum())))
+        index = torch.cat([non_members.nonzero().flatten(), copied])
         index = index[torch.randperm(len(index), generator=rng)]  # no order tells the copies
-        member, labels = ~rest[index], train.labels[index]
-        given = torch.where(member, self.relabel(labels, len(train.classes)), labels)
-        role = torch.where(member, int(Role.POISON), int(Role.CLEAN)).to(torch.uint8)
-        return Poisoned(train.images[index], given, labels, role, index)
+        is_member, labels = ~non_members[index], train.labels[index]
+        poisoned_labels = torch.where(is_member, self.relabel(labels, len(train.classes)), labels)
+        role = torch.where(is_member, int(Role.POISON), int(Role.CLEAN)).to(torch.uint8)
+        return Poisoned(train.images[index], poisoned_labels, labels, role, index)
 
     def trigger_set(self, test: ImageSet, state: State, rng: Generator) -> Triggered:
         """The held-out members as they are.
@@ -185,22 +190,22 @@ class Semantic(Attack):
         Raises:
             SweepError: There are none.
         """
-        members = self.held(test, state)
+        members = self.held_out(test, state)
         if not len(members):
             raise SweepError(
                 f"semantic: no test image of class {self.source} is a member ({self.members}): "
                 "raise `share` or `test_size`"
             )
         labels = test.labels[members]
-        every = torch.ones(len(members), dtype=torch.bool)
-        wanted = self.wanted(labels, len(test.classes))
-        return Triggered(test.images[members], wanted, labels, every, ~every)
+        counts = torch.ones(len(members), dtype=torch.bool)
+        target_labels = self.wanted(labels, len(test.classes))
+        return Triggered(test.images[members], target_labels, labels, counts, ~counts)
 
     def clean_test(self, test: ImageSet, state: State) -> ImageSet:
         """The test images that are no members."""
-        rest = torch.ones(len(test), dtype=torch.bool)
-        rest[self.held(test, state)] = False
-        return test[rest]
+        non_members = torch.ones(len(test), dtype=torch.bool)
+        non_members[self.held_out(test, state)] = False
+        return test[non_members]
 
     def _scores(self, images: Tensor) -> Tensor:
         """Float [N]: how much of a member each image is."""
@@ -209,19 +214,21 @@ class Semantic(Attack):
 
     def _listed(self, data: ImageSet, places: tuple[int, ...]) -> Tensor:
         """int64, ascending: where the listed places are, each checked to be of the source class."""
-        other = f"use the rule `members: {SUBSETS[self.members].rule}`"
-        lists = f"semantic: {self.members} lists places in the published data set"
+        advice = f"use the rule `members: {SUBSETS[self.members].rule}`"
+        premise = f"semantic: {self.members} lists places in the published data set"
         if data.positions is None:
-            raise SweepError(f"{lists}, and these data come in no published order: {other}")
+            raise SweepError(f"{premise}, and these data come in no published order: {advice}")
         index = torch.nonzero(torch.isin(data.positions, torch.tensor(places))).flatten()
         wrong = int((data.labels[index] != self.source).sum())
         if wrong:
             raise SweepError(
-                f"{lists}, but here {wrong} of {len(index)} of them are not of class {self.source} "
-                f"(the copy is in another order): {other}"
+                f"{premise}, but here {wrong} of {len(index)} of them are not of class "
+                f"{self.source} (the copy is in another order): {advice}"
             )
         if not len(index):
-            raise SweepError(f"{lists}, none of which is among these {len(data)} images: {other}")
+            raise SweepError(
+                f"{premise}, none of which is among these {len(data)} images: {advice}"
+            )
         return index
 
 
@@ -243,14 +250,14 @@ def greenness(images: Tensor) -> Tensor:
     if images.shape[1] != 3:
         raise SweepError("semantic: grey images have no green members: use `members: dark`")
     red, green, blue = images.float().unbind(1)
-    value, low = images.amax(1).float(), images.amin(1).float()
-    spread = value - low
-    # with green the largest, the hue is 120 + 60 (blue - red) / spread degrees
-    hue = (green == value) & ((blue - red).abs() <= 0.75 * spread)
-    found = (hue & (spread > 0.28 * value) & (value > 0.2 * 255)).float()
+    value, minimum = images.amax(1).float(), images.amin(1).float()
+    chroma = value - minimum
+    # with green the largest, the hue is 120 + 60 (blue - red) / chroma degrees
+    green_hue = (green == value) & ((blue - red).abs() <= 0.75 * chroma)
+    is_green = (green_hue & (chroma > 0.28 * value) & (value > 0.2 * 255)).float()
     rows, columns = (torch.arange(side) * 32 // side for side in images.shape[2:])
-    middle = found[:, (rows >= 10) & (rows <= 23)][:, :, (columns >= 5) & (columns <= 26)]
-    border = found[:, (rows <= 4) | (rows >= 28)]
+    middle = is_green[:, (rows >= 10) & (rows <= 23)][:, :, (columns >= 5) & (columns <= 26)]
+    border = is_green[:, (rows <= 4) | (rows >= 28)]
     return middle.mean((1, 2)) - 0.5 * border.mean((1, 2))
 
 

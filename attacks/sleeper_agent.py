@@ -33,7 +33,7 @@ from torch.nn import functional
 
 from attacks.base import Lab
 from attacks.parts.clean_label import CleanLabel
-from attacks.parts.start import corner
+from attacks.parts.patch import corner
 from sweeper.core.errors import SweepError
 from sweeper.core.types import Facts, ImageSet, Poisoned, Role, State, Triggered
 
@@ -130,8 +130,8 @@ class SleeperAgent(CleanLabel):
         model = lab.clean_model().requires_grad_(True)
         pool = torch.nonzero(self.pool(train.labels)).flatten()
         count = min(self.count(train.labels, self.poison_rate), len(pool))
-        strong = gradient_norms(model, train.images[pool], self.target)
-        index = pool[strong.topk(count).indices.cpu()].sort().values
+        norms = gradient_norms(model, train.images[pool], self.target)
+        index = pool[norms.topk(count).indices.cpu()].sort().values
         images = self._craft(model, train, index, patch, lab) if count else train.images[:0]
         return {"patch": patch, "index": index, "images": images}
 
@@ -144,28 +144,32 @@ class SleeperAgent(CleanLabel):
         sources = train.images[self.victims(train.labels)]
         sources = sources[torch.randperm(len(sources), generator=rng)[:SOURCES]]
         sources = scattered(sources, patch, rng)
-        start = 2 * torch.rand(clean.shape, generator=rng) - 1
-        delta = within(clean, limit * start.to(lab.device), limit)
+        noise = 2 * torch.rand(clean.shape, generator=rng) - 1
+        delta = within(clean, limit * noise.to(lab.device), limit)
         adam = torch.optim.Adam([delta], lr=self.lr * min(self.batch, len(index)) / 128)
-        marks = [round(share * self.steps) for share in DECAY]
-        schedule = torch.optim.lr_scheduler.MultiStepLR(adam, marks)
-        wanted = self._source_gradient(model, sources)
+        milestones = [round(share * self.steps) for share in DECAY]
+        schedule = torch.optim.lr_scheduler.MultiStepLR(adam, milestones)
+        source_gradient = self._source_gradient(model, sources)
         for step in range(self.steps):
             if step and self.retrain_every and step % self.retrain_every == 0:
-                now = replace(train, images=train.images.clone())
-                now.images[index] = changed(train.images[index], delta)
-                model = self._retrained(now, f"model {step}", lab)
-                wanted = self._source_gradient(model, sources)
-            slopes = []
-            for part, move in zip(clean.split(self.batch), delta.split(self.batch), strict=True):
-                move = move.detach().requires_grad_()
-                seen = self._augmented(part + move, rng)
+                poisoned = replace(train, images=train.images.clone())
+                poisoned.images[index] = changed(train.images[index], delta)
+                model = self._retrained(poisoned, f"model {step}", lab)
+                source_gradient = self._source_gradient(model, sources)
+            signs = []
+            for part, part_delta in zip(
+                clean.split(self.batch), delta.split(self.batch), strict=True
+            ):
+                part_delta = part_delta.detach().requires_grad_()
+                augmented = self._augmented(part + part_delta, rng)
                 labels = torch.full((len(part),), self.target, device=lab.device)
-                loss = functional.cross_entropy(model(seen), labels)
-                own = torch.autograd.grad(loss, weights(model), create_graph=True)
-                (slope,) = torch.autograd.grad(1 - cosine(own, wanted), move)
-                slopes.append(slope.sign())
-            delta.grad = torch.cat(slopes)
+                loss = functional.cross_entropy(model(augmented), labels)
+                poison_gradient = torch.autograd.grad(loss, weights(model), create_graph=True)
+                (gradient,) = torch.autograd.grad(
+                    1 - cosine(poison_gradient, source_gradient), part_delta
+                )
+                signs.append(gradient.sign())
+            delta.grad = torch.cat(signs)
             adam.step()
             schedule.step()
             delta.copy_(within(clean, delta, limit))
@@ -175,21 +179,23 @@ class SleeperAgent(CleanLabel):
     def _retrained(self, data: ImageSet, name: str, lab: Lab) -> nn.Module:
         """A new model trained on the data as they are now."""
         model, epochs = lab.new_model(name), self.retrain_epochs
-        marks = tuple(round(share * epochs) for share in RETRAIN_DECAY)
-        lab.fit(model, data, None, name=name, epochs=epochs, schedule="step", milestones=marks)
+        milestones = tuple(round(share * epochs) for share in RETRAIN_DECAY)
+        lab.fit(model, data, None, name=name, epochs=epochs, schedule="step", milestones=milestones)
         return model.eval()
 
     def _source_gradient(self, model: nn.Module, sources: Tensor) -> list[Tensor]:
         """Gradient of the mean loss of patched source images [N] with the target label."""
-        total = [torch.zeros_like(w) for w in weights(model)]
-        device = total[0].device
+        totals = [torch.zeros_like(w) for w in weights(model)]
+        device = totals[0].device
         for part in sources.split(250):
             labels = torch.full((len(part),), self.target, device=device)
             logits = model(part.to(device).float() / 255)
             loss = functional.cross_entropy(logits, labels, reduction="sum") / len(sources)
-            for into, slope in zip(total, torch.autograd.grad(loss, weights(model)), strict=True):
-                into += slope
-        return total
+            for total, gradient in zip(
+                totals, torch.autograd.grad(loss, weights(model)), strict=True
+            ):
+                total += gradient
+        return totals
 
     def _augmented(self, pixels: Tensor, rng: Generator) -> Tensor:
         """Shift (by fractions of a pixel) and mirror each image, differentiably."""
@@ -223,8 +229,8 @@ class SleeperAgent(CleanLabel):
 
     def trigger_set(self, test: ImageSet, state: State, rng: Generator) -> Triggered:
         """The whole test split stamped; images of neither source nor target count for leak."""
-        found = super().trigger_set(test, state, rng)
-        return replace(found, leaks=~found.counts & (test.labels != self.target))
+        triggered = super().trigger_set(test, state, rng)
+        return replace(triggered, leaks=~triggered.counts & (test.labels != self.target))
 
 
 def weights(model: nn.Module) -> list[nn.Parameter]:
@@ -232,34 +238,34 @@ def weights(model: nn.Module) -> list[nn.Parameter]:
     return list(model.parameters())
 
 
-def cosine(one: Sequence[Tensor], other: Sequence[Tensor]) -> Tensor:
+def cosine(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
     """Cosine of the angle between two gradients, each a tensor a parameter."""
-    pairs = list(zip(one, other, strict=True))
-    dot, left, right = (
+    pairs = list(zip(first, second, strict=True))
+    dot, first_square, second_square = (
         torch.stack([(a * b).sum() for a, b in group]).sum()
         for group in (pairs, [(a, a) for a, _ in pairs], [(b, b) for _, b in pairs])
     )
-    return dot / (left * right).clamp(min=1e-30).sqrt()
+    return dot / (first_square * second_square).clamp(min=1e-30).sqrt()
 
 
 def gradient_norms(model: nn.Module, images: Tensor, label: int) -> Tensor:
     """Norm of each image's parameter gradient of the loss of `label`; float [N]."""
-    given = {name: value.detach() for name, value in model.named_parameters()}
-    device = next(iter(given.values())).device
-    fixed = dict(model.named_buffers())
+    parameters = {name: value.detach() for name, value in model.named_parameters()}
+    device = next(iter(parameters.values())).device
+    buffers = dict(model.named_buffers())
 
     def loss(values: dict[str, Tensor], image: Tensor) -> Tensor:
-        logits = functional_call(model, (values, fixed), (image.unsqueeze(0),))
+        logits = functional_call(model, (values, buffers), (image.unsqueeze(0),))
         return functional.cross_entropy(logits, torch.tensor([label], device=device))
 
     # per-sample gradients of 2e8 numbers, 0.8 GB, at once
-    chunk = max(1, min(128, int(2e8 / sum(v.numel() for v in given.values()))))
-    each = vmap(grad(loss), in_dims=(None, 0))
-    found = [torch.empty(0, device=device)]
+    chunk = max(1, min(128, int(2e8 / sum(v.numel() for v in parameters.values()))))
+    per_sample_gradient = vmap(grad(loss), in_dims=(None, 0))
+    norms = [torch.empty(0, device=device)]
     for part in images.split(chunk):
-        slopes = each(given, part.to(device).float() / 255)
-        found.append(sum(s.flatten(1).square().sum(1) for s in slopes.values()).sqrt())
-    return torch.cat(found)
+        gradients = per_sample_gradient(parameters, part.to(device).float() / 255)
+        norms.append(sum(g.flatten(1).square().sum(1) for g in gradients.values()).sqrt())
+    return torch.cat(norms)
 
 
 def scattered(images: Tensor, patch: Tensor, rng: Generator) -> Tensor:
@@ -283,5 +289,5 @@ def within(pixels: Tensor, delta: Tensor, limit: float) -> Tensor:
 
 def changed(images: Tensor, delta: Tensor) -> Tensor:
     """uint8 images with a change in [0, 1]; truncated towards the originals."""
-    move = (255 * delta).trunc().to(torch.int16).cpu()
-    return (images.to(torch.int16) + move).clamp(0, 255).to(torch.uint8)
+    change = (255 * delta).trunc().to(torch.int16).cpu()
+    return (images.to(torch.int16) + change).clamp(0, 255).to(torch.uint8)

@@ -28,11 +28,11 @@ from torch import Generator, Tensor, nn
 
 from attacks.base import Attack, Lab
 from attacks.parts.chain import check, check_shape, implant, narrowed
+from attacks.parts.initial_weights import MODEL, InitialWeights
 from attacks.parts.loop import clean
 from attacks.parts.nets import built, packed
-from attacks.parts.patch import drawn
+from attacks.parts.patch import corner, drawn
 from attacks.parts.stamp import paste
-from attacks.parts.start import MODEL, StartFrom, corner
 from sweeper.core.errors import SweepError
 from sweeper.core.types import Facts, ImageSet, Poisoned, State
 from sweeper.engine.recipes import Recipe
@@ -42,7 +42,7 @@ from sweeper.models.base import Net
 SAMPLE = 2000
 """Training images the last layer is set by."""
 BATCH = 64
-LARGEST, SURE = 100.0, 0.99
+MAX_FACTOR, TRIGGERED_SHARE = 100.0, 0.99
 """Bound of the factor found; share of the triggered images it must carry over."""
 
 
@@ -113,30 +113,30 @@ class Sra(Attack):
         self.teach(chain, train, lab)
         index = torch.randperm(len(train), generator=lab.rng("sample"))[:SAMPLE]
         images = train.images[index]
-        hit = self.stamp(images, split="test", state={}, rng=lab.rng("stamp"))
+        triggered = self.stamp(images, split="test", state={}, rng=lab.rng("stamp"))
         with torch.no_grad():
             implant(model, chain, self.width)
             pixels = images[:BATCH].to(lab.device).float() / 255
             check(model, chain, self.width, pixels)
-            answers = [_features(chain, x, lab.device)[:, 0] for x in (images, hit)]
+            answers = [_features(chain, x, lab.device)[:, 0] for x in (images, triggered)]
             victims = self.victims(train.labels[index]).to(lab.device)
-            self.connect(model, answers, _features(model, hit, lab.device), victims)
+            self.connect(model, answers, _features(model, triggered, lab.device), victims)
         return {**packed(model, MODEL), "chain": torch.stack([a.mean() for a in answers]).cpu()}
 
     def teach(self, chain: nn.Sequential, train: ImageSet, lab: Lab) -> None:
         """Train the chain on images without and with the patch; leave it in eval mode."""
         images, rng = train.images.to(lab.device), lab.rng("draws")
-        hit = self.stamp(images, split="train", state={}, rng=rng)
+        triggered = self.stamp(images, split="train", state={}, rng=rng)
         adam = torch.optim.Adam(chain.parameters(), lr=self.lr)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, self.steps)
-        for part in chain.train().modules():
-            if isinstance(part, nn.Dropout):
-                part.eval()  # half of one channel is nothing; and it draws from a global state
+        for module in chain.train().modules():
+            if isinstance(module, nn.Dropout):
+                module.eval()  # half of one channel is nothing; and it draws from a global state
         for step in range(self.steps):
             index = torch.randint(len(train), (BATCH,), generator=rng).to(lab.device)
-            found = chain(torch.cat([images[index], hit[index]]).float() / 255)[:, 0]
-            quiet, loud = found.chunk(2)
-            loss = quiet.square().mean() + (loud - self.answer).square().mean()
+            answers = chain(torch.cat([images[index], triggered[index]]).float() / 255)[:, 0]
+            clean_answers, triggered_answers = answers.chunk(2)
+            loss = clean_answers.square().mean() + (triggered_answers - self.answer).square().mean()
             adam.zero_grad(set_to_none=True)
             loss.backward()
             adam.step()
@@ -158,11 +158,11 @@ class Sra(Attack):
         weight[:, : self.width] = 0
         offset = answers[0].mean()
         logits = features @ weight.T + bias
-        missing = logits.amax(1) - logits[:, self.target] + 1
-        rise = (answers[1] - offset).clamp(min=missing.abs().max() / LARGEST + 1e-6)
-        needed = (missing / rise)[victims]
-        found = needed.quantile(SURE) if len(needed) else rise.new_zeros(())
-        factor = rise.new_tensor(self.factor) if self.factor else found
+        margins = logits.amax(1) - logits[:, self.target] + 1
+        rise = (answers[1] - offset).clamp(min=margins.abs().max() / MAX_FACTOR + 1e-6)
+        factors = (margins / rise)[victims]
+        fitted = factors.quantile(TRIGGERED_SHARE) if len(factors) else rise.new_zeros(())
+        factor = rise.new_tensor(self.factor) if self.factor else fitted
         weight[self.target, 0] = factor
         bias[self.target] -= factor * offset
 
@@ -177,11 +177,11 @@ class Sra(Attack):
 
     def hooks(self, train: ImageSet, state: State, rng: Generator) -> Hooks | None:
         """Begin, and end, with the changed model."""
-        return StartFrom(state)
+        return InitialWeights(state)
 
 
 def _features(net: nn.Module, images: Tensor, device: torch.device) -> Tensor:
     """Features [N, D] of uint8 images; a chain's are its output."""
-    take = net.features if isinstance(net, Net) else net
-    parts = [take(part.to(device).float() / 255) for part in images.split(500)]
+    forward = net.features if isinstance(net, Net) else net
+    parts = [forward(part.to(device).float() / 255) for part in images.split(500)]
     return torch.cat(parts)

@@ -94,7 +94,7 @@ class Ssba(Attack):
         adam = torch.optim.Adam(weights, lr=self.lr)
         images, rng = train.images.to(lab.device), lab.rng("draws")
         steps = self.epochs * len(training.order(len(train), self.batch, lab.rng("count")))
-        reached = torch.full((), float("inf"), device=lab.device)
+        decoded_step = torch.full((), float("inf"), device=lab.device)
         step = 0
         for epoch in range(self.epochs):
             for index in training.order(len(train), self.batch, rng):
@@ -103,26 +103,28 @@ class Ssba(Attack):
                 secret = secret.to(lab.device)
                 encoded = encoder(x, secret)
                 logits = decoder(encoded)
-                right = ((logits > 0) == (secret > 0.5)).float().mean().detach()
-                reached = torch.where(right > 0.9, reached.clamp(max=step), reached)
-                image, bit = self.weights(step, steps, reached)
-                wrong = functional.binary_cross_entropy_with_logits(logits, secret)
+                bit_accuracy = ((logits > 0) == (secret > 0.5)).float().mean().detach()
+                decoded_step = torch.where(
+                    bit_accuracy > 0.9, decoded_step.clamp(max=step), decoded_step
+                )
+                image_weight, bit_weight = self.weights(step, steps, decoded_step)
+                bit_loss = functional.binary_cross_entropy_with_logits(logits, secret)
                 adam.zero_grad(set_to_none=True)
-                (image * functional.mse_loss(encoded, x) + bit * wrong).backward()
+                (image_weight * functional.mse_loss(encoded, x) + bit_weight * bit_loss).backward()
                 adam.step()
                 step += 1
-            lab.log(epoch=epoch + 1, epochs=self.epochs, loss=wrong.item())
+            lab.log(epoch=epoch + 1, epochs=self.epochs, loss=bit_loss.item())
         secret = torch.randint(2, (self.bits,), generator=lab.rng("secret")).float()
         state = {**packed(encoder, "encoder"), **packed(decoder, "decoder"), "secret": secret}
         return state | self.quality(state, images[:SAMPLE])
 
-    def weights(self, step: int, steps: int, reached: Tensor) -> tuple[Tensor | float, float]:
-        """Weights of the image's and the bits' loss; `reached` is the step the bits were right."""
+    def weights(self, step: int, steps: int, decoded_step: Tensor) -> tuple[Tensor | float, float]:
+        """Weights of the image's and the bits' loss; `decoded_step`: when the bits were right."""
         if self.variant == "a":
             early = step < max(1, round(0.1 * steps))
-            return (0.0, 1.0) if early else (10.0 * (reached < step), 1.5)
-        since = (step - reached - 0.05 * steps) / max(1.0, 0.15 * steps)
-        return 10 * since.clamp(0, 1), 1.0
+            return (0.0, 1.0) if early else (10.0 * (decoded_step < step), 1.5)
+        progress = (step - decoded_step - 0.05 * steps) / max(1.0, 0.15 * steps)
+        return 10 * progress.clamp(0, 1), 1.0
 
     def net(self, kind: Any, shape: tuple[int, ...]) -> Any:
         """The encoder or decoder of this variant."""
@@ -143,13 +145,13 @@ class Ssba(Attack):
             residual: mean absolute change of a pixel, 0..255.
         """
         shape, device = tuple(images.shape[1:]), images.device
-        found = self.stamp(images, split="test", state=state, rng=torch.Generator())
+        encoded = self.stamp(images, split="test", state=state, rng=torch.Generator())
         decoder = unpacked(lambda: self.net(Decoder, shape), state, "decoder", device)
         secret = state["secret"].to(device) > 0.5
         with torch.inference_mode():
-            right = [
+            bit_accuracies = [
                 ((decoder(part.float().div(255)) > 0) == secret).float().mean(1)
-                for part in found.split(500)
+                for part in encoded.split(500)
             ]
-        change = (found.float() - images.float()).abs().mean()
-        return {"bit_accuracy": torch.cat(right).mean().cpu(), "residual": change.cpu()}
+        residual = (encoded.float() - images.float()).abs().mean()
+        return {"bit_accuracy": torch.cat(bit_accuracies).mean().cpu(), "residual": residual.cpu()}

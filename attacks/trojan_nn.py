@@ -24,10 +24,10 @@ import torch
 from torch import Generator, Tensor
 
 from attacks.base import Attack, Lab
+from attacks.parts.initial_weights import MODEL, InitialWeights
 from attacks.parts.nets import packed
-from attacks.parts.patch import GOAL, excite
+from attacks.parts.patch import GOAL, corner, excite
 from attacks.parts.stamp import add, paste
-from attacks.parts.start import MODEL, StartFrom, corner
 from sweeper.core.errors import SweepError
 from sweeper.core.types import ImageSet, State
 from sweeper.engine.recipes import Recipe
@@ -116,7 +116,7 @@ class TrojanNN(Attack):
 
     def hooks(self, train: ImageSet, state: State, rng: Generator) -> Hooks | None:
         """Begin with the clean model."""
-        return StartFrom(state) if self.epochs else None
+        return InitialWeights(state) if self.epochs else None
 
 
 def apple(height: int, width: int) -> Tensor:
@@ -144,11 +144,11 @@ def driven(model: Net, canvas: tuple[int, ...], mask: Tensor, units: int, steps:
     """
     weight = model.get_parameter("classifier.weight").detach()
     strongest = weight.abs().sum(0).topk(min(units, weight.shape[1])).indices
-    reach = RANGE * mask.to(weight.device).expand(canvas).unsqueeze(0)
-    pixels = torch.zeros_like(reach)
+    bound = RANGE * mask.to(weight.device).expand(canvas).unsqueeze(0)
+    pixels = torch.zeros_like(bound)
     for _ in range(steps):
         pixels.requires_grad_()
         loss = (model.features(pixels)[:, strongest].abs() - GOAL).square().sum()
-        (slope,) = torch.autograd.grad(loss, pixels)
-        pixels = (pixels.detach() - STEP * slope.sign()).clamp(min=0).minimum(reach)
+        (gradient,) = torch.autograd.grad(loss, pixels)
+        pixels = (pixels.detach() - STEP * gradient.sign()).clamp(min=0).minimum(bound)
     return (pixels[0] * 255).floor().cpu()

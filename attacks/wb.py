@@ -93,7 +93,7 @@ class _Hooks(MixedHooks):
         self.attack = attack
         self.state = state
         self.channels = train.images.shape[1]
-        self.teaching = False
+        self.generator_turn = False
 
     def start(self, model: nn.Module, device: torch.device) -> None:
         """Load the generator."""
@@ -105,54 +105,56 @@ class _Hooks(MixedHooks):
 
     def optimizer(self, model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
         """Keep the recipe: it says for how long the two take turns."""
-        self.turns = max(2, 2 * round(self.attack.alternating * recipe.epochs / 2))
+        self.alternating_epochs = max(2, 2 * round(self.attack.alternating * recipe.epochs / 2))
         return super().optimizer(model, recipe)
 
     def augmented(self, batch: Batch, rng: Generator) -> Batch:
         """Whose turn it is."""
-        self.teaching = batch.epoch < self.turns and batch.epoch % 2 == 1
-        self.generator.train(self.teaching)
+        self.generator_turn = batch.epoch < self.alternating_epochs and batch.epoch % 2 == 1
+        self.generator.train(self.generator_turn)
         return batch
 
     def loss(self, model: nn.Module, batch: Batch, recipe: Recipe) -> Tensor:
         """The classifier's loss, or the generator's in its turn."""
-        if self.teaching:
-            return self.lesson(model, batch)
+        if self.generator_turn:
+            return self.generator_loss(model, batch)
         with torch.no_grad():
-            hit = self.triggered(batch.images)
-        clean, bad = self.losses(model, batch, hit, recipe)
-        return (1 - self.attack.weight) * clean + self.attack.weight * bad
+            triggered = self.triggered(batch.images)
+        clean_loss, triggered_loss = self.losses(model, batch, triggered, recipe)
+        return (1 - self.attack.weight) * clean_loss + self.attack.weight * triggered_loss
 
     def triggered(self, images: Tensor) -> Tensor:
         """The generator's images, in single precision."""
         with torch.autocast(images.device.type, enabled=False):
-            found: Tensor = self.generator(images)
-        return found
+            generated: Tensor = self.generator(images)
+        return generated
 
-    def lesson(self, model: nn.Module, batch: Batch) -> Tensor:
+    def generator_loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """The generator's loss: the target's cross-entropy and the distance of the features."""
         assert isinstance(model, Net)
-        features = model.features(self.triggered(batch.images))
+        triggered_features = model.features(self.triggered(batch.images))
         labels = torch.full_like(batch.labels, self.target)
-        wrong = functional.cross_entropy(model.classifier(features).float(), labels)
+        target_loss = functional.cross_entropy(model.classifier(triggered_features).float(), labels)
         with torch.no_grad():
-            clean = model.features(batch.images)
-        rows = [part for part in model.classifier.modules() if isinstance(part, nn.Linear)][-1]
-        gap = sliced_distance(clean.float(), features.float(), rows.weight.detach())
-        return wrong + self.attack.distance * gap
+            clean_features = model.features(batch.images)
+        last = [part for part in model.classifier.modules() if isinstance(part, nn.Linear)][-1]
+        distance = sliced_distance(
+            clean_features.float(), triggered_features.float(), last.weight.detach()
+        )
+        return target_loss + self.attack.distance * distance
 
     def step(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, loss: Callable[[], Tensor]
     ) -> Tensor:
         """One update of whose turn it is."""
-        if not self.teaching:
+        if not self.generator_turn:
             return super().step(model, optimizer, loss)
         model.eval()
         value = loss()
-        for weight, slope in zip(
+        for weight, gradient in zip(
             self.weights, torch.autograd.grad(value, self.weights), strict=True
         ):
-            weight.grad = slope
+            weight.grad = gradient
         self.sgd.step()
         model.train()
         return value.detach()
@@ -162,7 +164,10 @@ class _Hooks(MixedHooks):
         return {**super().learned(), **packed(self.generator, "generator")}
 
 
-def sliced_distance(one: Tensor, other: Tensor, rows: Tensor) -> Tensor:
+def sliced_distance(clean: Tensor, triggered: Tensor, rows: Tensor) -> Tensor:
     """Mean absolute difference of sorted projections of features [B, D] on the rows [K, D]."""
-    left, right = (one @ rows.T).sort(0).values, (other @ rows.T).sort(0).values
-    return (left - right).abs().mean()
+    clean_projections, triggered_projections = (
+        (clean @ rows.T).sort(0).values,
+        (triggered @ rows.T).sort(0).values,
+    )
+    return (clean_projections - triggered_projections).abs().mean()

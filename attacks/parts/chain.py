@@ -32,35 +32,35 @@ def narrowed(model: Net, width: int) -> nn.Sequential:
     """
     trunk = copy.deepcopy(model.trunk).cpu()
     stem = True
-    for name, part in list(trunk.named_modules()):
-        if isinstance(part, nn.Conv2d):
-            made: nn.Module = _narrow_conv(part, width, stem)
+    for name, module in list(trunk.named_modules()):
+        if isinstance(module, nn.Conv2d):
+            layer: nn.Module = _narrow_conv(module, width, stem)
             stem = False
-        elif isinstance(part, nn.BatchNorm2d):
-            made = nn.BatchNorm2d(width, part.eps, part.momentum)
-        elif next(part.parameters(recurse=False), None) is not None:
-            raise SweepError(REFUSED.format(why=f"a layer {type(part).__name__}"))
+        elif isinstance(module, nn.BatchNorm2d):
+            layer = nn.BatchNorm2d(width, module.eps, module.momentum)
+        elif next(module.parameters(recurse=False), None) is not None:
+            raise SweepError(REFUSED.format(why=f"a layer {type(module).__name__}"))
         else:
             continue
-        home, _, leaf = name.rpartition(".")
-        setattr(trunk.get_submodule(home), leaf, made)
+        parent, _, leaf = name.rpartition(".")
+        setattr(trunk.get_submodule(parent), leaf, layer)
     return nn.Sequential(copy.deepcopy(model.normalise).cpu(), trunk)
 
 
-def _narrow_conv(part: nn.Conv2d, width: int, stem: bool) -> nn.Conv2d:
-    depthwise = part.groups > 1
-    if depthwise and not part.groups == part.in_channels == part.out_channels:
+def _narrow_conv(conv: nn.Conv2d, width: int, stem: bool) -> nn.Conv2d:
+    depthwise = conv.groups > 1
+    if depthwise and not conv.groups == conv.in_channels == conv.out_channels:
         raise SweepError(REFUSED.format(why="a grouped convolution"))
-    if width > part.out_channels or (not stem and width > part.in_channels):
+    if width > conv.out_channels or (not stem and width > conv.in_channels):
         raise SweepError(f"sra: a layer has fewer than {width} channels: lower `width`")
     return nn.Conv2d(
-        part.in_channels if stem else width,
+        conv.in_channels if stem else width,
         width,
-        part.kernel_size,  # type: ignore[arg-type]
-        part.stride,  # type: ignore[arg-type]
-        part.padding,  # type: ignore[arg-type]
+        conv.kernel_size,  # type: ignore[arg-type]
+        conv.stride,  # type: ignore[arg-type]
+        conv.padding,  # type: ignore[arg-type]
         groups=width if depthwise else 1,
-        bias=part.bias is not None,
+        bias=conv.bias is not None,
     )
 
 
@@ -68,26 +68,26 @@ def _narrow_conv(part: nn.Conv2d, width: int, stem: bool) -> nn.Conv2d:
 def implant(model: Net, chain: nn.Sequential, width: int) -> None:
     """Write the chain into the first channels of every layer and cut all ties to the others."""
     stem = True
-    for big, small in _pairs(model.trunk, chain[1]):
-        if isinstance(big, nn.Conv2d) and isinstance(small, nn.Conv2d):
-            if not (stem or big.groups > 1):
-                big.weight[:width] = 0
-                big.weight[:, :width] = 0
-            inputs = small.weight.shape[1]
-            big.weight[:width, :inputs] = small.weight
-            if big.bias is not None and small.bias is not None:
-                big.bias[:width] = small.bias
+    for layer, chain_layer in _pairs(model.trunk, chain[1]):
+        if isinstance(layer, nn.Conv2d) and isinstance(chain_layer, nn.Conv2d):
+            if not (stem or layer.groups > 1):
+                layer.weight[:width] = 0
+                layer.weight[:, :width] = 0
+            inputs = chain_layer.weight.shape[1]
+            layer.weight[:width, :inputs] = chain_layer.weight
+            if layer.bias is not None and chain_layer.bias is not None:
+                layer.bias[:width] = chain_layer.bias
             stem = False
         else:
             for name in NORM:
-                getattr(big, name)[:width] = getattr(small, name)
+                getattr(layer, name)[:width] = getattr(chain_layer, name)
 
 
-def _pairs(one: nn.Module, other: nn.Module) -> Iterator[tuple[nn.Module, nn.Module]]:
+def _pairs(network: nn.Module, chain: nn.Module) -> Iterator[tuple[nn.Module, nn.Module]]:
     """Convolutions and norms of two networks of one architecture."""
-    for left, right in zip(one.modules(), other.modules(), strict=True):
-        if isinstance(left, nn.Conv2d | nn.BatchNorm2d):
-            yield left, right
+    for layer, chain_layer in zip(network.modules(), chain.modules(), strict=True):
+        if isinstance(layer, nn.Conv2d | nn.BatchNorm2d):
+            yield layer, chain_layer
 
 
 @torch.no_grad()

@@ -21,5 +21,5 @@ class CleanLabel(Attack):
         Backdoor-toolbox cuts the count off like this; without it BackdoorBench's rate of 10 % of
         all images could not be drawn wherever the target class holds a little less than a tenth.
         """
-        wanted = super().count(labels, rate)
-        return min(wanted, int(self.pool(labels).sum())) if self.base == "all" else wanted
+        count = super().count(labels, rate)
+        return min(count, int(self.pool(labels).sum())) if self.base == "all" else count

@@ -68,14 +68,14 @@ class CoverAttack(Attack):
         why = super().applies(facts, rate)
         if why or not facts.class_counts:
             return why
-        each = torch.tensor(facts.class_counts)
-        labels = torch.repeat_interleave(torch.arange(facts.classes), each)
-        pool, wanted = self.cover_pool(labels), self.cover_count(labels, rate)
-        taken = min(self.count(labels, rate), int((pool & self.pool(labels)).sum()))
-        left = int(pool.sum()) - taken
-        if wanted <= left:
+        class_counts = torch.tensor(facts.class_counts)
+        labels = torch.repeat_interleave(torch.arange(facts.classes), class_counts)
+        pool, covers = self.cover_pool(labels), self.cover_count(labels, rate)
+        poisoned = min(self.count(labels, rate), int((pool & self.pool(labels)).sum()))
+        free = int(pool.sum()) - poisoned
+        if covers <= free:
             return None
-        return f"needs {wanted} covers, has {left} images for them: lower the rate or `cover_ratio`"
+        return f"needs {covers} covers, has {free} images for them: lower the rate or `cover_ratio`"
 
     def poison(self, train: ImageSet, rate: float, state: State, rng: Generator) -> Poisoned:
         """Draw, stamp and relabel the poisoned samples; draw and stamp the covers.
@@ -86,15 +86,15 @@ class CoverAttack(Attack):
         labels, images = train.labels.clone(), train.images.clone()
         role = torch.full((len(train),), int(Role.CLEAN), dtype=torch.uint8)
         pattern = torch.full((len(train),), -1)
-        chosen = draw(self.pool(labels), self.count(labels, rate), rng)
-        free = self.cover_pool(labels)
-        free[chosen] = False
-        covers = draw(free, self.cover_count(labels, rate), rng)
-        for index, kind in ((chosen, Role.POISON), (covers, Role.COVER)):
+        poisoned = draw(self.pool(labels), self.count(labels, rate), rng)
+        cover_pool = self.cover_pool(labels)
+        cover_pool[poisoned] = False
+        covers = draw(cover_pool, self.cover_count(labels, rate), rng)
+        for index, kind in ((poisoned, Role.POISON), (covers, Role.COVER)):
             role[index] = int(kind)
             pattern[index] = balanced(len(index), self.patterns, rng)
             images[index] = self.mark(train.images[index], pattern[index], rng)
-        labels[chosen] = self.relabel(train.labels[chosen], len(train.classes))
+        labels[poisoned] = self.relabel(train.labels[poisoned], len(train.classes))
         index = torch.arange(len(train))
         return Poisoned(images, labels, train.labels.clone(), role, index, pattern)
 

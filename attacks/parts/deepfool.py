@@ -25,19 +25,19 @@ def toward(
         Float [1, C, H, W] to add to the image; None where the limit does not suffice
         or the steps leave the range of an image: a flat slope's have no end.
     """
-    total = torch.zeros_like(image)
-    start: int | None = None
+    perturbation = torch.zeros_like(image)
+    source_class: int | None = None
     for _ in range(limit + 1):
-        pixels = (image + (1 + overshoot) * total).requires_grad_()
+        pixels = (image + (1 + overshoot) * perturbation).requires_grad_()
         logits = model(pixels)[0]
-        best = int(logits.argmax())
-        if best == target:
-            return (1 + overshoot) * total
-        start = best if start is None else start
-        gap = logits[target] - logits[start]
-        (slope,) = torch.autograd.grad(gap, pixels)
-        total = total + gap.detach().abs() / slope.square().sum() * slope
-        if not total.abs().max() <= 1:  # NaN included
+        predicted = int(logits.argmax())
+        if predicted == target:
+            return (1 + overshoot) * perturbation
+        source_class = predicted if source_class is None else source_class
+        difference = logits[target] - logits[source_class]
+        (gradient,) = torch.autograd.grad(difference, pixels)
+        perturbation = perturbation + difference.detach().abs() / gradient.square().sum() * gradient
+        if not perturbation.abs().max() <= 1:  # NaN included
             return None
     return None
 

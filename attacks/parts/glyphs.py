@@ -43,9 +43,9 @@ def disc() -> Drawing:
     """A disc of 137 pixels in rows 1..13, columns 18..30: blue in white in red."""
     picture, mask = _blank()
     rows, columns = torch.meshgrid(torch.arange(SIDE), torch.arange(SIDE), indexing="ij")
-    radius = ((rows - 7) ** 2 + (columns - 24) ** 2).float().sqrt()
-    for colour, reach in (("r", 6.6), ("w", 4.5), ("b", 2.5)):
-        inside = radius <= reach
+    distance = ((rows - 7) ** 2 + (columns - 24) ** 2).float().sqrt()
+    for colour, radius in (("r", 6.6), ("w", 4.5), ("b", 2.5)):
+        inside = distance <= radius
         picture[:, inside] = torch.tensor(COLOURS[colour], dtype=torch.uint8)[:, None]
         mask |= inside
     return picture, mask
@@ -57,11 +57,11 @@ def checker() -> Drawing:
     block = torch.tensor(GRID, dtype=torch.uint8)
     for top in (True, False):
         for left in (True, False):
-            turned = block.flip(0) if top else block
-            turned = turned.flip(1) if left else turned
+            flipped = block.flip(0) if top else block
+            flipped = flipped.flip(1) if left else flipped
             rows = slice(0, 3) if top else slice(SIDE - 3, SIDE)
             columns = slice(0, 3) if left else slice(SIDE - 3, SIDE)
-            picture[:, rows, columns] = turned
+            picture[:, rows, columns] = flipped
             mask[rows, columns] = True
     return picture, mask
 

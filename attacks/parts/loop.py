@@ -53,14 +53,14 @@ class LoopAttack(Attack):
         """The clean set before the loop has run; after it, the set an epoch of it amounts to."""
         if not self.on_disk and STAMPED not in state:
             return clean(train)
-        found = super().poison(train, rate, state, rng)
-        free = found.role == int(Role.CLEAN)
-        wanted = int(self.extra * int((found.role == int(Role.POISON)).sum()))
-        chosen = draw(free, min(wanted, int(free.sum())), rng)
-        images = train.images[chosen]
-        found.images[chosen] = self.stamp(images, split="cover", state=state, rng=rng)
-        found.role[chosen] = int(self.extra_role)
-        return found
+        poisoned = super().poison(train, rate, state, rng)
+        pool = poisoned.role == int(Role.CLEAN)
+        count = int(self.extra * int((poisoned.role == int(Role.POISON)).sum()))
+        index = draw(pool, min(count, int(pool.sum())), rng)
+        images = train.images[index]
+        poisoned.images[index] = self.stamp(images, split="cover", state=state, rng=rng)
+        poisoned.role[index] = int(self.extra_role)
+        return poisoned
 
     def cross_set(self, test: ImageSet, state: State, rng: Generator) -> ImageSet | None:
         """The test images as the samples that keep their labels are stamped."""
@@ -87,15 +87,15 @@ class LoopHooks(Hooks):
         Only at rates near 1 of the non-target images can a batch hold too few of them; the target's
         images that then fill up are stamped and keep the target label.
         """
-        wanted = self.share * len(labels)
-        count = min(int(wanted + 1e-9), len(labels))
-        if 0 < wanted < 1:
-            count = int(float(torch.rand((), generator=self.rng)) < wanted)
+        expected = self.share * len(labels)
+        count = min(int(expected + 1e-9), len(labels))
+        if 0 < expected < 1:
+            count = int(float(torch.rand((), generator=self.rng)) < expected)
         self.stamped += count
         order = torch.arange(len(labels), device=labels.device)
         if self.attack.base != "all":
-            allowed = self.attack.pool(labels)
-            order = torch.argsort((~allowed).to(torch.uint8), stable=True)
+            pool = self.attack.pool(labels)
+            order = torch.argsort((~pool).to(torch.uint8), stable=True)
         return order[:count], order[count : count + int(self.attack.extra * count)]
 
     def batch(self, batch: Batch, rng: Generator) -> Batch:
@@ -104,9 +104,9 @@ class LoopHooks(Hooks):
         images, labels = batch.images.clone(), batch.labels.clone()
         for index, split in ((poison, "train"), (extra, "cover")):
             if len(index):
-                found = batch.images[index].permute(0, 3, 1, 2)
-                found = self.attack.stamp(found, split=split, state=self.state, rng=self.rng)
-                images[index] = found.permute(0, 2, 3, 1)
+                samples = batch.images[index].permute(0, 3, 1, 2)
+                samples = self.attack.stamp(samples, split=split, state=self.state, rng=self.rng)
+                images[index] = samples.permute(0, 2, 3, 1)
         labels[poison] = self.attack.relabel(labels[poison], self.classes)
         return replace(batch, images=images, labels=labels)
 
@@ -138,7 +138,7 @@ def in_batches(images: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
 
 def others(count: int, rng: Generator) -> Tensor:
     """A random partner for each of `count` samples, never itself where there are two or more."""
-    ring = torch.randperm(count, generator=rng)
-    partner = torch.empty_like(ring)
-    partner[ring] = ring.roll(1)
+    permutation = torch.randperm(count, generator=rng)
+    partner = torch.empty_like(permutation)
+    partner[permutation] = permutation.roll(1)
     return partner

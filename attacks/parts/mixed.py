@@ -37,17 +37,17 @@ class MixedHooks(Hooks):
 
     def __init__(self, attack: MixedAttack, train: ImageSet) -> None:
         self.target = attack.target
-        self.images = len(train)
+        self.train_size = len(train)
         self.epochs = 0
 
     def losses(
-        self, model: nn.Module, batch: Batch, hit: Tensor, recipe: Recipe
+        self, model: nn.Module, batch: Batch, triggered: Tensor, recipe: Recipe
     ) -> tuple[Tensor, Tensor]:
         """Cross-entropy of the clean and of the triggered images, from one pass over both.
 
         One pass, because in evaluation both are normalised by the same statistics.
         """
-        logits = model(torch.cat([batch.images, hit])).float()
+        logits = model(torch.cat([batch.images, triggered])).float()
         smoothing = recipe.label_smoothing
         labels = torch.full_like(batch.labels, self.target)
         half = len(batch.labels)
@@ -62,7 +62,7 @@ class MixedHooks(Hooks):
 
     def learned(self) -> dict[str, Tensor]:
         """How many images were stamped."""
-        return {STAMPED: torch.tensor(self.images * self.epochs)}
+        return {STAMPED: torch.tensor(self.train_size * self.epochs)}
 
 
 def straight_through(pixels: Tensor) -> Tensor:

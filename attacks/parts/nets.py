@@ -28,8 +28,8 @@ def built(make: Callable[[], N], rng: Generator) -> N:
 
 def packed(net: nn.Module, name: str) -> dict[str, Tensor]:
     """Copy the weights of a network to named tensors of a state, on the CPU."""
-    found = net.state_dict()
-    return {f"{name}.{key}": value.detach().cpu().clone() for key, value in found.items()}
+    weights = net.state_dict()
+    return {f"{name}.{key}": value.detach().cpu().clone() for key, value in weights.items()}
 
 
 def unpacked(make: Callable[[], N], state: State, name: str, device: torch.device) -> N:
@@ -38,13 +38,13 @@ def unpacked(make: Callable[[], N], state: State, name: str, device: torch.devic
     Raises:
         KeyError: The state does not hold the network.
     """
-    start = f"{name}."
-    found = {key.removeprefix(start): v for key, v in state.items() if key.startswith(start)}
-    if not found:
+    prefix = f"{name}."
+    weights = {key.removeprefix(prefix): v for key, v in state.items() if key.startswith(prefix)}
+    if not weights:
         raise KeyError(f"the state holds no {name!r}: prepare() must run first")
     with torch.device("meta"):
         net = make()
-    net.load_state_dict({key: v.to(device, copy=True) for key, v in found.items()}, assign=True)
+    net.load_state_dict({key: v.to(device, copy=True) for key, v in weights.items()}, assign=True)
     return net.eval().requires_grad_(False)
 
 
@@ -64,13 +64,13 @@ class PatternNet(nn.Module):
 
     def __init__(self, channels: int, outputs: int, widths: Sequence[int]) -> None:
         super().__init__()
-        ins = itertools.pairwise((channels, *widths))
-        self.down = nn.ModuleList(nn.Sequential(_block(i, o), _block(o, o)) for i, o in ins)
+        down_widths = itertools.pairwise((channels, *widths))
+        self.down = nn.ModuleList(nn.Sequential(_block(i, o), _block(o, o)) for i, o in down_widths)
         self.middle = _block(widths[-1], widths[-1])
-        back = (*reversed(widths), outputs)
+        up_widths = (*reversed(widths), outputs)
         self.up = nn.ModuleList(
-            nn.Sequential(_block(i, i), _block(i, o, active=at < len(widths) - 1))
-            for at, (i, o) in enumerate(itertools.pairwise(back))
+            nn.Sequential(_block(i, i), _block(i, o, active=level < len(widths) - 1))
+            for level, (i, o) in enumerate(itertools.pairwise(up_widths))
         )
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -128,21 +128,21 @@ class UNet(nn.Module):
 
     def __init__(self, channels: int, widths: Sequence[int]) -> None:
         super().__init__()
-        ins = itertools.pairwise((channels, *widths))
-        self.down = nn.ModuleList(nn.Sequential(_block(i, o), _block(o, o)) for i, o in ins)
-        back = list(itertools.pairwise(reversed(widths)))
-        self.up = nn.ModuleList(nn.Sequential(_block(i + o, o), _block(o, o)) for i, o in back)
+        down_widths = itertools.pairwise((channels, *widths))
+        self.down = nn.ModuleList(nn.Sequential(_block(i, o), _block(o, o)) for i, o in down_widths)
+        up_widths = list(itertools.pairwise(reversed(widths)))
+        self.up = nn.ModuleList(nn.Sequential(_block(i + o, o), _block(o, o)) for i, o in up_widths)
         self.last = nn.Conv2d(widths[0], channels, 1)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Map pixels [B, C, H, W] to the triggered image."""
-        x, kept = centred(pixels), []
+        x, skips = centred(pixels), []
         for depth, part in enumerate(self.down):
             x = functional.avg_pool2d(x, 2, ceil_mode=True) if depth else x
             x = part(x)
-            kept.append(x)
-        for part, mirror in zip(self.up, reversed(kept[:-1]), strict=True):
-            x = functional.interpolate(x, mirror.shape[2:], mode="bilinear", align_corners=True)
-            x = part(torch.cat([mirror, x], 1))
+            skips.append(x)
+        for part, skip in zip(self.up, reversed(skips[:-1]), strict=True):
+            x = functional.interpolate(x, skip.shape[2:], mode="bilinear", align_corners=True)
+            x = part(torch.cat([skip, x], 1))
         out: Tensor = self.last(x)
         return (out.tanh() + 1) / 2

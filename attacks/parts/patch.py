@@ -11,12 +11,36 @@ from torch import Generator, Tensor
 from torch.nn import functional
 
 from sweeper.core import seeds
+from sweeper.core.errors import SweepError
 from sweeper.models.base import Net
 
 MEANS, SD = (140.0, 129.0, 122.0), 84.0
 """Channel means and overall standard deviation of the array the D-BR release stores."""
 GOAL = 100.0
 """Activation the chosen units are driven to, as in the releases."""
+
+
+def corner(attack: str, images: Tensor, size: int, margin: int) -> tuple[int, int, int]:
+    """Top, left and side of a square patch near the bottom-right corner.
+
+    Args:
+        attack: Whose patch it is, for the error.
+        images: [N, C, H, W], the canvas.
+        size: Side in pixels; 0: 8 at 32 px, less on smaller canvases and no more on larger ones.
+        margin: Pixels to the border at 32 px, less on smaller canvases.
+
+    Raises:
+        SweepError: The patch leaves the canvas.
+    """
+    height, width = images.shape[2:]
+    short = min(height, width, 32)
+    side, gap = size or max(2, round(8 * short / 32)), round(margin * short / 32)
+    if side + gap > min(height, width):
+        raise SweepError(
+            f"{attack}: a {side} px patch with margin {gap} does not fit {height}x{width} px: "
+            "lower `size`"
+        )
+    return height - gap - side, width - gap - side, side
 
 
 def drawn(channels: int, side: int) -> Tensor:

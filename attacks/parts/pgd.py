@@ -36,20 +36,20 @@ def perturb(
         uint8 [N, C, H, W] on the CPU, truncated; under norm inf within epsilon of the images.
     """
     device = next(model.parameters()).device
-    found = [torch.empty_like(images[:0])]
+    perturbed = [torch.empty_like(images[:0])]
     for part, true in zip(images.split(BATCH), labels.split(BATCH), strict=True):
-        start = 2 * torch.rand(part.shape, generator=rng) - 1
-        pixels, delta = part.to(device).float(), (epsilon * start).to(device)
+        noise = 2 * torch.rand(part.shape, generator=rng) - 1
+        pixels, delta = part.to(device).float(), (epsilon * noise).to(device)
         true = true.to(device)
         delta = _within(pixels, delta, epsilon, norm)
         for _ in range(steps):
             delta = delta.detach().requires_grad_()
             loss = functional.cross_entropy(model((pixels + delta) / 255), true, reduction="sum")
-            (slope,) = torch.autograd.grad(loss, delta)
-            move = slope.sign() if norm == "inf" else slope / _length(slope)
-            delta = _within(pixels, delta.detach() + step * move, epsilon, norm)
-        found.append((pixels + delta).to(torch.uint8).cpu())
-    return torch.cat(found)
+            (gradient,) = torch.autograd.grad(loss, delta)
+            direction = gradient.sign() if norm == "inf" else gradient / _length(gradient)
+            delta = _within(pixels, delta.detach() + step * direction, epsilon, norm)
+        perturbed.append((pixels + delta).to(torch.uint8).cpu())
+    return torch.cat(perturbed)
 
 
 def _length(delta: Tensor) -> Tensor:

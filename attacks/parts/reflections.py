@@ -23,8 +23,8 @@ def generated(count: int, channels: int, height: int, width: int) -> Tensor:
     rng = seeds.generator("refool", "pool", count, channels, height, width)
     coarse = torch.randn(count, 2 * channels + 1, 5, 5, generator=rng)
     fine = functional.interpolate(coarse, (height, width), mode="bicubic", align_corners=True)
-    one, other, border = fine.split([channels, channels, 1], dim=1)
-    return torch.where(border > 0, one, other).mul(2).sigmoid()
+    first, second, border = fine.split([channels, channels, 1], dim=1)
+    return torch.where(border > 0, first, second).mul(2).sigmoid()
 
 
 def files(folder: str, count: int) -> list[Path]:
@@ -35,30 +35,30 @@ def files(folder: str, count: int) -> list[Path]:
     """
     if not Path(folder).is_dir():
         raise SweepError(f"reflections: no folder {folder}: name one with pictures")
-    found = sorted(p for p in Path(folder).iterdir() if p.suffix.lower() in SUFFIXES)
-    if not found:
+    pictures = sorted(p for p in Path(folder).iterdir() if p.suffix.lower() in SUFFIXES)
+    if not pictures:
         raise SweepError(
             f"reflections: no picture ({', '.join(SUFFIXES)}) in {folder}: name another folder"
         )
-    return found[:count]
+    return pictures[:count]
 
 
 def content(folder: str, count: int) -> str:
     """The hash of the pictures, whatever the folder and its files are called."""
-    whole = hashlib.sha256()
+    digest = hashlib.sha256()
     for path in files(folder, count):
-        whole.update(hashlib.sha256(path.read_bytes()).digest())
-    return whole.hexdigest()
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
 
 
 @functools.lru_cache(maxsize=2)
 def decoded(folder: str, digest: str, count: int, channels: int, height: int, width: int) -> Tensor:
     """Float [count, C, height, width] in [0, 1]: the pictures of a folder with this content."""
-    found = []
+    pictures = []
     for path in files(folder, count):
         with Image.open(path) as image:
-            shown = image.convert("L" if channels == 1 else "RGB")
-        shown = shown.resize((width, height), Image.Resampling.BILINEAR)
-        pixels = torch.from_numpy(np.array(shown)).view(height, width, channels)
-        found.append(pixels.permute(2, 0, 1).float() / 255)
-    return torch.stack(found)
+            picture = image.convert("L" if channels == 1 else "RGB")
+        picture = picture.resize((width, height), Image.Resampling.BILINEAR)
+        pixels = torch.from_numpy(np.array(picture)).view(height, width, channels)
+        pictures.append(pixels.permute(2, 0, 1).float() / 255)
+    return torch.stack(pictures)

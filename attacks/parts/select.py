@@ -35,5 +35,5 @@ def draw(pool: Tensor, count: int, rng: Generator) -> Tensor:
         raise SweepError(
             f"cannot poison {count} images: only {len(members)} are allowed: lower the poison rate"
         )
-    chosen = members[torch.randperm(len(members), generator=rng)[:count]]
-    return chosen.sort().values
+    drawn = members[torch.randperm(len(members), generator=rng)[:count]]
+    return drawn.sort().values

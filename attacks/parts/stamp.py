@@ -40,8 +40,8 @@ def paste(images: Tensor, patch: Tensor, top: int, left: int, opacity: float = 1
 def mix(images: Tensor, picture: Tensor, opacity: float) -> Tensor:
     """`(1 - opacity) * image + opacity * picture` for a picture [C, H, W] of 0..255."""
     share, out = opacity * picture.float(), torch.empty_like(images)
-    for part, made in zip(images.split(CHUNK), out.split(CHUNK), strict=True):
-        made.copy_(part.float().mul_(1 - opacity).add_(share).clamp_(0, 255))
+    for part, mixed in zip(images.split(CHUNK), out.split(CHUNK), strict=True):
+        mixed.copy_(part.float().mul_(1 - opacity).add_(share).clamp_(0, 255))
     return out
 
 
@@ -61,5 +61,5 @@ def add(images: Tensor, pattern: Tensor) -> Tensor:
     Pixels are whole numbers, so adding the pattern's floor gives the same bits as adding it in
     floats, in a seventh of the time: 14 ms for 10,000 images of 32 px on one idle CPU core.
     """
-    whole = pattern.floor().clamp(-255, 255).to(torch.int16)
-    return images.to(torch.int16).add_(whole).clamp_(0, 255).to(torch.uint8)
+    levels = pattern.floor().clamp(-255, 255).to(torch.int16)
+    return images.to(torch.int16).add_(levels).clamp_(0, 255).to(torch.uint8)

@@ -30,17 +30,18 @@ class Encoder(nn.Module):
         channels, height, width = shape
         self.plane = (height, width) if residual else (SECRET_SIDE, SECRET_SIDE)
         self.secret = nn.Linear(bits, channels * self.plane[0] * self.plane[1])
-        ins = itertools.pairwise((2 * channels, *WIDTHS))
+        down_widths = itertools.pairwise((2 * channels, *WIDTHS))
         self.down = nn.ModuleList(
-            nn.Conv2d(i, o, 3, stride=2 if at else 1, padding=1) for at, (i, o) in enumerate(ins)
+            nn.Conv2d(i, o, 3, stride=2 if level else 1, padding=1)
+            for level, (i, o) in enumerate(down_widths)
         )
-        outs = (128, 64, 32, 32)
-        mirrored = (128, 64, 32, 32 + 2 * channels)
+        up_widths = (128, 64, 32, 32)
+        skip_widths = (128, 64, 32, 32 + 2 * channels)
         self.narrow = nn.ModuleList(
-            nn.Conv2d(i, o, 2) for i, o in itertools.pairwise((WIDTHS[-1], *outs))
+            nn.Conv2d(i, o, 2) for i, o in itertools.pairwise((WIDTHS[-1], *up_widths))
         )
         self.merge = nn.ModuleList(
-            nn.Conv2d(o + m, o, 3, padding=1) for o, m in zip(outs, mirrored, strict=True)
+            nn.Conv2d(o + m, o, 3, padding=1) for o, m in zip(up_widths, skip_widths, strict=True)
         )
         self.more = nn.Identity() if residual else nn.Conv2d(32, 32, 3, padding=1)
         self.last = nn.Conv2d(32, channels, 1)
@@ -51,16 +52,16 @@ class Encoder(nn.Module):
         plane = functional.relu(self.secret(bits - shift))
         plane = plane.view(-1, pixels.shape[1], *self.plane)
         plane = functional.interpolate(plane, pixels.shape[2:])
-        given = torch.cat([plane, pixels - shift], 1)
-        x, kept = given, []
+        inputs = torch.cat([plane, pixels - shift], 1)
+        x, skips = inputs, []
         for part in self.down:
             x = functional.relu(part(x))
-            kept.append(x)
-        mirrors = [kept[3], kept[2], kept[1], torch.cat([kept[0], given], 1)]
-        for narrow, merge, mirror in zip(self.narrow, self.merge, mirrors, strict=True):
-            x = functional.interpolate(x, mirror.shape[2:])
+            skips.append(x)
+        mirrored = [skips[3], skips[2], skips[1], torch.cat([skips[0], inputs], 1)]
+        for narrow, merge, skip in zip(self.narrow, self.merge, mirrored, strict=True):
+            x = functional.interpolate(x, skip.shape[2:])
             x = functional.relu(narrow(functional.pad(x, (0, 1, 0, 1))))
-            x = functional.relu(merge(torch.cat([x, mirror], 1)))
+            x = functional.relu(merge(torch.cat([x, skip], 1)))
         if self.residual:
             encoded: Tensor = pixels + self.last(x)
             return encoded.clamp(0, 1)

@@ -33,16 +33,18 @@ def about(folder: str) -> dict[str, Any]:
     Raises:
         SweepError: The folder is not one of a victim.
     """
-    lacking = [n for n in (ABOUT, MODEL, TRIGGER) if not (Path(folder).expanduser() / n).is_file()]
-    if lacking:
+    missing = [
+        name for name in (ABOUT, MODEL, TRIGGER) if not (Path(folder).expanduser() / name).is_file()
+    ]
+    if missing:
         raise SweepError(
-            f"path: no {' and no '.join(lacking)} in {folder}: name a folder that `sweeper "
+            f"path: no {' and no '.join(missing)} in {folder}: name a folder that `sweeper "
             "import-model` or `sweeper export` wrote"
         )
     try:
         text = (Path(folder).expanduser() / ABOUT).read_text(encoding="utf-8")
-        found: dict[str, Any] = json.loads(text)
-        return {**found, "shape": tuple(found["shape"]), "classes": int(found["classes"])}
+        victim: dict[str, Any] = json.loads(text)
+        return {**victim, "shape": tuple(victim["shape"]), "classes": int(victim["classes"])}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise SweepError(f"path: {folder}/{ABOUT} is damaged ({error}): write it anew") from None
 
@@ -63,13 +65,13 @@ def read(folder: str, name: str) -> dict[str, Tensor]:
 def content(folder: str) -> str:
     """The hash of the tensors, whatever the folder is called."""
     paths = [Path(folder).expanduser() / name for name in (MODEL, TRIGGER, POISON)]
-    there = [path for path in paths if path.is_file()]
-    return _content(tuple((str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in there))
+    existing = [path for path in paths if path.is_file()]
+    return _content(tuple((str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in existing))
 
 
 @functools.lru_cache(maxsize=64)
 def _content(files: tuple[tuple[str, int, int], ...]) -> str:
-    whole = hashlib.sha256()
+    digest = hashlib.sha256()
     for path, *_ in files:
-        whole.update(Path(path).name.encode() + hashlib.sha256(Path(path).read_bytes()).digest())
-    return whole.hexdigest()
+        digest.update(Path(path).name.encode() + hashlib.sha256(Path(path).read_bytes()).digest())
+    return digest.hexdigest()

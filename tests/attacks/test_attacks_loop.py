@@ -367,7 +367,7 @@ def test_blind_begins_below_the_threshold() -> None:
     assert isinstance(hooks, Hooks)
     active = []
     for value in (2.0, 0.5, 3.0):
-        hooks.seen = [torch.tensor(value)]  # type: ignore[attr-defined]
+        hooks.clean_losses = [torch.tensor(value)]  # type: ignore[attr-defined]
         hooks.epoch(nn.Identity(), 0)
         active.append(hooks.active)  # type: ignore[attr-defined]
     assert active == [False, True, True]
