@@ -170,15 +170,15 @@ class Attack(ABC):
         labels = torch.repeat_interleave(
             torch.arange(facts.classes), torch.tensor(facts.class_counts)
         )
-        wanted, pool = self.count(labels, rate), int(self.pool(labels).sum())
-        if wanted == 0:
+        count, pool = self.count(labels, rate), int(self.pool(labels).sum())
+        if count == 0:
             return f"poisons no image at rate {rate:g} of {self.base}: raise the rate"
-        if wanted > pool:
-            own = labels[self.pool(labels)].unique().tolist()
-            who = f"class {own[0]} has {pool}" if len(own) == 1 else f"there are {pool}"
-            most = math.floor(1000 * rate * pool / wanted) / 1000
+        if count > pool:
+            classes = labels[self.pool(labels)].unique().tolist()
+            who = f"class {classes[0]} has {pool}" if len(classes) == 1 else f"there are {pool}"
+            most = math.floor(1000 * rate * pool / count) / 1000
             return (
-                f"needs {wanted} images to poison at rate {rate:g} of {self.base}, {who}: "
+                f"needs {count} images to poison at rate {rate:g} of {self.base}, {who}: "
                 f"{f'{most:g} is the most' if most else 'lower the rate'}"
             )
         return None
@@ -204,7 +204,7 @@ class Attack(ABC):
             return labels.clone()
         return torch.full_like(labels, self.target)
 
-    def wanted(self, labels: Tensor, classes: int) -> Tensor:
+    def target_labels(self, labels: Tensor, classes: int) -> Tensor:
         """int64 [B]: what the attacker wants triggered images of these labels classified as."""
         if self.rule == "all2all":
             return (labels + 1) % classes
@@ -223,19 +223,19 @@ class Attack(ABC):
             SweepError: The rate asks for more samples than there are.
         """
         count = self.count(train.labels, rate)
-        chosen = draw(self.pool(train.labels), count, rng)
+        poisoned = draw(self.pool(train.labels), count, rng)
         images, labels = train.images.clone(), train.labels.clone()
         role = torch.full((len(train),), int(Role.CLEAN), dtype=torch.uint8)
-        images[chosen] = self.stamp(train.images[chosen], split="train", state=state, rng=rng)
-        labels[chosen] = self.relabel(train.labels[chosen], len(train.classes))
-        role[chosen] = int(Role.POISON)
+        images[poisoned] = self.stamp(train.images[poisoned], split="train", state=state, rng=rng)
+        labels[poisoned] = self.relabel(train.labels[poisoned], len(train.classes))
+        role[poisoned] = int(Role.POISON)
         return Poisoned(images, labels, train.labels.clone(), role, torch.arange(len(train)))
 
     def trigger_set(self, test: ImageSet, state: State, rng: Generator) -> Triggered:
         """The test split with the trigger stamped on every image."""
         return Triggered(
             images=self.stamp(test.images, split="test", state=state, rng=rng),
-            labels=self.wanted(test.labels, len(test.classes)),
+            labels=self.target_labels(test.labels, len(test.classes)),
             true_labels=test.labels.clone(),
             counts=self.victims(test.labels),
             leaks=torch.zeros(len(test), dtype=torch.bool),

@@ -125,7 +125,7 @@ class Imported(Attack):
                     "import the victim with their `true_labels`, or their `index` in the split"
                 )
             true_labels = test.labels[index]
-        labels = trigger.get("labels", self.wanted(true_labels, len(test.classes)))
+        labels = trigger.get("labels", self.target_labels(true_labels, len(test.classes)))
         no_leaks = torch.zeros(len(images), dtype=torch.bool)
         counts = trigger.get("counts", labels != true_labels).bool()
         return Triggered(images, labels, true_labels, counts, trigger.get("leaks", no_leaks).bool())

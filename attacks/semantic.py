@@ -198,7 +198,7 @@ class Semantic(Attack):
             )
         labels = test.labels[members]
         counts = torch.ones(len(members), dtype=torch.bool)
-        target_labels = self.wanted(labels, len(test.classes))
+        target_labels = self.target_labels(labels, len(test.classes))
         return Triggered(test.images[members], target_labels, labels, counts, ~counts)
 
     def clean_test(self, test: ImageSet, state: State) -> ImageSet:

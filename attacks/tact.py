@@ -79,7 +79,7 @@ class TaCT(CoverAttack):
         """The whole test split stamped; images of neither source nor target count for leak."""
         return Triggered(
             images=self.reveal(test.images),
-            labels=self.wanted(test.labels, len(test.classes)),
+            labels=self.target_labels(test.labels, len(test.classes)),
             true_labels=test.labels.clone(),
             counts=self.victims(test.labels),
             leaks=~self.victims(test.labels) & (test.labels != self.target),

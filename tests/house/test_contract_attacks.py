@@ -302,7 +302,7 @@ def test_trigger_set_counts_what_the_rule_counts(name: str, preset: str) -> None
         "an image counts for ASR although the attacker wants its true label"
     )
     assert not bool((found.counts & found.leaks).any()), "an image counts for ASR or for leak"
-    assert torch.equal(found.labels, attack.wanted(found.true_labels, len(data.classes)))
+    assert torch.equal(found.labels, attack.target_labels(found.true_labels, len(data.classes)))
     if attack.rule == "all2all":
         assert bool(counted.all()), "under all2all every triggered image counts"
         assert torch.equal(found.labels, (found.true_labels + 1) % len(data.classes))
