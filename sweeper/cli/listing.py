@@ -1,8 +1,12 @@
-"""What `sweeper list` prints: every name a sweep file can use."""
+"""What `sweeper list` prints: every name a sweep file can use.
+
+`python -m sweeper.cli.listing README.md docs/methods.md` writes their lists of methods anew.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -49,11 +53,22 @@ COLUMNS = {
     "defenses": ("name", "title", "paper", "kind", "sees", "presets"),
     "support": ("name", "sees", "rules", "models"),
 }
-"""Columns of the README's tables."""
+"""Columns of the tables in docs/methods.md."""
+GROUPS: dict[str, tuple[str, dict[str, str]]] = {
+    "attacks": (
+        "controls",
+        {"data": "on the data", "training": "in training", "model": "on the model"},
+    ),
+    "defenses": (
+        "kind",
+        {kind: kind for kind in ("repair", "secure training", "detection", "input filter")},
+    ),
+}
+"""Field by which the README sorts the names, and the word it has for each of its values."""
 
 
 def markdown(what: str) -> str:
-    """Return the README's table of attacks or defenses."""
+    """Return the table of attacks or defenses, or of what each defense needs (`support`)."""
     head = COLUMNS[what]
     titles = " | ".join(name.replace("_", " ") for name in head)
     lines = [f"| {titles} |", "|---" * len(head) + "|"]
@@ -89,13 +104,29 @@ def support() -> list[dict[str, Any]]:
     return found
 
 
+def summary() -> str:
+    """Return the names of all attacks and defenses, one item a kind."""
+    lines = []
+    for what, (field, words) in GROUPS.items():
+        groups: dict[str, list[str]] = {word: [] for word in words}
+        for record in records(what):
+            groups[record[field]].append(record["name"])
+        lines.append(f"**{what.capitalize()}**\n")
+        for group, names in groups.items():
+            item = f"- {words[group]}: {', '.join(names)}"
+            lines += textwrap.wrap(item, 100, subsequent_indent="  ", break_on_hyphens=False)
+        lines.append("")
+    return "\n".join(lines).rstrip()
+
+
 def rewrite(text: str) -> str:
-    """Return a README with its tables of methods made anew, between their markers."""
-    for what in COLUMNS:
+    """Return a page with its tables and names of methods made anew, between their markers."""
+    for what in (*COLUMNS, "names"):
         before, start, rest = text.partition(f"<!-- {what} -->\n")
         _, end, after = rest.partition(f"<!-- end {what} -->")
         if start and end:
-            text = f"{before}{start}{markdown(what)}\n{end}{after}"
+            made = summary() if what == "names" else markdown(what)
+            text = f"{before}{start}{made}\n{end}{after}"
     return text
 
 

@@ -1,7 +1,8 @@
-"""Commands for a sweep that runs elsewhere: submit, status, watch, cluster kuberay."""
+"""Commands for a sweep that runs elsewhere: submit, status, watch, cluster."""
 
 from __future__ import annotations
 
+import importlib.resources
 import json
 from typing import Annotated
 
@@ -11,7 +12,7 @@ from sweeper.api import STORE, place
 from sweeper.cli.arguments import DataOption, JsonOption, SetOption, Spec, StoreOption
 
 clusters = typer.Typer(
-    help="What a cluster is started with.", no_args_is_help=True, rich_markup_mode=None
+    help="What a cluster is started or watched with.", no_args_is_help=True, rich_markup_mode=None
 )
 
 
@@ -104,6 +105,16 @@ def kuberay(
         image=image, workers=workers, cpus=cpus, gpus=gpus, memory=memory, secret=secret
     )
     typer.echo(cluster.rayjob(spec, cluster.words(store, data, overrides or []), pods), nl=False)
+
+
+@clusters.command()
+def grafana() -> None:
+    """Print the Grafana dashboard of running sweeps.
+
+    Example: sweeper cluster grafana > grafana.json
+    """
+    file = importlib.resources.files("sweeper.run") / "grafana.json"
+    typer.echo(file.read_text(encoding="utf-8"), nl=False)
 
 
 COMMANDS = (submit, status, watch)

@@ -117,7 +117,7 @@ def ready(kind: str) -> list[str]:
 
 
 def describe(kind: str) -> list[dict[str, Any]]:
-    """Return one record per method: what `sweeper list` and the README's tables print."""
+    """Return one record per method: what `sweeper list` and docs/methods.md print."""
     records = []
     for name in names(kind):
         cls = method(kind, name)

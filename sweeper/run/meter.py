@@ -1,6 +1,6 @@
 """What Prometheus reads of a running sweep, through Ray's own exporter: a watcher like the display.
 
-`grafana.json` beside the README draws these.
+`grafana.json` beside this file draws these; `sweeper cluster grafana` prints it.
 """
 
 from __future__ import annotations

@@ -75,12 +75,66 @@ def test_the_readme_has_two_commands_and_a_real_table() -> None:
     assert len(re.findall(r"^\| (badnets|blend|blend-strip) ", table, re.MULTILINE)) == 6
 
 
-def test_the_method_tables_are_current() -> None:
+def test_the_readme_is_short_and_begins_with_what_one_sees_and_types() -> None:
+    assert len(README.split()) <= 1800, "what is long stands in docs/"
+    lines = README.splitlines()
+    places = [
+        next(number for number, line in enumerate(lines) if line.startswith(start))
+        for start in ("![", "<!-- commands -->", "<!-- end -->", "|")
+    ]
+    assert places == sorted(places), "picture, commands, then the first table"
+    assert places[2] < 40, "picture and commands are on the first screen"
+
+
+@pytest.mark.parametrize(
+    ("page", "known"),
+    [
+        ("README.md", ["- on the data: adaptive-blend,", "- repair: anp, anp-oracle,"]),
+        ("docs/methods.md", ["| `badnets` |", "| `anp-oracle` |", "| all but vit-tiny |"]),
+    ],
+)
+def test_the_lists_of_methods_are_current(page: str, known: list[str]) -> None:
     from sweeper.cli import listing
 
-    assert "| `badnets` |" in README and "| `anp-oracle` |" in README
-    message = "the files changed: run `python -m sweeper.cli.listing README.md`"
-    assert listing.rewrite(README) == README, message
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert all(words in text for words in known)
+    message = f"the files changed: run `python -m sweeper.cli.listing {page}`"
+    assert listing.rewrite(text) == text, message
+
+
+def test_the_readme_names_every_method_once() -> None:
+    from sweeper.core.names import names
+
+    listed = README.partition("<!-- names -->")[2].partition("<!-- end names -->")[0]
+    attacks, defenses = listed.split("**Defenses**")
+    for kind, text in (("attack", attacks), ("defense", defenses)):
+        items = re.findall(r"^- [a-z0-9 ]+: (.*(?:\n  .*)*)", text, re.MULTILINE)
+        assert sorted(word for item in items for word in re.split(r",\s+", item)) == names(kind)
+
+
+def test_the_rooms_are_described_as_they_are_held() -> None:
+    from tests.house.test_structure import ROOMS
+
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    heads = re.findall(
+        r"^ {4}(\w\S*(?: \S+)*) {2,}\S", text.partition("Rooms, lowest")[2], re.MULTILINE
+    )
+    rooms = [re.sub(r"sweeper/|\.py|,", "", head).split() for head in heads]
+    held = [line.split() for line in ROOMS if line and line != "__main__"]
+    assert rooms[: len(held)] == held
+    drawn = (ROOT / "docs/rooms.svg").read_text(encoding="utf-8")
+    assert all(f">{name}<" in drawn for line in held for name in line)
+
+
+def test_the_citation_is_the_packages() -> None:
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert cited["cff-version"] == "1.2.0" and cited["type"] == "software"
+    assert cited["message"] and cited["title"] and cited["abstract"] and cited["keywords"]
+    assert all(set(author) == {"name"} for author in cited["authors"]), "an entity, no person"
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    for field in ("version", "license"):
+        (value,) = re.findall(rf'^{field} = "(.*)"$', project, re.MULTILINE)
+        assert cited[field] == value, f"CITATION.cff: {field} is not that of pyproject.toml"
 
 
 def test_every_package_is_installed() -> None:

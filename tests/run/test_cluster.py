@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ import yaml
 from sweeper.core.errors import SweepError
 from sweeper.plan import spec
 from sweeper.run import cluster
+from tests.support.places import ROOT
 
 STORE = "s3://bucket/sweeps?region=eu-central-1"
 
@@ -207,3 +211,14 @@ def test_a_cluster_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_AUTH_TOKEN", "any")  # a new machine has none in its home
     with pytest.raises(SweepError, match=r"--address http://127\.0\.0\.1:1 takes no job: .*; give"):
         cluster.submit("quickstart", "http://127.0.0.1:1", [])
+
+
+def test_the_dashboard_is_printed_without_waiting_for_ray() -> None:
+    code = (
+        "import sys\nfrom sweeper.cli import remote\nremote.grafana()\n"
+        "print(sorted({'torch', 'ray'} & set(sys.modules)), file=sys.stderr)"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert ran.returncode == 0 and ran.stderr == "[]\n", ran.stderr
+    assert ran.stdout == (ROOT / "sweeper/run/grafana.json").read_text(encoding="utf-8")
+    assert json.loads(ran.stdout)["uid"] == "sweeper"
