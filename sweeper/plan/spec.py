@@ -30,18 +30,18 @@ def load(spec: str, overrides: Sequence[str] = ()) -> Sweep:
     Raises:
         SweepError: Every mistake of the file, one line each.
     """
-    read = source.read(spec)
-    values = dict(read.values)
+    file = source.read(spec)
+    values = dict(file.values)
     scales = values.pop("scales", {})
     problems = _check_scales(scales)
     origin: dict[Loc, str] = {}
     for override in overrides if not problems else ():
         _apply(override, values, scales, origin)
-    sweep, found = _validate(values)
-    problems += found
+    sweep, value_problems = _validate(values)
+    problems += value_problems
     if sweep is not None and not problems:
         return sweep
-    sentences = {_sentence(read, origin, at, text) for at, text in problems}
+    sentences = {_sentence(file, origin, at, text) for at, text in problems}
     raise SweepError("\n".join(text for _, text in sorted(sentences)))
 
 
@@ -60,17 +60,17 @@ def parse(values: Mapping[str, Any]) -> Sweep:
 def _check_scales(scales: Any) -> list[Problem]:
     if not isinstance(scales, dict) or not all(isinstance(k, str) for k in scales):
         return [(("scales",), f"scales: needs {{NAME: {{seeds: 1, ...}}}}, not {scales!r}")]
-    found: list[Problem] = []
+    problems: list[Problem] = []
     for name, changes in scales.items():
         if not isinstance(changes, dict):
             text = f"scales.{name}: needs a mapping such as {{seeds: 1}}, not {changes!r}"
-            found.append((("scales", name), text))
+            problems.append((("scales", name), text))
             continue
         for key in changes:
             if key not in Sweep.model_fields:
                 text = f"scales.{name}: {unknown('key', key, Sweep.model_fields)}"
-                found.append((("scales", name, str(key)), text))
-    return found
+                problems.append((("scales", name, str(key)), text))
+    return problems
 
 
 def _apply(
@@ -104,26 +104,26 @@ def _apply(
     origin[tuple(key.split("."))] = override
 
 
-def _pick(key: str, values: dict[str, Any], asked: Any) -> Any:
+def _pick(key: str, values: dict[str, Any], value: Any) -> Any:
     """Put the file's own entries for their labels, so that `attacks=[sig]` keeps its options.
 
     Exclusions of labels that are no longer there go with them.
     """
     listed = values.get(key)
-    if key not in _SPARE or not isinstance(asked, list) or not isinstance(listed, list):
-        return asked
-    known: dict[str, Any] = {}
+    if key not in _SPARE or not isinstance(value, list) or not isinstance(listed, list):
+        return value
+    by_label: dict[str, Any] = {}
     for item in listed:
         with contextlib.suppress(ValueError):  # an entry that is wrong is named later
-            known[entry_fields(key[:-1], item)["label"]] = item
-    gone = set(known) - {item for item in asked if isinstance(item, str)}
+            by_label[entry_fields(key[:-1], item)["label"]] = item
+    removed = set(by_label) - {item for item in value if isinstance(item, str)}
     if isinstance(values.get("exclude"), list):
         values["exclude"] = [
             pattern
             for pattern in values["exclude"]
-            if not (isinstance(pattern, dict) and pattern.get(key[:-1]) in gone)
+            if not (isinstance(pattern, dict) and pattern.get(key[:-1]) in removed)
         ]
-    return [known.get(item, item) if isinstance(item, str) else item for item in asked]
+    return [by_label.get(item, item) if isinstance(item, str) else item for item in value]
 
 
 def _validate(values: Mapping[str, Any]) -> tuple[Sweep | None, list[Problem]]:
@@ -132,8 +132,8 @@ def _validate(values: Mapping[str, Any]) -> tuple[Sweep | None, list[Problem]]:
         sweep = Sweep.model_validate(values)
         return sweep, check(sweep)
     except ValidationError as error:
-        found = [_problem(item) for item in error.errors()]
-    bad = {at[:2] for at, _ in found}
+        problems = [_problem(item) for item in error.errors()]
+    bad = {at[:2] for at, _ in problems}
     spare = {key: value for key, value in values.items() if key in Sweep.model_fields}
     for at in sorted(bad, key=len, reverse=True):
         key = str(at[0])
@@ -145,7 +145,7 @@ def _validate(values: Mapping[str, Any]) -> tuple[Sweep | None, list[Problem]]:
             spare[key] = [_SPARE[key]]
         else:
             spare.pop(key, None)
-    return None, found + check(Sweep.model_validate({**spare, "name": "spare"}), bad)
+    return None, problems + check(Sweep.model_validate({**spare, "name": "spare"}), bad)
 
 
 _SPARE = {"datasets": "digits", "models": "tiny", "attacks": "none", "defenses": "none"}
@@ -164,7 +164,7 @@ def _problem(item: Any) -> Problem:
     return at, f"{name}: {text}" if name else text
 
 
-def _sentence(read: Source, origin: Mapping[Loc, str], at: Loc, text: str) -> tuple[int, str]:
+def _sentence(file: Source, origin: Mapping[Loc, str], at: Loc, text: str) -> tuple[int, str]:
     """Put before a problem the line, or the --set, it comes from."""
     for end in range(len(at), 0, -1):
         override = origin.get(at[:end])
@@ -173,5 +173,5 @@ def _sentence(read: Source, origin: Mapping[Loc, str], at: Loc, text: str) -> tu
             break
         if override:
             return 0, f"--set {override}: {text}"
-    line = read.line(at)
-    return line, f"{read.path}:{line}: {text}"
+    line = file.line(at)
+    return line, f"{file.path}:{line}: {text}"

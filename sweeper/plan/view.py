@@ -48,14 +48,14 @@ class View(BaseModel):
         }
 
 
-def of(read: Source) -> View:
+def of(file: Source) -> View:
     """Return the layout a sweep file asks for.
 
     Raises:
         SweepError: Its `table:` section is wrong, one line for each mistake.
     """
     try:
-        return View.model_validate(read.values.get("table", {}))
+        return View.model_validate(file.values.get("table", {}))
     except ValidationError as error:
         lines = []
         for item in error.errors():
@@ -64,5 +64,5 @@ def of(read: Source) -> View:
             if item["type"] == "extra_forbidden":
                 text = unknown("key", at[-1], View.model_fields)
                 at = at[:-1]
-            lines.append(f"{read.path}:{read.line(at)}: {'.'.join(map(str, at))}: {text}")
+            lines.append(f"{file.path}:{file.line(at)}: {'.'.join(map(str, at))}: {text}")
         raise SweepError("\n".join(lines)) from None
