@@ -26,7 +26,7 @@ def check(sweep: Sweep, skip: Collection[Loc] = ()) -> list[Problem]:
     problems = _entries(sweep, skip)
     if ("recipe",) not in skip:
         problems += _recipes(sweep)
-    if not any(at[0] in (*(f"{axis}s" for axis in AXES), "exclude") for at in skip):
+    if not any(loc[0] in (*(f"{axis}s" for axis in AXES), "exclude") for loc in skip):
         problems += _exclusions(sweep)
     return problems
 
@@ -44,21 +44,21 @@ def _entries(sweep: Sweep, skip: Collection[Loc]) -> list[Problem]:
         labels: set[str] = set()
         twins = _Twins()
         for place, entry in enumerate(getattr(sweep, key)):
-            at: Loc = (key, place)
-            if (key,) in skip or at in skip:
+            loc: Loc = (key, place)
+            if (key,) in skip or loc in skip:
                 continue
             built: Any = object()
             try:
                 built = entry.name, build(entry), tuple(entry.poison_rates or ())
             except SweepError as error:
-                problems.extend(_placed(at, error, entry.options))
+                problems.extend(_placed(loc, error, entry.options))
             twin = twins.of(entry.label, built)
             if entry.label in labels:
                 text = f"{entry.label!r} stands twice; name one of them with `as: OTHER`"
-                problems.append((at, f"{key}: {text}"))
+                problems.append((loc, f"{key}: {text}"))
             elif twin is not None:
                 text = f"{entry.label!r} is the same as {twin!r} in every option; leave one out"
-                problems.append((at, f"{key}: {text}"))
+                problems.append((loc, f"{key}: {text}"))
             labels.add(entry.label)
     return problems
 
@@ -80,15 +80,15 @@ class _Twins:
         return None if first is label else first
 
 
-def _placed(at: Loc, error: SweepError, options: Iterable[str]) -> Iterable[Problem]:
+def _placed(loc: Loc, error: SweepError, options: Iterable[str]) -> Iterable[Problem]:
     """The sentences of an error, each at the option it is about."""
     for line in str(error).splitlines():
-        text = line.removeprefix(f"{at[0]}: ")
+        text = line.removeprefix(f"{loc[0]}: ")
         about = "preset" if ": no preset " in text else ""
         for option in options:
             if re.search(rf"(?:^|: ){re.escape(option)}: |option {re.escape(repr(option))}", text):
                 about = option
-        yield (*at, about) if about else at, f"{at[0]}: {text}"
+        yield (*loc, about) if about else loc, f"{loc[0]}: {text}"
 
 
 def _dataset(entry: Entry) -> Any:

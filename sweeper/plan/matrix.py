@@ -279,8 +279,8 @@ class _Expansion:
             words = {**victim.axes, "stage": stage.name}
             cell = Cell("stage", key, shared, (victim.key,), words, defender.local)
             parents.append(self.add(cell, not why).key)
-        above = {"victim": victim.key, "stage": parents[1] if stage is not None else None}
-        key, params = form.key(above["stage"], victim.key), {**form.params, **above}
+        parent_keys = {"victim": victim.key, "stage": parents[1] if stage is not None else None}
+        key, params = form.key(parent_keys["stage"], victim.key), {**form.params, **parent_keys}
         cell = Cell("defend", key, params, tuple(parents), axes, defender.local)
         self.refuse_twin(cell)
         if why:
@@ -302,12 +302,12 @@ class _Expansion:
 
     def unfit(self, place: _Place, defender: _Defender, count: int) -> str:
         """Why this defense cannot be run on this model and data; empty where it can."""
-        at = (place.axes["dataset"], place.axes["model"], defender.entry.label, count)
-        if at not in self.fits:
+        case = (place.axes["dataset"], place.axes["model"], defender.entry.label, count)
+        if case not in self.fits:
             facts, model = place.facts, place.common["model"]["name"]
             needs = Needs(facts.classes or 10, facts.shape, model, place.batchnorm, count)
-            self.fits[at] = misfit(defender.defense, needs, place.axes["model"])
-        return self.fits[at]
+            self.fits[case] = misfit(defender.defense, needs, place.axes["model"])
+        return self.fits[case]
 
     def add(self, cell: Cell, keep: bool = True) -> Cell:
         """Enter a cell of the graph; the first of a key stands for all."""

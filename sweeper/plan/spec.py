@@ -41,7 +41,7 @@ def load(spec: str, overrides: Sequence[str] = ()) -> Sweep:
     problems += value_problems
     if sweep is not None and not problems:
         return sweep
-    sentences = {_sentence(file, origin, at, text) for at, text in problems}
+    sentences = {_sentence(file, origin, loc, text) for loc, text in problems}
     raise SweepError("\n".join(text for _, text in sorted(sentences)))
 
 
@@ -92,15 +92,15 @@ def _apply(
         why = getattr(error, "problem", None) or error
         raise SweepError(f"--set {override}: the value is not YAML: {why}") from None
     *path, last = key.split(".")
-    at = values
+    mapping = values
     for part in path:
-        inner = at.setdefault(part, {})
+        inner = mapping.setdefault(part, {})
         if part == "recipe" and isinstance(inner, str):
             inner = {"base": inner}
         if not isinstance(inner, dict):
             raise SweepError(f"--set {override}: {part} holds {inner!r}, no keys below it")
-        at[part] = at = dict(inner)
-    at[last] = _pick(key, values, value)
+        mapping[part] = mapping = dict(inner)
+    mapping[last] = _pick(key, values, value)
     origin[tuple(key.split("."))] = override
 
 
@@ -133,13 +133,13 @@ def _validate(values: Mapping[str, Any]) -> tuple[Sweep | None, list[Problem]]:
         return sweep, check(sweep)
     except ValidationError as error:
         problems = [_problem(item) for item in error.errors()]
-    bad = {at[:2] for at, _ in problems}
+    bad = {loc[:2] for loc, _ in problems}
     spare = {key: value for key, value in values.items() if key in Sweep.model_fields}
-    for at in sorted(bad, key=len, reverse=True):
-        key = str(at[0])
-        if key in _SPARE and len(at) == 2:
+    for loc in sorted(bad, key=len, reverse=True):
+        key = str(loc[0])
+        if key in _SPARE and len(loc) == 2:
             kept = list(spare[key])
-            kept[int(at[1])] = _SPARE[key]
+            kept[int(loc[1])] = _SPARE[key]
             spare[key] = kept
         elif key in _SPARE:
             spare[key] = [_SPARE[key]]
@@ -154,24 +154,24 @@ _SPARE = {"datasets": "digits", "models": "tiny", "attacks": "none", "defenses":
 
 def _problem(item: Any) -> Problem:
     """Put one of pydantic's errors into our words."""
-    at, name = tuple(item["loc"]), ".".join(part for part in item["loc"] if isinstance(part, str))
+    loc, name = tuple(item["loc"]), ".".join(part for part in item["loc"] if isinstance(part, str))
     if item["type"] in ("extra_forbidden", "invalid_key"):
         inner: dict[Any, type[BaseModel]] = {"resources": Resources, "table": View}
-        known = inner[at[0]].model_fields if len(at) > 1 else [*Sweep.model_fields, "scales"]
-        name, text = name.rpartition(".")[0], unknown("key", at[-1], known)
+        known = inner[loc[0]].model_fields if len(loc) > 1 else [*Sweep.model_fields, "scales"]
+        name, text = name.rpartition(".")[0], unknown("key", loc[-1], known)
     else:
         text = options.wording(item)
-    return at, f"{name}: {text}" if name else text
+    return loc, f"{name}: {text}" if name else text
 
 
-def _sentence(file: Source, origin: Mapping[Loc, str], at: Loc, text: str) -> tuple[int, str]:
+def _sentence(file: Source, origin: Mapping[Loc, str], loc: Loc, text: str) -> tuple[int, str]:
     """Put before a problem the line, or the --set, it comes from."""
-    for end in range(len(at), 0, -1):
-        override = origin.get(at[:end])
+    for end in range(len(loc), 0, -1):
+        override = origin.get(loc[:end])
         if override and override.startswith("scale="):
-            at = ("scales", override.removeprefix("scale="), *at)
+            loc = ("scales", override.removeprefix("scale="), *loc)
             break
         if override:
             return 0, f"--set {override}: {text}"
-    line = file.line(at)
+    line = file.line(loc)
     return line, f"{file.path}:{line}: {text}"

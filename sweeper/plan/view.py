@@ -59,10 +59,10 @@ def of(file: Source) -> View:
     except ValidationError as error:
         lines = []
         for item in error.errors():
-            at = ("table", *item["loc"])
+            loc = ("table", *item["loc"])
             text = options.wording(dict(item))
             if item["type"] == "extra_forbidden":
-                text = unknown("key", at[-1], View.model_fields)
-                at = at[:-1]
-            lines.append(f"{file.path}:{file.line(at)}: {'.'.join(map(str, at))}: {text}")
+                text = unknown("key", loc[-1], View.model_fields)
+                loc = loc[:-1]
+            lines.append(f"{file.path}:{file.line(loc)}: {'.'.join(map(str, loc))}: {text}")
         raise SweepError("\n".join(lines)) from None
