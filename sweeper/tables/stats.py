@@ -80,8 +80,8 @@ def half_width(sd: Floats, n: npt.NDArray[Any], confidence: float = 0.95) -> Flo
     """Return half the width of the t-interval of a mean of `n` values; nan for n < 2."""
     from scipy.special import stdtrit
 
-    few, where = np.unique(np.where(n >= 2, n, np.nan), return_inverse=True)
-    width: Floats = (stdtrit(few - 1, 0.5 + confidence / 2) / np.sqrt(few))[where] * sd
+    sizes, inverse = np.unique(np.where(n >= 2, n, np.nan), return_inverse=True)
+    width: Floats = (stdtrit(sizes - 1, 0.5 + confidence / 2) / np.sqrt(sizes))[inverse] * sd
     return width
 
 
@@ -146,13 +146,13 @@ def beyond_noise(
     total = summarise(first - second, confidence)
     if not total.n:
         return False
-    left, right = counts or (math.nan, math.nan)
+    count_a, count_b = counts or (math.nan, math.nan)
     apart = separated(
         np.array([total.mean]),
         np.array([total.sd]),
         np.array([total.n]),
-        (first[:1], np.array([left])),
-        (second[:1], np.array([right])),
+        (first[:1], np.array([count_a])),
+        (second[:1], np.array([count_b])),
         confidence,
     )
     return bool(apart[0])

@@ -68,12 +68,12 @@ def build(
         frame = published.add_missing(averages(frame, AVERAGE), figures)
     data, row_axes, cols, constants = _layout(frame, rows, cols)
     axes = [*row_axes, *cols]
-    at, labels = _codes(data, axes, order or {})
-    place, data, at = _place(data, at, row_axes, cols)
+    codes, labels = _codes(data, axes, order or {})
+    place, data, codes = _place(data, codes, row_axes, cols)
     grid = [_numbers(data, place, metric) for metric in values]
-    _mark(grid, data, values, _rivals(at, axes, place))
-    columns = tuple(starmap(Column, product(_labels(at, place.column, cols, labels), values)))
-    lines = _lines(_labels(at, place.line, row_axes, labels), grid, place.width)
+    _mark(grid, data, values, _rivals(codes, axes, place))
+    columns = tuple(starmap(Column, product(_labels(codes, place.column, cols, labels), values)))
+    lines = _lines(_labels(codes, place.line, row_axes, labels), grid, place.width)
     comparison = published.compare(lines, (row_axes, cols), columns, dict(constants), figures)
     return Table(
         row_axes=tuple(row_axes),
@@ -188,26 +188,26 @@ class _Numbers:
     best: npt.NDArray[np.bool_]
 
 
-def _joint(at: pd.DataFrame, axes: Sequence[str]) -> Whole:
+def _joint(codes: pd.DataFrame, axes: Sequence[str]) -> Whole:
     """Return the rank of every row's combination of `axes`."""
     if not axes:
-        return np.zeros(len(at), dtype=np.int64)
-    return np.asarray(at.groupby(list(axes), sort=True).ngroup(), dtype=np.int64)
+        return np.zeros(len(codes), dtype=np.int64)
+    return np.asarray(codes.groupby(list(axes), sort=True).ngroup(), dtype=np.int64)
 
 
 def _place(
-    data: pd.DataFrame, at: pd.DataFrame, row_axes: Sequence[str], cols: Sequence[str]
+    data: pd.DataFrame, codes: pd.DataFrame, row_axes: Sequence[str], cols: Sequence[str]
 ) -> tuple[_Place, pd.DataFrame, pd.DataFrame]:
     """Return where the rows go, and both frames sorted by line, column and seed.
 
     Sums depend on the order of their terms, so the order is part of the result.
     """
-    line, column = _joint(at, row_axes), _joint(at, cols)
-    sort: Whole = np.lexsort((at["seed"].to_numpy(), column, line))
+    line, column = _joint(codes, row_axes), _joint(codes, cols)
+    sort: Whole = np.lexsort((codes["seed"].to_numpy(), column, line))
     line, column = line[sort], column[sort]
     width = int(column.max()) + 1
     place = _Place(line, column, line * width + column, width, (int(line[-1]) + 1) * width)
-    return place, data.iloc[sort], at.iloc[sort]
+    return place, data.iloc[sort], codes.iloc[sort]
 
 
 def _numbers(data: pd.DataFrame, place: _Place, metric: str) -> _Numbers:
@@ -231,10 +231,10 @@ def _numbers(data: pd.DataFrame, place: _Place, metric: str) -> _Numbers:
     return _Numbers(state, mean, sd, n, partial & (n > 0), np.zeros(place.size, dtype=np.bool_))
 
 
-def _rivals(at: pd.DataFrame, axes: Sequence[str], place: _Place) -> pd.DataFrame:
+def _rivals(codes: pd.DataFrame, axes: Sequence[str], place: _Place) -> pd.DataFrame:
     """Return each row's cell, its seed, and the group of cells that differ only in the defense."""
-    group = _joint(at, [axis for axis in axes if axis != "defense"])
-    return pd.DataFrame({"cell": place.cell, "group": group, "seed": at["seed"].to_numpy()})
+    group = _joint(codes, [axis for axis in axes if axis != "defense"])
+    return pd.DataFrame({"cell": place.cell, "group": group, "seed": codes["seed"].to_numpy()})
 
 
 def _mark(
@@ -261,14 +261,14 @@ def _mark(
 
 
 def _labels(
-    at: pd.DataFrame, place: Whole, axes: Sequence[str], labels: Mapping[str, list[Any]]
+    codes: pd.DataFrame, place: Whole, axes: Sequence[str], labels: Mapping[str, list[Any]]
 ) -> list[tuple[Any, ...]]:
     """Return the labels of each place, first to last."""
     if not axes:
         return [()]
     _, first = np.unique(place, return_index=True)
-    codes = at[list(axes)].iloc[first].itertuples(index=False, name=None)
-    return [tuple(labels[axis][i] for axis, i in zip(axes, row, strict=True)) for row in codes]
+    rows = codes[list(axes)].iloc[first].itertuples(index=False, name=None)
+    return [tuple(labels[axis][i] for axis, i in zip(axes, row, strict=True)) for row in rows]
 
 
 def _lines(labels: list[tuple[Any, ...]], grid: list[_Numbers], width: int) -> tuple[Line, ...]:
