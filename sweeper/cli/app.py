@@ -189,7 +189,7 @@ def _table(name: str, store: str, style: str, layout: View, compare: bool = Fals
         heads=layout.labels,
         title=layout.caption,
         average=layout.average,
-        known=known,
+        figures=known,
     )
     if not style and sys.stdout.isatty():
         return screen.render(built, shutil.get_terminal_size().columns).rstrip()

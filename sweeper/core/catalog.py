@@ -12,11 +12,11 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from sweeper.core import names as found
+from sweeper.core import names as method_names
 from sweeper.core import options
 from sweeper.core.errors import SweepError, unknown
 
-names = found.names
+names = method_names.names
 _DOTTED = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 _BESIDE: list[str] = []
 
@@ -32,8 +32,8 @@ def look_in(folder: str) -> None:
 
 def contract_of(kind: str) -> type:
     """Return the contract the files of a kind keep: `Attack` of `attacks/base.py`, and so on."""
-    found: type = getattr(importlib.import_module(f"{kind}s.base"), kind.capitalize())
-    return found
+    contract: type = getattr(importlib.import_module(f"{kind}s.base"), kind.capitalize())
+    return contract
 
 
 @functools.cache
@@ -55,55 +55,55 @@ def method(kind: str, name: str) -> type[Any]:
         return _dotted(name, contract)
     if name not in names(kind):
         raise SweepError(unknown(kind, name, names(kind)))
-    for point in found.points(kind):
+    for point in method_names.points(kind):
         if point.name == name:
             return _dotted(point.value, contract)
     module = importlib.import_module(f"{kind}s.{name.replace('-', '_')}")
-    own = [
+    classes = [
         value
         for value in vars(module).values()
         if inspect.isclass(value) and issubclass(value, contract)
         if value.__module__ == module.__name__ and not inspect.isabstract(value)
     ]
-    if len(own) != 1:
+    if len(classes) != 1:
         raise SweepError(
             f"{module.__file__} must define exactly one {contract.__name__}, it defines "
-            f"{len(own)}: move the others to files of their own, or write the one it lacks"
+            f"{len(classes)}: move the others to files of their own, or write the one it lacks"
         )
-    return own[0]
+    return classes[0]
 
 
 def _dotted(name: str, contract: type) -> type[Any]:
     path, _, attribute = name.partition(":")
     try:
-        found = getattr(importlib.import_module(path), attribute)
+        cls = getattr(importlib.import_module(path), attribute)
     except (ImportError, AttributeError) as error:
         raise SweepError(
             f"cannot import {name} ({error}): correct it, go to the folder of its file, or put "
             "that into PYTHONPATH"
         ) from None
-    if not (inspect.isclass(found) and issubclass(found, contract)):
+    if not (inspect.isclass(cls) and issubclass(cls, contract)):
         base = f"{contract.__module__}.{contract.__name__}"
         raise SweepError(f"{name} is not a subclass of {base}: derive it, or name a class that is")
-    if inspect.isabstract(found):
+    if inspect.isabstract(cls):
         raise SweepError(f"{name} is abstract: name a class that can be built")
-    return found
+    return cls
 
 
-def make(kind: str, name: str, asked: Mapping[str, Any], **axes: Any) -> Any:
+def make(kind: str, name: str, values: Mapping[str, Any], **axes: Any) -> Any:
     """Build a method from the options of a sweep file; `preset` names a source's variant.
 
     Raises:
         SweepError: Unknown method, preset or option, or an impossible value.
     """
     cls = method(kind, name)
-    asked = dict(asked)
-    preset = asked.pop("preset", None)
+    values = dict(values)
+    preset = values.pop("preset", None)
     if preset is not None:
         if preset not in cls.presets:
             raise SweepError(f"{name}: {unknown('preset', preset, cls.presets)}")
-        asked = {**cls.presets[preset], **asked}
-    return options.construct(cls, asked, name, **axes)
+        values = {**cls.presets[preset], **values}
+    return options.construct(cls, values, name, **axes)
 
 
 def ready(kind: str) -> list[str]:

@@ -26,27 +26,27 @@ def unknown(what: str, name: object, known: Iterable[str]) -> str:
     return f"no {what} {str(name)!r}{hint} Known: {', '.join(names) or '(none)'}"
 
 
-def one_key(known: Collection[str], start: str, of: str) -> str:
-    """The one key of `known` that starts with these digits.
+def one_key(keys: Collection[str], prefix: str, of: str) -> str:
+    """The one key of `keys` that starts with these digits.
 
     Args:
-        known: Keys of cells.
-        start: The first digits, or all.
+        keys: Keys of cells.
+        prefix: The first digits, or all.
         of: Whose keys they are, for the error.
 
     Raises:
         SweepError: None does, or several do.
     """
-    found = sorted(key for key in known if key.startswith(start))
-    if len(found) == 1:
-        return found[0]
-    if found:
+    matches = sorted(key for key in keys if key.startswith(prefix))
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
         raise SweepError(
-            f"{len(found)} {of} have a key that starts with {start!r}: give more of its digits: "
-            + ", ".join(key[:12] for key in found[:5])
+            f"{len(matches)} {of} have a key that starts with {prefix!r}: give more of its digits: "
+            + ", ".join(key[:12] for key in matches[:5])
         )
     raise SweepError(
-        f"no {of} have a key that starts with {start!r}: the column `key` of the rows has those of "
-        "defense cells, `victim` those of victims, `sweeper run` prints those of failed cells; "
+        f"no {of} have a key that starts with {prefix!r}: the column `key` of the rows has those "
+        "of defense cells, `victim` those of victims, `sweeper run` prints those of failed cells; "
         "--set must be as it was"
     )

@@ -61,12 +61,13 @@ def construct(cls: type[T], options: Mapping[str, Any], what: str, **axes: Any) 
 
 def _with_values(message: str, options: Mapping[str, Any]) -> str:
     """Add to a method's sentence about its options what was asked of those it names."""
-    asked = []
+    values = []
     for name, value in options.items():
-        said = [f"{name}: {value}", f"{name} {value}", *([value] if isinstance(value, str) else ())]
-        if re.search(rf"\b{re.escape(name)}\b", message) and not any(s in message for s in said):
-            asked.append(f"{name}: {value}")
-    return f"{message} (here {', '.join(asked)})" if asked else message
+        forms = [f"{name}: {value}", f"{name} {value}"]
+        forms += [value] if isinstance(value, str) else []
+        if re.search(rf"\b{re.escape(name)}\b", message) and not any(s in message for s in forms):
+            values.append(f"{name}: {value}")
+    return f"{message} (here {', '.join(values)})" if values else message
 
 
 _hints = functools.lru_cache(maxsize=256)(get_type_hints)
@@ -145,10 +146,10 @@ def canonical(instance: Any) -> dict[str, Any]:
 
     Axes stand in the cell on their own; a path is replaced by the hash of its file (`content`).
     """
-    found = {}
+    values = {}
     for item in dataclasses.fields(instance):
         if not (item.metadata.get("axis") or item.metadata.get("path")):
             value = getattr(instance, item.name)
-            found[_key(item)] = list(value) if isinstance(value, tuple) else value
+            values[_key(item)] = list(value) if isinstance(value, tuple) else value
     content: dict[str, str] = instance.content() if hasattr(instance, "content") else {}
-    return {**found, **content}
+    return {**values, **content}

@@ -59,12 +59,12 @@ class Dataset:
 
 def sources() -> list[type[Source]]:
     """Return the sources of data in the order they are asked, found by file name."""
-    found: list[type[Source]] = []
+    kinds: list[type[Source]] = []
     for module in pkgutil.iter_modules(__path__):
         if module.name.startswith("_") or module.name == "base":
             continue
         loaded = importlib.import_module(f"{__name__}.{module.name}")
-        found += [
+        kinds += [
             kind
             for kind in vars(loaded).values()
             if inspect.isclass(kind)
@@ -72,7 +72,7 @@ def sources() -> list[type[Source]]:
             and kind.__module__ == loaded.__name__
             and not inspect.isabstract(kind)
         ]
-    return sorted(found, key=lambda kind: (kind.order, kind.__name__))
+    return sorted(kinds, key=lambda kind: (kind.order, kind.__name__))
 
 
 def known() -> dict[str, str]:
@@ -117,12 +117,12 @@ def open_dataset(
     source = _find(options, root)
     whole = decoded(source, root, cache)
     splits = whole.splits
-    train, kept = _subset(splits.train, options, "train_size", whole.digest)
-    test, tested = _subset(splits.test, options, "test_size", whole.digest)
+    train, index = _subset(splits.train, options, "train_size", whole.digest)
+    test, test_index = _subset(splits.test, options, "test_size", whole.digest)
     digest = whole.digest
-    if kept is not None or tested is not None:
+    if index is not None or test_index is not None:
         digest = seeds.digest([whole.digest, len(train), len(test)])
-    groups = splits.groups if kept is None or splits.groups is None else splits.groups[kept]
+    groups = splits.groups if index is None or splits.groups is None else splits.groups[index]
     return Dataset(source.name, train, test, digest, whole.mean, whole.std, groups)
 
 
@@ -155,14 +155,14 @@ def _find(options: Mapping[str, Any], root: Path) -> Source:
             f"datasets: {name}: `path: {path}` holds neither train.parquet nor train/<class>/ with "
             "images, nor is it a .parquet file: correct it"
         )
-    place = (
+    remedy = (
         f"put train.parquet and test.parquet, or image folders train/<class>/ and test/<class>/, "
         f"into {root / name}, or give `path`, or name the folder of your data sets with --data DIR"
     )
     if name.replace("_", "-") in known():
-        raise SweepError(f"datasets: {name}: not found under {root} and not downloadable: {place}")
+        raise SweepError(f"datasets: {name}: not found under {root} and not downloadable: {remedy}")
     raise SweepError(
-        f"datasets: {unknown('data set', name, known())}. For data of your own {place}"
+        f"datasets: {unknown('data set', name, known())}. For data of your own {remedy}"
     )
 
 

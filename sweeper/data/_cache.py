@@ -153,7 +153,7 @@ def _write(entry: Path, splits: Splits) -> None:
         "test_images": splits.test.images,
         "test_labels": splits.test.labels,
     } | ({} if splits.groups is None else {"groups": splits.groups})
-    places = {"train_positions": splits.train.positions, "test_positions": splits.test.positions}
+    positions = {"train_positions": splits.train.positions, "test_positions": splits.test.positions}
     mean, std = _moments(splits.train.images)
     meta: dict[str, Any] = {
         "digest": _digest(arrays, splits.train.classes),
@@ -163,7 +163,7 @@ def _write(entry: Path, splits: Splits) -> None:
         "files": {},
     }
     # positions are no content: two sources of the same images keep one digest
-    arrays |= {name: place for name, place in places.items() if place is not None}
+    arrays |= {name: position for name, position in positions.items() if position is not None}
     partial = entry.with_name(f"{entry.name}.partial")
     try:
         shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
@@ -192,21 +192,21 @@ def _load(entry: Path) -> Decoded:
     """Map the entry into memory; lengths and shapes are checked, contents are not read."""
     try:
         meta = json.loads((entry / "meta.json").read_text())
-        found = {name: _map(entry / f"{name}.npy", spec) for name, spec in meta["files"].items()}
+        tensors = {name: _map(entry / f"{name}.npy", spec) for name, spec in meta["files"].items()}
         classes = tuple(meta["classes"])
         splits = Splits(
-            _image_set(found, "train", classes),
-            _image_set(found, "test", classes),
-            found.get("groups"),
+            _image_set(tensors, "train", classes),
+            _image_set(tensors, "test", classes),
+            tensors.get("groups"),
         )
         return Decoded(splits, str(meta["digest"]), tuple(meta["mean"]), tuple(meta["std"]))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise _DamagedError(f"{type(error).__name__}: {error}") from error
 
 
-def _image_set(found: Mapping[str, Tensor], part: str, classes: tuple[str, ...]) -> ImageSet:
-    images, labels = found[f"{part}_images"], found[f"{part}_labels"]
-    return ImageSet(images, labels, classes, found.get(f"{part}_positions"))
+def _image_set(tensors: Mapping[str, Tensor], part: str, classes: tuple[str, ...]) -> ImageSet:
+    images, labels = tensors[f"{part}_images"], tensors[f"{part}_labels"]
+    return ImageSet(images, labels, classes, tensors.get(f"{part}_positions"))
 
 
 def _map(file: Path, spec: Mapping[str, Any]) -> Tensor:

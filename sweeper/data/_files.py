@@ -92,17 +92,17 @@ class FileSource(Source):
         )
 
 
-def same_name(one: str, other: str) -> bool:
+def same_name(a: str, b: str) -> bool:
     """Whether two data set names are the same; - and _ are alike."""
-    return one.replace("_", "-") == other.replace("_", "-")
+    return a.replace("_", "-") == b.replace("_", "-")
 
 
 def folders(root: Path, name: str) -> list[Path]:
     """Return the folders under `root` named `name`, the exact spelling first."""
     if not root.is_dir():
         return []
-    found = [p for p in sorted(root.iterdir()) if same_name(p.name, name) and p.is_dir()]
-    return sorted(found, key=lambda p: p.name != name)
+    matches = [p for p in sorted(root.iterdir()) if same_name(p.name, name) and p.is_dir()]
+    return sorted(matches, key=lambda p: p.name != name)
 
 
 def number(keys: Sequence[str]) -> Tensor:
@@ -130,11 +130,11 @@ def hold_out(labels: Tensor, share: float, groups: Tensor | None = None) -> tupl
     held = torch.zeros(len(ids), dtype=torch.bool)
     for label in torch.unique(group_labels).tolist():
         members = (group_labels == label).nonzero().flatten()
-        order = seeds.generator("hold-out", label, len(members))
-        members = members[torch.randperm(len(members), generator=order)]
+        generator = seeds.generator("hold-out", label, len(members))
+        members = members[torch.randperm(len(members), generator=generator)]
         before = sizes[members].cumsum(0) - sizes[members]
-        wanted = before < share * int(sizes[members].sum())
-        wanted[-1] = False
-        held[members[wanted]] = True
+        drawn = before < share * int(sizes[members].sum())
+        drawn[-1] = False
+        held[members[drawn]] = True
     mask = held[inverse]
     return (~mask).nonzero().flatten(), mask.nonzero().flatten()

@@ -90,23 +90,23 @@ def _fill(
     """Decode straight into the final tensor, blocks of images in parallel."""
     out = torch.empty((count, *shape), dtype=torch.uint8)
     array: Pixels = out.numpy()
-    start = 0
+    filled = 0
     with ThreadPoolExecutor(threads) as pool:
         for batch in batches:
             lows = range(0, len(batch), _BLOCK)
             jobs = pool.map(
                 _fill_block,
-                [array[start + low : start + min(low + _BLOCK, len(batch))] for low in lows],
+                [array[filled + low : filled + min(low + _BLOCK, len(batch))] for low in lows],
                 [batch[low : low + _BLOCK] for low in lows],
-                [start + low for low in lows],
+                [filled + low for low in lows],
                 repeat(size),
                 repeat(what),
             )
             list(jobs)
-            start += len(batch)
-    if start != count:
+            filled += len(batch)
+    if filled != count:
         raise SweepError(
-            f"{what}: {start} images where {count} were announced: its files changed while they "
+            f"{what}: {filled} images where {count} were announced: its files changed while they "
             "were read, run again"
         )
     return out

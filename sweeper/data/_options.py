@@ -19,8 +19,8 @@ _COUNTS = ("size", "train_size", "test_size")
 
 def hints(kind: type[Source]) -> dict[str, Any]:
     """Return the options of a source with their types."""
-    known = get_type_hints(kind)
-    return {f.name: known[f.name] for f in dataclasses.fields(kind) if f.name != "name"}
+    types = get_type_hints(kind)
+    return {f.name: types[f.name] for f in dataclasses.fields(kind) if f.name != "name"}
 
 
 def check(options: Mapping[str, Any], kinds: Sequence[type[Source]]) -> None:
@@ -46,8 +46,8 @@ def check(options: Mapping[str, Any], kinds: Sequence[type[Source]]) -> None:
         if key not in allowed:
             problems.append(unknown("option", key, allowed))
         elif not any(fits(value, hint) for hint in allowed[key]):
-            wanted = " or ".join(dict.fromkeys(spelled(hint) for hint in allowed[key]))
-            problems.append(f"{key}: needs {wanted}, not {value!r}")
+            expected = " or ".join(dict.fromkeys(spelled(hint) for hint in allowed[key]))
+            problems.append(f"{key}: needs {expected}, not {value!r}")
         elif key in _COUNTS and value is not None and value < 1:
             problems.append(f"{key}: needs a whole number of at least 1, not {value!r}")
         elif key == "test_share" and value is not None and not 0 < value < 1:
@@ -62,16 +62,17 @@ def build(kind: type[Source], options: Mapping[str, Any]) -> Source:
     Raises:
         SweepError: An option belongs to another source.
     """
-    own = hints(kind)
+    allowed = hints(kind)
     for key, value in options.items():
-        if key not in own and key not in SUBSET and key != "dataset":
-            sentence = unknown("option", key, [*own, *SUBSET])
+        if key not in allowed and key not in SUBSET and key != "dataset":
+            sentence = unknown("option", key, [*allowed, *SUBSET])
             raise SweepError(
                 f"datasets: {options['dataset']}: read as {kind.__name__.lower()}, which has "
                 f"{sentence}"
             )
-        if key in own and not fits(value, own[key]):
+        if key in allowed and not fits(value, allowed[key]):
             raise SweepError(
-                f"datasets: {options['dataset']}: {key}: needs {spelled(own[key])}, not {value!r}"
+                f"datasets: {options['dataset']}: {key}: needs {spelled(allowed[key])}, "
+                f"not {value!r}"
             )
-    return kind(name=options["dataset"], **{k: v for k, v in options.items() if k in own})
+    return kind(name=options["dataset"], **{k: v for k, v in options.items() if k in allowed})

@@ -39,11 +39,11 @@ class Folder(FileSource):
 
     def places(self, root: Path) -> list[Path]:
         """Return the folders that may hold the data set, those with a `train` folder only."""
-        found = super().places(root)
+        candidates = super().places(root)
         for name, unpacked in _UNPACKED.items():
             if self.path is None and same_name(self.name, name):
-                found += folders(root, unpacked)
-        return [place for place in found if (place / "train").is_dir()]
+                candidates += folders(root, unpacked)
+        return [place for place in candidates if (place / "train").is_dir()]
 
     def serves(self, root: Path) -> bool:
         """Whether there is a `train` folder with class folders in it."""
@@ -56,8 +56,8 @@ class Folder(FileSource):
         test = _test_folder(home)
         if test is not None:
             listed += [file for file, _ in _images(test)]
-            notes = test / "val_annotations.txt"
-            listed += [notes] if notes.is_file() else []
+            annotations = test / "val_annotations.txt"
+            listed += [annotations] if annotations.is_file() else []
         return listed
 
     def read(self, root: Path) -> Splits:
@@ -81,8 +81,8 @@ class Folder(FileSource):
         self, folder: Path, classes: tuple[str, ...], like: Tensor | None = None
     ) -> tuple[ImageSet, list[Path]]:
         number = {name: index for index, name in enumerate(classes)}
-        annotated = folder / "val_annotations.txt"
-        pairs = _annotated(annotated) if annotated.is_file() else list(_images(folder))
+        annotations = folder / "val_annotations.txt"
+        pairs = _annotated(annotations) if annotations.is_file() else list(_images(folder))
         extra = sorted({name for _, name in pairs} - set(number))
         if extra:
             raise SweepError(

@@ -68,15 +68,15 @@ class Parquet(FileSource):
                     f"{self.name}: train and test files name different classes: give one data set's"
                 )
         if not classes:
-            known = labels if test_labels is None else torch.cat([labels, test_labels])
-            highest = int(known.max()) if len(known) else 0
+            all_labels = labels if test_labels is None else torch.cat([labels, test_labels])
+            highest = int(all_labels.max()) if len(all_labels) else 0
             classes = tuple(str(number) for number in range(highest + 1))
         images = self._images(files["train"], len(labels))
         train = ImageSet(images, labels, classes, torch.arange(len(labels)))
         test = None
         if test_files is not None and test_labels is not None:
-            tested = self._images(test_files, len(test_labels), like=images)
-            test = ImageSet(tested, test_labels, classes, torch.arange(len(test_labels)))
+            test_images = self._images(test_files, len(test_labels), like=images)
+            test = ImageSet(test_images, test_labels, classes, torch.arange(len(test_labels)))
         return self.assemble(train, test, self._paths(files["train"]))
 
     def _splits(self, root: Path) -> dict[str, list[Path]]:

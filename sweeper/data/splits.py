@@ -32,16 +32,16 @@ def split(dataset: Dataset, reserve: float) -> tuple[Tensor, Tensor]:
         raise SweepError(f"reserve: needs a share of at least 0 and below 1, not {reserve!r}")
     count = len(dataset.train)
     order = torch.randperm(count, generator=seeds.generator(dataset.digest, "reserve"))
-    wanted = round(reserve * count)
+    reserve_size = round(reserve * count)
     if dataset.groups is None:
-        held = order[:wanted]
+        held = order[:reserve_size]
     else:
         _, inverse, sizes = torch.unique(dataset.groups, return_inverse=True, return_counts=True)
         groups = torch.randperm(len(sizes), generator=seeds.generator(dataset.digest, "groups"))
         before = sizes[groups].cumsum(0) - sizes[groups]
-        chosen = torch.zeros(len(sizes), dtype=torch.bool)
-        chosen[groups[before < wanted]] = True
-        held = order[chosen[inverse][order]]
+        in_reserve = torch.zeros(len(sizes), dtype=torch.bool)
+        in_reserve[groups[before < reserve_size]] = True
+        held = order[in_reserve[inverse][order]]
     if len(held) == count:
         raise SweepError(
             f"reserve: {reserve} of the {count} training images of {dataset.name} leaves the "

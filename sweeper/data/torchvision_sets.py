@@ -94,13 +94,15 @@ class Torchvision(Source):
         classes = _classes(train, labels)
         images = decode(as_batches(items), len(items), f"{self.name}: train", size)
         test_items, test_labels = _items(test)
-        tested = decode(as_batches(test_items), len(test_items), f"{self.name}: test", size, images)
+        test_images = decode(
+            as_batches(test_items), len(test_items), f"{self.name}: test", size, images
+        )
         groups = None
         if entry.reader == "GTSRB":
             groups = number([str(item).rsplit("_", 1)[0] for item in items])
         return Splits(
             ImageSet(images, labels, classes, torch.arange(len(labels))),
-            ImageSet(tested, test_labels, classes, torch.arange(len(test_labels))),
+            ImageSet(test_images, test_labels, classes, torch.arange(len(test_labels))),
             groups,
         )
 
@@ -110,7 +112,7 @@ class Torchvision(Source):
         folder = root / "torchvision"
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            found = getattr(datasets, entry.reader)(root=str(folder), download=True, **options)
+            dataset = getattr(datasets, entry.reader)(root=str(folder), download=True, **options)
         except (OSError, RuntimeError) as error:
             raise SweepError(
                 f"{self.name}: torchvision cannot fetch it to {folder} ({error}): put "
@@ -119,12 +121,12 @@ class Torchvision(Source):
                 "data sets with `--data DIR`"
             ) from error
         expected = entry.counts[options is entry.test]
-        if len(found) != expected:
+        if len(dataset) != expected:
             raise SweepError(
-                f"{self.name}: {len(found)} images where {expected} belong: an unpacking was cut "
+                f"{self.name}: {len(dataset)} images where {expected} belong: an unpacking was cut "
                 f"short; remove its folder under {folder} and run again"
             )
-        return found
+        return dataset
 
 
 def _items(data: Any) -> tuple[list[Item], Tensor]:

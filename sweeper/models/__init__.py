@@ -29,19 +29,19 @@ def families() -> dict[str, type[Family]]:
     Raises:
         SweepError: A file has not exactly one family, or two files provide the same name.
     """
-    found: dict[str, type[Family]] = {}
+    by_name: dict[str, type[Family]] = {}
     for info in pkgutil.iter_modules(__path__):
         if info.name == "base" or info.name.startswith("_"):
             continue
         cls = _family_of(importlib.import_module(f"{__name__}.{info.name}"))
         for name in cls.names:
-            if name in found:
+            if name in by_name:
                 raise SweepError(
-                    f"models: {name!r} stands both in {found[name].__module__} and in "
+                    f"models: {name!r} stands both in {by_name[name].__module__} and in "
                     f"{cls.__module__}; rename one of them in its `names`."
                 )
-            found[name] = cls
-    return dict(sorted(found.items()))
+            by_name[name] = cls
+    return dict(sorted(by_name.items()))
 
 
 def family(name: str, options: Mapping[str, Any]) -> Family:
@@ -57,9 +57,9 @@ def family(name: str, options: Mapping[str, Any]) -> Family:
     known = families()
     if name not in known:
         raise SweepError(f"models: {unknown('model', name, known)}")
-    from sweeper.core import options as checked
+    from sweeper.core.options import construct
 
-    return checked.construct(known[name], options, f"models: {name}", name=name)
+    return construct(known[name], options, f"models: {name}", name=name)
 
 
 def build(
@@ -91,13 +91,13 @@ def build(
 
     from sweeper.models.base import Net
 
-    chosen = family(name, options)
+    architecture = family(name, options)
     seed = int(torch.randint(2**63 - 1, (), generator=generator))
     # torch's initialisers draw from the global CPU generator: lend it our seed and put it back.
     # torch.manual_seed would also reseed every GPU, which fork_rng(devices=[]) does not restore.
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.default_generator.manual_seed(seed)
-        trunk, head = chosen.build(classes, shape)
+        trunk, head = architecture.build(classes, shape)
         return Net(trunk, head, mean, std)
 
 
@@ -118,7 +118,7 @@ def _family_of(module: ModuleType) -> type[Family]:
     """Return the one family a module defines."""
     from sweeper.models.base import Family
 
-    found = [
+    subclasses = [
         value
         for value in vars(module).values()
         if isinstance(value, type)
@@ -126,9 +126,9 @@ def _family_of(module: ModuleType) -> type[Family]:
         and value.__module__ == module.__name__
         and not inspect.isabstract(value)
     ]
-    if len(found) != 1:
+    if len(subclasses) != 1:
         raise SweepError(
-            f"models: {module.__file__} defines {len(found)} families, expected one subclass of "
-            "Family; move the others to files of their own, or begin the file's name with '_'."
+            f"models: {module.__file__} defines {len(subclasses)} families, expected one subclass "
+            "of Family; move the others to files of their own, or begin the file's name with '_'."
         )
-    return found[0]
+    return subclasses[0]

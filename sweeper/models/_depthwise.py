@@ -23,8 +23,8 @@ class StridedDepthwise(nn.Conv2d):
         if not fast or torch.get_autocast_dtype("cpu") != torch.bfloat16:
             return super().forward(x)
         weight = self.weight.bfloat16()
-        found: Tensor = _Strided.apply(x.bfloat16(), weight, self.stride, self.padding)
-        return found
+        output: Tensor = _Strided.apply(x.bfloat16(), weight, self.stride, self.padding)
+        return output
 
 
 class _Strided(torch.autograd.Function):
@@ -47,16 +47,16 @@ class _Strided(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         (down, right), (above, left) = ctx.stride, ctx.padding
-        found: list[Tensor | None] = [None, None]
+        gradients: list[Tensor | None] = [None, None]
         if ctx.needs_input_grad[0]:
             height = x.shape[2] + 2 * above - weight.shape[2] + 1
             width = x.shape[3] + 2 * left - weight.shape[3] + 1
-            spread = gradient.new_zeros(len(x), height, width, len(weight)).permute(0, 3, 1, 2)
-            spread[:, :, ::down, ::right] = gradient
-            found[0] = _backward(spread, x, weight, (1, 1), ctx.padding, 0)
+            dilated = gradient.new_zeros(len(x), height, width, len(weight)).permute(0, 3, 1, 2)
+            dilated[:, :, ::down, ::right] = gradient
+            gradients[0] = _backward(dilated, x, weight, (1, 1), ctx.padding, 0)
         if ctx.needs_input_grad[1]:
-            found[1] = _backward(gradient, x, weight, ctx.stride, ctx.padding, 1)
-        return (*found, None, None)
+            gradients[1] = _backward(gradient, x, weight, ctx.stride, ctx.padding, 1)
+        return (*gradients, None, None)
 
 
 def _backward(
@@ -65,15 +65,15 @@ def _backward(
     weight: Tensor,
     stride: tuple[int, int],
     padding: tuple[int, int],
-    wanted: int,
+    operand: int,
 ) -> Tensor:
     """The gradient of the input (0) or the weight (1)."""
-    mask = [wanted == 0, wanted == 1, False]
-    shared = ([1, 1], False, [0, 0], len(weight), mask)
-    found: Tensor = torch.ops.aten.convolution_backward(
+    output_mask = [operand == 0, operand == 1, False]
+    shared = ([1, 1], False, [0, 0], len(weight), output_mask)
+    operand_gradient: Tensor = torch.ops.aten.convolution_backward(
         gradient, x, weight, None, stride, padding, *shared
-    )[wanted]
-    return found
+    )[operand]
+    return operand_gradient
 
 
 def fast_depthwise(module: nn.Module) -> None:

@@ -23,17 +23,17 @@ def check(sweep: Sweep, skip: Collection[Loc] = ()) -> list[Problem]:
         sweep: The sweep, its form being right.
         skip: Keys, and (key, place) of entries, whose form was wrong: something else stands there.
     """
-    found = _entries(sweep, skip)
+    problems = _entries(sweep, skip)
     if ("recipe",) not in skip:
-        found += _recipes(sweep)
-    if not any(at[0] in (*(f"{axis}s" for axis in AXES), "exclude") for at in skip):
-        found += _exclusions(sweep)
-    return found
+        problems += _recipes(sweep)
+    if not any(loc[0] in (*(f"{axis}s" for axis in AXES), "exclude") for loc in skip):
+        problems += _exclusions(sweep)
+    return problems
 
 
 def _entries(sweep: Sweep, skip: Collection[Loc]) -> list[Problem]:
     """Names and options; labels that stand twice, and options that do under two labels."""
-    found: list[Problem] = []
+    problems: list[Problem] = []
     builders: dict[str, Callable[[Entry], Any]] = {
         "datasets": _dataset,
         "models": lambda entry: models.family(entry.name, entry.options),
@@ -41,26 +41,26 @@ def _entries(sweep: Sweep, skip: Collection[Loc]) -> list[Problem]:
         "defenses": _defense,
     }
     for key, build in builders.items():
-        made: set[str] = set()
+        labels: set[str] = set()
         twins = _Twins()
         for place, entry in enumerate(getattr(sweep, key)):
-            at: Loc = (key, place)
-            if (key,) in skip or at in skip:
+            loc: Loc = (key, place)
+            if (key,) in skip or loc in skip:
                 continue
             built: Any = object()
             try:
                 built = entry.name, build(entry), tuple(entry.poison_rates or ())
             except SweepError as error:
-                found.extend(_placed(at, error, entry.options))
+                problems.extend(_placed(loc, error, entry.options))
             twin = twins.of(entry.label, built)
-            if entry.label in made:
+            if entry.label in labels:
                 text = f"{entry.label!r} stands twice; name one of them with `as: OTHER`"
-                found.append((at, f"{key}: {text}"))
+                problems.append((loc, f"{key}: {text}"))
             elif twin is not None:
                 text = f"{entry.label!r} is the same as {twin!r} in every option; leave one out"
-                found.append((at, f"{key}: {text}"))
-            made.add(entry.label)
-    return found
+                problems.append((loc, f"{key}: {text}"))
+            labels.add(entry.label)
+    return problems
 
 
 class _Twins:
@@ -68,27 +68,27 @@ class _Twins:
 
     def __init__(self) -> None:
         self._hashed: dict[Any, str] = {}
-        self._others: list[tuple[Any, str]] = []
+        self._unhashed: list[tuple[Any, str]] = []
 
     def of(self, label: str, value: Any) -> str | None:
         """The label of the first value equal to this one; None where it is new."""
         try:
-            known = self._hashed.setdefault(value, label)
+            first = self._hashed.setdefault(value, label)
         except TypeError:
-            known = next((other for seen, other in self._others if seen == value), label)
-            self._others.append((value, label))
-        return None if known is label else known
+            first = next((name for seen, name in self._unhashed if seen == value), label)
+            self._unhashed.append((value, label))
+        return None if first is label else first
 
 
-def _placed(at: Loc, error: SweepError, options: Iterable[str]) -> Iterable[Problem]:
+def _placed(loc: Loc, error: SweepError, options: Iterable[str]) -> Iterable[Problem]:
     """The sentences of an error, each at the option it is about."""
     for line in str(error).splitlines():
-        text = line.removeprefix(f"{at[0]}: ")
+        text = line.removeprefix(f"{loc[0]}: ")
         about = "preset" if ": no preset " in text else ""
         for option in options:
             if re.search(rf"(?:^|: ){re.escape(option)}: |option {re.escape(repr(option))}", text):
                 about = option
-        yield (*at, about) if about else at, f"{at[0]}: {text}"
+        yield (*loc, about) if about else loc, f"{loc[0]}: {text}"
 
 
 def _dataset(entry: Entry) -> Any:
@@ -133,7 +133,7 @@ def _exclusions(sweep: Sweep) -> list[Problem]:
     }
     for attack in sweep.attacks:
         values["poison_rate"] = [*values["poison_rate"], *(attack.poison_rates or [])]
-    found: list[Problem] = []
+    problems: list[Problem] = []
     for place, pattern in enumerate(sweep.exclude):
         for axis, value in pattern.items():
             if axis not in AXES:
@@ -144,5 +144,5 @@ def _exclusions(sweep: Sweep) -> list[Problem]:
                 text = unknown(axis.replace("_", " "), value, map(str, values[axis]))
             else:
                 continue
-            found.append((("exclude", place, axis), f"exclude: {text}"))
-    return found
+            problems.append((("exclude", place, axis), f"exclude: {text}"))
+    return problems

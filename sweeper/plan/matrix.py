@@ -49,8 +49,8 @@ class Plan:
 
     def counts(self) -> dict[str, int]:
         """Number of cells by kind."""
-        found = Counter(cell.kind for cell in self.cells.values())
-        return {kind: found[kind] for kind in KINDS} | {"not_applicable": len(self.inapplicable)}
+        by_kind = Counter(cell.kind for cell in self.cells.values())
+        return {kind: by_kind[kind] for kind in KINDS} | {"not_applicable": len(self.inapplicable)}
 
     def trainings_saved(self) -> int:
         """Victim trainings that sharing saves against one for each defense cell."""
@@ -60,17 +60,17 @@ class Plan:
 
 def data_facts(entry: Entry, reserve: float, root: Path | None, cache: Path | None) -> Facts:
     """Open a data set (decoding it once) and return what the matrix must know of it."""
-    found = data.open_dataset({"dataset": entry.name, **entry.options}, root, cache)
-    attacker, held = splits.split(found, reserve)
-    counts = torch.bincount(found.train.labels[attacker], minlength=len(found.train.classes))
-    channels, height, width = found.train.images.shape[1:]
+    dataset = data.open_dataset({"dataset": entry.name, **entry.options}, root, cache)
+    attacker, held = splits.split(dataset, reserve)
+    counts = torch.bincount(dataset.train.labels[attacker], minlength=len(dataset.train.classes))
+    channels, height, width = dataset.train.images.shape[1:]
     return Facts(
         dataset=entry.name,
-        digest=found.digest,
-        classes=len(found.train.classes),
+        digest=dataset.digest,
+        classes=len(dataset.train.classes),
         shape=(channels, height, width),
         class_counts=tuple(counts.tolist()),
-        n_train=len(found.train),
+        n_train=len(dataset.train),
         n_reserve=len(held),
     )
 
@@ -103,13 +103,13 @@ class _Expansion:
         self.cells: dict[str, Cell] = {}
         self.inapplicable: dict[str, Cell] = {}
         self.defenses = [
-            _Fighter.of(entry, catalog.make("defense", entry.name, entry.options))
+            _Defender.of(entry, catalog.make("defense", entry.name, entry.options))
             for entry in sweep.defenses
         ]
         self.attacks: list[tuple[Entry, Attack]] = [
             (entry, catalog.make("attack", entry.name, entry.options)) for entry in sweep.attacks
         ]
-        self.nobody: Attack = catalog.make("attack", "none", {})
+        self.no_attack: Attack = catalog.make("attack", "none", {})
         self.fits: dict[tuple[Any, ...], str] = {}
 
     def run(self) -> Plan:
@@ -119,19 +119,19 @@ class _Expansion:
         )
         for place, (attack, sample) in itertools.product(places, self.attacks):
             for victim, why, axes in self.victims(place, attack, sample):
-                for fighter in self.defenses:
-                    clean = "clean" in fighter.defense.sees
+                for defender in self.defenses:
+                    clean = "clean" in defender.defense.sees
                     for budget in sweep.clean_budgets if clean else (0,):
-                        self.defend(place, victim, why, fighter, {**axes}, budget)
+                        self.defend(place, victim, why, defender, {**axes}, budget)
         if not self.cells and not self.inapplicable:
             raise SweepError("exclude: leaves nothing of the sweep to run: remove an entry")
-        wanted: set[str] = set()
+        needed: set[str] = set()
         for key, cell in reversed(self.cells.items()):
-            if cell.kind == "defend" or key in wanted:
-                wanted |= {key, *cell.parents}
+            if cell.kind == "defend" or key in needed:
+                needed |= {key, *cell.parents}
         return Plan(
             sweep,
-            {key: cell for key, cell in self.cells.items() if key in wanted},
+            {key: cell for key, cell in self.cells.items() if key in needed},
             tuple(self.inapplicable.values()),
             tuple(label for label, fact in self.facts.items() if not fact.digest),
             self.facts,
@@ -146,7 +146,7 @@ class _Expansion:
         except SweepError as error:
             raise SweepError(f"model {model.label} on data set {dataset.label}: {error}") from None
         recipe = recipes.resolve(self.sweep.recipe, dataset.name, model.name)
-        known = {"name": model.name, **options.canonical(family), "version": family.version}
+        model_params = {"name": model.name, **options.canonical(family), "version": family.version}
         local = {
             "dataset": {"dataset": dataset.name, **dataset.options},
             "model": {"model": model.name, **model.options},
@@ -154,7 +154,7 @@ class _Expansion:
         common = {
             "data": facts.digest or f"unresolved {dataset.label}",
             "reserve": self.sweep.reserve,
-            "model": known,
+            "model": model_params,
         }
         axes = {"dataset": dataset.label, "model": model.label}
         return _Place(facts, batchnorm, common, recipe, local, axes)
@@ -187,13 +187,13 @@ class _Expansion:
     ) -> Cell:
         """The victim's cell, with its prepared state where the attack has one."""
         parents: tuple[str, ...] = ()
-        about = _attack_params(entry.name, attack)
+        attack_params = _attack_params(entry.name, attack)
         if attack.prepares:
             parents = (self.prepare(place, entry, attack, rate, seed, axes, keep).key,)
         params = {
             "kind": "train",
             **place.common,
-            "attack": about,
+            "attack": attack_params,
             "poison_rate": rate,
             "target": attack.target if attack.targeted else 0,
             "seed": seed,
@@ -218,30 +218,30 @@ class _Expansion:
         named = {"poison_rate": rate, "target": attack.target, "seed": seed}
         on = {axis: value for axis, value in named.items() if axis in attack.state_axes}
         parents: tuple[str, ...] = ()
-        first = int(on.get("seed", 0))
+        clean_seed = int(on.get("seed", 0))
         if attack.needs_clean_model:
-            nobody = Entry(name="none", label="none")
+            none_entry = Entry(name="none", label="none")
             clean_axes = {**place.axes, "attack": "none", "poison_rate": 0.0, "target": 0}
             clean = self.train(
                 place,
-                nobody,
-                self.nobody,
+                none_entry,
+                self.no_attack,
                 0.0,
-                first,
-                {**clean_axes, "seed": first},
+                clean_seed,
+                {**clean_axes, "seed": clean_seed},
                 keep,
             )
             parents = (clean.key,)
-        whole = dict(place.common)
+        common = dict(place.common)
         if "model" not in attack.state_axes and not attack.needs_clean_model:
-            whole.pop("model")
+            common.pop("model")
         params = {
             "kind": "prepare",
-            **whole,
+            **common,
             "attack": _attack_params(entry.name, attack),
             **on,
             "clean_model": parents[0] if parents else None,
-            "recipe": options.canonical(place.recipe) if "model" in whole else None,
+            "recipe": options.canonical(place.recipe) if "model" in common else None,
             "versions": {"training": training.VERSION},
         }
         words = {**place.axes, "attack": entry.label, **on}
@@ -254,13 +254,13 @@ class _Expansion:
         place: _Place,
         victim: Cell | None,
         why: str,
-        fighter: _Fighter,
+        defender: _Defender,
         axes: dict[str, Any],
         budget: float | int,
     ) -> None:
         """The cell of one defense on one victim, with its stage where it has one."""
         assert victim is not None
-        entry, stage = fighter.entry, fighter.stage
+        entry, stage = defender.entry, defender.stage
         axes |= {"defense": entry.label, "clean_budget": float(budget)}
         if self.excluded(axes):
             return
@@ -272,42 +272,42 @@ class _Expansion:
                 f"holds {facts.n_reserve}: lower the budget or raise `reserve`"
             )
         parents = [victim.key]
-        why = why or self.unfit(place, fighter, count)
-        form = fighter.form(count)
+        why = why or self.unfit(place, defender, count)
+        form = defender.form(count)
         if stage is not None:
             key, shared = form.stage_key(victim.key), {**form.stage, "victim": victim.key}
             words = {**victim.axes, "stage": stage.name}
-            cell = Cell("stage", key, shared, (victim.key,), words, fighter.local)
+            cell = Cell("stage", key, shared, (victim.key,), words, defender.local)
             parents.append(self.add(cell, not why).key)
-        above = {"victim": victim.key, "stage": parents[1] if stage is not None else None}
-        key, params = form.key(above["stage"], victim.key), {**form.params, **above}
-        cell = Cell("defend", key, params, tuple(parents), axes, fighter.local)
+        parent_keys = {"victim": victim.key, "stage": parents[1] if stage is not None else None}
+        key, params = form.key(parent_keys["stage"], victim.key), {**form.params, **parent_keys}
+        cell = Cell("defend", key, params, tuple(parents), axes, defender.local)
         self.refuse_twin(cell)
         if why:
-            local = {**fighter.local, "victim_cell": victim}
+            local = {**defender.local, "victim_cell": victim}
             self.inapplicable[cell.key] = replace(cell, reason=why, local=local)
         else:
             self.add(cell)
 
     def refuse_twin(self, cell: Cell) -> None:
         """Two labels of one cell: the second would have no row of its own."""
-        known = self.cells.get(cell.key) or self.inapplicable.get(cell.key)
-        if known is not None:
-            axes = [axis for axis, value in cell.axes.items() if known.axes[axis] != value]
-            twins = [f"{axis} {known.axes[axis]} and {cell.axes[axis]}" for axis in axes]
+        first = self.cells.get(cell.key) or self.inapplicable.get(cell.key)
+        if first is not None:
+            axes = [axis for axis, value in cell.axes.items() if first.axes[axis] != value]
+            twins = [f"{axis} {first.axes[axis]} and {cell.axes[axis]}" for axis in axes]
             where = ", ".join(str(v) for axis, v in cell.axes.items() if axis not in axes)
             raise SweepError(
                 f"{' with '.join(twins)} are the same in every number ({where}): leave one out"
             )
 
-    def unfit(self, place: _Place, fighter: _Fighter, count: int) -> str:
+    def unfit(self, place: _Place, defender: _Defender, count: int) -> str:
         """Why this defense cannot be run on this model and data; empty where it can."""
-        at = (place.axes["dataset"], place.axes["model"], fighter.entry.label, count)
-        if at not in self.fits:
+        case = (place.axes["dataset"], place.axes["model"], defender.entry.label, count)
+        if case not in self.fits:
             facts, model = place.facts, place.common["model"]["name"]
             needs = Needs(facts.classes or 10, facts.shape, model, place.batchnorm, count)
-            self.fits[at] = misfit(fighter.defense, needs, place.axes["model"])
-        return self.fits[at]
+            self.fits[case] = misfit(defender.defense, needs, place.axes["model"])
+        return self.fits[case]
 
     def add(self, cell: Cell, keep: bool = True) -> Cell:
         """Enter a cell of the graph; the first of a key stands for all."""
@@ -334,7 +334,7 @@ class _Place:
 
 
 @dataclass(frozen=True)
-class _Fighter:
+class _Defender:
     """A defense with what all its cells share."""
 
     entry: Entry
@@ -345,10 +345,10 @@ class _Fighter:
     forms: dict[int, _Form] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, entry: Entry, defense: Defense) -> _Fighter:
-        own = {"name": entry.name, **options.canonical(defense), "version": defense.version}
+    def of(cls, entry: Entry, defense: Defense) -> _Defender:
+        params = {"name": entry.name, **options.canonical(defense), "version": defense.version}
         local = {"defense": {"defense": entry.name, **entry.options}}
-        return cls(entry, defense, defense.stage(), own, local)
+        return cls(entry, defense, defense.stage(), params, local)
 
     def form(self, count: int) -> _Form:
         """What its cells with so many clean images have in their keys, whatever the victim."""
@@ -369,16 +369,16 @@ class _Form:
     """Victim's key -> the stage's key."""
 
     @classmethod
-    def of(cls, fighter: _Fighter, count: int) -> _Form:
+    def of(cls, defender: _Defender, count: int) -> _Form:
         params = {
             "kind": "defend",
             "victim": None,
-            "defense": fighter.params,
+            "defense": defender.params,
             "n_clean": count,
             "stage": None,
             "versions": {"metrics": metrics.VERSION},
         }
-        stage = fighter.stage
+        stage = defender.stage
         shared: dict[str, Any] = {"kind": "stage", "victim": None}
         if stage is not None:
             shared |= {

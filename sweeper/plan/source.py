@@ -31,11 +31,11 @@ class Source:
     lines: Mapping[Loc, int]
     """Keys and places -> line, counted from 1."""
 
-    def line(self, at: Loc) -> int:
-        """Return the line of `at`, or of the nearest thing around it that the file has."""
-        while at not in self.lines:
-            at = at[:-1]
-        return self.lines[at]
+    def line(self, loc: Loc) -> int:
+        """Return the line of `loc`, or of the nearest thing around it that the file has."""
+        while loc not in self.lines:
+            loc = loc[:-1]
+        return self.lines[loc]
 
 
 def shipped() -> list[str]:
@@ -100,23 +100,23 @@ def _compose(text: str) -> Any:
         return yaml.compose(text, Loader=yaml.SafeLoader)
 
 
-def _mark(node: Any, at: Loc, lines: dict[Loc, int], spec: str) -> None:
+def _mark(node: Any, loc: Loc, lines: dict[Loc, int], spec: str) -> None:
     """Note the line of every key and item; refuse a key that stands twice."""
-    lines.setdefault(at, node.start_mark.line + 1)
+    lines.setdefault(loc, node.start_mark.line + 1)
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
-            here = (*at, key.value)
+            inner = (*loc, key.value)
             line = key.start_mark.line + 1
-            if here in lines:
-                first = lines[here]
+            if inner in lines:
+                first = lines[inner]
                 raise SweepError(
                     f"{spec}:{line}: {key.value}: stands twice, first in line {first}; remove one"
                 )
-            lines[here] = line
-            _mark(value, here, lines, spec)
+            lines[inner] = line
+            _mark(value, inner, lines, spec)
     elif isinstance(node, yaml.SequenceNode):
         for place, value in enumerate(node.value):
-            _mark(value, (*at, place), lines, spec)
+            _mark(value, (*loc, place), lines, spec)
 
 
 def name_of(spec: str) -> str:

@@ -30,18 +30,18 @@ def load(spec: str, overrides: Sequence[str] = ()) -> Sweep:
     Raises:
         SweepError: Every mistake of the file, one line each.
     """
-    read = source.read(spec)
-    values = dict(read.values)
+    file = source.read(spec)
+    values = dict(file.values)
     scales = values.pop("scales", {})
     problems = _check_scales(scales)
     origin: dict[Loc, str] = {}
     for override in overrides if not problems else ():
         _apply(override, values, scales, origin)
-    sweep, found = _validate(values)
-    problems += found
+    sweep, value_problems = _validate(values)
+    problems += value_problems
     if sweep is not None and not problems:
         return sweep
-    sentences = {_sentence(read, origin, at, text) for at, text in problems}
+    sentences = {_sentence(file, origin, loc, text) for loc, text in problems}
     raise SweepError("\n".join(text for _, text in sorted(sentences)))
 
 
@@ -60,17 +60,17 @@ def parse(values: Mapping[str, Any]) -> Sweep:
 def _check_scales(scales: Any) -> list[Problem]:
     if not isinstance(scales, dict) or not all(isinstance(k, str) for k in scales):
         return [(("scales",), f"scales: needs {{NAME: {{seeds: 1, ...}}}}, not {scales!r}")]
-    found: list[Problem] = []
+    problems: list[Problem] = []
     for name, changes in scales.items():
         if not isinstance(changes, dict):
             text = f"scales.{name}: needs a mapping such as {{seeds: 1}}, not {changes!r}"
-            found.append((("scales", name), text))
+            problems.append((("scales", name), text))
             continue
         for key in changes:
             if key not in Sweep.model_fields:
                 text = f"scales.{name}: {unknown('key', key, Sweep.model_fields)}"
-                found.append((("scales", name, str(key)), text))
-    return found
+                problems.append((("scales", name, str(key)), text))
+    return problems
 
 
 def _apply(
@@ -92,38 +92,38 @@ def _apply(
         why = getattr(error, "problem", None) or error
         raise SweepError(f"--set {override}: the value is not YAML: {why}") from None
     *path, last = key.split(".")
-    at = values
+    mapping = values
     for part in path:
-        inner = at.setdefault(part, {})
+        inner = mapping.setdefault(part, {})
         if part == "recipe" and isinstance(inner, str):
             inner = {"base": inner}
         if not isinstance(inner, dict):
             raise SweepError(f"--set {override}: {part} holds {inner!r}, no keys below it")
-        at[part] = at = dict(inner)
-    at[last] = _pick(key, values, value)
+        mapping[part] = mapping = dict(inner)
+    mapping[last] = _pick(key, values, value)
     origin[tuple(key.split("."))] = override
 
 
-def _pick(key: str, values: dict[str, Any], asked: Any) -> Any:
+def _pick(key: str, values: dict[str, Any], value: Any) -> Any:
     """Put the file's own entries for their labels, so that `attacks=[sig]` keeps its options.
 
     Exclusions of labels that are no longer there go with them.
     """
     listed = values.get(key)
-    if key not in _SPARE or not isinstance(asked, list) or not isinstance(listed, list):
-        return asked
-    known: dict[str, Any] = {}
+    if key not in _SPARE or not isinstance(value, list) or not isinstance(listed, list):
+        return value
+    by_label: dict[str, Any] = {}
     for item in listed:
         with contextlib.suppress(ValueError):  # an entry that is wrong is named later
-            known[entry_fields(key[:-1], item)["label"]] = item
-    gone = set(known) - {item for item in asked if isinstance(item, str)}
+            by_label[entry_fields(key[:-1], item)["label"]] = item
+    removed = set(by_label) - {item for item in value if isinstance(item, str)}
     if isinstance(values.get("exclude"), list):
         values["exclude"] = [
             pattern
             for pattern in values["exclude"]
-            if not (isinstance(pattern, dict) and pattern.get(key[:-1]) in gone)
+            if not (isinstance(pattern, dict) and pattern.get(key[:-1]) in removed)
         ]
-    return [known.get(item, item) if isinstance(item, str) else item for item in asked]
+    return [by_label.get(item, item) if isinstance(item, str) else item for item in value]
 
 
 def _validate(values: Mapping[str, Any]) -> tuple[Sweep | None, list[Problem]]:
@@ -132,20 +132,20 @@ def _validate(values: Mapping[str, Any]) -> tuple[Sweep | None, list[Problem]]:
         sweep = Sweep.model_validate(values)
         return sweep, check(sweep)
     except ValidationError as error:
-        found = [_problem(item) for item in error.errors()]
-    bad = {at[:2] for at, _ in found}
+        problems = [_problem(item) for item in error.errors()]
+    bad = {loc[:2] for loc, _ in problems}
     spare = {key: value for key, value in values.items() if key in Sweep.model_fields}
-    for at in sorted(bad, key=len, reverse=True):
-        key = str(at[0])
-        if key in _SPARE and len(at) == 2:
+    for loc in sorted(bad, key=len, reverse=True):
+        key = str(loc[0])
+        if key in _SPARE and len(loc) == 2:
             kept = list(spare[key])
-            kept[int(at[1])] = _SPARE[key]
+            kept[int(loc[1])] = _SPARE[key]
             spare[key] = kept
         elif key in _SPARE:
             spare[key] = [_SPARE[key]]
         else:
             spare.pop(key, None)
-    return None, found + check(Sweep.model_validate({**spare, "name": "spare"}), bad)
+    return None, problems + check(Sweep.model_validate({**spare, "name": "spare"}), bad)
 
 
 _SPARE = {"datasets": "digits", "models": "tiny", "attacks": "none", "defenses": "none"}
@@ -154,24 +154,24 @@ _SPARE = {"datasets": "digits", "models": "tiny", "attacks": "none", "defenses":
 
 def _problem(item: Any) -> Problem:
     """Put one of pydantic's errors into our words."""
-    at, name = tuple(item["loc"]), ".".join(part for part in item["loc"] if isinstance(part, str))
+    loc, name = tuple(item["loc"]), ".".join(part for part in item["loc"] if isinstance(part, str))
     if item["type"] in ("extra_forbidden", "invalid_key"):
         inner: dict[Any, type[BaseModel]] = {"resources": Resources, "table": View}
-        known = inner[at[0]].model_fields if len(at) > 1 else [*Sweep.model_fields, "scales"]
-        name, text = name.rpartition(".")[0], unknown("key", at[-1], known)
+        known = inner[loc[0]].model_fields if len(loc) > 1 else [*Sweep.model_fields, "scales"]
+        name, text = name.rpartition(".")[0], unknown("key", loc[-1], known)
     else:
         text = options.wording(item)
-    return at, f"{name}: {text}" if name else text
+    return loc, f"{name}: {text}" if name else text
 
 
-def _sentence(read: Source, origin: Mapping[Loc, str], at: Loc, text: str) -> tuple[int, str]:
+def _sentence(file: Source, origin: Mapping[Loc, str], loc: Loc, text: str) -> tuple[int, str]:
     """Put before a problem the line, or the --set, it comes from."""
-    for end in range(len(at), 0, -1):
-        override = origin.get(at[:end])
+    for end in range(len(loc), 0, -1):
+        override = origin.get(loc[:end])
         if override and override.startswith("scale="):
-            at = ("scales", override.removeprefix("scale="), *at)
+            loc = ("scales", override.removeprefix("scale="), *loc)
             break
         if override:
             return 0, f"--set {override}: {text}"
-    line = read.line(at)
-    return line, f"{read.path}:{line}: {text}"
+    line = file.line(loc)
+    return line, f"{file.path}:{line}: {text}"

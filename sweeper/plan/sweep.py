@@ -94,33 +94,33 @@ def entry_fields(kind: str, item: Any) -> Any:
     """Turn what stands in the file into the fields of an `Entry`."""
     if isinstance(item, str):
         return {"name": item, "label": item}
-    rest = dict(_mapping(item, f"a name, or a mapping with `{kind}: NAME` and options"))
-    if kind == "defense" and "then" in rest:
-        rest = _chain(rest)
-    name, preset = rest.pop(kind, None), rest.get("preset", "")
+    options = dict(_mapping(item, f"a name, or a mapping with `{kind}: NAME` and options"))
+    if kind == "defense" and "then" in options:
+        options = _chain(options)
+    name, preset = options.pop(kind, None), options.get("preset", "")
     if not isinstance(name, str):
         raise ValueError(f"an entry with options needs `{kind}: NAME`, not {item!r}")
     if not isinstance(preset, str):
         raise ValueError(f"preset: needs the name of one, not {preset!r}")
-    label = rest.pop("as", f"{name}-{preset}" if preset else name)
+    label = options.pop("as", f"{name}-{preset}" if preset else name)
     if not isinstance(label, str | int | float) or label == "":
         raise ValueError(f"as: needs a label, not {label!r}")
-    found = {"name": name, "label": str(label), "options": rest}
-    if kind == "attack" and "poison_rates" in rest:
-        rates = rest.pop("poison_rates")
-        found["poison_rates"] = [] if rates is None else rates
-    return found
+    fields = {"name": name, "label": str(label), "options": options}
+    if kind == "attack" and "poison_rates" in options:
+        rates = options.pop("poison_rates")
+        fields["poison_rates"] = [] if rates is None else rates
+    return fields
 
 
 def _chain(item: dict[str, Any]) -> dict[str, Any]:
     """Write `{detect: A, then: B, ...}` as the defense B with A among its options."""
-    rest = {key: value for key, value in item.items() if key not in ("detect", "then")}
-    if "detect" not in item or "defense" in rest:
+    options = {key: value for key, value in item.items() if key not in ("detect", "then")}
+    if "detect" not in item or "defense" in options:
         raise ValueError(f"a chain is {{detect: DEFENSE, then: DEFENSE}}, not {item!r}")
     first, second = (Entry(**entry_fields("defense", item[key])) for key in ("detect", "then"))
     detect = {"defense": first.name, **first.options} if first.options else first.name
     label = f"{first.label}+{second.label}"
-    return {**second.options, "defense": second.name, "as": label, "detect": detect, **rest}
+    return {**second.options, "defense": second.name, "as": label, "detect": detect, **options}
 
 
 def _every(kind: str, value: Any) -> Any:

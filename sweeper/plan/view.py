@@ -48,21 +48,21 @@ class View(BaseModel):
         }
 
 
-def of(read: Source) -> View:
+def of(file: Source) -> View:
     """Return the layout a sweep file asks for.
 
     Raises:
         SweepError: Its `table:` section is wrong, one line for each mistake.
     """
     try:
-        return View.model_validate(read.values.get("table", {}))
+        return View.model_validate(file.values.get("table", {}))
     except ValidationError as error:
         lines = []
         for item in error.errors():
-            at = ("table", *item["loc"])
+            loc = ("table", *item["loc"])
             text = options.wording(dict(item))
             if item["type"] == "extra_forbidden":
-                text = unknown("key", at[-1], View.model_fields)
-                at = at[:-1]
-            lines.append(f"{read.path}:{read.line(at)}: {'.'.join(map(str, at))}: {text}")
+                text = unknown("key", loc[-1], View.model_fields)
+                loc = loc[:-1]
+            lines.append(f"{file.path}:{file.line(loc)}: {'.'.join(map(str, loc))}: {text}")
         raise SweepError("\n".join(lines)) from None

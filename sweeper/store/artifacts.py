@@ -89,8 +89,8 @@ class Store(Ledger):
             DamagedError: The manifest is not what was written; the artifact has been set aside.
         """
         try:
-            found: Mapping[str, Any] = self._manifest(self._artifact(kind, key))["meta"]
-            return found
+            meta: Mapping[str, Any] = self._manifest(self._artifact(kind, key))["meta"]
+            return meta
         except _DAMAGE as error:
             raise self._damaged(kind, key, error) from None
 
@@ -98,17 +98,17 @@ class Store(Ledger):
         """Key -> JSON of the newest artifacts of a kind; what cannot be read is left out."""
         selector = FileSelector(f"artifacts/{kind}", allow_not_found=True, recursive=True)
         files = [f for f in self._fs.get_file_info(selector) if f.base_name == "manifest.json"]
-        found = {}
+        metas = {}
         for info in sorted(files, key=lambda f: f.mtime)[-count:]:
             with contextlib.suppress(*_DAMAGE):
                 folder = info.path.rpartition("/")[0]
-                found[folder.rpartition("/")[2]] = self._manifest(folder)["meta"]
-        return found
+                metas[folder.rpartition("/")[2]] = self._manifest(folder)["meta"]
+        return metas
 
     def _manifest(self, folder: str) -> dict[str, Any]:
         try:
-            found: dict[str, Any] = json.loads(self._read(f"{folder}/manifest.json"))
-            return {"files": dict(found["files"]), "meta": dict(found["meta"])}
+            manifest: dict[str, Any] = json.loads(self._read(f"{folder}/manifest.json"))
+            return {"files": dict(manifest["files"]), "meta": dict(manifest["meta"])}
         except (ValueError, KeyError, TypeError):
             raise ValueError("manifest.json is damaged") from None
 

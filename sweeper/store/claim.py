@@ -41,20 +41,20 @@ def claimed(ledger: Ledger, sweep: str, run: str) -> Iterator[None]:
     Raises:
         SweepError: Another driver runs the sweep, or took it over from this one.
     """
-    if found := ledger.claim(sweep):
-        _outlive(ledger, sweep, found)
+    if claim := ledger.claim(sweep):
+        _outlive(ledger, sweep, claim)
     mine = {"run": run, "who": _who(), "pid": os.getpid(), "place": _place(), "since": _now()}
     ledger.save_claim(sweep, {**mine, "beat": 0})
     over = threading.Event()
-    lost: list[dict[str, Any]] = []
+    taken_by: list[dict[str, Any]] = []
 
     def beat() -> None:
         number = 0
         while not over.wait(BEAT):
             with contextlib.suppress(OSError):  # the store is away for a moment: try again
-                found = ledger.claim(sweep)
-                if found and found["run"] != run:
-                    lost.append(found)
+                current = ledger.claim(sweep)
+                if current and current["run"] != run:
+                    taken_by.append(current)
                     signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
                     return
                 number += 1
@@ -67,39 +67,39 @@ def claimed(ledger: Ledger, sweep: str, run: str) -> Iterator[None]:
     finally:
         over.set()
         heart.join()
-        if not lost:
+        if not taken_by:
             ledger.drop_claim(sweep)
-    if lost:
+    if taken_by:
         raise SweepError(
-            f"sweep {sweep} was taken over by {told(lost[0])} while this one was silent: leave it "
-            "to that one; what was done here is kept"
+            f"sweep {sweep} was taken over by {describe(taken_by[0])} while this one was silent: "
+            "leave it to that one; what was done here is kept"
         )
 
 
-def told(claim: dict[str, Any]) -> str:
+def describe(claim: dict[str, Any]) -> str:
     """A driver in words."""
     return f"{claim['who']} (process {claim['pid']}, since {claim['since']})"
 
 
-def _outlive(ledger: Ledger, sweep: str, found: dict[str, Any]) -> None:
+def _outlive(ledger: Ledger, sweep: str, claim: dict[str, Any]) -> None:
     """Return once the driver that made a claim is known to be dead or gone.
 
     Raises:
         SweepError: It shows that it is alive.
     """
-    if found["place"] == _place() and not _alive(found["pid"]):
+    if claim["place"] == _place() and not _alive(claim["pid"]):
         return
     deadline = time.monotonic() + SILENT
     while time.monotonic() < deadline:
         time.sleep(BEAT / 10)
-        now = ledger.claim(sweep)
-        if now is None:
+        current = ledger.claim(sweep)
+        if current is None:
             return
-        if now != found:
+        if current != claim:
             raise SweepError(
-                f"sweep {sweep} is being run by {told(now)}: wait for it (`sweeper watch` shows "
-                f"how far it is), or stop it and type this again; a dead driver is replaced after "
-                f"{SILENT:g} s of silence"
+                f"sweep {sweep} is being run by {describe(current)}: wait for it (`sweeper watch` "
+                f"shows how far it is), or stop it and type this again; a dead driver is replaced "
+                f"after {SILENT:g} s of silence"
             )
 
 

@@ -112,8 +112,8 @@ class Ledger:
         """Keys of the artifacts of a kind that are there, by one listing."""
         selector = pafs.FileSelector(f"artifacts/{kind}", allow_not_found=True, recursive=True)
         paths = [info.path for info in self._fs.get_file_info(selector)]
-        found = {path.split("/")[-2] for path in paths if path.endswith("/manifest.json")}
-        return {key for key in found if KEY.fullmatch(key)}
+        keys = {path.split("/")[-2] for path in paths if path.endswith("/manifest.json")}
+        return {key for key in keys if KEY.fullmatch(key)}
 
     def _artifact(self, kind: str, key: str) -> str:
         if not kind.isalpha():
@@ -129,8 +129,8 @@ class Ledger:
                 self._fs.move(path, place)
                 return
             inside = self._fs.get_file_info(pafs.FileSelector(path, allow_not_found=True))
-            for found in sorted(inside, key=lambda f: f.base_name != "manifest.json"):
-                self._fs.move(found.path, place + found.path.removeprefix(path))
+            for info in sorted(inside, key=lambda f: f.base_name != "manifest.json"):
+                self._fs.move(info.path, place + info.path.removeprefix(path))
             if not inside:  # an object store moves no folders, and a file has nothing inside
                 self._fs.move(path, place)
 
@@ -144,21 +144,21 @@ class Ledger:
         buffer = pa.BufferOutputStream()
         pq.write_table(rows.table([row]), buffer, **_MANY | _ONE)
         self._write(f"{folder}/{key}.{status}.parquet", buffer.getvalue().to_pybytes())
-        for other in STATES:
-            if other != status:
-                self._delete(f"{folder}/{key}.{other}.parquet")
+        for state in STATES:
+            if state != status:
+                self._delete(f"{folder}/{key}.{state}.parquet")
 
     def statuses(self, sweep: str) -> dict[str, str]:
         """Key -> status of every row of a sweep, by one listing and the compacted files.
 
         Of two states of one cell (a write was interrupted) the finished one counts.
         """
-        found: dict[str, str] = {}
+        statuses: dict[str, str] = {}
         for table in self._read_rows(sweep, "compact-", ["key", "status"])[1]:
-            found |= dict(zip(*table.to_pydict().values(), strict=True))
+            statuses |= dict(zip(*table.to_pydict().values(), strict=True))
         parts = [_PART.fullmatch(f.base_name) for f in self._list(self._results(sweep)) if f.size]
         states = [(match[1], match[2]) for match in parts if match and match[2] in STATES]
-        return found | dict(sorted(states, key=lambda pair: STATES.index(pair[1])))
+        return statuses | dict(sorted(states, key=lambda pair: STATES.index(pair[1])))
 
     def tables(self, sweep: str) -> list[pa.Table]:
         """All row tables of a sweep; several rows of one cell may be among them (latest counts)."""
@@ -176,13 +176,13 @@ class Ledger:
         files = [info for info in files if info.base_name.endswith(".parquet")]
         files.sort(key=lambda info: (info.base_name.startswith("compact-"), info.mtime))
         single = sum(not info.base_name.startswith("compact-") for info in files)
-        found: dict[str, dict[str, Any]] = {}
+        by_key: dict[str, dict[str, Any]] = {}
         for info in files[max(0, single - parts) :]:
             with contextlib.suppress(*_BROKEN):
                 table = pq.read_table(pa.BufferReader(self._read(info.path)))
                 some = table.select([name for name in columns if name in table.column_names])
-                found |= {row["key"]: row for row in some.to_pylist()}
-        return [{**dict.fromkeys(columns), **row} for row in found.values()]
+                by_key |= {row["key"]: row for row in some.to_pylist()}
+        return [{**dict.fromkeys(columns), **row} for row in by_key.values()]
 
     def compact(self, sweep: str) -> None:
         """Merge the parts of a sweep into one file; safe to interrupt and to repeat."""
@@ -219,7 +219,7 @@ class Ledger:
         """Paths of a sweep's files of rows, and their rows; what cannot be read is set aside."""
         for _ in range(RETRIES):
             paths: list[str] = []
-            found: list[pa.Table] = []
+            tables: list[pa.Table] = []
             try:
                 for info in self._list(self._results(sweep)):
                     name = info.base_name
@@ -227,13 +227,13 @@ class Ledger:
                         content = pa.BufferReader(self._read(info.path))
                         with contextlib.suppress(*_BROKEN):
                             file = pq.ParquetFile(content, page_checksum_verification=True)
-                            found.append(file.read(columns, use_threads=False))
+                            tables.append(file.read(columns, use_threads=False))
                             paths.append(info.path)
-                            if len(found) == 200:  # a table of one row takes 80 kB
-                                found = [_merged(found)]
+                            if len(tables) == 200:  # a table of one row takes 80 kB
+                                tables = [_merged(tables)]
                             continue
                         self._set_aside(info.path)
-                return paths, found
+                return paths, tables
             except FileNotFoundError:
                 continue  # another process compacted the rows meanwhile: list them again
         raise SweepError(
@@ -288,14 +288,14 @@ class Ledger:
         Raises:
             SweepError: The sweep has not been run into this store.
         """
-        found = self._json(f"{self._sweep(sweep)}/plan.json")
-        if found is None:
-            known = ", ".join(self.sweeps()) or "none"
+        outline = self._json(f"{self._sweep(sweep)}/plan.json")
+        if outline is None:
+            names = ", ".join(self.sweeps()) or "none"
             raise SweepError(
-                f"store {self.root} has no results of sweep {sweep!r} (it has: {known}): "
+                f"store {self.root} has no results of sweep {sweep!r} (it has: {names}): "
                 f"run `sweeper run` first, or name the store with --store"
             )
-        return found
+        return outline
 
     def sweeps(self) -> list[str]:
         """Names of the sweeps in this store."""
@@ -312,8 +312,8 @@ class Ledger:
 
     def failures(self, sweep: str) -> set[str]:
         """Keys of the cells with a recorded failure, those that ended well later among them."""
-        found = self._list(f"{self._sweep(sweep)}/failures")
-        return {info.base_name.removesuffix(".json") for info in found}
+        files = self._list(f"{self._sweep(sweep)}/failures")
+        return {info.base_name.removesuffix(".json") for info in files}
 
     def activity(self, sweep: str) -> datetime.datetime | None:
         """When a file of a sweep last changed, by the clock of the store."""
@@ -337,10 +337,10 @@ class Ledger:
     def _json(self, path: str) -> dict[str, Any] | None:
         """A JSON file; None where there is none that can be read."""
         try:
-            found: dict[str, Any] = json.loads(self._read(path))
+            content: dict[str, Any] = json.loads(self._read(path))
         except (FileNotFoundError, ValueError):
             return None
-        return found
+        return content
 
 
 def _merged(tables: list[pa.Table]) -> pa.Table:

@@ -13,7 +13,7 @@ from typing import Any
 from tabulate import tabulate
 
 from sweeper.core import rows
-from sweeper.store.claim import told
+from sweeper.store.claim import describe
 from sweeper.store.ledger import Ledger
 
 STATES = ("done", "failed", "left")
@@ -31,23 +31,23 @@ def status(ledger: Ledger, sweep: str) -> dict[str, Any]:
     """
     plan = ledger.plan(sweep)
     states = ledger.statuses(sweep)
-    own = {key: states.get(key, "left") for key in plan["cells"]}
-    cells = {"defend": Counter(map(_state, own.values()))}
-    above: dict[str, set[str]] = {}
+    row_states = {key: states.get(key, "left") for key in plan["cells"]}
+    cells = {"defend": Counter(map(_state, row_states.values()))}
+    keys_by_kind: dict[str, set[str]] = {}
     for key, kind in plan.get("above", {}).items():
-        above.setdefault(kind, set()).add(key)
-    failures = ledger.failures(sweep) if above else set()
-    for kind, keys in above.items():
-        made = keys & ledger.keys(kind)
-        failed = len((keys & failures) - made)
-        cells[kind] = Counter(done=len(made), failed=failed, left=len(keys) - len(made) - failed)
+        keys_by_kind.setdefault(kind, set()).add(key)
+    failures = ledger.failures(sweep) if keys_by_kind else set()
+    for kind, keys in keys_by_kind.items():
+        done = keys & ledger.keys(kind)
+        failed = len((keys & failures) - done)
+        cells[kind] = Counter(done=len(done), failed=failed, left=len(keys) - len(done) - failed)
     counts = {kind: {state: cells[kind][state] for state in STATES} for kind in reversed(cells)}
     last = ledger.activity(sweep)
     return {
         "sweep": sweep,
         "cells": counts,
-        "rows": dict(Counter(state for state in own.values() if state != "left")),
-        "total": len(own) + sum(map(len, above.values())),
+        "rows": dict(Counter(state for state in row_states.values() if state != "left")),
+        "total": len(row_states) + sum(map(len, keys_by_kind.values())),
         **{state: sum(kind[state] for kind in counts.values()) for state in STATES},
         "driver": ledger.claim(sweep),
         "last_activity": last and last.isoformat(timespec="seconds"),
@@ -58,21 +58,21 @@ def _state(row: str) -> str:
     return "done" if row in rows.FINISHED else "failed" if row in rows.UNFINISHED else "left"
 
 
-def text(found: dict[str, Any]) -> str:
+def text(progress: dict[str, Any]) -> str:
     """Return `status` as people read it."""
     table = [
-        [kind, *(counts[state] for state in STATES)] for kind, counts in found["cells"].items()
+        [kind, *(counts[state] for state in STATES)] for kind, counts in progress["cells"].items()
     ]
-    table.append(["all", *(found[state] for state in STATES)])
-    said = [f"sweep {found['sweep']}: {found['done']} of {found['total']} cells are done"]
-    said.append(tabulate(table, headers=["cells", *STATES]))
-    states = ", ".join(f"{count} {state}" for state, count in sorted(found["rows"].items()))
-    said.append(f"rows: {states or 'none'}")
-    driver = found["driver"]
-    said.append(f"run by {told(driver)}" if driver else "nobody runs it")
-    if found["last_activity"]:
+    table.append(["all", *(progress[state] for state in STATES)])
+    lines = [f"sweep {progress['sweep']}: {progress['done']} of {progress['total']} cells are done"]
+    lines.append(tabulate(table, headers=["cells", *STATES]))
+    states = ", ".join(f"{count} {state}" for state, count in sorted(progress["rows"].items()))
+    lines.append(f"rows: {states or 'none'}")
+    driver = progress["driver"]
+    lines.append(f"run by {describe(driver)}" if driver else "nobody runs it")
+    if progress["last_activity"]:
         ago = datetime.datetime.now(datetime.timezone.utc) - datetime.datetime.fromisoformat(
-            found["last_activity"]
+            progress["last_activity"]
         )
-        said.append(f"last activity {found['last_activity']}, {ago.total_seconds():.0f} s ago")
-    return "\n".join(said)
+        lines.append(f"last activity {progress['last_activity']}, {ago.total_seconds():.0f} s ago")
+    return "\n".join(lines)

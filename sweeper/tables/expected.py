@@ -34,13 +34,13 @@ def text() -> str:
     """Return docs/expected.md."""
     parts = [HEAD]
     for name in published.sweeps():
-        known = published.of(name)
-        cells = [f for f in known if f.attack != AVERAGE]
+        figures = published.of(name)
+        cells = [f for f in figures if f.attack != AVERAGE]
         first = next((f for f in cells if f.defense != "none"), None)
         command = _command(name, first) if first else f"sweeper run {name} --data DIR"
         swap = " (another cell: its labels in place of these)" if first else ""
         parts += [f"## {name}", f"{source.purpose(name)}.", f"One cell{swap}:", f"    {command}"]
-        parts += _tables(known)
+        parts += _tables(figures)
     parts += ["## Published, but in no shipped sweep"]
     parts += _tables([figure for figure in published.figures() if not figure.sweep])
     return "\n\n".join(part.strip("\n") for part in parts) + "\n"
@@ -49,8 +49,8 @@ def text() -> str:
 def _command(name: str, figure: Figure) -> str:
     """Return the command that runs one cell of a sweep."""
     axes = ("dataset", "attack", "defense")
-    own = source.read(name).values
-    several = [axis for axis in axes if len(own[f"{axis}s"]) > 1]
+    values = source.read(name).values
+    several = [axis for axis in axes if len(values[f"{axis}s"]) > 1]
     picks = "".join(f" --set '{axis}s=[{getattr(figure, axis)}]'" for axis in several)
     return f"sweeper run {name}{picks} --set seeds=1 --data DIR"
 

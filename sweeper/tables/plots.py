@@ -42,12 +42,12 @@ PANELS = 3
 """Panels side by side."""
 
 
-def draw(what: str, found: pd.DataFrame, metric: str = "asr") -> Figure:
+def draw(what: str, points: pd.DataFrame, metric: str = "asr") -> Figure:
     """Return the figure `what`, one of `FIGURES`, of the points of a sweep.
 
     Args:
         what: The figure.
-        found: From `points.points`.
+        points: From `points.points`.
         metric: One of `points.MEASURES`; the trade-off sets it against the ACC loss.
 
     Raises:
@@ -55,10 +55,10 @@ def draw(what: str, found: pd.DataFrame, metric: str = "asr") -> Figure:
     """
     if what not in FIGURES:
         raise SweepError(f"plot: {unknown('figure', what, FIGURES)}")
-    if found[measure(metric)].isna().all():
+    if points[measure(metric)].isna().all():
         raise SweepError(f"plot: no row has a value of {metric}: choose another with --metric")
     with rc_context(STYLE):  # type: ignore[arg-type]  # its keys are literals there
-        return FIGURES[what](found, metric)
+        return FIGURES[what](points, metric)
 
 
 def save(figure: Figure, out: Path) -> None:
@@ -75,9 +75,9 @@ def save(figure: Figure, out: Path) -> None:
         figure.savefig(out, dpi=300, metadata=stamp[form])
 
 
-def rates(found: pd.DataFrame, metric: str) -> Figure:
+def rates(points: pd.DataFrame, metric: str) -> Figure:
     """Draw the metric over the poison rate: a panel an attack of two or more, a line a defense."""
-    rated = found[found["poison_rate"] > 0].dropna(subset=[metric])
+    rated = points[points["poison_rate"] > 0].dropna(subset=[metric])
     rated = rated[rated.groupby("attack", observed=True)["poison_rate"].transform("nunique") > 1]
     if rated.empty:
         raise SweepError(
@@ -105,14 +105,14 @@ def rates(found: pd.DataFrame, metric: str) -> Figure:
     return figure
 
 
-def tradeoff(found: pd.DataFrame, metric: str) -> Figure:
+def tradeoff(points: pd.DataFrame, metric: str) -> Figure:
     """Draw the metric against the ACC loss: small a cell, large a defense's mean, its front."""
-    average, looks = means(found, y=metric), _looks(found)
+    average, looks = means(points, y=metric), _looks(points)
     figure = Figure(figsize=(WIDTH / 2, WIDTH / 2.4), layout="constrained")
     axis = figure.subplots()
     for row in average.to_dict("records"):
         look = looks[row["defense"]] | {"linestyle": "none"}
-        cells = found[found["defense"] == row["defense"]]
+        cells = points[points["defense"] == row["defense"]]
         faint = look | {"label": None, "markersize": 2.5, "alpha": 0.35, "markeredgewidth": 0}
         axis.plot(100 * cells["acc_loss"], 100 * cells[metric], **faint)
         hollow = {"markerfacecolor": "none"} if row["oracle"] else {}
@@ -125,16 +125,17 @@ def tradeoff(found: pd.DataFrame, metric: str) -> Figure:
     return figure
 
 
-def bars(found: pd.DataFrame, metric: str) -> Figure:
+def bars(points: pd.DataFrame, metric: str) -> Figure:
     """Draw the metric as bars with intervals: a group an attack, a panel a poison rate.
 
     Where no attack has two rates all stand in one panel, each with its own.
     """
-    given = found.dropna(subset=[metric])
+    given = points.dropna(subset=[metric])
     single(given, "attack", "poison_rate", "defense")
-    own = given[given["poison_rate"] > 0].groupby("attack", observed=True)["poison_rate"].unique()
+    rated = given[given["poison_rate"] > 0]
+    rates_of = rated.groupby("attack", observed=True)["poison_rate"].unique()
     levels = sorted(set(given["poison_rate"]) - {0.0}) or [0.0]  # 0: an attack without a rate
-    together = len(levels) > 1 and all(len(rates) == 1 for rates in own)
+    together = len(levels) > 1 and all(len(rates) == 1 for rates in rates_of)
     looks, attacks = _looks(given), _present(given, "attack")
     width = 0.8 / len(looks)
     if together:
@@ -152,7 +153,9 @@ def bars(found: pd.DataFrame, metric: str) -> Figure:
             hatch = "////" if place >= len(COLORS) else None
             axis.bar(at, values, width, color=look["color"], hatch=hatch, yerr=error, error_kw=thin)
         if together:
-            below = [f"\n{word('poison_rate', own[a][0])}" if a in own else "" for a in attacks]
+            below = [
+                f"\n{word('poison_rate', rates_of[a][0])}" if a in rates_of else "" for a in attacks
+            ]
             axis.set_xticks(range(len(attacks)), map(str.__add__, attacks, below))
         else:
             axis.set_xticks(range(len(attacks)), attacks)
@@ -162,11 +165,11 @@ def bars(found: pd.DataFrame, metric: str) -> Figure:
     return figure
 
 
-def critical(found: pd.DataFrame, metric: str) -> Figure:
+def critical(points: pd.DataFrame, metric: str) -> Figure:
     """Draw average ranks; a bar joins those closer than the critical difference (Demsar, 2006)."""
-    about = ranks(found, metric)
-    rank = about.rank
-    joined = _cliques(rank.to_numpy(), about.difference)
+    ranking = ranks(points, metric)
+    rank = ranking.rank
+    joined = _cliques(rank.to_numpy(), ranking.difference)
     half = (len(rank) + 1) // 2
     top, low = 0.55 + 0.16 * len(joined), float(half)
     figure = Figure(figsize=(WIDTH * 0.75, 0.2 * (top / 0.22 + half) + 0.55), layout="constrained")
@@ -197,8 +200,8 @@ def critical(found: pd.DataFrame, metric: str) -> Figure:
     figure.text(
         0.5,
         0.0,
-        f"average rank by {head(metric)} over {about.blocks} settings; "
-        f"critical difference {about.difference:.2f}",
+        f"average rank by {head(metric)} over {ranking.blocks} settings; "
+        f"critical difference {ranking.difference:.2f}",
         ha="center",
         va="bottom",
     )
@@ -214,18 +217,18 @@ FIGURES: Mapping[str, Callable[[pd.DataFrame, str], Figure]] = {
 """What `draw` can draw."""
 
 
-def single(found: pd.DataFrame, *free: str) -> None:
+def single(points: pd.DataFrame, *free: str) -> None:
     """Do nothing if every axis but `free` has one value.
 
     Raises:
         SweepError: One has several: a line of the figure would mix them.
     """
     for axis in PLACE:
-        values = found[axis].dropna().unique().tolist()
+        values = points[axis].dropna().unique().tolist()
         if axis not in free and len(values) > 1:
-            known = ", ".join(str(value) for value in values)
+            labels = ", ".join(str(value) for value in values)
             raise SweepError(
-                f"plot: the sweep has several of {name(axis)} ({known}), a figure shows one: "
+                f"plot: the sweep has several of {name(axis)} ({labels}), a figure shows one: "
                 f"add --where {axis}={values[0]}"
             )
 
@@ -240,17 +243,17 @@ def _cliques(rank: Any, difference: float) -> list[tuple[int, int]]:
     return runs
 
 
-def _present(found: pd.DataFrame, axis: str) -> list[str]:
+def _present(points: pd.DataFrame, axis: str) -> list[str]:
     """Return the labels of an axis that occur, in their order."""
-    return list(found[axis].cat.remove_unused_categories().cat.categories)
+    return list(points[axis].cat.remove_unused_categories().cat.categories)
 
 
-def _looks(found: pd.DataFrame) -> dict[str, dict[str, Any]]:
+def _looks(points: pd.DataFrame) -> dict[str, dict[str, Any]]:
     """Return how each defense is drawn: a colour and a marker; beyond eight, another line too."""
     pairs = itertools.product(
         ("-", "--", ":", "-.", (0, (5, 1))), zip(COLORS, MARKERS, strict=True)
     )
-    oracle = set(found.loc[found["oracle"].astype(bool), "defense"])
+    oracle = set(points.loc[points["oracle"].astype(bool), "defense"])
     return {
         defense: {
             "color": color,
@@ -259,7 +262,7 @@ def _looks(found: pd.DataFrame) -> dict[str, dict[str, Any]]:
             "label": defense + "‡" * (defense in oracle),
         }
         for defense, (style, (color, marker)) in zip(
-            _present(found, "defense"), pairs, strict=False
+            _present(points, "defense"), pairs, strict=False
         )
     }
 

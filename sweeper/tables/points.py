@@ -55,9 +55,9 @@ def points(frame: pd.DataFrame, order: Mapping[str, Sequence[Any]] | None = None
         )
     data = spread(data)
     for axis in _LABELS:
-        found = sorted(data[axis].dropna().unique())
-        known = [label for label in (order or {}).get(axis, ()) if label in found]
-        labels = [*known, *(label for label in found if label not in known)]
+        present = sorted(data[axis].dropna().unique())
+        ordered = [label for label in (order or {}).get(axis, ()) if label in present]
+        labels = [*ordered, *(label for label in present if label not in ordered)]
         data[axis] = pd.Categorical(data[axis], labels, ordered=True)
     data = data.assign(acc_loss=data["acc_before"] - data["acc"])
     values = data[list(MEASURES)].astype(np.float64).where(data["status"] == "ok")
@@ -75,18 +75,18 @@ def points(frame: pd.DataFrame, order: Mapping[str, Sequence[Any]] | None = None
     whole["state"] = np.array(_RANKING, dtype=object)[whole.pop("best")]
     whole["partial"] = (whole["state"] == "ok") & (whole.pop("worst") > 0)
     for name in MEASURES:
-        about = by[name].agg(["mean", "std", "count"])
-        whole[name], whole[f"{name}_n"] = about["mean"], about["count"]
+        summary = by[name].agg(["mean", "std", "count"])
+        whole[name], whole[f"{name}_n"] = summary["mean"], summary["count"]
         trials = whole.get(_COUNTS.get(name, ""), pd.Series(np.nan, whole.index))
         lowest = -1.0 if name == "acc_loss" else 0.0
-        for end, value in zip(("low", "high"), _interval(about, trials), strict=True):
+        for end, value in zip(("low", "high"), _interval(summary, trials), strict=True):
             whole[f"{name}_{end}"] = np.clip(value, lowest, 1.0)
     return whole.drop(columns=list(counts)).reset_index()
 
 
-def _interval(about: pd.DataFrame, trials: pd.Series[Any]) -> tuple[stats.Floats, stats.Floats]:
+def _interval(summary: pd.DataFrame, trials: pd.Series[Any]) -> tuple[stats.Floats, stats.Floats]:
     """Return the 95 % interval of each mean; nan where there is none."""
-    mean, sd, n = (about[name].to_numpy(dtype=np.float64) for name in ("mean", "std", "count"))
+    mean, sd, n = (summary[name].to_numpy(dtype=np.float64) for name in ("mean", "std", "count"))
     half = stats.half_width(sd, n)
     low, high = stats.wilson_bounds(mean, np.where(n == 1, trials.to_numpy(np.float64), np.nan))
     return np.where(n == 1, low, mean - half), np.where(n == 1, high, mean + half)
@@ -103,19 +103,19 @@ def measure(name: str) -> str:
     return name
 
 
-def means(found: pd.DataFrame, x: str = "acc_loss", y: str = "asr") -> pd.DataFrame:
+def means(points: pd.DataFrame, x: str = "acc_loss", y: str = "asr") -> pd.DataFrame:
     """Return each defense's mean `x` and `y` over the points that have both, and whether it leads.
 
     Columns: `defense`, `x`, `y`, `n` points, `oracle`, `front`: no other defense is as good in one
     and better in the other. Oracles are on no front and keep nobody from it.
     """
-    both = found.dropna(subset=[x, y])
+    both = points.dropna(subset=[x, y])
     by = both.groupby("defense", observed=True)
     out = by.agg(x=(x, "mean"), y=(y, "mean"), n=(x, "size"), oracle=("oracle", "any"))
     loss = out[["x", "y"]].to_numpy() * [-MEASURES[x], -MEASURES[y]]
     rivals = loss[~out["oracle"].to_numpy(dtype=bool)]
-    worse = [((rivals <= own).all(1) & (rivals < own).any(1)).any() for own in loss]
-    return out.assign(front=~np.array(worse, dtype=bool) & ~out["oracle"]).reset_index()
+    dominated = [((rivals <= point).all(1) & (rivals < point).any(1)).any() for point in loss]
+    return out.assign(front=~np.array(dominated, dtype=bool) & ~out["oracle"]).reset_index()
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ class Ranks:
     """Oracles aside, the defenses with a value in fewer than half of the settings."""
 
 
-def ranks(found: pd.DataFrame, name: str = "asr") -> Ranks:
+def ranks(points: pd.DataFrame, name: str = "asr") -> Ranks:
     """Rank the defenses by measure `name` in every setting (Demsar, JMLR 2006, section 3.2.2).
 
     A setting is a data set, model, attack, rate, target and budget. Oracles do not compete.
@@ -140,7 +140,7 @@ def ranks(found: pd.DataFrame, name: str = "asr") -> Ranks:
     Raises:
         SweepError: Fewer than two defenses have values in two settings in common.
     """
-    fair = found[~found["oracle"].astype(bool)].dropna(subset=[measure(name)])
+    fair = points[~points["oracle"].astype(bool)].dropna(subset=[measure(name)])
     setting = [axis for axis in PLACE if axis != "defense"]
     grid = fair.pivot_table(index=setting, columns="defense", values=name, observed=True)
     few = grid.columns[grid.notna().sum() < len(grid) / 2]
@@ -151,9 +151,9 @@ def ranks(found: pd.DataFrame, name: str = "asr") -> Ranks:
             f"ranks: {rivals} defenses have {name} in {blocks} settings in common, and two of each "
             "are needed: run more of the sweep"
         )
-    about = stats.ranks(grid, higher=MEASURES[name] > 0)
-    rank = about.frame.set_index("defense")["rank"]
-    return Ranks(rank, about.difference, blocks, tuple(map(str, few)))
+    ranking = stats.ranks(grid, higher=MEASURES[name] > 0)
+    rank = ranking.frame.set_index("defense")["rank"]
+    return Ranks(rank, ranking.difference, blocks, tuple(map(str, few)))
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,7 @@ def costs(frame: pd.DataFrame) -> Costs:
     data = data[data["status"] == "ok"]
     by = data.groupby(["defense", "device"], dropna=False)["seconds"]
     table = by.agg(["size", "mean", "sum"]).set_axis(["cells", "mean", "total"], axis=1)
-    known = data.dropna(subset=["victim", "victim_seconds"]).groupby("victim")["victim_seconds"]
-    first, users = known.first(), known.size()
-    saved = float((first * (users - 1)).sum())
-    return Costs(table.reset_index(), len(first), float(first.sum()), saved)
+    by_victim = data.dropna(subset=["victim", "victim_seconds"]).groupby("victim")["victim_seconds"]
+    seconds, users = by_victim.first(), by_victim.size()
+    saved = float((seconds * (users - 1)).sum())
+    return Costs(table.reset_index(), len(seconds), float(seconds.sum()), saved)

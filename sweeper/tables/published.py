@@ -87,17 +87,17 @@ def _figure(line: Mapping[str, str]) -> Figure:
     )
 
 
-def add_missing(data: pd.DataFrame, known: Iterable[Figure]) -> pd.DataFrame:
+def add_missing(data: pd.DataFrame, published: Iterable[Figure]) -> pd.DataFrame:
     """Return `data` (not empty) with a row of status `missing` for each published cell it lacks.
 
     What a published cell does not say (target, seed, clean budget) is taken from the row nearest to
     it: of its attack, else of its data set, else any.
     """
-    known = list(known)
-    if not known:  # spares a set of all rows
+    published = list(published)
+    if not published:  # spares a set of all rows
         return data
     have = set(zip(data["dataset"], data["attack"], data["defense"], strict=True))
-    lacking = {f.cell: f for f in known if f.cell not in have}
+    lacking = {f.cell: f for f in published if f.cell not in have}
     rows = []
     for figure in lacking.values():
         here = data[data["dataset"] == figure.dataset]
@@ -142,7 +142,7 @@ def compare(
     axes: tuple[Sequence[str], Sequence[str]],
     columns: Sequence[Column],
     constants: Mapping[str, Any],
-    known: Sequence[Figure],
+    published: Sequence[Figure],
 ) -> Comparison:
     """Set the published figures into the lines of a table.
 
@@ -154,27 +154,27 @@ def compare(
         axes: Those that label the lines, and those that group the columns.
         columns: The table's.
         constants: The axes with one value in the whole table.
-        known: The published cells.
+        published: The published cells.
     """
-    if not known:
+    if not published:
         return Comparison(tuple(lines), (), ())
     grid = [[_axes(line, column, axes, constants) for column in columns] for line in lines]
-    at: dict[Cell, set[tuple[Any, Any]]] = {}
+    our_settings: dict[Cell, set[tuple[Any, Any]]] = {}
     for row in grid:
         for spot in row:
-            at.setdefault(_cell(spot), set()).add(_setting(spot))
+            our_settings.setdefault(_cell(spot), set()).add(_setting(spot))
     sources: list[str] = []
     settings: dict[str, None] = {}
     by_cell: dict[Cell, list[Figure]] = {}
-    for figure in known:
+    for figure in published:
         by_cell.setdefault(figure.cell, []).append(figure)
 
-    def found(spot: Mapping[str, Any], column: Column, entry: Entry) -> Entry:
+    def with_published(spot: Mapping[str, Any], column: Column, entry: Entry) -> Entry:
         value, places = None, []
         for figure in by_cell.get(_cell(spot), ()):
             if column.metric not in figure.values:
                 continue
-            if _setting(spot) not in _nearest(figure, at[figure.cell]):
+            if _setting(spot) not in _nearest(figure, our_settings[figure.cell]):
                 continue
             if figure.source not in sources:
                 sources.append(figure.source)
@@ -188,7 +188,7 @@ def compare(
         return entry._replace(published=Published(value, tuple(places), far))
 
     compared = tuple(
-        Line(line.labels, tuple(map(found, row, columns, line.entries)))
+        Line(line.labels, tuple(map(with_published, row, columns, line.entries)))
         for line, row in zip(lines, grid, strict=True)
     )
     return Comparison(compared, tuple(sources), tuple(settings))
@@ -210,8 +210,9 @@ def _axes(
 ) -> dict[str, Any]:
     """Return the value of every axis where a line and a column meet."""
     down, across = axes
-    own = dict(zip(down, line.labels, strict=True)) | dict(zip(across, column.groups, strict=True))
-    return {**constants, **own}
+    labels = dict(zip(down, line.labels, strict=True))
+    labels |= dict(zip(across, column.groups, strict=True))
+    return {**constants, **labels}
 
 
 def _cell(spot: Mapping[str, Any]) -> Cell:
@@ -224,8 +225,8 @@ def _setting(spot: Mapping[str, Any]) -> tuple[Any, Any]:
 
 def _nearest(figure: Figure, settings: set[tuple[Any, Any]]) -> set[tuple[Any, Any]]:
     """Return the settings with the figure's poison rate and model, as far as there are such."""
-    for place, asked in ((1, figure.poison_rate), (0, figure.model)):
-        settings = {s for s in settings if _agree(asked, s[place])} or settings
+    for place, value in ((1, figure.poison_rate), (0, figure.model)):
+        settings = {s for s in settings if _agree(value, s[place])} or settings
     return settings
 
 

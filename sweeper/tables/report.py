@@ -54,22 +54,22 @@ def build(
     Raises:
         SweepError: No rows, or rows of several settings under one label.
     """
-    found = points(frame, order)
-    kept, _ = once(frame)
+    sweep_points = points(frame, order)
+    rows, _ = once(frame)
     facts = {
         "sweep": sweep,
         "order": {
-            axis: list(found[axis].cat.categories)
+            axis: list(sweep_points[axis].cat.categories)
             for axis in ("dataset", "model", "attack", "defense")
         },
         "measures": [{"name": m, "head": head(m), "better": MEASURES[m]} for m in MEASURES],
         "states": {s: {"sign": SIGNS[s], "text": t} for s, t in (STATES | _NOTES).items()},
-        "sizes": {"points": len(found), "rows": len(kept)},
-        "points": _columns(found),
-        "rows": _columns(kept),
-        "ranks": _ranks(found),
+        "sizes": {"points": len(sweep_points), "rows": len(rows)},
+        "points": _columns(sweep_points),
+        "rows": _columns(rows),
+        "ranks": _ranks(sweep_points),
         "costs": _costs(frame),
-        "about": _about(kept, data or {}),
+        "about": _about(rows, data or {}),
         "text": text,
         "pictures": [
             (title, f"data:image/png;base64,{base64.b64encode(png).decode()}")
@@ -126,36 +126,36 @@ def _number(value: float) -> float | int | None:
     return int(value) if value == int(value) else float(f"{value:.6g}")
 
 
-def _ranks(found: pd.DataFrame) -> list[dict[str, Any]]:
+def _ranks(sweep_points: pd.DataFrame) -> list[dict[str, Any]]:
     """Return the ranks by each measure on each data set, or why there are none."""
     out = []
-    for dataset, part in found.groupby("dataset", observed=True):
+    for dataset, part in sweep_points.groupby("dataset", observed=True):
         for name in MEASURES:
             entry: dict[str, Any] = {"dataset": dataset, "measure": name}
             try:
-                about = ranks(part, name)
+                ranking = ranks(part, name)
             except SweepError as error:
                 entry["why"] = str(error).partition(": ")[2]
             else:
                 entry |= {
-                    "defenses": list(about.rank.index),
-                    "rank": [_number(value) for value in about.rank],
-                    "difference": _number(about.difference),
-                    "blocks": about.blocks,
-                    "left_out": about.left_out,
+                    "defenses": list(ranking.rank.index),
+                    "rank": [_number(value) for value in ranking.rank],
+                    "difference": _number(ranking.difference),
+                    "blocks": ranking.blocks,
+                    "left_out": ranking.left_out,
                 }
             out.append(entry)
     return out
 
 
 def _costs(frame: pd.DataFrame) -> dict[str, Any]:
-    about = costs(frame)
-    cells = about.defenses.astype(object).where(about.defenses.notna(), None)
+    totals = costs(frame)
+    cells = totals.defenses.astype(object).where(totals.defenses.notna(), None)
     return {
         "cells": cells.to_dict("records"),
-        "victims": about.victims,
-        "training": about.training,
-        "saved": about.saved,
+        "victims": totals.victims,
+        "training": totals.training,
+        "saved": totals.saved,
     }
 
 
@@ -163,8 +163,8 @@ def _about(rows: pd.DataFrame, data: Mapping[str, str]) -> dict[str, list[str]]:
     """Return where the numbers come from: code, devices, data, times, settings."""
 
     def counted(name: str) -> list[str]:
-        found = rows[name].value_counts().items()
-        return [f"{value} ({count} rows)" for value, count in found] or ["not recorded"]
+        counts = rows[name].value_counts().items()
+        return [f"{value} ({count} rows)" for value, count in counts] or ["not recorded"]
 
     settings = rows[list(PLACE)].drop_duplicates()
     started = rows["started_at"].dropna()

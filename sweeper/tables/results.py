@@ -95,19 +95,19 @@ def select(data: pd.DataFrame, **filters: Any) -> pd.DataFrame:
     """
     require(data)
     mask = pd.Series(True, index=data.index)
-    for axis, wanted in filters.items():
+    for axis, values in filters.items():
         if axis not in AXES:
             raise SweepError(f"--where: {unknown('axis', axis, AXES)}")
-        several = isinstance(wanted, Iterable) and not isinstance(wanted, str)
-        labels = [_value(data, axis, item) for item in (wanted if several else [wanted])]
-        chosen = data[axis].isin(labels)
+        several = isinstance(values, Iterable) and not isinstance(values, str)
+        labels = [_value(data, axis, item) for item in (values if several else [values])]
+        matches = data[axis].isin(labels)
         if axis == "clean_budget":
-            chosen |= data[axis].fillna(0.0) == 0
-        mask &= chosen.astype(bool)
+            matches |= data[axis].fillna(0.0) == 0
+        mask &= matches.astype(bool)
     if not mask.any():
-        asked = ", ".join(f"{axis}={wanted}" for axis, wanted in filters.items())
+        conditions = ", ".join(f"{axis}={values}" for axis, values in filters.items())
         raise SweepError(
-            f"results: no row has {asked}: each value occurs, but not together; leave one out"
+            f"results: no row has {conditions}: each value occurs, but not together; leave one out"
         )
     return data[mask].reset_index(drop=True)
 
@@ -141,18 +141,18 @@ def spread(data: pd.DataFrame) -> pd.DataFrame:
         return data
     peers = ["dataset", "model", "attack", "poison_rate", "target"]
     pairs = data.loc[~free, [*peers, "clean_budget"]].drop_duplicates()
-    left = data.loc[free, peers].assign(position=np.flatnonzero(free))
-    joined = left.merge(pairs, on=peers, how="left")
-    lost = joined["clean_budget"].isna()  # nothing that uses clean data ran on this line yet
-    alone = joined.loc[lost, "position"].to_numpy()
+    free_rows = data.loc[free, peers].assign(position=np.flatnonzero(free))
+    joined = free_rows.merge(pairs, on=peers, how="left")
+    unmatched = joined["clean_budget"].isna()  # nothing that uses clean data ran on this line yet
+    alone = joined.loc[unmatched, "position"].to_numpy()
     positions = [
         np.flatnonzero(~free),
-        joined.loc[~lost, "position"].to_numpy(),
+        joined.loc[~unmatched, "position"].to_numpy(),
         np.repeat(alone, len(budgets)),
     ]
     given = [
         data.loc[~free, "clean_budget"].to_numpy(),
-        joined.loc[~lost, "clean_budget"].to_numpy(),
+        joined.loc[~unmatched, "clean_budget"].to_numpy(),
         np.tile(budgets, len(alone)),
     ]
     out = data.iloc[np.concatenate(positions)].reset_index(drop=True)
@@ -174,17 +174,17 @@ def averages(data: pd.DataFrame, label: str) -> pd.DataFrame:
         raise SweepError(f"tables: an attack is called {label!r}: give it another name with `as:`")
     single = bool((data.groupby("attack")["poison_rate"].nunique(dropna=False) <= 1).all())
     axes = [a for a in AXES if a != "attack" and not (single and a == "poison_rate")]
-    found = once(data[data["attack"] != "none"])[0]
-    peers = found.groupby(["dataset", "model"], dropna=False)["attack"].transform("nunique")
-    by = found.assign(_of=peers, _ok=found["status"] == "ok").groupby(axes, dropna=False)
+    cells = once(data[data["attack"] != "none"])[0]
+    peers = cells.groupby(["dataset", "model"], dropna=False)["attack"].transform("nunique")
+    by = cells.assign(_of=peers, _ok=cells["status"] == "ok").groupby(axes, dropna=False)
     kept = ["defense_name", "sees", "oracle", "sweep", "kind", "device", "victim_device"]
     constant = by[kept + ["poison_rate"] * single].agg(_only)
     mean = by[list(METRICS)].mean()
     for cost, device in DEVICES.items():
         mean.loc[by[device].nunique(dropna=False) > 1, cost] = np.nan
-    whole = by["_ok"].sum() == by["_of"].first()
+    complete = by["_ok"].sum() == by["_of"].first()
     rows = pd.concat([constant, mean], axis=1).assign(status=by["status"].agg(_worst))
-    rows = rows[whole | (rows["status"] != "ok")].reset_index()  # else one has not run yet
+    rows = rows[complete | (rows["status"] != "ok")].reset_index()  # else one has not run yet
     if rows.empty:
         return data
     rows = rows.assign(attack=label, attack_name=label)
@@ -202,17 +202,17 @@ def _worst(part: pd.Series[Any]) -> Any:
     return next((s for s in (*UNFINISHED, *FINISHED[1:]) if (part == s).any()), "ok")
 
 
-def _value(data: pd.DataFrame, axis: str, wanted: Any) -> Any:
-    """Return `wanted` as the axis' own type, if it occurs there."""
-    known = data[axis].dropna().unique().tolist()
-    value = wanted
+def _value(data: pd.DataFrame, axis: str, given: Any) -> Any:
+    """Return `given` as the axis' own type, if it occurs there."""
+    present = data[axis].dropna().unique().tolist()
+    value = given
     if axis in _NUMBERS:
         try:
-            value = float(wanted)
+            value = float(given)
         except (TypeError, ValueError):
             value = None
-    if value not in known:
+    if value not in present:
         raise SweepError(
-            f"--where {axis}: {unknown(axis, wanted, [str(label) for label in known])}"
+            f"--where {axis}: {unknown(axis, given, [str(label) for label in present])}"
         )
     return value

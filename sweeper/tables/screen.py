@@ -54,22 +54,22 @@ def _widths(table: Table) -> tuple[list[int], list[int]]:
     heads = [*label_heads(table), *(head(column.metric) for column in table.columns)]
     sizes = [max(map(_size, column)) for column in zip(heads, *grid, strict=True)]
     wide = len(table.row_axes)
-    own = sizes[wide:]
+    widths = sizes[wide:]
     at = 0
     for texts, span in _spans(table):
-        lack = max(map(len, texts), default=0) - sum(own[at : at + span]) - len(GAP) * (span - 1)
-        own[at] += max(0, lack)
+        lack = max(map(len, texts), default=0) - sum(widths[at : at + span]) - len(GAP) * (span - 1)
+        widths[at] += max(0, lack)
         at += span
-    return sizes[:wide], own
+    return sizes[:wide], widths
 
 
 def _parts(table: Table, width: int) -> list[tuple[int, int]]:
     """The columns (from, to) of each part: as many groups as the terminal takes."""
-    side, own = _widths(table)
+    side, widths = _widths(table)
     room = width - sum(side) - len(GAP) * (len(side) - 1)
     parts, start, end, used = [], 0, 0, 0
     for _, span in _spans(table):
-        needed = sum(size + len(GAP) for size in own[end : end + span])
+        needed = sum(size + len(GAP) for size in widths[end : end + span])
         if end > start and used + needed > room:
             parts.append((start, end))
             start, used = end, 0
@@ -79,12 +79,12 @@ def _parts(table: Table, width: int) -> list[tuple[int, int]]:
 
 def _part(table: Table, start: int, end: int) -> list[str]:
     """The lines of one part."""
-    side, own = _widths(table)
-    wide, own = len(side), own[start:end]
+    side, widths = _widths(table)
+    wide, widths = len(side), widths[start:end]
 
     def row(texts: Sequence[str]) -> str:
         cells = [_pad(text, size, left=True) for text, size in zip(texts, side, strict=False)]
-        cells += [_pad(text, size) for text, size in zip(texts[wide:], own, strict=True)]
+        cells += [_pad(text, size) for text, size in zip(texts[wide:], widths, strict=True)]
         return GAP.join(cells).rstrip()
 
     lines = []
@@ -93,7 +93,7 @@ def _part(table: Table, start: int, end: int) -> list[str]:
         for texts, span in _spans(table):
             if start <= at < end:
                 first = at - start
-                size = sum(own[first : first + span]) + len(GAP) * (span - 1)
+                size = sum(widths[first : first + span]) + len(GAP) * (span - 1)
                 cells.append(_pad(texts[level] if texts[: level + 1] != last else "", size))
                 last = texts[: level + 1]
             at += span

@@ -80,8 +80,8 @@ def half_width(sd: Floats, n: npt.NDArray[Any], confidence: float = 0.95) -> Flo
     """Return half the width of the t-interval of a mean of `n` values; nan for n < 2."""
     from scipy.special import stdtrit
 
-    few, where = np.unique(np.where(n >= 2, n, np.nan), return_inverse=True)
-    width: Floats = (stdtrit(few - 1, 0.5 + confidence / 2) / np.sqrt(few))[where] * sd
+    sizes, inverse = np.unique(np.where(n >= 2, n, np.nan), return_inverse=True)
+    width: Floats = (stdtrit(sizes - 1, 0.5 + confidence / 2) / np.sqrt(sizes))[inverse] * sd
     return width
 
 
@@ -146,13 +146,13 @@ def beyond_noise(
     total = summarise(first - second, confidence)
     if not total.n:
         return False
-    left, right = counts or (math.nan, math.nan)
+    count_a, count_b = counts or (math.nan, math.nan)
     apart = separated(
         np.array([total.mean]),
         np.array([total.sd]),
         np.array([total.n]),
-        (first[:1], np.array([left])),
-        (second[:1], np.array([right])),
+        (first[:1], np.array([count_a])),
+        (second[:1], np.array([count_b])),
         confidence,
     )
     return bool(apart[0])
@@ -199,25 +199,25 @@ def winners(rows: pd.DataFrame, confidence: float = 0.95) -> npt.NDArray[np.int6
     rows = rows.assign(mean=rows.groupby("cell")["score"].transform("mean"))
     top = rows.loc[rows.groupby("group")["mean"].idxmax()].set_index("group")["cell"]
     lead = rows["group"].map(top)
-    mine = rows["cell"] == lead
-    rivals = rows[~mine].assign(lead=lead[~mine])
-    own = rows.loc[mine, ["group", "seed", "score", "count", "mean"]]
-    pairs = rivals.merge(own, on=["group", "seed"], suffixes=("", "_lead"))
+    leading = rows["cell"] == lead
+    rivals = rows[~leading].assign(lead=lead[~leading])
+    leaders = rows.loc[leading, ["group", "seed", "score", "count", "mean"]]
+    pairs = rivals.merge(leaders, on=["group", "seed"], suffixes=("", "_lead"))
     pairs["ahead"] = pairs["score_lead"] - pairs["score"]
     by = pairs.groupby("cell")
-    ahead, one = by["ahead"].agg(["mean", "std", "count"]), by.first()
+    ahead, first = by["ahead"].agg(["mean", "std", "count"]), by.first()
     apart = separated(
         _floats(ahead["mean"]),
         _floats(ahead["std"]),
         _floats(ahead["count"]),
-        (_floats(one["score_lead"].abs()), _floats(one["count_lead"])),
-        (_floats(one["score"].abs()), _floats(one["count"])),
+        (_floats(first["score_lead"].abs()), _floats(first["count_lead"])),
+        (_floats(first["score"].abs()), _floats(first["count"])),
         confidence,
     )
-    clear = (ahead["mean"] > 0) & (one["mean_lead"] > one["mean"] + ROUNDING)
+    clear = (ahead["mean"] > 0) & (first["mean_lead"] > first["mean"] + ROUNDING)
     beaten = ahead.index[apart & clear]
-    left = rivals.loc[~rivals["cell"].isin(beaten), "lead"]
-    return np.setdiff1d(rivals["lead"].to_numpy(dtype=np.int64), left.to_numpy(dtype=np.int64))
+    unbeaten = rivals.loc[~rivals["cell"].isin(beaten), "lead"]
+    return np.setdiff1d(rivals["lead"].to_numpy(dtype=np.int64), unbeaten.to_numpy(dtype=np.int64))
 
 
 @dataclass(frozen=True)
@@ -255,8 +255,8 @@ def ranks(grid: pd.DataFrame, *, higher: bool, confidence: float = 0.95) -> Rank
     statistic = p = math.nan
     if k > 2 and (np.ptp(ranked, axis=1) > 0).any():
         statistic, p = map(float, friedmanchisquare(*ranked.T))
-    about = {"defense": list(grid.columns), "rank": ranked.mean(0), "mean": values.mean(0)}
-    table = pd.DataFrame(about).sort_values(["rank", "defense"], ignore_index=True)
+    columns = {"defense": list(grid.columns), "rank": ranked.mean(0), "mean": values.mean(0)}
+    table = pd.DataFrame(columns).sort_values(["rank", "defense"], ignore_index=True)
     return Ranking(table, n, statistic, p, critical_difference(k, n, confidence))
 
 

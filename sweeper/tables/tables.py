@@ -40,7 +40,7 @@ def build(
     heads: Mapping[str, Mapping[str, str]] | None = None,
     title: str = "",
     average: bool = False,
-    known: Sequence[published.Figure] = (),
+    figures: Sequence[published.Figure] = (),
 ) -> Table:
     """Return the table of `frame`; the order of its rows decides nothing.
 
@@ -57,29 +57,29 @@ def build(
         heads: Axis -> label -> what to write for it.
         title: The first words of the caption.
         average: Whether lines that average over attacks follow, by `results.averages`.
-        known: Published figures to compare with; each has an entry, run or not.
+        figures: Published figures to compare with; each has an entry, run or not.
 
     Raises:
         SweepError: No rows, an unknown name, or a name given twice.
     """
     _check(frame, rows, cols, values)
-    frame = published.add_missing(frame, [f for f in known if f.attack != AVERAGE])
+    frame = published.add_missing(frame, [f for f in figures if f.attack != AVERAGE])
     if average:  # after: no average of ours where an attack of the published one has not run
-        frame = published.add_missing(averages(frame, AVERAGE), known)
+        frame = published.add_missing(averages(frame, AVERAGE), figures)
     data, row_axes, cols, constants = _layout(frame, rows, cols)
     axes = [*row_axes, *cols]
-    at, labels = _codes(data, axes, order or {})
-    place, data, at = _place(data, at, row_axes, cols)
+    codes, labels = _codes(data, axes, order or {})
+    place, data, codes = _place(data, codes, row_axes, cols)
     grid = [_numbers(data, place, metric) for metric in values]
-    _mark(grid, data, values, _rivals(at, axes, place))
-    columns = tuple(starmap(Column, product(_labels(at, place.column, cols, labels), values)))
-    lines = _lines(_labels(at, place.line, row_axes, labels), grid, place.width)
-    found = published.compare(lines, (row_axes, cols), columns, dict(constants), known)
+    _mark(grid, data, values, _rivals(codes, axes, place))
+    columns = tuple(starmap(Column, product(_labels(codes, place.column, cols, labels), values)))
+    lines = _lines(_labels(codes, place.line, row_axes, labels), grid, place.width)
+    comparison = published.compare(lines, (row_axes, cols), columns, dict(constants), figures)
     return Table(
         row_axes=tuple(row_axes),
         col_axes=tuple(cols),
         columns=columns,
-        lines=found.lines,
+        lines=comparison.lines,
         constants=constants,
         seeds=() if "seed" in axes else tuple(s for s in labels["seed"] if s is not None),
         sees=_sees(data, labels["defense"]),
@@ -87,8 +87,8 @@ def build(
         heads=heads or {},
         title=title,
         devices=_devices(data, values),
-        sources=found.sources,
-        settings=found.settings,
+        sources=comparison.sources,
+        settings=comparison.settings,
     )
 
 
@@ -149,18 +149,18 @@ def _codes(
     """
     codes, labels = {}, {}
     for axis in dict.fromkeys([*axes, "seed", "defense"]):
-        found, unique = pd.factorize(data[axis])
+        axis_codes, unique = pd.factorize(data[axis])
         values = [_plain(value) for value in unique]
         places = {str(value): i for i, value in enumerate(order.get(axis, ()))}
-        rest = len(places)
-        places[AVERAGE] = rest + 1  # after those that `order` does not name
+        unnamed = len(places)
+        places[AVERAGE] = unnamed + 1  # after those that `order` does not name
         ranking = sorted(
-            range(len(values)), key=lambda i: (places.get(str(values[i]), rest), values[i])
+            range(len(values)), key=lambda i: (places.get(str(values[i]), unnamed), values[i])
         )
         rank = np.empty(len(values) + 1, dtype=np.int64)
         rank[ranking] = np.arange(len(values))
         rank[-1] = len(values)  # where factorize's -1 for null points
-        codes[axis] = rank[found]
+        codes[axis] = rank[axis_codes]
         labels[axis] = [values[i] for i in ranking] + [None]
     return pd.DataFrame(codes), labels
 
@@ -188,26 +188,26 @@ class _Numbers:
     best: npt.NDArray[np.bool_]
 
 
-def _joint(at: pd.DataFrame, axes: Sequence[str]) -> Whole:
+def _joint(codes: pd.DataFrame, axes: Sequence[str]) -> Whole:
     """Return the rank of every row's combination of `axes`."""
     if not axes:
-        return np.zeros(len(at), dtype=np.int64)
-    return np.asarray(at.groupby(list(axes), sort=True).ngroup(), dtype=np.int64)
+        return np.zeros(len(codes), dtype=np.int64)
+    return np.asarray(codes.groupby(list(axes), sort=True).ngroup(), dtype=np.int64)
 
 
 def _place(
-    data: pd.DataFrame, at: pd.DataFrame, row_axes: Sequence[str], cols: Sequence[str]
+    data: pd.DataFrame, codes: pd.DataFrame, row_axes: Sequence[str], cols: Sequence[str]
 ) -> tuple[_Place, pd.DataFrame, pd.DataFrame]:
     """Return where the rows go, and both frames sorted by line, column and seed.
 
     Sums depend on the order of their terms, so the order is part of the result.
     """
-    line, column = _joint(at, row_axes), _joint(at, cols)
-    sort: Whole = np.lexsort((at["seed"].to_numpy(), column, line))
+    line, column = _joint(codes, row_axes), _joint(codes, cols)
+    sort: Whole = np.lexsort((codes["seed"].to_numpy(), column, line))
     line, column = line[sort], column[sort]
     width = int(column.max()) + 1
     place = _Place(line, column, line * width + column, width, (int(line[-1]) + 1) * width)
-    return place, data.iloc[sort], at.iloc[sort]
+    return place, data.iloc[sort], codes.iloc[sort]
 
 
 def _numbers(data: pd.DataFrame, place: _Place, metric: str) -> _Numbers:
@@ -219,10 +219,10 @@ def _numbers(data: pd.DataFrame, place: _Place, metric: str) -> _Numbers:
     partial = np.zeros(place.size, dtype=np.bool_)
     partial[ends.index] = (ends["min"] == 0) & (ends["max"] > 0)
     value = pd.Series(np.where(rank == 0, data[metric].to_numpy(dtype=np.float64), np.nan))
-    found = value.groupby(place.cell).agg(["mean", "std", "count"])
+    agg = value.groupby(place.cell).agg(["mean", "std", "count"])
     mean, sd = np.full(place.size, np.nan), np.full(place.size, np.nan)
     n = np.zeros(place.size, dtype=np.int64)
-    mean[found.index], sd[found.index], n[found.index] = found["mean"], found["std"], found["count"]
+    mean[agg.index], sd[agg.index], n[agg.index] = agg["mean"], agg["std"], agg["count"]
     state[(state == "ok") & (n == 0)] = "undefined"
     if metric in DEVICES:  # seconds of two machines have no mean
         where = data[DEVICES[metric]].where(value.notna().to_numpy())
@@ -231,10 +231,10 @@ def _numbers(data: pd.DataFrame, place: _Place, metric: str) -> _Numbers:
     return _Numbers(state, mean, sd, n, partial & (n > 0), np.zeros(place.size, dtype=np.bool_))
 
 
-def _rivals(at: pd.DataFrame, axes: Sequence[str], place: _Place) -> pd.DataFrame:
+def _rivals(codes: pd.DataFrame, axes: Sequence[str], place: _Place) -> pd.DataFrame:
     """Return each row's cell, its seed, and the group of cells that differ only in the defense."""
-    group = _joint(at, [axis for axis in axes if axis != "defense"])
-    return pd.DataFrame({"cell": place.cell, "group": group, "seed": at["seed"].to_numpy()})
+    group = _joint(codes, [axis for axis in axes if axis != "defense"])
+    return pd.DataFrame({"cell": place.cell, "group": group, "seed": codes["seed"].to_numpy()})
 
 
 def _mark(
@@ -261,14 +261,14 @@ def _mark(
 
 
 def _labels(
-    at: pd.DataFrame, place: Whole, axes: Sequence[str], labels: Mapping[str, list[Any]]
+    codes: pd.DataFrame, place: Whole, axes: Sequence[str], labels: Mapping[str, list[Any]]
 ) -> list[tuple[Any, ...]]:
     """Return the labels of each place, first to last."""
     if not axes:
         return [()]
     _, first = np.unique(place, return_index=True)
-    codes = at[list(axes)].iloc[first].itertuples(index=False, name=None)
-    return [tuple(labels[axis][i] for axis, i in zip(axes, row, strict=True)) for row in codes]
+    rows = codes[list(axes)].iloc[first].itertuples(index=False, name=None)
+    return [tuple(labels[axis][i] for axis, i in zip(axes, row, strict=True)) for row in rows]
 
 
 def _lines(labels: list[tuple[Any, ...]], grid: list[_Numbers], width: int) -> tuple[Line, ...]:
@@ -286,9 +286,9 @@ def _lines(labels: list[tuple[Any, ...]], grid: list[_Numbers], width: int) -> t
 
 def _sees(data: pd.DataFrame, defenses: Sequence[Any]) -> tuple[tuple[Any, str | None], ...]:
     """Return what each defense sees, from any of its rows that says."""
-    said = data[["defense", "sees"]].dropna().drop_duplicates().sort_values(["defense", "sees"])
-    known = said.groupby("defense")["sees"].agg(" or ".join).to_dict()
-    return tuple((defense, known.get(defense)) for defense in defenses if defense is not None)
+    pairs = data[["defense", "sees"]].dropna().drop_duplicates().sort_values(["defense", "sees"])
+    sees = pairs.groupby("defense")["sees"].agg(" or ".join).to_dict()
+    return tuple((defense, sees.get(defense)) for defense in defenses if defense is not None)
 
 
 def _devices(data: pd.DataFrame, values: Sequence[str]) -> tuple[str, ...]:

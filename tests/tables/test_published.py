@@ -65,7 +65,7 @@ def table(given=None, **changes):
         "heads": layout.labels,
         "title": layout.caption,
         "average": layout.average,
-        "known": published.of(SWEEP),
+        "figures": published.of(SWEEP),
     }
     parts = given if given is not None else [rows.table(measured())]
     return tables.build(results.frame(parts), **{**asked, **changes})
@@ -176,7 +176,7 @@ def figure(**changes):
 
 
 def shown(known, given):
-    built = tables.build(results.frame([rows.table(given)]), values=("acc",), known=known)
+    built = tables.build(results.frame([rows.table(given)]), values=("acc",), figures=known)
     return built, {line.labels: [e.published for e in line.entries] for line in built.lines}
 
 
