@@ -104,7 +104,7 @@ def plan(
 
     Example: sweeper plan quickstart --json
     """
-    from sweeper.run.estimate import Estimate, spoken, told
+    from sweeper.run.estimate import Estimate, sentences, spoken
 
     facts = Sweep.from_yaml(spec, overrides or []).plan(store=store, data=data, calibrate=calibrate)
     if as_json:
@@ -126,7 +126,7 @@ def plan(
     time = f", about {spoken(cost.saved_seconds)}" if cost.saved_seconds else ""
     saved = facts["trainings_saved"]
     typer.echo(f"trainings saved  {saved:>7,}{time}  (against one per defense cell)")
-    for line in told(cost, spec):
+    for line in sentences(cost, spec):
         typer.echo(line)
     for label in facts["unresolved"]:
         typer.echo(f"data set {label} is not on this machine: what is done of it is not known")
