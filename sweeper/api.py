@@ -14,7 +14,7 @@ import dataclasses
 import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -159,10 +159,8 @@ class Sweep:
         from sweeper.run import driver, estimate
         from sweeper.run.display import Display, Lines
 
-        job, shape = (
-            driver.prepare(self.declared, self.context(store, data)),
-            self.declared.resources,
-        )
+        job = driver.prepare(self.declared, self.context(store, data))
+        shape = self.declared.resources
         console = Console(stderr=True, highlight=False, markup=False, quiet=quiet or bool(tell))
         console.soft_wrap = not console.is_terminal
         facts = _opened(job, console)
@@ -178,12 +176,8 @@ class Sweep:
             tell({"event": "plan", **facts, "estimate": dataclasses.asdict(cost)})
         if executor == "ray" and job.todo and not address:
             walker, slots = _with_ray(self.declared, address, console)
-        with ExitStack() as stack:
-            watcher = (
-                Lines(tell)
-                if tell
-                else stack.enter_context(Display(job, console, slots, book).shown())
-            )
+        display = nullcontext(Lines(tell)) if tell else Display(job, console, slots, book).shown()
+        with display as watcher:
             bill = estimate.Bill(job, watcher)
             counts = dict(driver.execute(job, walker, bill))
         return _ended(job, counts, bill, console, tell)
