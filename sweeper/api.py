@@ -14,6 +14,7 @@ import dataclasses
 import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -117,10 +118,10 @@ class Sweep:
         from sweeper.run import driver, estimate
 
         job = driver.prepare(self.declared, self.context(store, data), need_data=False)
-        known, shape = estimate.known(job, calibrated=calibrate), self.declared.resources
+        book, shape = estimate.known_costs(job, calibrated=calibrate), self.declared.resources
         parallel = estimate.at_once(shape.cpus, shape.gpus)
-        about = estimate.estimate(job, known, parallel)
-        return {**job.summary(), "estimate": dataclasses.asdict(about)}
+        cost = estimate.estimate(job, book, parallel)
+        return {**job.summary(), "estimate": dataclasses.asdict(cost)}
 
     def run(
         self,
@@ -158,26 +159,25 @@ class Sweep:
         from sweeper.run import driver, estimate
         from sweeper.run.display import Display, Lines
 
-        job, shape = (
-            driver.prepare(self.declared, self.context(store, data)),
-            self.declared.resources,
-        )
+        job = driver.prepare(self.declared, self.context(store, data))
+        shape = self.declared.resources
         console = Console(stderr=True, highlight=False, markup=False, quiet=quiet or bool(tell))
         console.soft_wrap = not console.is_terminal
         facts = _opened(job, console)
-        known = estimate.known(job, elsewhere=bool(address))
+        book = estimate.known_costs(job, elsewhere=bool(address))
         walker: Walker = driver.inline
         slots = estimate.at_once(shape.cpus, shape.gpus) if executor == "ray" else 1
         if executor == "ray" and job.todo and address:
             walker, slots = _with_ray(self.declared, address, console)
-        about = estimate.estimate(job, known, slots)
-        for line in estimate.told(about, facts["sweep"]):
+        cost = estimate.estimate(job, book, slots)
+        for line in estimate.sentences(cost, facts["sweep"]):
             console.print(line)
         if tell:
-            tell({"event": "plan", **facts, "estimate": dataclasses.asdict(about)})
+            tell({"event": "plan", **facts, "estimate": dataclasses.asdict(cost)})
         if executor == "ray" and job.todo and not address:
             walker, slots = _with_ray(self.declared, address, console)
-        with Lines(tell) if tell else Display(job, console, slots, known) as watcher:
+        display = nullcontext(Lines(tell)) if tell else Display(job, console, slots, book).shown()
+        with display as watcher:
             bill = estimate.Bill(job, watcher)
             counts = dict(driver.execute(job, walker, bill))
         return _ended(job, counts, bill, console, tell)
@@ -215,7 +215,7 @@ def _ended(
 ) -> dict[str, int]:
     """Say what a run did; its counts with what is left."""
     ran = ", ".join(f"{count} {status}" for status, count in sorted(counts.items())) or "none"
-    console.print(f"cells run: {ran}{bill.told()}")
+    console.print(f"cells run: {ran}{bill.sentence()}")
     if left := len(job.todo) - sum(counts.values()):
         console.print(f"{left} cells are left; the same command runs them.")
         counts["left"] = left
@@ -293,18 +293,18 @@ def load_victim(key: str, *, store: str | Path | None = None) -> Victim:
 
     opened = Store(place(store))
     whole = one_key(opened.keys("train"), key, f"victims of store {opened.root}")
-    found = opened.get("train", whole)
-    about, weights = found.meta, found.tensors["model"]
+    artifact = opened.get("train", whole)
+    about, weights = artifact.meta, artifact.tensors["model"]
     if "shape" not in about:
         raise SweepError(
             f"victim {whole} was trained before victims kept the shape of their images: "
             f"`sweeper cell SPEC {whole[:8]}` trains it anew"
         )
-    asked = {k: v for k, v in about["params"]["model"].items() if k not in ("name", "version")}
+    options = {k: v for k, v in about["params"]["model"].items() if k not in ("name", "version")}
     channels, height, width = about["shape"]
     model = models.build(
         about["params"]["model"]["name"],
-        asked,
+        options,
         classes=len(about["classes"]),
         shape=(channels, height, width),
         mean=[0.0] * channels,

@@ -56,41 +56,41 @@ def pictures(
     if after and after not in labels:
         raise SweepError(f"--after: {unknown('defense', after, labels)}")
     job = driver.prepare(sweep, context)
-    chosen = [c for c in _cells(job, after) if c.params["victim"].startswith(victim)]
-    if not chosen:
+    cells = [c for c in _cells(job, after) if c.params["victim"].startswith(victim)]
+    if not cells:
         raise SweepError(
             f"no victim of {sweep.name} to look at in this store; `sweeper run` trains them"
         )
     out.mkdir(parents=True, exist_ok=True)
     walk = Walk(job.plan.cells, [])
-    for number, cell in enumerate(chosen, 1):
+    for number, cell in enumerate(cells, 1):
         work = Material(cell, walk.ancestors(cell.key), context, job.store)
         if log:
-            log(victim=f"{number}/{len(chosen)}: {_label(work, after)}")
+            log(victim=f"{number}/{len(cells)}: {_label(work, after)}")
         with isolated(cell.key, context.threads):
             subject = _subject(work, after)
-            found = analysis.compute(subject)
+            frame = analysis.compute(subject)
         path = out / f"{name}-{_slug(subject.label)}.png"
-        found.to_parquet(path.with_suffix(".parquet"), index=False)
+        frame.to_parquet(path.with_suffix(".parquet"), index=False)
         figure = Figure(figsize=(8, 4.5), layout="constrained")
         figure.suptitle(f"{analysis.title}\n{subject.label}", fontsize=10)
-        analysis.draw(found, figure)
+        analysis.draw(frame, figure)
         figure.savefig(path, dpi=150)
         yield path
 
 
 def _cells(job: Job, after: str) -> list[Cell]:
     """One defense cell of each trained victim: the named defense's, or the best supplied."""
-    found: dict[str, Cell] = {}
+    by_victim: dict[str, Cell] = {}
     for cell in job.plan.cells.values():
         if cell.kind != "defend" or not job.store.has("train", cell.params["victim"]):
             continue
         if after and cell.axes["defense"] != after:
             continue
-        known = found.get(cell.params["victim"])
-        if known is None or (cell.params["n_clean"] or 0) > (known.params["n_clean"] or 0):
-            found[cell.params["victim"]] = cell
-    return list(found.values())
+        best = by_victim.get(cell.params["victim"])
+        if best is None or (cell.params["n_clean"] or 0) > (best.params["n_clean"] or 0):
+            by_victim[cell.params["victim"]] = cell
+    return list(by_victim.values())
 
 
 def _label(work: Material, after: str) -> str:

@@ -52,7 +52,7 @@ class Analysis(ABC):
         """The numbers, in long form."""
 
     @abstractmethod
-    def draw(self, found: pd.DataFrame, figure: Any) -> None:
+    def draw(self, frame: pd.DataFrame, figure: Any) -> None:
         """Draw them on a matplotlib figure."""
 
 

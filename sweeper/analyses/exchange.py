@@ -84,17 +84,17 @@ def export(sweep: Sweep, context: Context, victim: str, folder: Path) -> dict[st
     key = one_key(cells, victim, f"victims of {sweep.name}")
     if not job.store.has("train", key):
         raise SweepError(f"victim {key} has not been trained: `sweeper run` does that first")
-    above = Walk(job.plan.cells, []).ancestors(cells[key].key)
-    work = Material(cells[key], above, context, job.store)
+    ancestors = Walk(job.plan.cells, []).ancestors(cells[key].key)
+    work = Material(cells[key], ancestors, context, job.store)
     if work.attack.rule == "semantic":
         raise SweepError(
             f"victim {key}: a semantic backdoor has no trigger to write: choose another victim"
         )
-    hit, params = work.triggered(), work.victim.params
+    triggered, params = work.triggered(), work.victim.params
     tensors = {
         victim_folder.MODEL: work.model().state_dict(),
         victim_folder.TRIGGER: {
-            name: getattr(hit, name)
+            name: getattr(triggered, name)
             for name in ("images", "labels", "true_labels", "counts", "leaks")
         },
     }
@@ -122,15 +122,15 @@ def export(sweep: Sweep, context: Context, victim: str, folder: Path) -> dict[st
 
 def _samples(work: Material) -> dict[str, Tensor]:
     """The samples of the training set that are not clean; none where they are not in its order."""
-    found = work.poisoned()
-    index = (found.role != int(Role.CLEAN)).nonzero().flatten()
-    if not len(index) or not torch.equal(found.index, torch.arange(len(work.attacker))):
+    poisoned = work.poisoned()
+    index = (poisoned.role != int(Role.CLEAN)).nonzero().flatten()
+    if not len(index) or not torch.equal(poisoned.index, torch.arange(len(work.attacker))):
         return {}
     names = ("images", "labels", "true_labels", "role", "index")
-    chosen = {name: getattr(found, name)[index] for name in names}
+    samples = {name: getattr(poisoned, name)[index] for name in names}
     if work.attacker.positions is not None:
-        chosen["positions"] = work.attacker.positions[index]  # in the split as published
-    return chosen
+        samples["positions"] = work.attacker.positions[index]  # in the split as published
+    return samples
 
 
 # In
@@ -197,8 +197,8 @@ def import_model(given: Foreign, folder: Path) -> dict[str, Any]:
     named = {"model": given.model, **given.options}
     fitted = matched(net, weights, str(named if given.options else given.model))
     if given.mean is not None or given.std is not None:
-        own = net.state_dict()
-        fitted |= {name: own[name] for name in own if name.startswith("normalise.")}
+        state = net.state_dict()
+        fitted |= {name: state[name] for name in state if name.startswith("normalise.")}
     about = {
         "model": named if given.options else given.model,
         "shape": [channels, height, width],
@@ -219,7 +219,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return dict(load_file(path))
-        found: Any = torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251
+        weights: Any = torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251
     except OSError as error:
         raise SweepError(
             f"{path}: cannot be read ({error.strerror or error}): correct it"
@@ -232,14 +232,14 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             "save the weights alone, `torch.save(model.state_dict(), FILE)`, or as safetensors"
         ) from None
     for name in WRAPPERS:
-        if isinstance(found, dict) and isinstance(found.get(name), dict):
-            found = found[name]
-    if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):
+        if isinstance(weights, dict) and isinstance(weights.get(name), dict):
+            weights = weights[name]
+    if not isinstance(weights, dict) or not all(isinstance(v, Tensor) for v in weights.values()):
         raise SweepError(
             f"{path}: needs names with tensors, at the top or under one of {', '.join(WRAPPERS)}: "
             "save `model.state_dict()`"
         )
-    return found
+    return weights
 
 
 def matched(net: nn.Module, weights: Mapping[str, Tensor], what: str) -> dict[str, Tensor]:
@@ -252,28 +252,28 @@ def matched(net: nn.Module, weights: Mapping[str, Tensor], what: str) -> dict[st
         SweepError: The two networks do not have the same weights in the same order.
     """
     ours = net.state_dict()
-    kept = {name.removeprefix("module."): value for name, value in weights.items()}
-    own = [name for name in ours if not name.startswith("normalise.")]
-    if set(own) <= set(kept) and all(kept[name].shape == ours[name].shape for name in own):
-        return {name: value for name, value in kept.items() if name in ours}
-    theirs = list(kept)
-    counted = any(name.endswith(COUNTER) for name in theirs)  # old files have no such entries
-    left = [name for name in own if counted or not name.endswith(COUNTER)]
-    for place, (mine, other) in enumerate(zip(left, theirs, strict=False), start=1):
-        kinds = mine.rpartition(".")[2], other.rpartition(".")[2]
-        if kinds[0] != kinds[1] or ours[mine].shape != kept[other].shape:
+    theirs = {name.removeprefix("module."): value for name, value in weights.items()}
+    our_names = [name for name in ours if not name.startswith("normalise.")]
+    if set(our_names) <= set(theirs) and all(theirs[n].shape == ours[n].shape for n in our_names):
+        return {name: value for name, value in theirs.items() if name in ours}
+    their_names = list(theirs)
+    counted = any(name.endswith(COUNTER) for name in their_names)  # old files have no such entries
+    expected = [name for name in our_names if counted or not name.endswith(COUNTER)]
+    for place, (our, their) in enumerate(zip(expected, their_names, strict=False), start=1):
+        kinds = our.rpartition(".")[2], their.rpartition(".")[2]
+        if kinds[0] != kinds[1] or ours[our].shape != theirs[their].shape:
             raise SweepError(
-                f"weight {place} of the file is {other} {list(kept[other].shape)}, that of {what} "
-                f"{mine} {list(ours[mine].shape)}: name the architecture with --model and its "
+                f"weight {place} of the file is {their} {list(theirs[their].shape)}, that of "
+                f"{what} {our} {list(ours[our].shape)}: name the architecture with --model and its "
                 "options with --option, such as width=16"
             )
-    if len(left) != len(theirs):
+    if len(expected) != len(their_names):
         raise SweepError(
-            f"the file has {len(theirs)} weights, {what} has {len(left)}: name the architecture "
-            "with --model and its options with --option, such as width=16"
+            f"the file has {len(their_names)} weights, {what} has {len(expected)}: name the "
+            "architecture with --model and its options with --option, such as width=16"
         )
-    paired = {mine: kept[other].clone() for mine, other in zip(left, theirs, strict=True)}
-    return {name: paired.get(name, ours[name]) for name in own}
+    paired = {o: theirs[t].clone() for o, t in zip(expected, their_names, strict=True)}
+    return {name: paired.get(name, ours[name]) for name in our_names}
 
 
 def read_trigger(path: Path) -> dict[str, Tensor]:
@@ -284,32 +284,32 @@ def read_trigger(path: Path) -> dict[str, Tensor]:
     """
     try:
         if path.suffix == ".safetensors":
-            found = dict(load_file(path))
+            trigger = dict(load_file(path))
         elif path.suffix == ".npz":
             with np.load(path, allow_pickle=False) as arrays:
-                found = {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+                trigger = {name: torch.from_numpy(arrays[name]) for name in arrays.files}
         else:
-            found = _picture(path)
+            trigger = _picture(path)
     except SweepError:
         raise
     except (OSError, ValueError, SafetensorError) as error:
         raise SweepError(f"{path}: cannot be read ({error}): correct --trigger") from None
-    if "pattern" in found and found["pattern"].ndim == 2:
-        found["pattern"] = found["pattern"][None]
-    if "pattern" in found and found["pattern"].ndim == 3 and "mask" in found:
-        if not bool(((found["mask"] >= 0) & (found["mask"] <= 1)).all()):
+    if "pattern" in trigger and trigger["pattern"].ndim == 2:
+        trigger["pattern"] = trigger["pattern"][None]
+    if "pattern" in trigger and trigger["pattern"].ndim == 3 and "mask" in trigger:
+        if not bool(((trigger["mask"] >= 0) & (trigger["mask"] <= 1)).all()):
             raise SweepError(f"{path}: mask: needs shares from 0 to 1: divide it by 255")
-        if found["mask"].shape[-2:] == found["pattern"].shape[1:]:
-            return {"pattern": found["pattern"].float(), "mask": found["mask"].float()}
-    images = found.get("images")
+        if trigger["mask"].shape[-2:] == trigger["pattern"].shape[1:]:
+            return {"pattern": trigger["pattern"].float(), "mask": trigger["mask"].float()}
+    images = trigger.get("images")
     if images is not None and images.ndim == 4 and images.dtype == torch.uint8 and len(images):
         return {
-            k: v if v.dtype in (torch.uint8, torch.bool) else v.long() for k, v in found.items()
+            k: v if v.dtype in (torch.uint8, torch.bool) else v.long() for k, v in trigger.items()
         }
     raise SweepError(
         f"{path}: needs `pattern` [C, H, W] of 0..255 with `mask` [H, W] of 0..1, or uint8 `images`"
         f" [M, C, H, W] of the triggered test set; it holds "
-        f"{', '.join(f'{name} {list(value.shape)}' for name, value in found.items()) or 'nothing'}"
+        f"{', '.join(f'{name} {list(v.shape)}' for name, v in trigger.items()) or 'nothing'}"
     )
 
 

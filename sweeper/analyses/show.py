@@ -35,35 +35,37 @@ class Quality:
 
 def quality(clean: Tensor, triggered: Tensor) -> Quality:
     """Compare uint8 images [B, C, H, W] before and after the trigger."""
-    one, other = clean.double(), triggered.double()
-    error = (one - other).square().mean((1, 2, 3))
+    before, after = clean.double(), triggered.double()
+    error = (before - after).square().mean((1, 2, 3))
     psnr = 10 * torch.log10(255**2 / error)
-    return Quality(float(psnr.mean()), float(ssim(one, other)), float((one - other).abs().max()))
+    return Quality(
+        float(psnr.mean()), float(ssim(before, after)), float((before - after).abs().max())
+    )
 
 
-def ssim(one: Tensor, other: Tensor, sigma: float = 1.5) -> Tensor:
+def ssim(clean: Tensor, triggered: Tensor, sigma: float = 1.5) -> Tensor:
     """Structural similarity of images [B, C, H, W] of 0..255, mean over all (Wang et al., 2004).
 
     A Gaussian window of 11 pixels, or the largest odd side that fits.
     """
-    channels, side = one.shape[1], min(one.shape[2], one.shape[3], 11)
+    channels, side = clean.shape[1], min(clean.shape[2], clean.shape[3], 11)
     side -= 1 - side % 2
-    taps = torch.arange(side, dtype=one.dtype) - side // 2
-    bell = torch.exp(-(taps**2) / (2 * sigma**2))
-    bell = bell / bell.sum()
-    window = (bell[:, None] * bell[None, :]).expand(channels, 1, side, side)
+    taps = torch.arange(side, dtype=clean.dtype) - side // 2
+    gaussian = torch.exp(-(taps**2) / (2 * sigma**2))
+    gaussian = gaussian / gaussian.sum()
+    window = (gaussian[:, None] * gaussian[None, :]).expand(channels, 1, side, side)
 
     def blur(x: Tensor) -> Tensor:
         return functional.conv2d(x, window, groups=channels)
 
-    mean_one, mean_other = blur(one), blur(other)
-    var_one = blur(one * one) - mean_one**2
-    var_other = blur(other * other) - mean_other**2
-    both = blur(one * other) - mean_one * mean_other
-    small, large = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-    top = (2 * mean_one * mean_other + small) * (2 * both + large)
-    bottom = (mean_one**2 + mean_other**2 + small) * (var_one + var_other + large)
-    return (top / bottom).mean()
+    mean_clean, mean_triggered = blur(clean), blur(triggered)
+    var_clean = blur(clean * clean) - mean_clean**2
+    var_triggered = blur(triggered * triggered) - mean_triggered**2
+    covariance = blur(clean * triggered) - mean_clean * mean_triggered
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    numerator = (2 * mean_clean * mean_triggered + c1) * (2 * covariance + c2)
+    denominator = (mean_clean**2 + mean_triggered**2 + c1) * (var_clean + var_triggered + c2)
+    return (numerator / denominator).mean()
 
 
 def triggered(
@@ -119,10 +121,10 @@ def gallery(sweep: Sweep, context: Context, count: int = 8) -> Iterator[tuple[st
         if needed and needed.key not in job.done:
             continue
         drawn.add(label)
-        clean, hit = _pair(job, walk, defend, count)
-        if len(hit):
+        clean, triggered_images = _pair(job, walk, defend, count)
+        if len(triggered_images):
             picture = io.BytesIO()
-            figure(label, clean, hit).savefig(picture, dpi=80)
+            figure(label, clean, triggered_images).savefig(picture, dpi=80)
             yield f"{label}, {dataset}", picture.getvalue()
 
 
@@ -142,35 +144,36 @@ def _pair(job: Job, walk: Walk, defend: Cell, count: int) -> tuple[Tensor, Tenso
     work = Material(victim, walk.ancestors(victim.key), job.context, job.store)
     if work.attack.controls != "data":  # its state is the victim's own
         work = Material(defend, walk.ancestors(defend.key), job.context, job.store)
-    found, test = work.triggered(), work.dataset.test
-    hit = found.images[found.counts]
-    clean = test.images[found.counts] if len(found.counts) == len(test) else hit
-    return clean[:count], hit[:count]
+    triggered, test = work.triggered(), work.dataset.test
+    images = triggered.images[triggered.counts]
+    clean = test.images[triggered.counts] if len(triggered.counts) == len(test) else images
+    return clean[:count], images[:count]
 
 
-def figure(attack: str, clean: Tensor, hit: Tensor) -> Any:
+def figure(attack: str, clean: Tensor, triggered: Tensor) -> Any:
     """Draw the rows clean, triggered and difference as a matplotlib figure."""
     from matplotlib.figure import Figure
 
-    found, count = quality(clean, hit), len(clean)
-    gap = (hit.float() - clean.float()).abs()
-    times = 255 / max(1.0, float(gap.max()))
+    measured, count = quality(clean, triggered), len(clean)
+    difference = (triggered.float() - clean.float()).abs()
+    factor = 255 / max(1.0, float(difference.max()))
     rows = {
         "clean": clean,
-        "triggered": hit,
-        f"difference x {times:.3g}": (gap * times).to(torch.uint8),
+        "triggered": triggered,
+        f"difference x {factor:.3g}": (difference * factor).to(torch.uint8),
     }
     picture = Figure(figsize=(1.1 * count + 1.2, 4.2), layout="constrained")
     axes = picture.subplots(3, count, squeeze=False)
-    for line, (name, images) in zip(axes, rows.items(), strict=True):
-        for place, image in zip(line, images, strict=True):
+    for row, (name, images) in zip(axes, rows.items(), strict=True):
+        for panel, image in zip(row, images, strict=True):
             pixels = np.asarray(image.permute(1, 2, 0))
             grey = pixels.shape[2] == 1
-            place.imshow(pixels[..., 0] if grey else pixels, cmap="gray", vmin=0, vmax=255)
-            place.set_xticks([])
-            place.set_yticks([])
-        line[0].set_ylabel(name)
+            panel.imshow(pixels[..., 0] if grey else pixels, cmap="gray", vmin=0, vmax=255)
+            panel.set_xticks([])
+            panel.set_yticks([])
+        row[0].set_ylabel(name)
     picture.suptitle(
-        f"{attack}: PSNR {found.psnr:.1f} dB, SSIM {found.ssim:.3f}, L-inf {found.linf:.0f} of 255"
+        f"{attack}: PSNR {measured.psnr:.1f} dB, SSIM {measured.ssim:.3f}, "
+        f"L-inf {measured.linf:.0f} of 255"
     )
     return picture

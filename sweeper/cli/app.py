@@ -81,10 +81,10 @@ def run(
         )
     if set(counts) - {"ok"}:
         raise typer.Exit(1)
-    at = "" if store == os.environ.get("SWEEPER_STORE", STORE) else f" --store {store}"
+    store_option = "" if store == os.environ.get("SWEEPER_STORE", STORE) else f" --store {store}"
     typer.echo(
-        f"Next: `sweeper report {spec}{at}` for one page with all of it, or "
-        f"`sweeper table {spec}{at} --format latex`.",
+        f"Next: `sweeper report {spec}{store_option}` for one page with all of it, or "
+        f"`sweeper table {spec}{store_option} --format latex`.",
         err=True,
     )
 
@@ -104,7 +104,7 @@ def plan(
 
     Example: sweeper plan quickstart --json
     """
-    from sweeper.run.estimate import Estimate, spoken, told
+    from sweeper.run.estimate import Estimate, sentences, spoken
 
     facts = Sweep.from_yaml(spec, overrides or []).plan(store=store, data=data, calibrate=calibrate)
     if as_json:
@@ -126,7 +126,7 @@ def plan(
     time = f", about {spoken(cost.saved_seconds)}" if cost.saved_seconds else ""
     saved = facts["trainings_saved"]
     typer.echo(f"trainings saved  {saved:>7,}{time}  (against one per defense cell)")
-    for line in told(cost, spec):
+    for line in sentences(cost, spec):
         typer.echo(line)
     for label in facts["unresolved"]:
         typer.echo(f"data set {label} is not on this machine: what is done of it is not known")
@@ -159,9 +159,11 @@ def table(
     from sweeper.plan import source, view
 
     name = source.name_of(spec)
-    asked = {"rows": down, "cols": cols, "values": values}
-    given = {key: [part.strip() for part in text.split(",")] for key, text in asked.items() if text}
-    layout = view.of(source.read(spec)).model_copy(update=given)
+    texts = {"rows": down, "cols": cols, "values": values}
+    changes = {
+        key: [part.strip() for part in text.split(",")] for key, text in texts.items() if text
+    }
+    layout = view.of(source.read(spec)).model_copy(update=changes)
     text = _table(name, store, style or ("markdown" if out else ""), layout, compare)
     if out:
         out.write_text(text + "\n", encoding="utf-8")
@@ -173,15 +175,15 @@ def _table(name: str, store: str, style: str, layout: View, compare: bool = Fals
     """The table as text; an empty style is what suits the standard output."""
     from sweeper.tables import published, screen, tables
 
-    found, labels = rows(name, store)
-    known = published.of(name) if compare else ()
-    if compare and not known:
+    frame, labels = rows(name, store)
+    reference = published.of(name) if compare else ()
+    if compare and not reference:
         raise SweepError(
             f"--compare: nothing published is known for sweep {name!r}; it is for "
             f"{', '.join(published.sweeps())}"
         )
     built = tables.build(
-        found,
+        frame,
         rows=layout.rows,
         cols=layout.cols,
         values=layout.values,
@@ -189,7 +191,7 @@ def _table(name: str, store: str, style: str, layout: View, compare: bool = Fals
         heads=layout.labels,
         title=layout.caption,
         average=layout.average,
-        figures=known,
+        figures=reference,
     )
     if not style and sys.stdout.isatty():
         return screen.render(built, shutil.get_terminal_size().columns).rstrip()
@@ -213,9 +215,9 @@ def list_(
         from sweeper.core.errors import unknown
 
         raise SweepError(f"list: {unknown('kind', what, KINDS)}")
-    found = records(what)
+    entries = records(what)
     if as_json:
-        typer.echo(json.dumps(found))
+        typer.echo(json.dumps(entries))
         return
     from tabulate import tabulate
 
@@ -224,7 +226,7 @@ def list_(
             key: ", ".join(map(str, value)) if isinstance(value, list | dict) else value
             for key, value in record.items()
         }
-        for record in found
+        for record in entries
     ]
     typer.echo(tabulate(shown, headers="keys", maxcolwidths=40))
 
@@ -247,12 +249,12 @@ def cell(
     sweep = Sweep.from_yaml(spec, overrides or [])
     context = sweep.context(store, data)
     job = driver.prepare(sweep.declared, context)
-    chosen = job.plan.cells[one_key(job.plan.cells, key, f"cells of {sweep.declared.name}")]
-    above = Walk(job.plan.cells, []).ancestors(chosen.key)
+    selected = job.plan.cells[one_key(job.plan.cells, key, f"cells of {sweep.declared.name}")]
+    ancestors = Walk(job.plan.cells, []).ancestors(selected.key)
 
-    result = cells.run(chosen, above, context, _say, force=True, last_try=True)
+    result = cells.run(selected, ancestors, context, _say, force=True, last_try=True)
     error = result.pop("error", "")
-    typer.echo(json.dumps({"key": chosen.key, "kind": chosen.kind, **chosen.axes, **result}))
+    typer.echo(json.dumps({"key": selected.key, "kind": selected.kind, **selected.axes, **result}))
     if error:
         typer.echo(error, err=True)
         raise typer.Exit(1)
@@ -287,14 +289,14 @@ def show(
     """
     from sweeper.analyses import show as pictures
 
-    asked = {"attack": attack, **pairs("--set", options)}
+    entry = {"attack": attack, **pairs("--set", options)}
     values: dict[str, Any] = {"name": "show", "seeds": 1, "defenses": ["none"]}
-    values |= {"datasets": [dataset], "models": [model], "attacks": [asked]}
+    values |= {"datasets": [dataset], "models": [model], "attacks": [entry]}
     values |= {"poison_rates": [rate]} | ({"recipe": {"epochs": epochs}} if epochs else {})
     sweep = Sweep.from_values(values)
-    clean, hit = pictures.triggered(sweep.declared, sweep.context(store, data), _say)
-    pictures.figure(attack, clean, hit).savefig(out, dpi=150)
-    typer.echo(f"{out}: {pictures.quality(clean, hit)}")
+    clean, triggered = pictures.triggered(sweep.declared, sweep.context(store, data), _say)
+    pictures.figure(attack, clean, triggered).savefig(out, dpi=150)
+    typer.echo(f"{out}: {pictures.quality(clean, triggered)}")
 
 
 @app.command()
@@ -326,9 +328,9 @@ def analyze(
     sweep = Sweep.from_yaml(spec, overrides or [])
     analysis = looks.make(what, pairs("--option", options))
     context = sweep.context(store, data)
-    made = looks.pictures(what, analysis, sweep.declared, context, out, victim, after, _say)
-    for picture in made:
-        typer.echo(picture)
+    paths = looks.pictures(what, analysis, sweep.declared, context, out, victim, after, _say)
+    for path in paths:
+        typer.echo(path)
 
 
 for command in (*figures.COMMANDS, *remote.COMMANDS, *commands.COMMANDS):

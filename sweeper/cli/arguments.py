@@ -31,9 +31,9 @@ def methods(kind: str) -> Callable[[str], list[str]]:
     return complete
 
 
-def words(*known: str) -> Callable[[str], list[str]]:
+def words(*choices: str) -> Callable[[str], list[str]]:
     """Complete one of these words."""
-    return lambda incomplete: [word for word in known if word.startswith(incomplete)]
+    return lambda incomplete: [word for word in choices if word.startswith(incomplete)]
 
 
 Spec = Annotated[
@@ -65,14 +65,14 @@ def pairs(flag: str, given: list[str] | None) -> dict[str, Any]:
     """
     import yaml
 
-    found = {}
+    values = {}
     for option in given or []:
         key, equals, text = option.partition("=")
         if not equals:
             raise SweepError(f"{flag} {option}: write option=value, such as opacity=0.5")
         try:
-            found[key] = yaml.safe_load(text)
+            values[key] = yaml.safe_load(text)
         except yaml.YAMLError as error:
             why = getattr(error, "problem", None) or error
             raise SweepError(f"{flag} {option}: the value is not YAML: {why}; quote it") from None
-    return found
+    return values

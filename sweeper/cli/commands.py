@@ -31,15 +31,15 @@ def new(
     """
     from sweeper.cli import new as templates
 
-    made = templates.write(kind, name, to)
+    written = templates.write(kind, name, to)
     path = f"PYTHONPATH={to} " if to else ""
-    typer.echo(f"{made.method}: works as it is; change it into yours")
-    typer.echo(f"{made.test}: its test: {path}python -m pytest {made.test}")
+    typer.echo(f"{written.method}: works as it is; change it into yours")
+    typer.echo(f"{written.test}: its test: {path}python -m pytest {written.test}")
     if to:
-        typer.echo(f"in a sweep file: {kind}s: [{made.entry}], run as {path}sweeper run ...")
+        typer.echo(f"in a sweep file: {kind}s: [{written.entry}], run as {path}sweeper run ...")
     else:
         suite = f"tests/house/test_contract_{kind}s.py"
-        typer.echo(f"in a sweep file: {kind}s: [{made.entry}]; {suite} tests it too")
+        typer.echo(f"in a sweep file: {kind}s: [{written.entry}]; {suite} tests it too")
 
 
 def import_model(
@@ -108,9 +108,9 @@ def _entry(about: dict[str, object], folder: Path, name: str) -> None:
     entry = {"attack": "imported", "path": str(folder), "as": name}
     if about["rule"] != "all2one":
         entry["rule"] = str(about["rule"])
-    found = {"models": [about["model"]], "attacks": [entry], "targets": [about["target"]]}
+    sweep = {"models": [about["model"]], "attacks": [entry], "targets": [about["target"]]}
     typer.echo(f"{folder} is a victim; in a sweep file:", err=True)
-    typer.echo(yaml.safe_dump(found, sort_keys=False, default_flow_style=None, width=1000).rstrip())
+    typer.echo(yaml.safe_dump(sweep, sort_keys=False, default_flow_style=None, width=1000).rstrip())
 
 
 def _numbers(flag: str, text: str) -> list[float] | None:

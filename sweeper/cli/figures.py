@@ -37,12 +37,12 @@ def plot(
     from sweeper.tables import plots, points, results
 
     frame, order = rows(source.name_of(spec), store)
-    wanted: dict[str, list[Any]] = defaultdict(list)
+    selection: dict[str, list[Any]] = defaultdict(list)
     for text in where or []:
         for axis, value in pairs("--where", [text]).items():
-            wanted[axis].append(value)
-    found = points.points(results.select(frame, **wanted), order)
-    plots.save(plots.draw(what, found, metric), out)
+            selection[axis].append(value)
+    plotted = points.points(results.select(frame, **selection), order)
+    plots.save(plots.draw(what, plotted, metric), out)
     typer.echo(out)
 
 

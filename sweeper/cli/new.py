@@ -55,13 +55,13 @@ def write(kind: str, name: str, to: Path | None = None) -> Written:
     title = " ".join(word[:1].upper() + word[1:] for word in module.split("_"))
     cls = title.replace(" ", "")
     entry = f"{module}:{cls}" if to else module.replace("_", "-")
-    found = Written(folder / f"{module}.py", tests / f"test_{module}.py", entry)
-    for path in (found.method, found.test):
+    written = Written(folder / f"{module}.py", tests / f"test_{module}.py", entry)
+    for path in (written.method, written.test):
         if path.exists():
             raise SweepError(f"new {kind} {name}: {path} is there: take another name or move it")
     words = {'"""Template': f'"""{title}', '"Template"': f'"{title}"', "Template": cls}
     words |= {"template": entry}
-    for path, source in ((found.method, kind), (found.test, f"{kind}_test")):
+    for path, source in ((written.method, kind), (written.test, f"{kind}_test")):
         text = (importlib.resources.files("sweeper.cli.templates") / f"{source}.py").read_text(
             "utf-8"
         )
@@ -69,7 +69,7 @@ def write(kind: str, name: str, to: Path | None = None) -> Written:
             text = text.replace(old, new)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
-    return found
+    return written
 
 
 def _check(kind: str, name: str, module: str) -> None:

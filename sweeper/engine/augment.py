@@ -80,8 +80,8 @@ def shifted(images: Tensor, down: Tensor, right: Tensor) -> Tensor:
     outside = ~(rows_in[:, :, None] & columns_in[:, None, :])
     rows, columns = rows.clamp(0, height - 1), columns.clamp(0, width - 1)
     place = (torch.arange(len(images))[:, None, None], rows[:, :, None], columns[:, None, :])
-    found = images.permute(0, 2, 3, 1)[tuple(part.to(images.device) for part in place)]
-    return found.permute(0, 3, 1, 2).masked_fill_(outside.to(images.device)[:, None], 0)
+    pixels = images.permute(0, 2, 3, 1)[tuple(part.to(images.device) for part in place)]
+    return pixels.permute(0, 3, 1, 2).masked_fill_(outside.to(images.device)[:, None], 0)
 
 
 def resize_crop(
@@ -140,11 +140,11 @@ def resized(
     Pixels outside the box are never read: at its border the border's own pixels repeat.
     """
 
-    def lines(start: Tensor, length: Tensor, side: int) -> Tensor:
-        start, length = start[:, None].float(), length[:, None].float()
-        at = (torch.arange(side) + 0.5) * length / side - 0.5
-        at = start + at.clamp(min=0).minimum(length - 1)
-        return at * (2 / max(side - 1, 1)) - 1
+    def lines(offset: Tensor, length: Tensor, side: int) -> Tensor:
+        offset, length = offset[:, None].float(), length[:, None].float()
+        position = (torch.arange(side) + 0.5) * length / side - 0.5
+        position = offset + position.clamp(min=0).minimum(length - 1)
+        return position * (2 / max(side - 1, 1)) - 1
 
     height, width = images.shape[2:]
     rows, columns = lines(top, tall, height), lines(left, wide, width)
@@ -163,9 +163,9 @@ def erase(images: Tensor, probability: float, rng: Generator) -> Tensor:
     wide = (area / ratio).sqrt().clamp(max=width)
     top = torch.rand(count, generator=rng) * (height - tall)
     left = torch.rand(count, generator=rng) * (width - wide)
-    hit = torch.rand(count, generator=rng) < probability
+    applied = torch.rand(count, generator=rng) < probability
     rows, columns = torch.arange(height), torch.arange(width)
-    in_rows = (rows >= top[:, None]) & (rows < (top + tall)[:, None]) & hit[:, None]
+    in_rows = (rows >= top[:, None]) & (rows < (top + tall)[:, None]) & applied[:, None]
     in_columns = (columns >= left[:, None]) & (columns < (left + wide)[:, None])
     box = (in_rows[:, :, None] & in_columns[:, None, :]).to(images.device)
     return images.masked_fill(box[:, None], 0)
@@ -199,27 +199,27 @@ def jitter(
     count, out = len(images), images.clone()
     amounts = [_around(1, reach, count, rng) for reach in (brightness, contrast, saturation)]
     amounts.append(_around(0, hue, count, rng))
-    hit = torch.rand(count, 1, generator=rng) < probability
-    order = torch.rand(count, 4, generator=rng).argsort(1).masked_fill(~hit, -1)
+    applied = torch.rand(count, 1, generator=rng) < probability
+    order = torch.rand(count, 4, generator=rng).argsort(1).masked_fill(~applied, -1)
     for turn in order.unbind(1):
         for number, change in enumerate((brightened, contrasted, saturated, hue_turned)):
             index = (turn == number).nonzero().flatten()
-            amount, chosen = amounts[number][index], index.to(images.device)
-            out[chosen] = change(out[chosen], amount.to(images.device))
+            amount, positions = amounts[number][index], index.to(images.device)
+            out[positions] = change(out[positions], amount.to(images.device))
     return out
 
 
 def decolour(images: Tensor, probability: float, rng: Generator) -> Tensor:
     """Make each image [B, C, H, W] grey with this probability."""
-    hit = (torch.rand(len(images), generator=rng) < probability).to(images.device)
-    return torch.where(hit[:, None, None, None], luma(images), images)
+    applied = (torch.rand(len(images), generator=rng) < probability).to(images.device)
+    return torch.where(applied[:, None, None, None], luma(images), images)
 
 
 def blur(images: Tensor, sigma: tuple[float, float], probability: float, rng: Generator) -> Tensor:
     """Blur each image [B, C, H, W], with this probability, by U(*sigma) pixels."""
-    hit = torch.rand(len(images), generator=rng) < probability
+    applied = (torch.rand(len(images), generator=rng) < probability).to(images.device)
     width = torch.empty(len(images)).uniform_(*sigma, generator=rng).to(images.device)
-    return torch.where(hit.to(images.device)[:, None, None, None], blurred(images, width), images)
+    return torch.where(applied[:, None, None, None], blurred(images, width), images)
 
 
 def blurred(images: Tensor, sigma: Tensor) -> Tensor:
@@ -230,8 +230,8 @@ def blurred(images: Tensor, sigma: Tensor) -> Tensor:
 
     def lines(side: int) -> Tensor:
         place = torch.arange(side, device=images.device)
-        apart = (place[:, None] - place).square()
-        return (-apart / (2 * sigma.square()[:, None, None])).softmax(2)[:, None]
+        squared_distance = (place[:, None] - place).square()
+        return (-squared_distance / (2 * sigma.square()[:, None, None])).softmax(2)[:, None]
 
     height, width = images.shape[2:]
     return lines(height) @ images @ lines(width).mT
@@ -242,8 +242,8 @@ def luma(images: Tensor) -> Tensor:
     if images.shape[1] != 3:
         return images.mean(1, keepdim=True)
     red, green, blue = images.split(1, 1)
-    found: Tensor = 0.2989 * red + 0.587 * green + 0.114 * blue
-    return found
+    brightness: Tensor = 0.2989 * red + 0.587 * green + 0.114 * blue
+    return brightness
 
 
 def brightened(images: Tensor, factor: Tensor) -> Tensor:
@@ -268,15 +268,15 @@ def hue_turned(images: Tensor, turn: Tensor) -> Tensor:
     red, green, blue = images.unbind(1)
     high, spread = images.amax(1), images.amax(1) - images.amin(1)
     safe = torch.where(spread == 0, 1.0, spread)
-    other = torch.where(high == green, 2 + (blue - red) / safe, 4 + (red - green) / safe)
-    hue = torch.where(high == red, (green - blue) / safe, other) + 6 * turn[:, None, None]
+    green_or_blue = torch.where(high == green, 2 + (blue - red) / safe, 4 + (red - green) / safe)
+    hue = torch.where(high == red, (green - blue) / safe, green_or_blue) + 6 * turn[:, None, None]
     offset = torch.tensor([5.0, 3.0, 1.0], device=images.device).view(1, 3, 1, 1)
     sector = (offset + hue[:, None]).remainder(6)
     return high[:, None] - spread[:, None] * sector.minimum(4 - sector).clamp(0, 1)
 
 
-def _mixed(images: Tensor, other: Tensor, factor: Tensor) -> Tensor:
-    return (other + factor[:, None, None, None] * (images - other)).clamp(0, 1)
+def _mixed(images: Tensor, base: Tensor, factor: Tensor) -> Tensor:
+    return (base + factor[:, None, None, None] * (images - base)).clamp(0, 1)
 
 
 def _around(centre: float, reach: float, count: int, rng: Generator) -> Tensor:

@@ -32,23 +32,23 @@ def predict(model: nn.Module, images: Tensor, recipe: Recipe, device: torch.devi
     """
     # Outside inference mode: weights laid out anew within it could never be trained again.
     model.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-    found, finite = [], torch.ones((), dtype=torch.bool, device=device)
+    predictions, finite = [], torch.ones((), dtype=torch.bool, device=device)
     size = EVALUATION_BATCH // 4 if device.type == "cpu" else EVALUATION_BATCH
     with torch.inference_mode(), training.autocast(recipe, device):
         for part in images.split(size):
             pixels = part.to(device).float().div_(255)
             logits = model(pixels.contiguous(memory_format=torch.channels_last))
             finite &= logits.isfinite().all()
-            found.append(logits.argmax(1))
+            predictions.append(logits.argmax(1))
     if not finite:
         raise DivergedError("the model's outputs are NaN or infinite")
-    return torch.cat(found).cpu()
+    return torch.cat(predictions).cpu()
 
 
-def share(hits: Tensor, of: Tensor) -> float | None:
-    """Return the fraction of `of` (bool [N]) that are hits (bool [N]); None of an empty set."""
-    total = int(of.sum())
-    return int((hits & of).sum()) / total if total else None
+def share(hits: Tensor, counted: Tensor) -> float | None:
+    """Return the share of `counted` (bool [N]) that are hits (bool [N]); None of an empty set."""
+    total = int(counted.sum())
+    return int((hits & counted).sum()) / total if total else None
 
 
 def evaluate(
@@ -75,16 +75,16 @@ def evaluate(
     """
     merged = torch.cat([test.images, triggered.images])
     predicted = predict(model, merged, recipe, device)
-    clean, hit = predicted[: len(test)], predicted[len(test) :]
-    right, everything = clean == test.labels, torch.ones(len(test), dtype=torch.bool)
-    fooled, counts = hit == triggered.labels, triggered.counts
+    on_clean, on_triggered = predicted[: len(test)], predicted[len(test) :]
+    correct, every_image = on_clean == test.labels, torch.ones(len(test), dtype=torch.bool)
+    fooled, counts = on_triggered == triggered.labels, triggered.counts
     attacked = bool(counts.any())
     return {
-        "acc": share(right, everything),
-        "acc_nontarget": share(right, everything if target is None else test.labels != target),
+        "acc": share(correct, every_image),
+        "acc_nontarget": share(correct, every_image if target is None else test.labels != target),
         "asr": share(fooled, counts),
         "asr_all": share(fooled, torch.ones_like(counts)) if attacked else None,
-        "ra": share(hit == triggered.true_labels, counts),
+        "ra": share(on_triggered == triggered.true_labels, counts),
         "leak": share(fooled, triggered.leaks),
         "n_test": len(test),
         "n_triggered": int(counts.sum()),
@@ -100,11 +100,11 @@ def auroc(scores: np.ndarray, positive: np.ndarray) -> float | None:
     """Area under the ROC curve of `scores` [N] for `positive` (bool [N]); ties count half."""
     from scipy.stats import rankdata
 
-    wins, losses = int(positive.sum()), int((~positive).sum())
-    if not wins or not losses:
+    positives, negatives = int(positive.sum()), int((~positive).sum())
+    if not positives or not negatives:
         return None
-    rank = float(rankdata(scores)[positive].sum())
-    return (rank - wins * (wins + 1) / 2) / (wins * losses)
+    rank_sum = float(rankdata(scores)[positive].sum())
+    return (rank_sum - positives * (positives + 1) / 2) / (positives * negatives)
 
 
 def detection(outcome: Outcome, role: Tensor) -> dict[str, float | None]:
@@ -115,45 +115,47 @@ def detection(outcome: Outcome, role: Tensor) -> dict[str, float | None]:
         outcome has no scores or flags. With nothing flagged precision is None and f1 is 0.
     """
     poisoned = role == int(Role.POISON)
-    found: dict[str, float | None] = {}
+    rates: dict[str, float | None] = {}
     if outcome.flagged is not None:
         flagged = outcome.flagged.cpu()
-        found["tpr"], found["fpr"] = share(flagged, poisoned), share(flagged, ~poisoned)
-        found["precision"] = share(poisoned, flagged)
-        both = (found["precision"] or 0.0) + (found["tpr"] or 0.0)
-        product = (found["precision"] or 0.0) * (found["tpr"] or 0.0)
-        found["f1"] = 2 * product / both if both else 0.0
+        rates["tpr"], rates["fpr"] = share(flagged, poisoned), share(flagged, ~poisoned)
+        rates["precision"] = share(poisoned, flagged)
+        total = (rates["precision"] or 0.0) + (rates["tpr"] or 0.0)
+        product = (rates["precision"] or 0.0) * (rates["tpr"] or 0.0)
+        rates["f1"] = 2 * product / total if total else 0.0
     if outcome.scores is not None:
-        found["auroc"] = auroc(outcome.scores.cpu().double().numpy(), poisoned.numpy())
-    return found
+        rates["auroc"] = auroc(outcome.scores.cpu().double().numpy(), poisoned.numpy())
+    return rates
 
 
 def filtering(
-    score: Callable[[Tensor], Tensor], threshold: float | None, test: ImageSet, hit: Triggered
+    score: Callable[[Tensor], Tensor], threshold: float | None, test: ImageSet, triggered: Triggered
 ) -> Mapping[str, float | None]:
     """Rates of a filter of triggered inputs on equally many clean and triggered test images.
 
     Returns:
         auroc, tpr_at_5 (true positives at 5 % false ones); with a threshold also tpr, fpr, f1.
     """
-    triggered = hit.images[hit.counts]
-    count = min(len(test), len(triggered))
-    bad = _scores(score, triggered[:count])
-    good = _scores(score, test.images[:count])
-    both = np.concatenate([good, bad])
+    images = triggered.images[triggered.counts]
+    count = min(len(test), len(images))
+    triggered_scores = _scores(score, images[:count])
+    clean_scores = _scores(score, test.images[:count])
+    scores = np.concatenate([clean_scores, triggered_scores])
     positive = np.arange(2 * count) >= count
-    found: dict[str, float | None] = {"auroc": auroc(both, positive)}
+    rates: dict[str, float | None] = {"auroc": auroc(scores, positive)}
     if count:
-        found["tpr_at_5"] = float((bad > np.quantile(good, 0.95, method="higher")).mean())
+        rates["tpr_at_5"] = float(
+            (triggered_scores > np.quantile(clean_scores, 0.95, method="higher")).mean()
+        )
     if count and threshold is not None:
-        found["tpr"] = tpr = float((bad > threshold).mean())
-        found["fpr"] = fpr = float((good > threshold).mean())
-        found["f1"] = 2 * tpr / (1 + tpr + fpr)
-    return found
+        rates["tpr"] = tpr = float((triggered_scores > threshold).mean())
+        rates["fpr"] = fpr = float((clean_scores > threshold).mean())
+        rates["f1"] = 2 * tpr / (1 + tpr + fpr)
+    return rates
 
 
 def _scores(score: Callable[[Tensor], Tensor], images: Tensor) -> np.ndarray:
     """Score images in batches; float64 [N]."""
     parts = [score(part).detach().cpu().double() for part in images.split(EVALUATION_BATCH)]
-    found: np.ndarray = torch.cat(parts).numpy() if parts else np.zeros(0)
-    return found
+    scores: np.ndarray = torch.cat(parts).numpy() if parts else np.zeros(0)
+    return scores

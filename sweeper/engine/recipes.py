@@ -157,18 +157,18 @@ set, its entries for any data set apply. BackdoorBench's Tiny-ImageNet halves th
 plateau of the test loss; the cosine stands in for it, since no recipe here may read test data."""
 
 
-def resolve(asked: str | Mapping[str, Any], dataset: str, model: str) -> Recipe:
+def resolve(declared: str | Mapping[str, Any], dataset: str, model: str) -> Recipe:
     """Return the recipe of a sweep for one data set and model.
 
     Args:
-        asked: A recipe's name, or changes to one (`base`, default `fast`).
+        declared: A recipe's name, or changes to one (`base`, default `fast`).
         dataset: The data set's name.
         model: The architecture's name.
 
     Raises:
         SweepError: No such recipe or setting.
     """
-    changes = {"base": asked} if isinstance(asked, str) else dict(asked)
+    changes = {"base": declared} if isinstance(declared, str) else dict(declared)
     base = changes.pop("base", "fast")
     if base not in RECIPES:
         raise SweepError(f"recipe: {unknown('recipe', base, RECIPES)}")

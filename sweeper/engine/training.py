@@ -127,8 +127,8 @@ def native_bf16(device: torch.device) -> bool:
 
 def autocast(recipe: Recipe, device: torch.device) -> torch.autocast:
     """Return the context in which this recipe's forward passes run on this device."""
-    wanted = recipe.precision == "bf16" or (recipe.precision == "auto" and native_bf16(device))
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=wanted)
+    bf16 = recipe.precision == "bf16" or (recipe.precision == "auto" and native_bf16(device))
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16)
 
 
 def on_device(images: Tensor, device: torch.device) -> Tensor:

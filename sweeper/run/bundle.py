@@ -36,7 +36,7 @@ class Bundles:
 
     def __init__(self, walk: Walk) -> None:
         self._walk = walk
-        self._took: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=SAMPLE))
+        self._seconds: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=SAMPLE))
         self._single: set[str] = set()
 
     def take(self, slots: int) -> tuple[list[Cell], bool]:
@@ -52,28 +52,28 @@ class Bundles:
         if item is None:
             return [], False
         cell, last = item
-        found, most = [cell], math.ceil((self._walk.ready + 1) / (2 * slots))
+        taken, limit = [cell], math.ceil((self._walk.ready + 1) / (2 * slots))
         left = SECONDS - self._expected(cell)
-        while left > 0 and not last and len(found) < most:
+        while left > 0 and not last and len(taken) < limit:
             more = self._walk.next(functools.partial(self._fits, left))
             if more is None:
                 break
-            found.append(more[0])
+            taken.append(more[0])
             left -= self._expected(more[0])
-        return found, last
+        return taken, last
 
     def _fits(self, left: float, cell: Cell) -> bool:
         return self._expected(cell) <= left
 
     def _expected(self, cell: Cell) -> float:
         """Seconds a cell will take; infinite where nothing says that it is short."""
-        took = self._took[_method(cell)]
-        short = cell.kind == "defend" and len(took) == SAMPLE and cell.key not in self._single
-        return max(took) if short else math.inf
+        seconds = self._seconds[_method(cell)]
+        short = cell.kind == "defend" and len(seconds) == SAMPLE and cell.key not in self._single
+        return max(seconds) if short else math.inf
 
     def learn(self, cell: Cell, seconds: float) -> None:
         """Note how long a cell took."""
-        self._took[_method(cell)].append(seconds)
+        self._seconds[_method(cell)].append(seconds)
 
     def put_back(self, keys: list[str], *, lost: bool) -> None:
         """Return cells that were taken and did not run.
@@ -94,11 +94,11 @@ def _method(cell: Cell) -> str:
 
 def pack(taken: list[Cell], walk: Walk) -> str:
     """Cells with their ancestors as one JSON text."""
-    above = {cell.key: walk.ancestors(cell.key) for cell in taken}
-    every = {item.key: vars(item) for group in above.values() for item in group}
-    every |= {cell.key: vars(cell) for cell in taken}
-    order = {key: [item.key for item in group] for key, group in above.items()}
-    return json.dumps({"cells": every, "run": order})
+    ancestors = {cell.key: walk.ancestors(cell.key) for cell in taken}
+    by_key = {item.key: vars(item) for group in ancestors.values() for item in group}
+    by_key |= {cell.key: vars(cell) for cell in taken}
+    order = {key: [item.key for item in group] for key, group in ancestors.items()}
+    return json.dumps({"cells": by_key, "run": order})
 
 
 def run(
@@ -119,22 +119,22 @@ def run(
         again: Its process was lost once: of several cells only those the store has are reported.
     """
     values = json.loads(packed)
-    known = {key: _cell(value) for key, value in values["cells"].items()}
-    found: Reported = []
+    by_key = {key: _cell(value) for key, value in values["cells"].items()}
+    reports: Reported = []
     began = time.perf_counter()
-    for key, above in values["run"].items():
+    for key, ancestor_keys in values["run"].items():
         started = time.perf_counter()
         if started - began > 2 * SECONDS:
             break
         if again and len(values["run"]) > 1:
-            had = cells.known(Store(context.store), known[key], context)
-            found += [(key, had, 0.0)] if had else []
+            stored = cells.stored_result(Store(context.store), by_key[key], context)
+            reports += [(key, stored, 0.0)] if stored else []
             continue
-        log = starting(known[key])
-        ancestors = [known[parent] for parent in above]
-        result = cells.run(known[key], ancestors, context, log, last_try=last_try)
-        found.append((key, result, time.perf_counter() - started))
-    return found
+        log = starting(by_key[key])
+        ancestors = [by_key[parent] for parent in ancestor_keys]
+        result = cells.run(by_key[key], ancestors, context, log, last_try=last_try)
+        reports.append((key, result, time.perf_counter() - started))
+    return reports
 
 
 def _cell(values: dict[str, Any]) -> Cell:

@@ -24,12 +24,12 @@ PIXELS = 32 * 32 * 32
 """Pixels of a step on a CPU, where more make an image no cheaper."""
 
 
-def calibrate(plan: matrix.Plan, known: Book, device: torch.device, threads: int) -> None:
-    """Enter into `known` the paces of the data sets and models whose victims it cannot tell.
+def calibrate(plan: matrix.Plan, book: Book, device: torch.device, threads: int) -> None:
+    """Enter into `book` the paces of the data sets and models whose victims it cannot tell.
 
     Args:
         plan: The sweep; the models with most victims are first.
-        known: From `costs.book`.
+        book: From `costs.book`.
         device: Where cells run.
         threads: CPU threads of a cell.
     """
@@ -38,7 +38,7 @@ def calibrate(plan: matrix.Plan, known: Book, device: torch.device, threads: int
     for cell in plan.cells.values():
         if cell.kind == "train" and cell.params["recipe"]["epochs"]:
             sort = sorts.of(cell)
-            if known.seconds(sort) is None:
+            if book.seconds(sort) is None:
                 place = sort.dataset, sort.model
                 victims[place] += 1
                 first.setdefault(place, cell)
@@ -50,7 +50,7 @@ def calibrate(plan: matrix.Plan, known: Book, device: torch.device, threads: int
         cell = first[place]
         facts = plan.facts[str(cell.axes["dataset"])]
         with isolated(cell.key, threads):
-            known.enter(place, _pace(cell, facts, device, left / (len(first) - done)))
+            book.enter(place, _pace(cell, facts, device, left / (len(first) - done)))
 
 
 def _pace(cell: Cell, facts: Facts, device: torch.device, budget: float) -> float:
@@ -66,10 +66,10 @@ def _pace(cell: Cell, facts: Facts, device: torch.device, budget: float) -> floa
     images = torch.randint(256, (count, *facts.shape), generator=rng, dtype=torch.uint8)
     labels = torch.randint(classes, (count,), generator=rng)
     data = ImageSet(images, labels, tuple(map(str, range(classes))))
-    asked = dict(cell.local["model"])
+    settings = dict(cell.local["model"])
     model = models.build(
-        asked.pop("model"),
-        asked,
+        settings.pop("model"),
+        settings,
         classes=classes,
         shape=(channels, height, width),
         mean=[0.5] * channels,
@@ -78,7 +78,7 @@ def _pace(cell: Cell, facts: Facts, device: torch.device, budget: float) -> floa
     )
     began, times = time.monotonic(), list[float]()
     while len(times) < 2 or time.monotonic() - began + min(times) < budget:
-        at = time.monotonic()
+        started = time.monotonic()
         training.fit(model, data, recipe, key=cell.key, device=device)
-        times.append(time.monotonic() - at)
+        times.append(time.monotonic() - started)
     return min(times[1:]) / count

@@ -45,8 +45,8 @@ def run(
             cell may be tried again alone.
     """
     store = Store(context.store)
-    if not force and (had := known(store, cell, context)):
-        return had
+    if not force and (stored := stored_result(store, cell, context)):
+        return stored
     work = _Work(cell, ancestors, context, store, log)
 
     def give_up() -> Result:
@@ -76,7 +76,7 @@ def _out_of_memory(error: Exception) -> bool:
     return isinstance(error, RuntimeError) and "allocate memory" in str(error)
 
 
-def known(store: Store, cell: Cell, context: Context) -> Result | None:
+def stored_result(store: Store, cell: Cell, context: Context) -> Result | None:
     """The result the store already has for a cell; None where it must run."""
     meta = _meta(store, cell)
     if meta is not None:
@@ -121,9 +121,9 @@ def adopt(store: Store, cell: Cell, sweep: str, row: Mapping[str, Any]) -> None:
 
 def blank_row(cell: Cell, victim: Cell, sweep: str, status: str, error: str) -> dict[str, Any]:
     """The row of a defense cell that did not run."""
-    found = {"sweep": sweep, "key": cell.key, "status": status, "error": error}
+    row = {"sweep": sweep, "key": cell.key, "status": status, "error": error}
     about = record.describe(cell, victim) | record.labels(cell)
-    return found | about | {"versions": record.versions(), "started_at": record.timestamp()}
+    return row | about | {"versions": record.versions(), "started_at": record.timestamp()}
 
 
 class _Work(Material):
@@ -149,8 +149,8 @@ class _Work(Material):
 
     def rebuild(self, parent: Cell) -> None:
         """Build a lost ancestor, exactly as its own cell would."""
-        known = list(self.ancestors.values())
-        older = known[: known.index(parent)]
+        ancestors = list(self.ancestors.values())
+        older = ancestors[: ancestors.index(parent)]
         with isolated(parent.key, self.context.threads):
             _Work(parent, older, self.context, self.store, self.log).build()
 
@@ -247,33 +247,37 @@ class _Work(Material):
         Raises:
             DivergedError: A weight of the returned model is NaN or infinite.
         """
-        found: dict[str, Any] = {}
+        measured: dict[str, Any] = {}
         if outcome.model is not None:
             for name, value in outcome.model.state_dict().items():
                 if value.is_floating_point() and not value.isfinite().all():
                     raise DivergedError(f"the returned model's {name} is NaN or infinite")
-            found |= self.evaluate(outcome.model)
+            measured |= self.evaluate(outcome.model)
             before = self.store.meta("train", self.victim.key)["result"]
-            if found["asr"] is not None:
-                found["der"] = metrics.der(before["acc"], before["asr"], found["acc"], found["asr"])
+            if measured["asr"] is not None:
+                measured["der"] = metrics.der(
+                    before["acc"], before["asr"], measured["acc"], measured["asr"]
+                )
         if outcome.scores is not None or outcome.flagged is not None:
-            found |= metrics.detection(outcome, self.poisoned().role)
+            measured |= metrics.detection(outcome, self.poisoned().role)
         if outcome.filter is not None:
             test = self.attack.clean_test(self.dataset.test, self.state(self.victim))
-            found |= metrics.filtering(outcome.filter, outcome.threshold, test, self.triggered())
-        return found
+            measured |= metrics.filtering(outcome.filter, outcome.threshold, test, self.triggered())
+        return measured
 
     def samples(self, outcome: Outcome) -> dict[str, Any]:
         """What the outcome says of each training sample, beside the truth; empty where nothing."""
-        said = {"score": outcome.scores, "flagged": outcome.flagged}
-        found = {name: value.cpu().numpy() for name, value in said.items() if value is not None}
-        if not found:
+        outputs = {"score": outcome.scores, "flagged": outcome.flagged}
+        columns = {
+            name: value.cpu().numpy() for name, value in outputs.items() if value is not None
+        }
+        if not columns:
             return {}
         poisoned = self.poisoned()
-        known = {
+        truth = {
             name: getattr(poisoned, name) for name in ("index", "labels", "true_labels", "role")
         }
-        return {name: value.numpy() for name, value in known.items()} | found
+        return {name: value.numpy() for name, value in truth.items()} | columns
 
     def row(self, **values: Any) -> dict[str, Any]:
         """The row of this defense cell."""

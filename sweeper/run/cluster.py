@@ -35,8 +35,8 @@ def words(store: str, data: str | None, overrides: Sequence[str]) -> list[str]:
             f"--store {store} is a folder of this machine: name a place the cluster's nodes see, "
             "such as s3://bucket/sweeps or the absolute path of a folder they share"
         )
-    found = ["--address", "auto", "--store", store, *(["--data", data] if data else [])]
-    return found + [word for override in overrides for word in ("--set", override)]
+    arguments = ["--address", "auto", "--store", store, *(["--data", data] if data else [])]
+    return arguments + [word for override in overrides for word in ("--set", override)]
 
 
 def submit(spec: str, address: str, words: Sequence[str]) -> str:

@@ -100,8 +100,8 @@ class Book:
 
     def _find(self, sort: Sort) -> tuple[float, bool] | None:
         for key in _narrow(sort):
-            if found := self._seconds.get(key):
-                return statistics.median(s * _scale(was, sort) for was, s in found), False
+            if measured := self._seconds.get(key):
+                return statistics.median(s * _scale(was, sort) for was, s in measured), False
         pace = self._epoch(sort)
         if pace is None:
             return None
@@ -118,30 +118,35 @@ class Book:
 
     def _epoch(self, sort: Sort) -> tuple[float, bool] | None:
         """Seconds of an epoch of its victim's training, and whether that is rough."""
-        one = replace(sort, kind="train", method="", options="", clean=0, epochs=1)
-        for key in _narrow(one)[2:]:
-            found = [(was, s) for was, s in self._seconds.get(key, ()) if was.epochs]
-            if found:
-                return statistics.median(s * _scale(was, one) for was, s in found), False
+        training = replace(sort, kind="train", method="", options="", clean=0, epochs=1)
+        for key in _narrow(training)[2:]:
+            measured = [(was, s) for was, s in self._seconds.get(key, ()) if was.epochs]
+            if measured:
+                return statistics.median(s * _scale(was, training) for was, s in measured), False
         pace = self._paces.get((sort.dataset, sort.model))
         return None if pace is None else (pace * sort.images, True)
 
 
 def _narrow(sort: Sort) -> list[Key]:
     """Whose seconds are its own, the nearest first."""
-    on = (sort.dataset, sort.model)
+    place = (sort.dataset, sort.model)
     if sort.kind == "train":
         name = json.loads(sort.dataset).get("dataset", "")
-        own = (sort.kind, sort.method)
-        return [(*own, sort.options, *on), (*own, *on), (sort.kind, *on), ("train", name, on[1])]
+        method = (sort.kind, sort.method)
+        return [
+            (*method, sort.options, *place),
+            (*method, *place),
+            (sort.kind, *place),
+            ("train", name, place[1]),
+        ]
     size = (sort.images, sort.epochs, sort.clean) if sort.kind == "defend" else ()
-    return [(sort.kind, sort.method, sort.options, *on, *map(str, size))]
+    return [(sort.kind, sort.method, sort.options, *place, *map(str, size))]
 
 
 def _wide(sort: Sort) -> list[Key]:
     """Whose cost in epochs of the victim is its own, the nearest first."""
-    own, on = (sort.kind, sort.method), (sort.dataset, sort.model)
-    return [(*own, sort.options, *on), (*own, *on), (*own, sort.options), own]
+    method, place = (sort.kind, sort.method), (sort.dataset, sort.model)
+    return [(*method, sort.options, *place), (*method, *place), (*method, sort.options), method]
 
 
 def _scale(was: Sort, to: Sort) -> float:
@@ -194,8 +199,8 @@ class Sorts:
         if id(method) not in self._texts:  # the cells of a plan share their options
             self._texts[id(method)] = method, _options(method)
         epochs = victim["recipe"]["epochs"] if victim else 0
-        asked, clean = self._texts[id(method)][1], params.get("n_clean", 0) if victim else 0
-        return Sort(kind, method["name"], asked, dataset, model, size, epochs, clean)
+        text, clean = self._texts[id(method)][1], params.get("n_clean", 0) if victim else 0
+        return Sort(kind, method["name"], text, dataset, model, size, epochs, clean)
 
     def of_artifact(self, kind: str, meta: Mapping[str, Any]) -> Sort:
         """Likewise of a cell, from what its artifact says of itself.
@@ -217,11 +222,11 @@ class Sorts:
         dataset = row["dataset_options"]
         size = json.loads(dataset).get("train_size", 0) * (1 - self.plan.sweep.reserve)
         model = _model(row["model"], row["model_options"])
-        on = (dataset, model, self._images.get(dataset, round(size)))
+        place = (dataset, model, self._images.get(dataset, round(size)))
         epochs = json.loads(row["recipe"]).get("epochs", 0)
         clean = row["n_clean"] or 0
-        own = Sort("defend", row["defense_name"], row["defense_options"], *on, epochs, clean)
-        return own, Sort("train", row["attack_name"], row["attack_options"], *on, epochs)
+        defense = Sort("defend", row["defense_name"], row["defense_options"], *place, epochs, clean)
+        return defense, Sort("train", row["attack_name"], row["attack_options"], *place, epochs)
 
 
 def images(plan: matrix.Plan, dataset: str) -> int:
@@ -257,25 +262,25 @@ def book(store: Store, plan: matrix.Plan, device: str = "") -> Book:
         plan: Whose data sets and models are meant.
         device: As rows name it; where empty, the one most rows are from.
     """
-    found = store.recent_rows(COLUMNS, RECENT)
-    if not device and found:
-        device = Counter(row["device"] for row in found).most_common(1)[0][0] or ""
-    made, sorts, trained = Book(device), Sorts(plan), set()
-    for row in found:
+    rows = store.recent_rows(COLUMNS, RECENT)
+    if not device and rows:
+        device = Counter(row["device"] for row in rows).most_common(1)[0][0] or ""
+    costs, sorts, trained = Book(device), Sorts(plan), set()
+    for row in rows:
         try:
-            own, above = sorts.of_row(row)
+            defense, victim = sorts.of_row(row)
         except ValueError:
             continue
-        where = row["victim_device"] or row["device"]
-        known = row["victim_seconds"] if where == device else None
+        victim_device = row["victim_device"] or row["device"]
+        victim_seconds = row["victim_seconds"] if victim_device == device else None
         if row["device"] == device and row["seconds"] is not None:
-            made.add(own, row["seconds"], known)
-        if known is not None and row["victim"] not in trained:
+            costs.add(defense, row["seconds"], victim_seconds)
+        if victim_seconds is not None and row["victim"] not in trained:
             trained.add(row["victim"])
-            made.add(above, known)
+            costs.add(victim, victim_seconds)
     for kind in {cell.kind for cell in plan.cells.values()} - {"defend"}:
         for key, meta in store.recent(kind, RECENT).items():
             with contextlib.suppress(KeyError):
                 if key not in trained and meta["device"] == device:
-                    made.add(sorts.of_artifact(kind, meta), meta["result"]["seconds"])
-    return made
+                    costs.add(sorts.of_artifact(kind, meta), meta["result"]["seconds"])
+    return costs

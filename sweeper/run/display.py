@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import time
 from collections import Counter, defaultdict
@@ -31,7 +32,7 @@ class Display:
     """A `Watcher` for people: live where there is a terminal, plain lines where there is none."""
 
     def __init__(
-        self, job: Job, console: Console, slots: int = 1, known: Book | None = None
+        self, job: Job, console: Console, slots: int = 1, book: Book | None = None
     ) -> None:
         self.console = console
         self.total = len(job.todo)
@@ -46,7 +47,7 @@ class Display:
             values = {cell.axes[axis] for cell in job.plan.cells.values() if axis in cell.axes}
             if len(values - ({0} if axis in _SHARES else set())) > 1:
                 self.axes.append(axis)
-        self.costs = known or Book()
+        self.costs = book or Book()
         self.sorts = Sorts(job.plan)
         todo = set(job.todo)
         self.left = Counter(self.sorts.of(job.plan.cells[key]) for key in todo)
@@ -61,17 +62,19 @@ class Display:
             get_renderable=self._render, console=console, refresh_per_second=2, transient=True
         )
 
-    def __enter__(self) -> Display:
+    @contextlib.contextmanager
+    def shown(self) -> Iterator[Display]:
+        """Show it while the sweep runs; at the end, how often each failure came again."""
         if self.console.is_terminal and self.total:
             self.live.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.live.stop()
-        for (kind, status, why), count in self.causes.items():
-            if count > 1:
-                said = f"{count - 1} more {kind} cells {status} likewise: {why}"
-                self.console.print(said, soft_wrap=True)
+        try:
+            yield self
+        finally:
+            self.live.stop()
+            for (kind, status, why), count in self.causes.items():
+                if count > 1:
+                    message = f"{count - 1} more {kind} cells {status} likewise: {why}"
+                    self.console.print(message, soft_wrap=True)
 
     def started(self, cell: Cell, progress: Progress | None = None) -> None:
         """A cell starts."""
@@ -132,23 +135,23 @@ class Display:
         """The matrix, what runs now, and when it will end."""
         now = time.time()
         lines = [
-            Text(f"  {' · '.join(filter(None, [who, said, f'{now - since:.0f} s']))}", style="dim")
-            for who, said, since in self._at_work()
+            Text(f"  {' · '.join(filter(None, [who, text, f'{now - since:.0f} s']))}", style="dim")
+            for who, text, since in self._at_work()
         ]
         for line in lines:
             line.truncate(self.console.width, overflow="ellipsis")
         states = [f"{count} {state}" for state, count in self.ended.items() if state != "ok"]
         done = f"{sum(self.ended.values())}/{self.total} cells"
-        said = ", ".join([done, *states, f"{now - self.began:.0f} s", self._eta()])
-        return Group(self._matrix(), Text(said), *lines)
+        text = ", ".join([done, *states, f"{now - self.began:.0f} s", self._eta()])
+        return Group(self._matrix(), Text(text), *lines)
 
     def _at_work(self) -> Iterator[tuple[str, str, float]]:
         """The running cells, how far each is, and since when it runs."""
         for cell, since, progress in list(self.running.values())[: 2 * self.slots]:
             if isinstance(progress, Relayed):
                 cell, since = progress.cell, progress.since
-            said = progress.said if progress else ""
-            yield f"{cell.kind} {self._words(cell)}", said, since
+            text = progress.text if progress else ""
+            yield f"{cell.kind} {self._words(cell)}", text, since
 
     def _matrix(self) -> Table:
         """Attacks x defenses as the terminal's width allows: whole, in short, or attacks alone."""
@@ -192,13 +195,13 @@ class Display:
 
     def _eta(self) -> str:
         """When it ends, from cells of the same sort, else from the mean of its kind so far."""
-        known = [s for costs in self.seconds.values() for s in costs]
+        measured = [s for costs in self.seconds.values() for s in costs]
         left = 0.0
         for sort, count in self.left.items():
-            found = self.costs.seconds(sort)
-            costs = self.seconds.get(sort.kind, known)
-            if found and not found[1]:
-                left += count * found[0]
+            cost = self.costs.seconds(sort)
+            costs = self.seconds.get(sort.kind, measured)
+            if cost and not cost[1]:
+                left += count * cost[0]
             elif costs:
                 left += count * sum(costs) / len(costs)
             elif count:
@@ -232,12 +235,6 @@ class Lines:
     def __init__(self, tell: Callable[[dict[str, Any]], None]) -> None:
         self._tell = tell
 
-    def __enter__(self) -> Lines:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
     def started(self, cell: Cell, progress: Progress | None = None) -> None:
         """A cell starts."""
         self._tell({"event": "start", "key": cell.key, "kind": cell.kind, **cell.axes})
@@ -245,10 +242,10 @@ class Lines:
     def finished(self, cell: Cell, result: Result) -> None:
         """A cell ended or was blocked."""
         about = {"event": "cell", "key": cell.key, "kind": cell.kind, **cell.axes}
-        self._tell({**about, **{name: result.get(name) for name in TOLD}})
+        self._tell({**about, **{name: result.get(name) for name in FIELDS}})
 
 
-TOLD = ("status", "acc", "asr", "seconds", "reused", "error")
+FIELDS = ("status", "acc", "asr", "seconds", "reused", "error")
 """What `Lines` says of a cell that ended; null where it has none."""
 
 
@@ -260,12 +257,12 @@ def _widths(names: list[str], least: list[int], room: int) -> list[int]:
         least: What each column needs below its head.
         room: For all of them.
     """
-    found = [max(w, *map(len, _pieces(name))) for name, w in zip(names, least, strict=True)]
-    lack = [max(0, len(name) - w) for name, w in zip(names, found, strict=True)]
+    widths = [max(w, *map(len, _pieces(name))) for name, w in zip(names, least, strict=True)]
+    lack = [max(0, len(name) - w) for name, w in zip(names, widths, strict=True)]
     for place in sorted(range(len(names)), key=lack.__getitem__):
-        if sum(found) + lack[place] <= room:
-            found[place] += lack[place]
-    return found if sum(found) <= room else []
+        if sum(widths) + lack[place] <= room:
+            widths[place] += lack[place]
+    return widths if sum(widths) <= room else []
 
 
 def _folded(name: str, width: int) -> str:

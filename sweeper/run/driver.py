@@ -58,18 +58,18 @@ class Job:
     @property
     def todo(self) -> list[str]:
         """Keys to run: unfinished defense cells and the ancestors they lack."""
-        wanted: set[str] = set()
+        keys: set[str] = set()
 
-        def want(key: str) -> None:
-            if key not in wanted and key not in self.done and key not in self.adopted:
-                wanted.add(key)
+        def add(key: str) -> None:
+            if key not in keys and key not in self.done and key not in self.adopted:
+                keys.add(key)
                 for parent in self.plan.cells[key].parents:
-                    want(parent)
+                    add(parent)
 
         for key, cell in self.plan.cells.items():
             if cell.kind == "defend":
-                want(key)
-        return [key for key in self.plan.cells if key in wanted]
+                add(key)
+        return [key for key in self.plan.cells if key in keys]
 
     def summary(self) -> dict[str, Any]:
         """What `sweeper plan --json` prints."""
@@ -91,15 +91,15 @@ class Job:
         groups: dict[str, list[Cell]] = defaultdict(list)
         for cell in self.plan.inapplicable:
             groups[cell.reason].append(cell)
-        found = []
+        causes = []
         for reason, group in groups.items():
             item: dict[str, Any] = {"cells": len(group), "reason": reason}
             for axis in (f"{name}s" for name in WHO):
                 labels = list(dict.fromkeys(cell.axes[axis[:-1]] for cell in group))
                 if len(labels) < len(getattr(self.plan.sweep, axis)):
                     item[axis] = labels
-            found.append(item)
-        return sorted(found, key=lambda item: -item["cells"])
+            causes.append(item)
+        return sorted(causes, key=lambda item: -item["cells"])
 
 
 WHO = ("attack", "defense", "dataset", "model")
@@ -132,14 +132,16 @@ def prepare(sweep: Sweep, context: Context, *, need_data: bool = True) -> Job:
     plan = matrix.expand(sweep, facts)
     store = Store(context.store)
     statuses = store.statuses(sweep.name)
-    have = {kind: store.keys(kind) for kind in matrix.KINDS}
+    stored = {kind: store.keys(kind) for kind in matrix.KINDS}
     done = {
-        key for key, cell in plan.cells.items() if cell.kind != "defend" and key in have[cell.kind]
+        key
+        for key, cell in plan.cells.items()
+        if cell.kind != "defend" and key in stored[cell.kind]
     }
     done |= {key for key, status in statuses.items() if status in rows.FINISHED} & set(plan.cells)
     shown = set(plan.cells) | {cell.key for cell in plan.inapplicable}
     hidden = sum(statuses[key] in rows.FINISHED for key in set(statuses) - shown)
-    return Job(plan, store, context, done, (have["defend"] & set(plan.cells)) - done, hidden)
+    return Job(plan, store, context, done, (stored["defend"] & set(plan.cells)) - done, hidden)
 
 
 def execute(job: Job, walker: Walker, watcher: Watcher) -> Counter[str]:
@@ -168,9 +170,9 @@ def execute(job: Job, walker: Walker, watcher: Watcher) -> Counter[str]:
             else:
                 cells.adopt(store, job.plan.cells[key], sweep.name, row)
         walk = Walk(job.plan.cells, job.todo)
-        have = store.statuses(sweep.name)
+        statuses = store.statuses(sweep.name)
         for cell in job.plan.inapplicable:
-            if have.get(cell.key) != "not_applicable":
+            if statuses.get(cell.key) != "not_applicable":
                 store.write_row(_inapplicable(cell, job))
         ending = Ending(job, walk, watcher)
         try:
@@ -187,10 +189,10 @@ def as_file(sweep: Sweep) -> str:
         entries: list[Any] = []
         for entry in values[f"{kind}s"]:
             rates = {"poison_rates": entry["poison_rates"]} if entry["poison_rates"] else {}
-            asked = {**entry["options"], **rates}
+            options = {**entry["options"], **rates}
             named = {kind: entry["name"], "as": entry["label"]}
-            plain = entry["name"] == entry["label"] and not asked
-            entries.append(entry["name"] if plain else {**named, **asked})
+            plain = entry["name"] == entry["label"] and not options
+            entries.append(entry["name"] if plain else {**named, **options})
         values[f"{kind}s"] = entries
     dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
     return str(yaml.dump(values, Dumper=dumper, sort_keys=False, allow_unicode=True))
@@ -213,14 +215,14 @@ class Ending:
             return
         self.counts[result["status"]] += 1
         self.watcher.finished(cell, result)
-        for below, above in blocked:
+        for child, failed in blocked:
             cause = (result["error"] or result["status"]).strip().splitlines()[-1]
-            words = " ".join(str(value) for value in above.axes.values())
-            error = f"{above.kind} cell {above.key} ({words}) {result['status']}: {cause}"
-            if below.kind == "defend":
-                self.job.store.write_row(self._row(below, "blocked", error))
+            words = " ".join(str(value) for value in failed.axes.values())
+            error = f"{failed.kind} cell {failed.key} ({words}) {result['status']}: {cause}"
+            if child.kind == "defend":
+                self.job.store.write_row(self._row(child, "blocked", error))
             self.counts["blocked"] += 1
-            self.watcher.finished(below, {"status": "blocked", "error": error, "seconds": None})
+            self.watcher.finished(child, {"status": "blocked", "error": error, "seconds": None})
 
     def lost(self, key: str, why: str) -> None:
         """A cell whose process was lost too often."""
@@ -274,29 +276,29 @@ def inline(job: Job, walk: Walk, ending: Ending, watcher: Watcher) -> None:
             cell, last = item
             progress = Progress()
             watcher.started(cell, progress)
-            above = walk.ancestors(cell.key)
-            result = cells.run(cell, above, job.context, progress, last_try=last)
+            ancestors = walk.ancestors(cell.key)
+            result = cells.run(cell, ancestors, job.context, progress, last_try=last)
             ending(cell.key, result)
 
 
 @contextmanager
 def gentle_interrupt() -> Iterator[Callable[[], bool]]:
     """Turn the first Ctrl-C into a wish to stop, which is yielded; the second interrupts."""
-    asked: list[float] = []
+    interrupts: list[float] = []
 
-    def hear(*_: Any) -> None:
-        if asked:
+    def handle(*_: Any) -> None:
+        if interrupts:
             raise KeyboardInterrupt
-        asked.append(time.time())
+        interrupts.append(time.time())
         os.write(2, b"\nstopping after the running cells; Ctrl-C again stops at once\n")
 
     try:
-        before = signal.signal(signal.SIGINT, hear)
+        before = signal.signal(signal.SIGINT, handle)
     except ValueError:  # not the main thread: nothing to catch there
         yield lambda: False
         return
     try:
-        yield lambda: bool(asked)
+        yield lambda: bool(interrupts)
     finally:
         signal.signal(signal.SIGINT, before)
 

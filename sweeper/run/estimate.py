@@ -23,7 +23,7 @@ from sweeper.store.artifacts import DamagedError
 def sharing(cells: Mapping[str, Cell], defended: Iterable[str]) -> Counter[str]:
     """Victim, state or stage -> how many of these defense cells hang on it."""
     walk = Walk(cells, [])
-    return Counter(above.key for key in defended for above in walk.ancestors(key))
+    return Counter(ancestor.key for key in defended for ancestor in walk.ancestors(key))
 
 
 @dataclass(frozen=True)
@@ -52,12 +52,12 @@ class Estimate:
     """Those left out of all sums."""
 
 
-def estimate(job: Job, known: Book, parallel: int) -> Estimate:
+def estimate(job: Job, book: Book, parallel: int) -> Estimate:
     """Add up what the cells to run will take.
 
     Args:
         job: The sweep.
-        known: From `book`, with a calibration or not.
+        book: From `costs.book`, with a calibration or not.
         parallel: Cells at once.
     """
     plan, todo, sorts = job.plan, set(job.todo), Sorts(job.plan)
@@ -65,11 +65,11 @@ def estimate(job: Job, known: Book, parallel: int) -> Estimate:
     sure: Counter[str] = Counter()
     ends: dict[str, float] = {}
     for key, cell in plan.cells.items():
-        found = known.seconds(sorts.of(cell))
-        if found:
-            seconds[key] = found[0]
+        cost = book.seconds(sorts.of(cell))
+        if cost:
+            seconds[key] = cost[0]
         if key in todo:
-            sure["unknown" if not found else "rough" if found[1] else "measured"] += 1
+            sure["unknown" if not cost else "rough" if cost[1] else "measured"] += 1
             before = max((ends.get(parent, 0.0) for parent in cell.parents), default=0.0)
             ends[key] = before + seconds.get(key, 0.0)
     total = sum(seconds.get(key, 0.0) for key in todo)
@@ -77,7 +77,7 @@ def estimate(job: Job, known: Book, parallel: int) -> Estimate:
     users = sharing(plan.cells, (k for k, cell in plan.cells.items() if cell.kind == "defend"))
     saved = sum((count - 1) * seconds.get(key, 0.0) for key, count in users.items())
     return Estimate(
-        device=known.device,
+        device=book.device,
         parallel=parallel,
         cell_seconds=round(total, 1),
         wall_seconds=round(max([total / parallel, *ends.values()]), 1),
@@ -90,33 +90,33 @@ def estimate(job: Job, known: Book, parallel: int) -> Estimate:
     )
 
 
-def told(found: Estimate, spec: str) -> list[str]:
+def sentences(cost: Estimate, spec: str) -> list[str]:
     """An estimate as people read it, a sentence a line; empty where nothing is to run."""
-    known = found.cells_measured + found.cells_rough
-    if not known and not found.cells_unknown:
+    estimated = cost.cells_measured + cost.cells_rough
+    if not estimated and not cost.cells_unknown:
         return []
-    if not known:
+    if not estimated:
         return [
-            f"cost: unknown, the store has no such victims from {found.device or 'anywhere'}",
+            f"cost: unknown, the store has no such victims from {cost.device or 'anywhere'}",
             f"      `sweeper plan {spec} --calibrate` trains {calibrate.SECONDS:g} s to guess it",
         ]
-    held = f"{spoken(3600 * found.core_hours)} of core time"
-    if found.gpu_hours:
-        held += f", {found.gpu_hours:.3g} GPU-hours"
-    head = "cost" if found.cells_measured else "cost, a rough estimate"
+    held = f"{spoken(3600 * cost.core_hours)} of core time"
+    if cost.gpu_hours:
+        held += f", {cost.gpu_hours:.3g} GPU-hours"
+    head = "cost" if cost.cells_measured else "cost, a rough estimate"
     doubts = []
-    if found.cells_measured and found.cells_rough:
-        doubts.append(f"only rough for {found.cells_rough:,} of {known:,} cells, never measured")
-    if found.cells_unknown:
-        doubts.append(f"{found.cells_unknown:,} more cells of unknown cost are left out")
+    if cost.cells_measured and cost.cells_rough:
+        doubts.append(f"only rough for {cost.cells_rough:,} of {estimated:,} cells, never measured")
+    if cost.cells_unknown:
+        doubts.append(f"{cost.cells_unknown:,} more cells of unknown cost are left out")
     return [
-        f"{head}: about {spoken(found.wall_seconds)}, {found.parallel} cells at once; "
-        f"{held} on {found.device}",
+        f"{head}: about {spoken(cost.wall_seconds)}, {cost.parallel} cells at once; "
+        f"{held} on {cost.device}",
         *(f"      {doubt}" for doubt in doubts),
     ]
 
 
-def known(job: Job, *, calibrated: bool = False, elsewhere: bool = False) -> Book:
+def known_costs(job: Job, *, calibrated: bool = False, elsewhere: bool = False) -> Book:
     """What the store knows of costs on this machine.
 
     Args:
@@ -126,10 +126,10 @@ def known(job: Job, *, calibrated: bool = False, elsewhere: bool = False) -> Boo
     """
     gpu = job.context.device != "cpu" and torch.cuda.is_available()
     device = torch.device("cuda" if gpu else "cpu")
-    found = costs.book(job.store, job.plan, "" if elsewhere else record.device_name(device))
+    book = costs.book(job.store, job.plan, "" if elsewhere else record.device_name(device))
     if calibrated:
-        calibrate.calibrate(job.plan, found, device, job.context.threads)
-    return found
+        calibrate.calibrate(job.plan, book, device, job.context.threads)
+    return book
 
 
 def at_once(cpus: int, gpus: float) -> int:
@@ -168,13 +168,13 @@ class Bill:
                 self._ended.append(cell.key)
         self._watcher.finished(cell, result)
 
-    def told(self) -> str:
+    def sentence(self) -> str:
         """What the run took, for people; empty where no cell ran."""
         if not self._spent:
             return ""
         wall, cells, saved = self.sums().values()
-        said = f" in {spoken(wall)}; {spoken(cells)} of cell time"
-        return said + (f", sharing victims saved {spoken(saved)}" if saved else "")
+        text = f" in {spoken(wall)}; {spoken(cells)} of cell time"
+        return text + (f", sharing victims saved {spoken(saved)}" if saved else "")
 
     def sums(self) -> dict[str, float]:
         """The wall time, the time of all cells added up, and what sharing saved, in seconds."""

@@ -36,15 +36,15 @@ class Progress:
     """
 
     def __init__(self) -> None:
-        self.said = ""
+        self.text = ""
         """How far the cell is, for people: epoch 3/15; empty where it has not said."""
 
     def __call__(self, **values: Any) -> None:
         """Note how far the cell is: epoch, epochs, or step, steps."""
         for word in ("epoch", "step"):
             if word in values:
-                most = values.get(f"{word}s")
-                self.said = f"{word} {values[word]}" + (f"/{most}" if most else "")
+                total = values.get(f"{word}s")
+                self.text = f"{word} {values[word]}" + (f"/{total}" if total else "")
 
 
 class Relayed(Progress):
@@ -56,11 +56,11 @@ class Relayed(Progress):
         """The one at work."""
         self.since = time.time()
 
-    def hear(self, cell: Cell, said: str) -> None:
+    def hear(self, cell: Cell, text: str) -> None:
         """Note which cell is at work, and how far."""
         if cell is not self.cell:
             self.cell, self.since = cell, time.time()
-        self.said = said
+        self.text = text
 
 
 @dataclass(frozen=True)
@@ -106,10 +106,10 @@ class Material:
         self.learned: State = {}
         """What the attack learned while this cell trained its victim."""
         self.started = time.time()
-        wanted = context.device
-        if wanted == "auto":
-            wanted = "cuda" if torch.cuda.is_available() else "cpu"
-        self.device = torch.device(wanted)
+        device = context.device
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.device = torch.device(device)
 
     @functools.cached_property
     def victim(self) -> Cell:
@@ -121,15 +121,15 @@ class Material:
     @functools.cached_property
     def dataset(self) -> data.Dataset:
         """The data set, checked to be the one the key was made from."""
-        found = _dataset(
+        dataset = _dataset(
             json.dumps(self.victim.local["dataset"]), self.context.data, self.context.cache
         )
-        if found.digest != self.victim.params["data"]:
+        if dataset.digest != self.victim.params["data"]:
             raise RuntimeError(
-                f"the data set {found.name} on this machine is not the one the sweep was planned "
+                f"the data set {dataset.name} on this machine is not the one the sweep was planned "
                 "with (its content hash differs): give every machine the same files"
             )
-        return found
+        return dataset
 
     @functools.cached_property
     def attacker(self) -> ImageSet:
@@ -143,8 +143,8 @@ class Material:
         local = dict(self.victim.local["attack"])
         name = local.pop("attack")
         axes = {axis: self.victim.params.get(axis, 0) for axis in ("target", "poison_rate")}
-        found: Attack = catalog.make("attack", name, local, **axes)
-        return found
+        attack: Attack = catalog.make("attack", name, local, **axes)
+        return attack
 
     @functools.cached_property
     def recipe(self) -> Recipe:
@@ -179,7 +179,7 @@ class Material:
     def evaluate(self, model: nn.Module) -> dict[str, float | int | None]:
         """ACC, ASR, RA and their variants on the test set."""
         attack, test = self.attack, self.dataset.test
-        found = metrics.evaluate(
+        measured = metrics.evaluate(
             model,
             attack.clean_test(test, self.state(self.victim)),
             self.triggered(),
@@ -191,15 +191,15 @@ class Material:
         crossed = attack.cross_set(test, self.state(self.victim), rng)
         if crossed is not None:
             predicted = metrics.predict(model, crossed.images, self.recipe, self.device)
-            found["cross_acc"] = float((predicted == crossed.labels).double().mean())
-        return found
+            measured["cross_acc"] = float((predicted == crossed.labels).double().mean())
+        return measured
 
     @functools.cached_property
     def defense(self) -> Defense:
         """The defense with its options."""
         local = dict(self.cell.local["defense"])
-        found: Defense = catalog.make("defense", local.pop("defense"), local)
-        return found
+        defense: Defense = catalog.make("defense", local.pop("defense"), local)
+        return defense
 
     def model(self) -> Net:
         """The victim's model with its trained weights."""
@@ -216,8 +216,8 @@ class Material:
         if "clean" in sees:
             _, held = splits.split(self.dataset, self.victim.params["reserve"])
             seed, count = self.victim.params["seed"], self.cell.params["n_clean"]
-            found = self.dataset.train[splits.clean_set(self.dataset, held, count, seed)]
-            given["clean"] = dataclasses.replace(found, positions=None)
+            clean = self.dataset.train[splits.clean_set(self.dataset, held, count, seed)]
+            given["clean"] = dataclasses.replace(clean, positions=None)
         if "train" in sees:
             poisoned = self.poisoned()
             given["train"] = ImageSet(poisoned.images, poisoned.labels, self.attacker.classes)
@@ -238,8 +238,8 @@ class Material:
 
     def oracle(self, model: nn.Module) -> tuple[float, float]:
         """ACC and ASR on the test set, for what is named an oracle."""
-        found = self.evaluate(model)
-        return float(found["acc"] or 0), float(found["asr"] or 0)
+        measured = self.evaluate(model)
+        return float(measured["acc"] or 0), float(measured["asr"] or 0)
 
     def progress(self, epoch: int, epochs: int, loss: float) -> None:
         """Pass an epoch on to the log."""
@@ -336,8 +336,8 @@ def _queries(
 
 
 @functools.lru_cache(maxsize=4)
-def _dataset(asked: str, root: str | None, cache: str | None) -> data.Dataset:
+def _dataset(entry: str, root: str | None, cache: str | None) -> data.Dataset:
     """An immutable input, kept by the process between cells."""
     return data.open_dataset(
-        json.loads(asked), Path(root) if root else None, Path(cache) if cache else None
+        json.loads(entry), Path(root) if root else None, Path(cache) if cache else None
     )

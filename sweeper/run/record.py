@@ -25,10 +25,10 @@ from sweeper.core.types import Cell
 def describe(cell: Cell, victim: Cell) -> dict[str, Any]:
     """The columns of a row that the cells themselves say, before anything has run."""
     attack, defense = victim.params["attack"], cell.params["defense"]
-    local = dict(cell.local["defense"])
-    made: Defense = catalog.make("defense", local.pop("defense"), local)
-    planted = dict(victim.local["attack"])
-    attacker: Attack = catalog.make("attack", planted.pop("attack"), planted)
+    defense_entry = dict(cell.local["defense"])
+    defender: Defense = catalog.make("defense", defense_entry.pop("defense"), defense_entry)
+    attack_entry = dict(victim.local["attack"])
+    attacker: Attack = catalog.make("attack", attack_entry.pop("attack"), attack_entry)
     return {
         "victim": victim.key,
         "attack_name": attack["name"],
@@ -40,9 +40,9 @@ def describe(cell: Cell, victim: Cell) -> dict[str, Any]:
         "recipe": json.dumps(victim.params["recipe"], sort_keys=True),
         "defense_name": defense["name"],
         "defense_options": _options(defense),
-        "kind": made.kind,
-        "sees": ",".join(sorted(made.sees)),
-        "oracle": "oracle" in made.sees,
+        "kind": defender.kind,
+        "sees": ",".join(sorted(defender.sees)),
+        "oracle": "oracle" in defender.sees,
         "n_clean": cell.params["n_clean"],
     }
 
@@ -60,12 +60,12 @@ def _options(params: Mapping[str, Any]) -> str:
 @functools.lru_cache(maxsize=1)
 def versions() -> str:
     """Versions of the code, torch and ray, as JSON."""
-    found = {name: importlib.metadata.version(name) for name in ("torch", "ray")}
+    installed = {name: importlib.metadata.version(name) for name in ("torch", "ray")}
     try:
-        found["sweeper"] = importlib.metadata.version("backdoor-sweeper")
+        installed["sweeper"] = importlib.metadata.version("backdoor-sweeper")
     except importlib.metadata.PackageNotFoundError:
-        found["sweeper"] = "source"
-    return json.dumps(found, sort_keys=True)
+        installed["sweeper"] = "source"
+    return json.dumps(installed, sort_keys=True)
 
 
 def device_name(device: torch.device) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from ray.experimental.internal_kv import internal_kv_get_gcs_client as head
 
@@ -35,32 +35,34 @@ class Teller:
             place: The trial's, as its driver's `Listener` says; empty where nobody listens.
         """
         self._place = place.encode()
-        self._at = "", Progress()
+        self._current = "", Progress()
         self._ended = threading.Event()
 
     def starting(self, cell: Cell) -> Progress:
         """Return the log of a cell that starts; it leads nowhere, not even here."""
-        self._at = cell.key, Progress()
-        return self._at[1]
+        self._current = cell.key, Progress()
+        return self._current[1]
 
-    def __enter__(self) -> Teller:
+    @contextlib.contextmanager
+    def telling(self) -> Iterator[Teller]:
+        """Tell, from a thread of its own, until the trial ends."""
         if self._place:
             threading.Thread(target=self._tell, daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
+        try:
+            yield self
+        finally:
+            self._ended.set()
 
     def _tell(self) -> None:
-        told = b""
+        sent = b""
         while not self._ended.wait(SECONDS):
-            key, progress = self._at
-            text = json.dumps([key, progress.said]).encode()
-            if text != told:
+            key, progress = self._current
+            message = json.dumps([key, progress.text]).encode()
+            if message != sent:
                 with contextlib.suppress(Exception):  # the head is away
-                    head().internal_kv_put(self._place, text, True, SPACE, timeout=PATIENCE)
-                    told = text
-        if told:
+                    head().internal_kv_put(self._place, message, True, SPACE, timeout=PATIENCE)
+                    sent = message
+        if sent:
             with contextlib.suppress(Exception):
                 head().internal_kv_del(self._place, False, SPACE, timeout=PATIENCE)
 
@@ -89,33 +91,35 @@ class Listener:
         """A trial of these cells was handed to Ray: what will be known of it."""
         if not self._live:
             return None
-        found = Relayed(cells[0])
-        self._trials[self.place(trial).encode()] = {cell.key: cell for cell in cells}, found
-        return found
+        progress = Relayed(cells[0])
+        self._trials[self.place(trial).encode()] = {cell.key: cell for cell in cells}, progress
+        return progress
 
     def ended(self, trial: str) -> None:
         """A trial is over."""
         self._trials.pop(self.place(trial).encode(), None)
 
-    def __enter__(self) -> Listener:
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[Listener]:
+        """Listen, from a thread of its own, until the walk ends; then nothing told is left."""
         if self._live:
             self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._live:
-            self._ended.set()
-            self._thread.join(2 * PATIENCE)
-            with contextlib.suppress(Exception):  # of workers that were lost
-                prefix = self.place("").encode()
-                head().internal_kv_del(prefix, True, SPACE, timeout=PATIENCE)
+        try:
+            yield self
+        finally:
+            if self._live:
+                self._ended.set()
+                self._thread.join(2 * PATIENCE)
+                with contextlib.suppress(Exception):  # of workers that were lost
+                    prefix = self.place("").encode()
+                    head().internal_kv_del(prefix, True, SPACE, timeout=PATIENCE)
 
     def _listen(self) -> None:
         while not self._ended.wait(SECONDS):
             trials = dict(self._trials)
             with contextlib.suppress(Exception):  # the head is away
-                told = head().internal_kv_multi_get(list(trials), SPACE, timeout=PATIENCE)
-                for place, text in told.items():
+                messages = head().internal_kv_multi_get(list(trials), SPACE, timeout=PATIENCE)
+                for place, message in messages.items():
                     cells, progress = trials[place]
-                    key, said = json.loads(text)
-                    progress.hear(cells[key], said)
+                    key, text = json.loads(message)
+                    progress.hear(cells[key], text)

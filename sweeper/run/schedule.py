@@ -75,10 +75,10 @@ def connect(address: str | None, cpus: int, gpus: float = 0) -> str | None:
         url = _started(address, options)
         _guard_token()
     if not (address or room(cpus, gpus)):
-        have = ray.cluster_resources()
+        resources = ray.cluster_resources()
         raise SweepError(
             f"resources: a cell asks for {cpus} CPUs and {gpus:g} GPUs, Ray has "
-            f"{have.get('CPU', 0):g} and {have.get('GPU', 0):g}: lower resources.cpus or "
+            f"{resources.get('CPU', 0):g} and {resources.get('GPU', 0):g}: lower resources.cpus or "
             "resources.gpus"
         )
     return f"http://{url}" if url else None
@@ -139,7 +139,7 @@ def walk_with_tune(
         )
     watcher = ending.watcher = Meter(job, watcher)
     bundles = Bundles(walk)
-    with gentle_interrupt() as stopped, Listener(job.context.run, live) as listener:
+    with gentle_interrupt() as stopped, Listener(job.context.run, live).listening() as listener:
         while not (walk.finished or stopped()):
             before = len(walk.status)
             graph = _Graph(job, walk, bundles, ending, watcher, listener, stopped, ahead)
@@ -182,9 +182,9 @@ def _one_tuner(job: Job, ending: Ending, graph: _Graph) -> None:
 
 def room(cpus: int, gpus: float) -> int:
     """How many cells fit on the cluster as it is now."""
-    have = ray.cluster_resources()
-    by_cpu = int(have.get("CPU", 0) // cpus)
-    return min(by_cpu, int(have.get("GPU", 0) / gpus + 1e-6)) if gpus else by_cpu
+    resources = ray.cluster_resources()
+    by_cpu = int(resources.get("CPU", 0) // cpus)
+    return min(by_cpu, int(resources.get("GPU", 0) / gpus + 1e-6)) if gpus else by_cpu
 
 
 def run_trial(config: dict[str, Any], context: Context) -> None:
@@ -192,14 +192,14 @@ def run_trial(config: dict[str, Any], context: Context) -> None:
     if context.code:
         catalog.look_in(context.code)
     again, last_try = config.get("again", False), config["last_try"]
-    with Teller(config["place"]) as teller:
+    with Teller(config["place"]).telling() as teller:
 
         def starting(cell: Cell) -> Log:
             setproctitle(f"ray::{title(cell)}")  # in `top`, and in the dashboard's list
             return teller.starting(cell)
 
-        found = bundle.run(config["cells"], context, starting, last_try=last_try, again=again)
-    tune.report({"results": json.dumps(found), "again": again})
+        reports = bundle.run(config["cells"], context, starting, last_try=last_try, again=again)
+    tune.report({"results": json.dumps(reports), "again": again})
 
 
 def title(cell: Cell) -> str:
@@ -253,17 +253,17 @@ class _Patient(FIFOScheduler):  # type: ignore[misc]
 
     def __init__(self) -> None:
         super().__init__()
-        self._chosen: set[str] = set()
+        self._asking: set[str] = set()
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         """A trial is new, or its process was lost."""
-        self._chosen.discard(trial.trial_id)
+        self._asking.discard(trial.trial_id)
 
     def choose_trial_to_run(self, tune_controller: Any) -> Any:
         """The first trial that has asked for no actor."""
         for trial in tune_controller.get_live_trials():
-            if trial.status == trial.PENDING and trial.trial_id not in self._chosen:
-                self._chosen.add(trial.trial_id)
+            if trial.status == trial.PENDING and trial.trial_id not in self._asking:
+                self._asking.add(trial.trial_id)
                 return trial
         return None
 
@@ -285,7 +285,7 @@ class _Graph(Searcher):  # type: ignore[misc]
         super().__init__()
         self._shape = job.plan.sweep.resources
         self._ahead = ahead
-        self._slots, self._asked = 0, float("-inf")
+        self._slots, self._checked_at = 0, float("-inf")
         self._walk = walk
         self._bundles = bundles
         self._ending = ending
@@ -324,9 +324,9 @@ class _Graph(Searcher):  # type: ignore[misc]
 
     def _room(self) -> int:
         """How many cells Ray may have now; the cluster is asked again every other second."""
-        if time.monotonic() - self._asked > 2:
+        if time.monotonic() - self._checked_at > 2:
             self._slots = room(self._shape.cpus, self._shape.gpus) + self._ahead
-            self._asked = time.monotonic()
+            self._checked_at = time.monotonic()
         return max(1, self._slots)
 
     def on_trial_complete(
@@ -340,16 +340,16 @@ class _Graph(Searcher):  # type: ignore[misc]
             why = f"its process or node was lost {RETRIES + 1} times (killed, or out of memory)"
             self._ending.lost(first, why)
             return
-        said: dict[str, Any] = {"results": "[]", "again": True}
+        report: dict[str, Any] = {"results": "[]", "again": True}
         if result and not lost:
-            said = result
-        for key, found, seconds in json.loads(said["results"]):
+            report = result
+        for key, cell_result, seconds in json.loads(report["results"]):
             cell = taken.pop(key)
             if key != first:
                 self._watcher.started(cell)
             self._bundles.learn(cell, seconds)
-            self._ending(key, found)
-        self._bundles.put_back(list(taken), lost=said["again"])
+            self._ending(key, cell_result)
+        self._bundles.put_back(list(taken), lost=report["again"])
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune keeps a copy of its parts for a restore we never do: leave the walk out of it."""

@@ -23,12 +23,12 @@ class Walk:
             todo: Keys of those to run; parents outside it count as finished.
         """
         self.cells = cells
-        wanted = set(todo)
-        self.todo = [key for key in cells if key in wanted]
+        selected = set(todo)
+        self.todo = [key for key in cells if key in selected]
         self._children: dict[str, list[str]] = defaultdict(list)
         self._waits: dict[str, int] = {}
         for key in self.todo:
-            parents = [parent for parent in cells[key].parents if parent in wanted]
+            parents = [parent for parent in cells[key].parents if parent in selected]
             self._waits[key] = len(parents)
             for parent in parents:
                 self._children[parent].append(key)
@@ -122,12 +122,12 @@ class Walk:
 
     def ancestors(self, key: str) -> list[Cell]:
         """A cell's parents and theirs, each after its own parents."""
-        found: dict[str, Cell] = {}
+        ancestors: dict[str, Cell] = {}
 
-        def visit(at: str) -> None:
-            for parent in self.cells[at].parents:
+        def visit(descendant: str) -> None:
+            for parent in self.cells[descendant].parents:
                 visit(parent)
-                found.setdefault(parent, self.cells[parent])
+                ancestors.setdefault(parent, self.cells[parent])
 
         visit(key)
-        return list(found.values())
+        return list(ancestors.values())

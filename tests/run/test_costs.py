@@ -89,7 +89,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 def known(job: Job) -> tuple[Book, Sorts]:
-    return estimate.known(job), Sorts(job.plan)
+    return estimate.known_costs(job), Sorts(job.plan)
 
 
 def test_a_store_tells_the_cost_of_its_own_cells(ran: tuple[Path, Path]) -> None:
@@ -184,11 +184,11 @@ def test_a_bill_says_what_sharing_saved(ran: tuple[Path, Path], tmp_path: Path) 
     bill = estimate.Bill(job, sweeps.Silent())
     driver.execute(job, driver.inline, Priced(bill))
     assert bill.saved() == 2 * 10 + 2 * (10 + 1 + 10)
-    assert bill.told().endswith(" s; 53 s of cell time, sharing victims saved 62 s")
+    assert bill.sentence().endswith(" s; 53 s of cell time, sharing victims saved 62 s")
     again = sweeps.prepared(ran[0], tmp_path)
     bill = estimate.Bill(again, sweeps.Silent())
     driver.execute(again, driver.inline, bill)
-    assert bill.told() == "", "nothing ran"
+    assert bill.sentence() == "", "nothing ran"
 
 
 def test_a_victim_of_an_earlier_run_saves_all_it_took(
@@ -210,7 +210,7 @@ def test_what_people_read_of_an_estimate() -> None:
     about = estimate.Estimate("GPU X", 4, 7200.0, 1800.0, 2.0, 0.5, 90.0, 30, 0, 0)
 
     def said(**changes: Any) -> list[str]:
-        return estimate.told(dataclasses.replace(about, **changes), "mine.yaml")
+        return estimate.sentences(dataclasses.replace(about, **changes), "mine.yaml")
 
     assert said() == [
         "cost: about 30 min, 4 cells at once; 2 h 00 min of core time, 0.5 GPU-hours on GPU X"
@@ -252,17 +252,17 @@ def test_a_calibration_gives_each_model_its_pace(
     job = sweeps.prepared(path, tmp_path / "store")
     monkeypatch.setattr(calibrate, "SECONDS", 0.2)
     before, threads = torch.get_rng_state(), torch.get_num_threads()
-    found = estimate.estimate(job, estimate.known(job, calibrated=True), 1)
+    found = estimate.estimate(job, estimate.known_costs(job, calibrated=True), 1)
     assert found.cells_rough + found.cells_unknown == len(job.plan.cells)
     assert found.cells_rough and found.cell_seconds > 0
     assert torch.equal(torch.get_rng_state(), before) and torch.get_num_threads() == threads
     monkeypatch.setattr(calibrate, "SECONDS", 60.0)
     monkeypatch.setattr(calibrate, "_pace", lambda *_: 1e-3)
-    rows = estimate.estimate(job, estimate.known(job, calibrated=True), 1)
+    rows = estimate.estimate(job, estimate.known_costs(job, calibrated=True), 1)
     assert rows.cells_rough == len(job.plan.cells)
     known = sweeps.prepared(*ran)
     monkeypatch.setattr(calibrate, "_pace", None)
-    estimate.known(known, calibrated=True)  # its victims tell the pace: nothing is trained
+    estimate.known_costs(known, calibrated=True)  # its victims tell the pace: nothing is trained
 
 
 def test_a_plan_from_python_has_the_estimate(ran: tuple[Path, Path]) -> None:

@@ -49,13 +49,13 @@ class Show:
         width: int = 80,
         terminal: bool = True,
         slots: int = 2,
-        known: Book | None = None,
+        book: Book | None = None,
     ) -> None:
         self.job = job
         self.console = Console(
             file=io.StringIO(), record=True, force_terminal=terminal, width=width, height=40
         )
-        self.display = Display(job, self.console, slots, known)
+        self.display = Display(job, self.console, slots, book)
         self.left = list(job.todo)
 
     def start(self) -> str:
@@ -89,7 +89,7 @@ class Show:
 
 def test_without_a_terminal_every_finished_cell_is_one_line() -> None:
     show = Show(job(), terminal=False)
-    with show.display:
+    with show.display.shown():
         show.all()
     lines = show.said()
     assert len(lines) == len(show.job.plan.cells) == 50
@@ -182,7 +182,7 @@ def test_cells_of_another_process_are_named_as_they_come() -> None:
 
 def test_on_a_terminal_only_what_went_wrong_is_a_line() -> None:
     show = Show(job())
-    with show.display:
+    with show.display.shown():
         show.all(5)
         show.end(show.start(), "timeout", error="gave up after 3 s")
     said = "\n".join(show.said())
@@ -262,13 +262,13 @@ def test_the_time_left_tells_defenses_apart_and_knows_earlier_runs() -> None:
         key = show.start()
         show.end(key, seconds=costs[str(first.plan.cells[key].axes.get("defense", ""))])
     assert show.display._eta() == f"about {spoken(2 * 60 + 2 * 31)} left"
-    again = Show(first, slots=1, known=show.display.costs)
+    again = Show(first, slots=1, book=show.display.costs)
     assert again.display._eta() == f"about {spoken(3 * 60 + 3 * 31)} left"
 
 
 def test_nothing_to_run() -> None:
     show = Show(job(done=True))
-    with show.display:
+    with show.display.shown():
         pass
     assert show.said() == []
 
@@ -297,7 +297,7 @@ def test_where_a_name_breaks(name: str, lines: list[str]) -> None:
 
 def test_a_cause_is_told_once_on_a_terminal_and_counted() -> None:
     show = Show(job())
-    with show.display:
+    with show.display.shown():
         for _ in range(3):
             show.end(show.start(), "failed", error=FAILURE)
         show.end(show.start(), "failed", error="ValueError: another")
@@ -306,7 +306,17 @@ def test_a_cause_is_told_once_on_a_terminal_and_counted() -> None:
     assert said.count("another") == 1
     assert "1 more defend cells failed likewise: ValueError: broken on purpose" in said
     plain = Show(job(), terminal=False)
-    with plain.display:
+    with plain.display.shown():
         for _ in range(3):
             plain.end(plain.start(), "failed", error=FAILURE)
     assert len([line for line in plain.said() if line.startswith("[")]) == 3, "a line each in a log"
+
+
+def test_an_interrupted_sweep_leaves_the_terminal_and_its_causes() -> None:
+    show = Show(job())
+    with pytest.raises(KeyboardInterrupt), show.display.shown():
+        for _ in range(3):
+            show.end(show.start(), "failed", error=FAILURE)
+        raise KeyboardInterrupt
+    assert not show.display.live.is_started
+    assert "1 more defend cells failed likewise" in "\n".join(show.said())

@@ -65,7 +65,7 @@ class Looks(sweeps.Silent):
     def look(self, progress: Any) -> None:
         while not self.mark.exists():
             time.sleep(0.05)
-            if progress.said == "epoch 3/7":
+            if progress.text == "epoch 3/7":
                 self.mark.touch()
 
 

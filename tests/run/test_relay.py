@@ -67,7 +67,7 @@ def test_each_cell_of_a_bundle_is_named_with_its_own_epoch(
     head: Head, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     taken, seen = short(3), list[tuple[str, str]]()
-    with Listener("run", live=True) as listener:
+    with Listener("run", live=True).listening() as listener:
         progress = listener.started("trial", taken)
         assert isinstance(progress, Relayed) and progress.cell is taken[0]
         since = progress.since
@@ -75,14 +75,14 @@ def test_each_cell_of_a_bundle_is_named_with_its_own_epoch(
         def run(cell: Cell, above: Any, context: Any, log: Progress, **_: Any) -> dict[str, Any]:
             if cell.key != "d1":  # d1 says nothing: it does not inherit what d0 said
                 log(epoch=2, epochs=int(cell.key[1:]) + 5, loss=0.1)
-            soon(lambda: progress.cell.key == cell.key and bool(progress.said) == bool(log.said))
-            seen.append((progress.cell.key, progress.said))
+            soon(lambda: progress.cell.key == cell.key and bool(progress.text) == bool(log.text))
+            seen.append((progress.cell.key, progress.text))
             return {"status": "ok"}
 
         monkeypatch.setattr(cells, "run", run)
         walk = Walk({cell.key: cell for cell in taken}, ())
         context = Context(store="nowhere", sweep="x")
-        with Teller(listener.place("trial")) as teller:
+        with Teller(listener.place("trial")).telling() as teller:
             found = bundle.run(bundle.pack(taken, walk), context, teller.starting)
         soon(lambda: not head.kept)
         listener.ended("trial")
@@ -92,9 +92,9 @@ def test_each_cell_of_a_bundle_is_named_with_its_own_epoch(
 
 
 def test_nothing_is_told_where_nobody_looks_on(head: Head) -> None:
-    with Listener("run", live=False) as listener:
+    with Listener("run", live=False).listening() as listener:
         assert listener.started("trial", short(1)) is None
-        with Teller(listener.place("trial")) as teller:
+        with Teller(listener.place("trial")).telling() as teller:
             teller.starting(short(1)[0])(step=1)
             time.sleep(0.1)
         listener.ended("trial")
@@ -103,37 +103,49 @@ def test_nothing_is_told_where_nobody_looks_on(head: Head) -> None:
 
 def test_a_head_that_is_away_costs_nothing_but_what_is_shown(head: Head) -> None:
     head.away = True
-    with Listener("run", live=True) as listener:
+    with Listener("run", live=True).listening() as listener:
         progress = listener.started("trial", short(1))
         assert progress
-        with Teller(listener.place("trial")) as teller:
+        with Teller(listener.place("trial")).telling() as teller:
             log = teller.starting(short(1)[0])
             log(step=1)
             soon(lambda: head.asked > 5)
-            assert not progress.said
+            assert not progress.text
             head.away = False
-            soon(lambda: progress.said == "step 1")
+            soon(lambda: progress.text == "step 1")
             head.away = True
         soon(lambda: head.kept)
         listener.ended("trial")
-    assert vars(log) == {"said": "step 1"}, "what a defense can reach leads nowhere"
+    assert vars(log) == {"text": "step 1"}, "what a defense can reach leads nowhere"
 
 
 def test_what_lost_workers_told_is_not_left(head: Head) -> None:
     head.kept = {b"run/lost": b'["d0", "step 1"]', b"runs/other": b""}
-    with Listener("run", live=True) as listener:
+    with Listener("run", live=True).listening() as listener:
         progress = listener.started("lost", short(1))
         assert progress
-        soon(lambda: progress.said == "step 1")
+        soon(lambda: progress.text == "step 1")
     assert set(head.kept) == {b"runs/other"}
 
 
 def test_a_cell_says_the_same_thing_once(head: Head) -> None:
-    with Teller("run/trial") as teller:
+    with Teller("run/trial").telling() as teller:
         log = teller.starting(short(1)[0])
         log(epoch=1, epochs=2)
-        soon(lambda: b"run/trial" in head.kept)
+        soon(lambda: b"epoch 1/2" in head.kept.get(b"run/trial", b""))
+        asked = head.asked
         log(loss=0.5)
         time.sleep(0.1)
-        assert head.asked == 1
+        assert head.asked == asked
     soon(lambda: not head.kept)
+
+
+def test_an_interrupted_trial_and_walk_leave_nothing(head: Head) -> None:
+    with pytest.raises(KeyboardInterrupt), Listener("run", live=True).listening() as listener:
+        listener.started("trial", short(1))
+        with Teller(listener.place("trial")).telling() as teller:
+            teller.starting(short(1)[0])(step=1)
+            soon(lambda: head.kept)
+            raise KeyboardInterrupt
+    soon(lambda: not head.kept)
+    assert not listener._thread.is_alive()

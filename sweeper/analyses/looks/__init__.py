@@ -19,8 +19,8 @@ from sweeper.core.errors import SweepError, unknown
 
 def names() -> list[str]:
     """Return the names of all analyses, without importing them."""
-    found = (module.name for module in pkgutil.iter_modules(__path__))
-    return sorted(n.replace("_", "-") for n in found if not n.startswith("_") and n != "base")
+    modules = (module.name for module in pkgutil.iter_modules(__path__))
+    return sorted(n.replace("_", "-") for n in modules if not n.startswith("_") and n != "base")
 
 
 def analysis(name: str) -> type[Analysis]:
@@ -32,19 +32,19 @@ def analysis(name: str) -> type[Analysis]:
     if name not in names():
         raise SweepError(unknown("analysis", name, names()))
     module = importlib.import_module(f"{__name__}.{name.replace('-', '_')}")
-    (found,) = (
+    (analysis_class,) = (
         value
         for value in vars(module).values()
         if inspect.isclass(value) and issubclass(value, Analysis)
         if value.__module__ == module.__name__
     )
-    return found
+    return analysis_class
 
 
-def make(name: str, asked: Mapping[str, Any]) -> Analysis:
+def make(name: str, settings: Mapping[str, Any]) -> Analysis:
     """Build an analysis from its options.
 
     Raises:
         SweepError: Unknown analysis or option, or an impossible value.
     """
-    return options.construct(analysis(name), asked, name)
+    return options.construct(analysis(name), settings, name)

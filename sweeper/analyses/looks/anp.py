@@ -60,10 +60,10 @@ class AnpCurves(Analysis):
         acc, asr = subject.work.oracle(model)
         return [(panel, x, "acc", acc), (panel, x, "asr", asr)]
 
-    def draw(self, found: pd.DataFrame, figure: Any) -> None:
+    def draw(self, frame: pd.DataFrame, figure: Any) -> None:
         """Three panels."""
         panels = figure.subplots(1, 3)
-        masks = found[found["panel"] == "masks"]
+        masks = frame[frame["panel"] == "masks"]
         panels[0].bar(masks["x"], masks["value"], width=0.05, align="edge", color=CLEAN)
         panels[0].set_xlabel("mask")
         panels[0].set_ylabel("neurons")
@@ -71,7 +71,7 @@ class AnpCurves(Analysis):
         words = ("threshold", "mask below which neurons go"), ("share", "share of neurons pruned")
         for axes, (panel, text) in zip(panels[1:], words, strict=True):
             for metric, colour in (("acc", CLEAN), ("asr", POISON)):
-                part = found[(found["panel"] == panel) & (found["metric"] == metric)]
+                part = frame[(frame["panel"] == panel) & (frame["metric"] == metric)]
                 line(axes, part["x"], part["value"], colour, metric.upper())
             axes.set_xlabel(text)
             axes.set_ylim(-0.02, 1.02)

@@ -36,22 +36,22 @@ class Fct(Analysis):
         import pandas as pd
 
         sd = SD(train_epochs=self.train_epochs, intra_epochs=self.intra_epochs)
-        found = sd.run(subject.case)
+        tensors = sd.run(subject.case)
         poisoned = subject.work.poisoned().role == int(Role.POISON)
-        columns = {"score": found["scores"], "poisoned": poisoned, "part": found["part"]}
+        columns = {"score": tensors["scores"], "poisoned": poisoned, "part": tensors["part"]}
         return pd.DataFrame({name: value.numpy() for name, value in columns.items()})
 
-    def draw(self, found: pd.DataFrame, figure: Any) -> None:
+    def draw(self, frame: pd.DataFrame, figure: Any) -> None:
         """Both histograms on one axis, with the two thresholds."""
         import numpy as np
 
         axes = figure.subplots()
-        poisoned = found["poisoned"]
-        edges = np.linspace(found["score"].min(), found["score"].quantile(0.999), self.bins + 1)
-        axes.hist(found["score"][~poisoned], edges, color=CLEAN, alpha=0.75, label="clean")
+        poisoned = frame["poisoned"]
+        edges = np.linspace(frame["score"].min(), frame["score"].quantile(0.999), self.bins + 1)
+        axes.hist(frame["score"][~poisoned], edges, color=CLEAN, alpha=0.75, label="clean")
         if poisoned.any():
-            axes.hist(found["score"][poisoned], edges, color=POISON, alpha=0.75, label="poisoned")
-        held, dropped = (found[found["part"] == part] for part in (HELD_CLEAN, POISONED))
+            axes.hist(frame["score"][poisoned], edges, color=POISON, alpha=0.75, label="poisoned")
+        held, dropped = (frame[frame["part"] == part] for part in (HELD_CLEAN, POISONED))
         for value in (held["score"].max(), dropped["score"].min()):
             axes.axvline(value, color="black", linewidth=0.8, linestyle="--")
         axes.set_yscale("symlog")

@@ -51,17 +51,17 @@ class HessianSpectrum(Analysis):
             rows += [("density", x, y) for x, y in zip(grid.tolist(), height.tolist(), strict=True)]
         return pd.DataFrame(rows, columns=["metric", "x", "value"])
 
-    def draw(self, found: pd.DataFrame, figure: Any) -> None:
+    def draw(self, frame: pd.DataFrame, figure: Any) -> None:
         """The density, logarithmic; the figures in the caption."""
         axes = figure.subplots()
-        curve = found[found["metric"] == "density"]
+        curve = frame[frame["metric"] == "density"]
         axes.plot(curve["x"], curve["value"].clip(lower=1e-7), color=CLEAN, linewidth=1)
         axes.set_yscale("log")
         axes.set_xscale("symlog")
         axes.spines[["top", "right"]].set_visible(False)
-        one = found[found["metric"] != "density"].set_index("metric")["value"]
+        single = frame[frame["metric"] != "density"].set_index("metric")["value"]
         axes.set_ylabel("density")
         axes.set_xlabel(
-            f"eigenvalue; largest {one['lambda_max']:.3g}, trace {one['trace']:.4g} "
-            f"± {one['trace_error']:.3g}, clean loss {one['loss']:.3g}"
+            f"eigenvalue; largest {single['lambda_max']:.3g}, trace {single['trace']:.4g} "
+            f"± {single['trace_error']:.3g}, clean loss {single['loss']:.3g}"
         )

@@ -43,11 +43,11 @@ class McrPath(Analysis):
             rows += [(t, "acc", acc), (t, "asr", asr)]
         return pd.DataFrame(rows, columns=["t", "metric", "value"])
 
-    def draw(self, found: pd.DataFrame, figure: Any) -> None:
+    def draw(self, frame: pd.DataFrame, figure: Any) -> None:
         """Two curves over t."""
         axes = figure.subplots()
         for metric, colour in (("acc", CLEAN), ("asr", POISON)):
-            part = found[found["metric"] == metric]
+            part = frame[frame["metric"] == metric]
             line(axes, part["t"], part["value"], colour, metric.upper())
         axes.set_ylim(-0.02, 1.02)
         axes.set_xlabel("t: 0 the victim, 1 its fine-tuned self")

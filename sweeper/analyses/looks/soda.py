@@ -37,19 +37,22 @@ class SodaAttribution(Analysis):
         images = case.clean.images
         head = subject.model.classifier
         table = attribution(head, features(subject, images).to(subject.work.device)).cpu()
-        own = table[:, top]
+        anomalous = table[:, top]
         others = table[:, torch.arange(table.shape[1]) != top].mean(1)
         rows = [("anomaly", float(c), float(v)) for c, v in enumerate(index)]
-        for place, neuron in enumerate(own.argsort(descending=True).tolist()):
-            rows += [("own", place, float(own[neuron])), ("others", place, float(others[neuron]))]
+        for place, neuron in enumerate(anomalous.argsort(descending=True).tolist()):
+            rows += [
+                ("own", place, float(anomalous[neuron])),
+                ("others", place, float(others[neuron])),
+            ]
         rows += [("flagged", float(c), 1.0) for c in torch.as_tensor(notes["flagged"]).tolist()]
         return pd.DataFrame(rows, columns=["panel", "x", "value"])
 
-    def draw(self, found: pd.DataFrame, figure: Any) -> None:
+    def draw(self, frame: pd.DataFrame, figure: Any) -> None:
         """Bars of the anomaly index, and the neurons of the most anomalous class."""
         left, right = figure.subplots(1, 2)
-        bars = found[found["panel"] == "anomaly"]
-        flagged = set(found[found["panel"] == "flagged"]["x"])
+        bars = frame[frame["panel"] == "anomaly"]
+        flagged = set(frame[frame["panel"] == "flagged"]["x"])
         colours = [POISON if x in flagged else OTHER for x in bars["x"]]
         left.bar(bars["x"], bars["value"], color=colours)
         left.axhline(self.theta1, color="black", linewidth=0.8, linestyle="--")
@@ -59,7 +62,7 @@ class SodaAttribution(Analysis):
             ("others", CLEAN, "others"),
             ("own", POISON, "most anomalous class"),
         ):
-            part = found[found["panel"] == panel]
+            part = frame[frame["panel"] == panel]
             right.plot(part["x"], part["value"], color=colour, linewidth=1, label=word)
         right.set_xlabel("neurons, by attribution to that class")
         right.set_ylabel("causal attribution")

@@ -42,10 +42,10 @@ class Tsne(Analysis):
         from sklearn.manifold import TSNE
 
         poisoned = subject.work.poisoned()
-        index = self.chosen(poisoned.true_labels, poisoned.role, subject.work.victim.key)
-        found, true = features(subject, poisoned.images[index]), poisoned.true_labels[index]
+        index = self.sample(poisoned.true_labels, poisoned.role, subject.work.victim.key)
+        penultimate, true = features(subject, poisoned.images[index]), poisoned.true_labels[index]
         marked = poisoned.role[index] == int(Role.POISON)
-        scaled = (found - found.mean(0)) / found.std(0).clamp(min=1e-6)
+        scaled = (penultimate - penultimate.mean(0)) / penultimate.std(0).clamp(min=1e-6)
         reduced = PCA(min(50, *scaled.shape), random_state=0).fit_transform(scaled.double().numpy())
         perplexity = min(self.perplexity, (len(index) - 1) / 3)
         place = TSNE(perplexity=perplexity, random_state=0, init="pca").fit_transform(reduced)
@@ -55,11 +55,11 @@ class Tsne(Analysis):
                 "y": place[:, 1],
                 "true_label": true.numpy(),
                 "poisoned": marked.numpy(),
-                "nearest": nearest(found, true, marked).numpy(),
+                "nearest": nearest(penultimate, true, marked).numpy(),
             }
         )
 
-    def chosen(self, labels: Tensor, role: Tensor, key: str) -> Tensor:
+    def sample(self, labels: Tensor, role: Tensor, key: str) -> Tensor:
         """Indices of the images drawn: of each class the clean ones, and the poisoned ones."""
         order = torch.randperm(len(labels), generator=seeds.generator(key, "tsne"))
         clean, marked = (
@@ -69,10 +69,10 @@ class Tsne(Analysis):
         parts = [clean[labels[clean] == c][: self.per_class] for c in labels.unique()]
         return torch.cat([*parts, marked[: self.poisoned]])
 
-    def draw(self, found: pd.DataFrame, figure: Any) -> None:
+    def draw(self, frame: pd.DataFrame, figure: Any) -> None:
         """One panel: classes in colours, poisoned images as black crosses."""
         axes = figure.subplots()
-        clean, marked = found[~found["poisoned"]], found[found["poisoned"]]
+        clean, marked = frame[~frame["poisoned"]], frame[frame["poisoned"]]
         style = {"s": 6, "linewidths": 0}
         axes.scatter(clean["x"], clean["y"], c=clean["true_label"] % 20, cmap="tab20", **style)
         axes.scatter(marked["x"], marked["y"], c="black", marker="x", s=9, linewidths=0.7)
@@ -85,9 +85,9 @@ class Tsne(Analysis):
             )
 
 
-def nearest(found: Tensor, labels: Tensor, marked: Tensor) -> Tensor:
+def nearest(penultimate: Tensor, labels: Tensor, marked: Tensor) -> Tensor:
     """The class whose clean centroid is nearest to each feature vector; int64 [N]."""
     classes = labels[~marked].unique()
-    centres = torch.stack([found[~marked & (labels == label)].mean(0) for label in classes])
-    found_classes: Tensor = classes[torch.cdist(found, centres).argmin(1)]
-    return found_classes
+    centres = torch.stack([penultimate[~marked & (labels == label)].mean(0) for label in classes])
+    nearest_classes: Tensor = classes[torch.cdist(penultimate, centres).argmin(1)]
+    return nearest_classes

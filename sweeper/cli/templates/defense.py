@@ -39,7 +39,7 @@ class Template(Defense):
     def defend(self, case: Case) -> Outcome:
         """Fine-tune a copy of the victim; `case` is all a defense gets."""
         model = case.fresh_model()
-        known, held = case.split()
-        before = case.accuracy(model, held)
-        case.fit(model, known, epochs=self.epochs, lr=self.lr, batch=16)
-        return Outcome(model=model, notes={"holdout": [before, case.accuracy(model, held)]})
+        training, holdout = case.split()
+        before = case.accuracy(model, holdout)
+        case.fit(model, training, epochs=self.epochs, lr=self.lr, batch=16)
+        return Outcome(model=model, notes={"holdout": [before, case.accuracy(model, holdout)]})
