@@ -95,13 +95,13 @@ def support() -> list[dict[str, Any]]:
         Needs(10, shape, name, models.has_batchnorm(name, {}, 10, shape), 500)
         for name in models.families()
     ]
-    found = []
+    rows = []
     for record in catalog.describe("defense"):
         defense = catalog.make("defense", record["name"], {})
         out = [v.model for v in victims if matrix.misfit(defense, v, v.model)]
         words = f"all but {', '.join(out)}" if out else "all"
-        found.append({**record, "models": words})
-    return found
+        rows.append({**record, "models": words})
+    return rows
 
 
 def summary() -> str:

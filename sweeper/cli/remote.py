@@ -47,8 +47,8 @@ def status(spec: Spec, store: StoreOption = STORE, as_json: JsonOption = False) 
     from sweeper.store import ledger
     from sweeper.store import status as states
 
-    found = states.status(ledger.Ledger(place(store)), source.name_of(spec))
-    typer.echo(json.dumps(found) if as_json else states.text(found))
+    progress = states.status(ledger.Ledger(place(store)), source.name_of(spec))
+    typer.echo(json.dumps(progress) if as_json else states.text(progress))
 
 
 def watch(
@@ -71,9 +71,9 @@ def watch(
     kept, name = ledger.Ledger(place(store)), source.name_of(spec)
     with Live(auto_refresh=False) as live:
         while True:
-            found = states.status(kept, name)
-            live.update(states.text(found), refresh=True)
-            if not (found["left"] or found["driver"]):
+            progress = states.status(kept, name)
+            live.update(states.text(progress), refresh=True)
+            if not (progress["left"] or progress["driver"]):
                 return
             time.sleep(every)
 
