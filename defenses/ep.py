@@ -74,12 +74,12 @@ def entropy(values: Tensor, width: float) -> Tensor:
         float64 [C].
     """
     values = values.double()
-    spread = values.var(0, correction=0).add(1e-12).sqrt()
-    values = (values - values.mean(0)) / spread
-    places = ((values - values.min()) / width).floor().long()
+    deviation = values.var(0, correction=0).add(1e-12).sqrt()
+    values = (values - values.mean(0)) / deviation
+    indices = ((values - values.min()) / width).floor().long()
     count, channels = values.shape
-    bins = int(places.max()) + 1
-    flat = (places + bins * torch.arange(channels)).flatten()
-    shares = flat.bincount(minlength=bins * channels).view(channels, bins).double() / count
-    found: Tensor = torch.special.entr(shares).sum(1)
-    return found
+    bins = int(indices.max()) + 1
+    flat = (indices + bins * torch.arange(channels)).flatten()
+    probabilities = flat.bincount(minlength=bins * channels).view(channels, bins).double() / count
+    entropies: Tensor = torch.special.entr(probabilities).sum(1)
+    return entropies

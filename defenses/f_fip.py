@@ -45,17 +45,17 @@ class FFIP(FIP):
     def enter(self, model: Net) -> Callable[[], None]:
         """Swap in layers whose singular values are trained; returns what folds them back."""
         model.requires_grad_(False)
-        found = [
+        layers = [
             (name, module)
             for name, module in model.named_modules()
             if type(module) in (nn.Conv2d, nn.Linear)  # attention reads its own kind's weight
         ]
-        swapped = {name: Spectral(layer) for name, layer in found}
+        swapped = {name: Spectral(layer) for name, layer in layers}
         for name, module in swapped.items():
             _place(model, name, module)
 
         def leave() -> None:
-            for name, layer in found:
+            for name, layer in layers:
                 with torch.no_grad():
                     layer.weight.copy_(swapped[name].weight())
                 _place(model, name, layer)

@@ -53,10 +53,10 @@ class FinePruning(Defense):
         for count in range(step, int(self.cap * len(order)) + 1, step):
             trial = case.fresh_model()
             prune(trial, order[:count])
-            found = case.accuracy(trial, holdout)
-            if found < before - self.tau:
+            trial_accuracy = case.accuracy(trial, holdout)
+            if trial_accuracy < before - self.tau:
                 break
-            accepted, accuracy = count, found
+            accepted, accuracy = count, trial_accuracy
         pruned = order[:accepted]
         prune(model, pruned)
         notes = {"units": len(order), "pruned": accepted, "holdout_before": before}

@@ -139,12 +139,12 @@ class FIP(Defense):
         model, notes = self.purified(case, fitted, 1.0)
         if holdout is not None:
             before = case.accuracy(case.fresh_model(), holdout)
-            found = [case.accuracy(model, holdout)]
-            if found[0] < before - (self.guard or 0):
-                model, again = self.purified(case, fitted, 0.5)
-                notes = {**again, "first": notes}
-                found.append(case.accuracy(model, holdout))
-            notes |= {"holdout_before": before, "holdout_after": found}
+            after = [case.accuracy(model, holdout)]
+            if after[0] < before - (self.guard or 0):
+                model, second_notes = self.purified(case, fitted, 0.5)
+                notes = {**second_notes, "first": notes}
+                after.append(case.accuracy(model, holdout))
+            notes |= {"holdout_before": before, "holdout_after": after}
         return Outcome(model=model, notes=notes)
 
     def purified(self, case: Case, data: ImageSet, scale: float) -> tuple[Net, dict[str, Any]]:
@@ -186,7 +186,7 @@ class _Penalty:
         self.case = case
         self.model = model
         self.weights = curvature.trainable(model)
-        self.start = {name: weight.detach().clone() for name, weight in self.weights.items()}
+        self.w0 = {name: weight.detach().clone() for name, weight in self.weights.items()}
         self.rng = case.rng("mixup")
         self.vectors = torch.Generator(case.device).manual_seed(case.rng("v").initial_seed())
         measure = curvature.fisher_diagonal if fip.fisher == "samples" else squared_batch_means
@@ -204,17 +204,17 @@ class _Penalty:
 
     def cross_entropy(self, images: Tensor, labels: Tensor) -> Tensor:
         """That of the batch, or of pairs of it mixed in one share."""
-        share, others = 1.0, labels
+        share, paired = 1.0, labels
         if self.fip.mixup:
             share = torch.rand((), generator=self.rng).item()
             order = torch.randperm(len(images), generator=self.rng).to(images.device)
-            images, others = share * images + (1 - share) * images[order], labels[order]
+            images, paired = share * images + (1 - share) * images[order], labels[order]
         with self.case.autocast():
             logits = self.model(images).float()
         loss = functional.cross_entropy(logits, labels)
         if share == 1:
             return loss
-        return share * loss + (1 - share) * functional.cross_entropy(logits, others)
+        return share * loss + (1 - share) * functional.cross_entropy(logits, paired)
 
     def trace(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """The estimate of Tr F on the first images of a batch, and their mean loss."""
@@ -240,25 +240,25 @@ class _Penalty:
 
     def distance(self) -> Tensor:
         """`sum_i F_i (w_i - w0_i)^2`."""
-        parts = [
-            (self.fisher[name] * (weight - self.start[name]).square()).sum()
+        terms = [
+            (self.fisher[name] * (weight - self.w0[name]).square()).sum()
             for name, weight in self.weights.items()
         ]
-        return torch.stack(parts).sum()
+        return torch.stack(terms).sum()
 
     def balanced(self, data: ImageSet) -> float:
         """`balance CE_0 / T_0` over the clean images, in train mode as the steps will be."""
         self.model.train()
         traces, losses = [], []
         size = min(self.fip.images or self.fip.batch, len(data))
-        for part in torch.arange(len(data) // size * size).view(-1, size):
-            images = curvature.pixels(data.images[part], self.case.device)
-            trace, loss = self.trace(images, data.labels[part].to(self.case.device))
+        for index in torch.arange(len(data) // size * size).view(-1, size):
+            images = curvature.pixels(data.images[index], self.case.device)
+            trace, loss = self.trace(images, data.labels[index].to(self.case.device))
             traces.append(trace.detach())
             losses.append(loss)
         self.model.eval()
-        level = torch.stack(traces).mean().item()
-        return self.fip.balance * torch.stack(losses).mean().item() / level if level > 0 else 0.0
+        t0 = torch.stack(traces).mean().item()
+        return self.fip.balance * torch.stack(losses).mean().item() / t0 if t0 > 0 else 0.0
 
 
 def as_released(
@@ -282,13 +282,13 @@ def squared_batch_means(
     In train mode, without touching running statistics. Not the Fisher information: see above.
     """
     weights, modes = curvature.trainable(model), model.training
-    parts = list(zip(data.images.split(100), data.labels.split(100), strict=True))
-    total = [torch.zeros_like(weight) for weight in weights.values()]
+    batches = list(zip(data.images.split(100), data.labels.split(100), strict=True))
+    mean = [torch.zeros_like(weight) for weight in weights.values()]
     model.train()
     with curvature.second_order(device), curvature.side_pass(model):
-        for images, labels in parts:
+        for images, labels in batches:
             scores = model(curvature.pixels(images, device)).log_softmax(1)[:, labels.to(device)]
-            slopes = torch.autograd.grad(scores.mean() / len(parts), [*weights.values()])
-            torch._foreach_add_(total, list(slopes))
+            gradients = torch.autograd.grad(scores.mean() / len(batches), [*weights.values()])
+            torch._foreach_add_(mean, list(gradients))
     model.train(modes)
-    return dict(zip(weights, [slope.square() for slope in total], strict=True))
+    return dict(zip(weights, [gradient.square() for gradient in mean], strict=True))

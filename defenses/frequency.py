@@ -36,10 +36,10 @@ WIDTHS, DROPS = (32, 64, 128), (0.2, 0.3, 0.4)
 
 def cosines(size: int) -> Tensor:
     """The orthonormal matrix of the DCT-II, a row a frequency; float64 [size, size]."""
-    place = torch.arange(size, dtype=torch.float64)
-    waves = torch.cos(math.pi * place[:, None] * (2 * place + 1) / (2 * size))
-    waves[0] /= math.sqrt(2)
-    return waves * math.sqrt(2 / size)
+    position = torch.arange(size, dtype=torch.float64)
+    basis = torch.cos(math.pi * position[:, None] * (2 * position + 1) / (2 * size))
+    basis[0] /= math.sqrt(2)
+    return basis * math.sqrt(2 / size)
 
 
 class Spectrum(nn.Module):
@@ -69,8 +69,8 @@ class Drop(nn.Module):
         """Zero a share of the values in train mode, and scale the rest up."""
         if not self.training:
             return x
-        kept = torch.rand(x.shape, generator=self.rng).to(x.device) >= self.share
-        return x * kept / (1 - self.share)
+        mask = torch.rand(x.shape, generator=self.rng).to(x.device) >= self.share
+        return x * mask / (1 - self.share)
 
 
 def detector(shape: tuple[int, int, int], rng: Generator) -> nn.Sequential:
@@ -108,18 +108,18 @@ def triggered(images: Tensor, rng: Generator) -> Tensor:
     block = blocks(count, images.shape[2], images.shape[3], rng).to(device)
     shade = shadows(count, images.shape[2], images.shape[3], rng).to(device)
     depth = (0.3 + 0.4 * torch.rand(count, 1, 1, 1, generator=rng)).to(device)
-    other = images[torch.randperm(count, generator=rng).to(device)]
-    made = torch.stack(
+    overlay = images[torch.randperm(count, generator=rng).to(device)]
+    variants = torch.stack(
         [
             torch.where(block, 1.0, images),
             torch.where(block, fill, images),
             images + deviation * noise,
             torch.where(shade, depth * images, images),
-            images + 0.3 * other,
+            images + 0.3 * overlay,
         ]
     )
-    kind = torch.randint(len(made), (count,), generator=rng).to(device)
-    return made[kind, torch.arange(count, device=device)].clamp(0, 1)
+    kind = torch.randint(len(variants), (count,), generator=rng).to(device)
+    return variants[kind, torch.arange(count, device=device)].clamp(0, 1)
 
 
 def blocks(count: int, height: int, width: int, rng: Generator) -> Tensor:
@@ -131,9 +131,9 @@ def blocks(count: int, height: int, width: int, rng: Generator) -> Tensor:
     for axis, size in enumerate((height, width)):
         room = size - sides[axis]
         near = torch.minimum(margins[axis], room)
-        start = torch.where(far[axis], room - near, near)
-        place = torch.arange(size)
-        inside.append((place >= start) & (place < start + sides[axis]))
+        offset = torch.where(far[axis], room - near, near)
+        pixel = torch.arange(size)
+        inside.append((pixel >= offset) & (pixel < offset + sides[axis]))
     return (inside[0][:, :, None] & inside[1][:, None, :])[:, None]
 
 
@@ -143,12 +143,12 @@ def shadows(count: int, height: int, width: int, rng: Generator) -> Tensor:
     down, across = torch.meshgrid(
         (torch.arange(height) + 0.5) / height, (torch.arange(width) + 0.5) / width, indexing="ij"
     )
-    start, edge = corners[..., None, None], (corners.roll(-1, 1) - corners)[..., None, None]
-    turn = edge[:, :, 0] * (across - start[:, :, 1]) - edge[:, :, 1] * (down - start[:, :, 0])
-    return ((turn >= 0).all(1) | (turn <= 0).all(1))[:, None]
+    vertex, edge = corners[..., None, None], (corners.roll(-1, 1) - corners)[..., None, None]
+    cross = edge[:, :, 0] * (across - vertex[:, :, 1]) - edge[:, :, 1] * (down - vertex[:, :, 0])
+    return ((cross >= 0).all(1) | (cross <= 0).all(1))[:, None]
 
 
-class Telling(Hooks):
+class DetectorTraining(Hooks):
     """Trains a detector on each batch beside itself with triggers."""
 
     def optimizer(self, model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
@@ -209,10 +209,10 @@ class Frequency(Defense):
         shape = fitted.images.shape
         model = detector((shape[1], shape[2], shape[3]), case.rng("detector")).to(case.device)
         losses = self.learn(case, model, fitted)
-        scores = odds(case, model, case.train.images)
+        scores = log_odds(case, model, case.train.images)
         threshold = 0.0
         if self.cut == "quantile":
-            threshold = cut(odds(case, model, holdout.images), self.rate)
+            threshold = cut(log_odds(case, model, holdout.images), self.rate)
         return Outcome(
             scores=scores,
             flagged=scores > threshold,
@@ -225,7 +225,7 @@ class Frequency(Defense):
             model,
             data,
             name="detector",
-            hooks=Telling(),
+            hooks=DetectorTraining(),
             epochs=self.epochs,
             batch=min(self.batch, len(data)),
             lr=self.lr,
@@ -240,7 +240,7 @@ class Frequency(Defense):
 
 
 @torch.inference_mode()
-def odds(case: Case, model: nn.Module, images: Tensor) -> Tensor:
+def log_odds(case: Case, model: nn.Module, images: Tensor) -> Tensor:
     """Log odds of being triggered of uint8 images; float [N] on the CPU."""
     model.eval()
     parts = []

@@ -74,7 +74,7 @@ class FST(Defense):
             label_smoothing=0.0,
         )
         weight = model.classifier.get_parameter("weight").detach()
-        cosine = functional.cosine_similarity(weight.flatten(), hooks.old.flatten(), 0)
+        cosine = functional.cosine_similarity(weight.flatten(), hooks.w0.flatten(), 0)
         return Outcome(model=model, notes={"losses": losses, "head_cosine": cosine.item()})
 
 
@@ -84,23 +84,23 @@ class Shifted(Hooks):
     def __init__(self, alpha: float, rng: Generator) -> None:
         self.alpha = alpha
         self.rng = rng
-        self.old = torch.zeros(0)
-        """The head's weights before."""
+        self.w0 = torch.zeros(0)
+        """The old head's weights."""
 
     def start(self, model: nn.Module, device: torch.device) -> None:
         """Keep the old head and draw the new one."""
         assert isinstance(model, Net)
         weight = model.classifier.get_parameter("weight")
-        self.old, bound = weight.detach().clone(), weight.shape[1] ** -0.5
+        self.w0, bound = weight.detach().clone(), weight.shape[1] ** -0.5
         with torch.no_grad():
-            for value in model.classifier.parameters():
-                drawn = torch.rand(value.shape, generator=self.rng) * 2 - 1
-                value.copy_(bound * drawn)
+            for parameter in model.classifier.parameters():
+                drawn = torch.rand(parameter.shape, generator=self.rng) * 2 - 1
+                parameter.copy_(bound * drawn)
 
     def loss(self, model: nn.Module, batch: Batch, recipe: Recipe) -> Tensor:
         """Cross-entropy and the weighted inner product."""
         assert isinstance(model, Net)
-        inner = (model.classifier.get_parameter("weight") * self.old).sum()
+        inner = (model.classifier.get_parameter("weight") * self.w0).sum()
         return super().loss(model, batch, recipe) + self.alpha * inner
 
     @torch.no_grad()
@@ -108,4 +108,4 @@ class Shifted(Hooks):
         """Scale the head back to the old norm."""
         assert isinstance(model, Net)
         weight = model.classifier.get_parameter("weight")
-        weight.mul_(self.old.norm() / weight.norm())
+        weight.mul_(self.w0.norm() / weight.norm())

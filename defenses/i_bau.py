@@ -95,16 +95,16 @@ class IBAU(Defense):
         """Run the rounds on a copy of the victim, keep the last accepted."""
         model = case.fresh_model()
         fitted, holdout = (case.clean, None) if self.tau is None else case.split()
-        changes: list[float] = []
+        norms: list[float] = []
         with curvature.second_order(case.device):
-            rounds = self.run(case, model, fitted, changes)
+            rounds = self.run(case, model, fitted, norms)
             if holdout is None:
                 notes: dict[str, Any] = {"rounds": sum(1 for _ in rounds)}
             else:
                 rule = Rule(case, holdout, self.tau or 0.0)
                 notes = rule.last(rounds, [*model.parameters()], lambda: model)
         model.zero_grad(set_to_none=True)
-        return Outcome(model=model, notes={**notes, "norms": changes})
+        return Outcome(model=model, notes={**notes, "norms": norms})
 
     def run(self, case: Case, model: Net, data: ImageSet, norms: list[float]) -> Iterator[None]:
         """Change `model` round by round, and note the norm of each perturbation."""
@@ -116,49 +116,49 @@ class IBAU(Defense):
         weights = [*model.parameters()]
         optimizer = torch.optim.Adam(weights, lr=self.lr)
         for number in range(self.outer_steps):
-            found = self.climb(model, batches)
+            delta = self.climb(model, batches)
             losses = []
-            for part, wanted in batches:
-                chosen = torch.randperm(len(part), generator=rng)
-                loss, slopes = self.slopes(
-                    model, weights, found, part, wanted, chosen.to(case.device), batches[0]
+            for images, labels in batches:
+                permutation = torch.randperm(len(images), generator=rng)
+                loss, gradients = self.outer_gradients(
+                    model, weights, delta, images, labels, permutation.to(case.device), batches[0]
                 )
-                for weight, slope in zip(weights, slopes, strict=True):
-                    weight.grad = slope
+                for weight, gradient in zip(weights, gradients, strict=True):
+                    weight.grad = gradient
                 optimizer.step()
                 losses.append(loss)
-            norms.append(found.norm().item())
+            norms.append(delta.norm().item())
             mean = torch.stack(losses).mean().item()
             case.log(step=number + 1, steps=self.outer_steps, loss=mean)
             yield
 
-    def perturbed(self, images: Tensor, change: Tensor) -> Tensor:
+    def perturbed(self, images: Tensor, delta: Tensor) -> Tensor:
         """The images with the perturbation."""
-        return (images + change).clamp(0, 1) if self.clamp else images + change
+        return (images + delta).clamp(0, 1) if self.clamp else images + delta
 
-    def inner(self, model: Net, change: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+    def inner(self, model: Net, delta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
         """What the perturbation minimises."""
-        loss = functional.cross_entropy(model(self.perturbed(images, change)), labels)
-        return self.penalty * change.square().sum() - loss
+        loss = functional.cross_entropy(model(self.perturbed(images, delta)), labels)
+        return self.penalty * delta.square().sum() - loss
 
     def climb(self, model: Net, batches: Batches) -> Tensor:
         """The perturbation of one pass from zero, away from the model's own predictions."""
-        change = torch.zeros_like(batches[0][0][:1], requires_grad=True)
+        delta = torch.zeros_like(batches[0][0][:1], requires_grad=True)
         for images, _ in batches:
             with torch.no_grad():
                 labels = model(images).argmax(1)
-            (slope,) = torch.autograd.grad(self.inner(model, change, images, labels), change)
+            (gradient,) = torch.autograd.grad(self.inner(model, delta, images, labels), delta)
             with torch.no_grad():
-                change -= self.ascent_lr * slope
+                delta -= self.ascent_lr * gradient
                 if self.radius:
-                    change *= (self.radius / change.norm().clamp(min=1e-12)).clamp(max=1)
-        return change.detach()
+                    delta *= (self.radius / delta.norm().clamp(min=1e-12)).clamp(max=1)
+        return delta.detach()
 
-    def slopes(
+    def outer_gradients(
         self,
         model: Net,
         weights: Sequence[Tensor],
-        change: Tensor,
+        delta: Tensor,
         images: Tensor,
         labels: Tensor,
         order: Tensor,
@@ -169,50 +169,50 @@ class IBAU(Defense):
         Args:
             model: In eval mode.
             weights: Its parameters.
-            change: The perturbation.
+            delta: The perturbation.
             images: float [B, C, H, W] in [0, 1].
             labels: int64 [B].
             order: int64 [B]; the images it names first carry the perturbation.
             first: The batch on which the fixed-point map is taken.
         """
-        change = change.detach().requires_grad_(True)
+        delta = delta.detach().requires_grad_(True)
         count = max(min(self.least, len(images)), int(self.share * len(images) + 1e-9))
-        carried = torch.zeros(len(images), 1, 1, 1, device=images.device)
-        carried[order[:count]] = 1
-        shown = torch.where(carried > 0, self.perturbed(images, change), images)
-        outer = functional.cross_entropy(model(shown), labels)
+        mask = torch.zeros(len(images), 1, 1, 1, device=images.device)
+        mask[order[:count]] = 1
+        inputs = torch.where(mask > 0, self.perturbed(images, delta), images)
+        outer = functional.cross_entropy(model(inputs), labels)
 
         def step(d: Tensor) -> Tensor:
             loss = self.inner(model, d, *first)
             return d - self.fixed_step * torch.autograd.grad(loss, d, create_graph=True)[0]
 
-        return outer.detach(), hypergradient(outer, step, change, weights, self.iterations)
+        return outer.detach(), hypergradient(outer, step, delta, weights, self.iterations)
 
 
 def hypergradient(
     outer: Tensor,
     step: Callable[[Tensor], Tensor],
-    change: Tensor,
+    fixed_point: Tensor,
     weights: Sequence[Tensor],
     iterations: int,
 ) -> list[Tensor]:
-    """Gradient of `outer` for the weights, through the fixed point `change` of `step`.
+    """Gradient of `outer` for the weights, through the fixed point of `step`.
 
     Args:
-        outer: A scalar computed from `change` and `weights`.
-        step: The contraction whose fixed point `change` is; it reads the weights too.
-        change: The fixed point; requires a gradient.
+        outer: A scalar computed from the fixed point and `weights`.
+        step: The contraction it is the fixed point of; it reads the weights too.
+        fixed_point: The fixed point; requires a gradient.
         weights: Of these the gradient is wanted.
         iterations: Of `v = J^T v + grad outer`, from zero; 0: the direct gradient alone.
     """
-    direct = torch.autograd.grad(outer, [change, *weights], materialize_grads=True)
-    slope, slopes = direct[0], list(direct[1:])
+    gradients = torch.autograd.grad(outer, [fixed_point, *weights], materialize_grads=True)
+    by_point, direct = gradients[0], list(gradients[1:])
     if not iterations:
-        return slopes
-    moved = step(change)
-    vector = torch.zeros_like(slope)
+        return direct
+    mapped = step(fixed_point)
+    vector = torch.zeros_like(by_point)
     for _ in range(iterations):
-        (image,) = torch.autograd.grad(moved, change, vector, retain_graph=True)
-        vector = image + slope
-    through = torch.autograd.grad(moved, weights, vector, materialize_grads=True)
-    return [one + other for one, other in zip(slopes, through, strict=True)]
+        (product,) = torch.autograd.grad(mapped, fixed_point, vector, retain_graph=True)
+        vector = product + by_point
+    implicit = torch.autograd.grad(mapped, weights, vector, materialize_grads=True)
+    return [first + second for first, second in zip(direct, implicit, strict=True)]

@@ -119,15 +119,15 @@ class IBDPSC(Defense):
                 pixels = part.to(case.device).float().div_(255)
                 with case.autocast():
                     label = model(pixels).argmax(1, keepdim=True)
-                    sure = [net(pixels).float().softmax(1).gather(1, label) for net in copies]
-                parts.append(torch.cat(sure, 1).mean(1).cpu())
+                    confidence = [net(pixels).float().softmax(1).gather(1, label) for net in copies]
+                parts.append(torch.cat(confidence, 1).mean(1).cpu())
             return torch.cat(parts)
 
-        found = self.threshold
-        if found is None:
-            found = cut(score(holdout.images), self.rate)
-        notes = {"threshold": found, "layers": counts, "errors": errors, "of": len(order)}
-        return Outcome(filter=score, threshold=found, notes=notes)
+        threshold = self.threshold
+        if threshold is None:
+            threshold = cut(score(holdout.images), self.rate)
+        notes = {"threshold": threshold, "layers": counts, "errors": errors, "of": len(order)}
+        return Outcome(filter=score, threshold=threshold, notes=notes)
 
     def enough(self, case: Case, order: list[str], data: ImageSet) -> tuple[int, list[float]]:
         """How many of the last layers it takes for the error to pass; the errors on the way."""

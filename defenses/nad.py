@@ -126,8 +126,8 @@ class NAD(Defense):
         if not self.epochs:
             return notes
         teacher.requires_grad_(False).eval()
-        with recorded(teacher, names) as theirs, recorded(student, names) as ours:
-            hooks = _Distillation(weights, self.power, teacher, theirs, ours)
+        with recorded(teacher, names) as teacher_maps, recorded(student, names) as student_maps:
+            hooks = _Distillation(weights, self.power, teacher, teacher_maps, student_maps)
             losses = self.train(
                 case,
                 student,
@@ -161,13 +161,18 @@ class _Distillation(Hooks):
     """Adds the distance of attentions to the loop's loss."""
 
     def __init__(
-        self, weights: Mapping[str, float], power: float, teacher: Net, theirs: Maps, ours: Maps
+        self,
+        weights: Mapping[str, float],
+        power: float,
+        teacher: Net,
+        teacher_maps: Maps,
+        student_maps: Maps,
     ) -> None:
         self.weights = weights
         self.power = power
         self.teacher = teacher
-        self.theirs = theirs
-        self.ours = ours
+        self.teacher_maps = teacher_maps
+        self.student_maps = student_maps
 
     def loss(self, model: nn.Module, batch: Batch, recipe: Recipe) -> Tensor:
         """Cross-entropy and, of every level, the weighted mean squared difference."""
@@ -175,9 +180,9 @@ class _Distillation(Hooks):
         with torch.no_grad():
             self.teacher(batch.images)
         for name, weight in self.weights.items():
-            ours = attention(self.ours[name], self.power)
-            theirs = attention(self.theirs[name], self.power)
-            total = total + weight * functional.mse_loss(ours, theirs)
+            student_attention = attention(self.student_maps[name], self.power)
+            teacher_attention = attention(self.teacher_maps[name], self.power)
+            total = total + weight * functional.mse_loss(student_attention, teacher_attention)
         return total
 
 
@@ -189,22 +194,22 @@ def attention(maps: Tensor, power: float = 2.0) -> Tensor:
     """
     if maps.shape[2:].numel() == 1:
         raise SweepError("attention of a 1x1 feature map is 1 for any network: take an earlier map")
-    found = maps.float().abs().pow(power).sum(1)
-    length: Tensor = torch.linalg.vector_norm(found, dim=(1, 2), keepdim=True)
-    return found / (length + 1e-6)
+    attention_map = maps.float().abs().pow(power).sum(1)
+    norm: Tensor = torch.linalg.vector_norm(attention_map, dim=(1, 2), keepdim=True)
+    return attention_map / (norm + 1e-6)
 
 
 @contextlib.contextmanager
 def recorded(model: Net, names: list[str]) -> Iterator[Maps]:
     """Within the context, the outputs of these modules at each pass."""
-    found: Maps = {}
+    maps: Maps = {}
 
     def keep(name: str) -> Any:
-        return lambda module, given, output: found.__setitem__(name, output)
+        return lambda module, inputs, output: maps.__setitem__(name, output)
 
     handles = [model.get_submodule(n).register_forward_hook(keep(n)) for n in names]
     try:
-        yield found
+        yield maps
     finally:
         for handle in handles:
             handle.remove()

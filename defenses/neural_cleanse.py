@@ -118,23 +118,23 @@ class NeuralCleanse(Defense):
     def defend(self, case: Case) -> Outcome:
         """Invert and detect; unlearn what was flagged."""
         fitted, holdout = case.split()
-        found = self.invert(case, case.fresh_model(), fitted)
-        index, flagged = judged(found.norms, self.theta)
+        triggers = self.invert(case, case.fresh_model(), fitted)
+        anomaly_index, flagged = judged(triggers.norms, self.theta)
         notes: dict[str, Any] = {
-            "labels": found.labels,
-            "norms": listed(found.norms),
-            "anomaly": listed(index),
-            "flagged": found.labels[flagged],
+            "labels": triggers.labels,
+            "norms": listed(triggers.norms),
+            "anomaly": listed(anomaly_index),
+            "flagged": triggers.labels[flagged],
         }
         model = case.fresh_model()
         if bool(flagged.any()) and self.tune_epochs:
-            chosen = Triggers(*(value[flagged] for value in vars(found).values()))
+            flagged_triggers = Triggers(*(value[flagged] for value in vars(triggers).values()))
             rounds = passes(
                 case,
                 model,
                 fitted,
                 self.tune_epochs,
-                Patched(chosen, self.share),
+                Patched(flagged_triggers, self.share),
                 lr=self.lr,
                 batch=min(self.tune_batch, len(fitted)),
             )
@@ -147,39 +147,39 @@ class NeuralCleanse(Defense):
         labels = torch.tensor(self.classes or range(len(data.classes)))
         channels, height, width = data.images.shape[1:]
         shape = (len(labels), channels + 1, height, width)
-        start = torch.atanh((2 * torch.rand(shape, generator=case.rng("start")) - 1) * INSIDE)
+        initial = torch.atanh((2 * torch.rand(shape, generator=case.rng("start")) - 1) * INSIDE)
         parts = [
             self.invert_group(case, model, data, part, raw)
-            for part, raw in zip(labels.split(self.group), start.split(self.group), strict=True)
+            for part, raw in zip(labels.split(self.group), initial.split(self.group), strict=True)
         ]
         return Triggers(*(torch.cat(values) for values in zip(*map(_fields, parts), strict=True)))
 
     def invert_group(
-        self, case: Case, model: Net, data: ImageSet, labels: Tensor, start: Tensor
+        self, case: Case, model: Net, data: ImageSet, labels: Tensor, initial: Tensor
     ) -> Triggers:
         """The same for some classes, side by side."""
-        raw = start.to(case.device, copy=True).requires_grad_()
+        raw = initial.to(case.device, copy=True).requires_grad_()
         optimizer = torch.optim.Adam([raw], lr=self.inversion_lr, betas=(0.5, 0.9))
         recipe = replace(case.recipe, batch=min(self.batch, len(data)), **PLAIN)
         count = self.epochs * self.steps
         batches = training.draws(data, recipe, count, case.rng("batches"), case.device)
-        wanted = labels.to(case.device)[:, None].expand(-1, recipe.batch)
-        weights, best = Weights(self, len(labels)), Best(start)
+        targets = labels.to(case.device)[:, None].expand(-1, recipe.batch)
+        weights, best = Weights(self, len(labels)), Best(initial)
         for epoch in range(self.epochs):
-            hits = torch.zeros(len(labels), device=case.device)
+            rates = torch.zeros(len(labels), device=case.device)
             weight = weights.value.to(case.device)
             for images, _ in islice(batches, self.steps):
                 mask, pattern = squashed(raw)
                 stamped = painted(images, mask[:, None], pattern[:, None])
                 with case.autocast():
                     logits = model(stamped.flatten(0, 1))
-                logits = logits.float().unflatten(0, wanted.shape)
-                losses = functional.cross_entropy(logits.movedim(2, 1), wanted, reduction="none")
+                logits = logits.float().unflatten(0, targets.shape)
+                losses = functional.cross_entropy(logits.movedim(2, 1), targets, reduction="none")
                 loss = (losses.mean(1) + weight * mask.flatten(1).sum(1)).sum()
                 (raw.grad,) = torch.autograd.grad(loss, [raw])
                 optimizer.step()
-                hits += (logits.argmax(2) == wanted).float().mean(1)
-            success = (hits / self.steps).cpu() >= self.success - 1e-6
+                rates += (logits.argmax(2) == targets).float().mean(1)
+            success = (rates / self.steps).cpu() >= self.success - 1e-6
             best.update(raw.detach().cpu(), success)
             weights.update(success)
             best.active &= ~((best.since >= self.stale) & weights.raised & weights.lowered)
@@ -204,8 +204,8 @@ class Triggers:
     """float [K], sums of the masks; infinite where no trigger succeeded."""
 
 
-def _fields(found: Triggers) -> list[Tensor]:
-    return [*vars(found).values()]
+def _fields(triggers: Triggers) -> list[Tensor]:
+    return [*vars(triggers).values()]
 
 
 def squashed(raw: Tensor) -> tuple[Tensor, Tensor]:
@@ -225,9 +225,9 @@ class Weights:
     def __init__(self, options: NeuralCleanse, count: int) -> None:
         self.options = options
         self.value = torch.zeros(count)
-        self.good = torch.zeros(count, dtype=torch.int64)
+        self.successes = torch.zeros(count, dtype=torch.int64)
         """Successes in a row."""
-        self.bad = torch.zeros(count, dtype=torch.int64)
+        self.failures = torch.zeros(count, dtype=torch.int64)
         """Failures in a row."""
         self.raised = torch.zeros(count, dtype=torch.bool)
         """Whether it was multiplied since it is above 0."""
@@ -237,17 +237,17 @@ class Weights:
     def update(self, success: Tensor) -> None:
         """Take in whether each class succeeded in an epoch; bool [K]."""
         factor = self.options.multiplier
-        self.good = torch.where(success, self.good + 1, 0)
-        self.bad = torch.where(success, 0, self.bad + 1)
-        none = self.value == 0
-        up, down = self.good >= self.options.patience, self.bad >= self.options.patience
-        raised = torch.where(none, self.options.weight, self.value * factor)
+        self.successes = torch.where(success, self.successes + 1, 0)
+        self.failures = torch.where(success, 0, self.failures + 1)
+        zero = self.value == 0
+        up, down = self.successes >= self.options.patience, self.failures >= self.options.patience
+        raised = torch.where(zero, self.options.weight, self.value * factor)
         self.value = torch.where(
             up, raised, torch.where(down, self.value / factor**1.5, self.value)
         )
-        self.raised |= up & ~none
-        self.lowered |= down & ~none
-        self.good[up], self.bad[down] = 0, 0
+        self.raised |= up & ~zero
+        self.lowered |= down & ~zero
+        self.successes[up], self.failures[down] = 0, 0
 
 
 class Best:
@@ -272,13 +272,13 @@ class Best:
 
 def judged(norms: Tensor, theta: float) -> tuple[Tensor, Tensor]:
     """Anomaly index (NaN where there is no norm) and whether a mask is abnormally small; [K]."""
-    known = norms.isfinite()
-    index = torch.full(norms.shape, torch.nan, dtype=torch.float64)
-    flagged = torch.zeros_like(known)
-    if bool(known.any()):
-        index[known] = anomaly(norms[known])
-        flagged[known] = outliers(-norms[known], theta)
-    return index, flagged
+    finite = norms.isfinite()
+    anomaly_index = torch.full(norms.shape, torch.nan, dtype=torch.float64)
+    flagged = torch.zeros_like(finite)
+    if bool(finite.any()):
+        anomaly_index[finite] = anomaly(norms[finite])
+        flagged[finite] = outliers(-norms[finite], theta)
+    return anomaly_index, flagged
 
 
 def listed(values: Tensor) -> list[float | None]:
@@ -297,9 +297,9 @@ class Patched(Lasting):
     def augmented(self, batch: Batch, rng: Generator) -> Batch:
         """Each chosen image with one trigger."""
         count = len(batch.labels)
-        chosen = torch.rand(count, generator=rng) < self.share
-        which = torch.randint(len(self.triggers.labels), (count,), generator=rng)
-        mask = self.triggers.masks[which] * chosen.view(-1, 1, 1, 1)
+        carries = torch.rand(count, generator=rng) < self.share
+        index = torch.randint(len(self.triggers.labels), (count,), generator=rng)
+        mask = self.triggers.masks[index] * carries.view(-1, 1, 1, 1)
         device = batch.images.device
-        pattern = self.triggers.patterns[which].to(device)
+        pattern = self.triggers.patterns[index].to(device)
         return replace(batch, images=painted(batch.images, mask.to(device), pattern))

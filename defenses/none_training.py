@@ -67,8 +67,8 @@ def peaks(
     with watched(convs) as seen:
         for part in images.split(BATCH):
             logits = model(part.to(device).float().div_(255)).double()
-            found = [seen[conv].amax((2, 3)).double() for conv in convs]
-            yield torch.cat([logits[:, :0], *found], 1), logits.softmax(1)
+            maxima = [seen[conv].amax((2, 3)).double() for conv in convs]
+            yield torch.cat([logits[:, :0], *maxima], 1), logits.softmax(1)
 
 
 def gaps(batches: Iterable[tuple[Tensor, Tensor]], strong: float, weak: float) -> Tensor:
@@ -88,10 +88,10 @@ def gaps(batches: Iterable[tuple[Tensor, Tensor]], strong: float, weak: float) -
         if not top.ndim:
             total = squares = values.new_zeros(p.shape[1], values.shape[1])
             top, count = torch.full_like(total, -math.inf), values.new_zeros(p.shape[1], 1)
-        sure, label = p.max(1)
-        chosen = sure > strong
-        place = label[chosen, None].expand(-1, values.shape[1])
-        top = top.scatter_reduce(0, place, values[chosen], "amax")
+        confidence, label = p.max(1)
+        confident = confidence > strong
+        index = label[confident, None].expand(-1, values.shape[1])
+        top = top.scatter_reduce(0, index, values[confident], "amax")
         others = (p < weak).to(values.dtype)
         count = count + others.sum(0)[:, None]
         total = total + others.T @ values
@@ -115,36 +115,36 @@ def natural_break(values: Tensor) -> Tensor:
 
 def readers(model: nn.Module) -> dict[nn.Conv2d, list[nn.Module]]:
     """Of each convolution the norms and convolutions that read its channels one by one."""
-    modules, found = dict(model.named_modules()), {}
+    modules, readers_of = dict(model.named_modules()), {}
     for node in graph(model).nodes:
         conv = modules.get(node.target) if node.op == "call_module" else None
         if not isinstance(conv, nn.Conv2d):
             continue
-        found[conv], todo = list[nn.Module](), list(node.users)
-        while todo:
-            user = todo.pop()
+        readers_of[conv], queue = list[nn.Module](), list(node.users)
+        while queue:
+            user = queue.pop()
             module = modules.get(user.target) if user.op == "call_module" else None
             if isinstance(module, nn.Conv2d | nn.BatchNorm2d):
-                found[conv].append(module)
+                readers_of[conv].append(module)
             if isinstance(module, CHANNELWISE):
-                todo += user.users
-    return found
+                queue += user.users
+    return readers_of
 
 
 @torch.no_grad()
-def reset(model: nn.Module, chosen: Mapping[nn.Conv2d, Tensor]) -> None:
+def reset(model: nn.Module, compromised: Mapping[nn.Conv2d, Tensor]) -> None:
     """Zero channels (int64 [n]) of convolutions: filter, norm, and what the next makes of them."""
     following = readers(model)
-    for conv, channels in chosen.items():
-        for part in (conv, *following[conv]):
-            if part is not conv and isinstance(part, nn.Conv2d):
-                width = part.in_channels // part.groups
-                grouped = part.weight.view(part.groups, -1, *part.weight.shape[1:])
+    for conv, channels in compromised.items():
+        for layer in (conv, *following[conv]):
+            if layer is not conv and isinstance(layer, nn.Conv2d):
+                width = layer.in_channels // layer.groups
+                grouped = layer.weight.view(layer.groups, -1, *layer.weight.shape[1:])
                 grouped[channels // width, :, channels % width] = 0.0
                 continue
             for name in ("weight", "bias"):
-                if getattr(part, name) is not None:
-                    part.get_parameter(name)[channels] = 0.0
+                if getattr(layer, name) is not None:
+                    layer.get_parameter(name)[channels] = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,10 +234,10 @@ class NONE(Defense):
             gamma=0.1,
             **common,
         )
-        chosen, scores = self.examine(model, data.images, case.device)
+        compromised, scores = self.examine(model, data.images, case.device)
         suspects = natural_break(scores)
         if self.reset:
-            reset(model, chosen)
+            reset(model, compromised)
         norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
         case.fit(
             model,
@@ -250,7 +250,7 @@ class NONE(Defense):
             **common,
         )
         notes = {
-            "channels": [len(channels) for channels in chosen.values()],
+            "channels": [len(channels) for channels in compromised.values()],
             "suspects": int(suspects.sum()),
         }
         return Outcome(model=model, scores=scores.float(), flagged=suspects, notes=notes)
@@ -266,16 +266,18 @@ class NONE(Defense):
         convs = convolutions(model)
         convs = convs[round(self.skip * len(convs)) :]
         widths = [conv.out_channels for conv in convs]
-        found = gaps(peaks(model, convs, images, device), self.strong, self.weak).split(widths)
-        ranked = [part.argsort(descending=True, stable=True) for part in found]
+        layer_gaps = gaps(peaks(model, convs, images, device), self.strong, self.weak).split(widths)
+        ranked = [gap.argsort(descending=True, stable=True) for gap in layer_gaps]
         first = [sum(widths[:place]) + order[:1] for place, order in enumerate(ranked)]
-        own = torch.cat([torch.zeros(0, dtype=torch.int64, device=device), *first])
-        high = torch.cat([values[:, own] for values, _ in peaks(model, convs, images, device)])
+        strongest = torch.cat([torch.zeros(0, dtype=torch.int64, device=device), *first])
+        activations = torch.cat(
+            [values[:, strongest] for values, _ in peaks(model, convs, images, device)]
+        )
         if self.standardise:
-            high = high - high.mean(0)
-            high = high / high.square().mean(0).sqrt().clamp(min=1e-12)
+            activations = activations - activations.mean(0)
+            activations = activations / activations.square().mean(0).sqrt().clamp(min=1e-12)
         counts = [math.ceil(self.share * width - 1e-9) for width in widths]
-        chosen = {
+        compromised = {
             conv: order[:count] for conv, order, count in zip(convs, ranked, counts, strict=True)
         }
-        return chosen, high.sum(1).cpu()
+        return compromised, activations.sum(1).cpu()

@@ -45,20 +45,20 @@ def place(model: nn.Module, shape: tuple[int, ...], device: torch.device) -> tup
     Raises:
         SweepError: There is none.
     """
-    made: dict[int, tuple[str, Tensor]] = {}
-    found, handles = list[tuple[str, str]](), []
+    outputs: dict[int, tuple[str, Tensor]] = {}
+    pairs, handles = list[tuple[str, str]](), []
     for name, part in model.named_modules():
         if isinstance(part, nn.Conv2d) and part.groups == 1 and part.padding_mode == "zeros":
 
-            def after(module: nn.Module, given: Any, out: Tensor, name: str = name) -> None:
-                made[id(out)] = name, out
+            def after(module: nn.Module, inputs: Any, output: Tensor, name: str = name) -> None:
+                outputs[id(output)] = name, output
 
             handles.append(part.register_forward_hook(after))
         elif isinstance(part, nn.BatchNorm2d) and part.running_mean is not None:
 
-            def before(module: nn.Module, given: tuple[Tensor], name: str = name) -> None:
-                if id(given[0]) in made:
-                    found.append((made[id(given[0])][0], name))
+            def before(module: nn.Module, inputs: tuple[Tensor], name: str = name) -> None:
+                if id(inputs[0]) in outputs:
+                    pairs.append((outputs[id(inputs[0])][0], name))
 
             handles.append(part.register_forward_pre_hook(before))
     try:
@@ -66,12 +66,12 @@ def place(model: nn.Module, shape: tuple[int, ...], device: torch.device) -> tup
     finally:
         for handle in handles:
             handle.remove()
-    if not found:
+    if not pairs:
         raise SweepError(
             "npd: the model has no convolution followed by a BatchNorm to put its plug before; "
             "leave npd out for this model"
         )
-    return found[-min(2, len(found))]
+    return pairs[-min(2, len(pairs))]
 
 
 class Plugged(nn.Module):
@@ -195,18 +195,18 @@ class NPD(Defense):
         self, model: nn.Module, images: Tensor, labels: Tensor, clean: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Images moved to their likeliest wrong class by the logits `clean`, and that class."""
-        wanted = wrong_class(clean, labels)
-        moved, length = images, self.radius / images[0].numel() ** 0.5
+        targets = wrong_class(clean, labels)
+        perturbed, step_size = images, self.radius / images[0].numel() ** 0.5
         for _ in range(self.steps):
-            moved = moved.detach().requires_grad_()
-            logits = model(moved).float()
-            loss = functional.cross_entropy(logits, wanted, reduction="sum")
-            (slope,) = torch.autograd.grad(loss, [moved])
-            going = (logits.argmax(1) == wanted).float().mean() <= ENOUGH
-            delta = moved.detach() - length * slope.sign() * going - images
+            perturbed = perturbed.detach().requires_grad_()
+            logits = model(perturbed).float()
+            loss = functional.cross_entropy(logits, targets, reduction="sum")
+            (gradient,) = torch.autograd.grad(loss, [perturbed])
+            ongoing = (logits.argmax(1) == targets).float().mean() <= ENOUGH
+            delta = perturbed.detach() - step_size * gradient.sign() * ongoing - images
             norms = delta.flatten(1).norm(dim=1).clamp(min=1e-12).view(-1, 1, 1, 1)
-            moved = (images + delta * (self.radius / norms).clamp(max=1)).clamp(0, 1)
-        return moved.detach(), wanted
+            perturbed = (images + delta * (self.radius / norms).clamp(max=1)).clamp(0, 1)
+        return perturbed.detach(), targets
 
 
 def wrong_class(logits: Tensor, labels: Tensor) -> Tensor:
@@ -216,8 +216,8 @@ def wrong_class(logits: Tensor, labels: Tensor) -> Tensor:
 
 def against(logits: Tensor, classes: Tensor) -> Tensor:
     """Mean of `-ln(1.0001 - p)` of a class for each image."""
-    chosen = logits.softmax(1).gather(1, classes[:, None])
-    return -torch.log(1.0001 - chosen).mean()
+    probabilities = logits.softmax(1).gather(1, classes[:, None])
+    return -torch.log(1.0001 - probabilities).mean()
 
 
 class Warming(Lasting):
@@ -243,13 +243,13 @@ class Polarizing(Lasting):
 
     def loss(self, model: nn.Module, batch: Batch, recipe: Recipe) -> Tensor:
         """Four terms: clean images, attacked ones, and two classes those must not be."""
-        asked, images, labels = self.options, batch.images, batch.labels
+        options, images, labels = self.options, batch.images, batch.labels
         clean = model.eval()(images).float()
-        moved, wanted = asked.attack(model, images, labels, clean)
-        logits = model(moved).float()
+        perturbed, targets = options.attack(model, images, labels, clean)
+        logits = model(perturbed).float()
         return (
             functional.cross_entropy(clean, labels)
-            + asked.kept * functional.cross_entropy(logits, clean.argmax(1))
-            + asked.top * against(logits, wrong_class(logits, labels))
-            + asked.target * against(logits, wanted)
+            + options.kept * functional.cross_entropy(logits, clean.argmax(1))
+            + options.top * against(logits, wrong_class(logits, labels))
+            + options.target * against(logits, targets)
         )

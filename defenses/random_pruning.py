@@ -121,21 +121,24 @@ def zero_as_many(victim: nn.Module, pruned: nn.Module, rng: Generator) -> channe
     Returns:
         What was zeroed.
     """
-    mine, other = dict(victim.named_parameters()), dict(pruned.named_parameters())
+    parameters = dict(victim.named_parameters())
+    pruned_parameters = dict(pruned.named_parameters())
     dead: dict[str, Tensor] = {}
-    for name, value in mine.items():
+    for name, value in parameters.items():
         alive = (value.flatten(1) != 0).any(1) if value.ndim > 1 else value != 0
-        after = other[name].to(value.device)
-        left = (after.flatten(1) != 0).any(1) if after.ndim > 1 else after != 0
-        lost = alive & ~left
+        after = pruned_parameters[name].to(value.device)
+        survives = (after.flatten(1) != 0).any(1) if after.ndim > 1 else after != 0
+        lost = alive & ~survives
         if not name.endswith("weight") or not bool(lost.any()):
             continue
-        places = alive.nonzero().flatten().cpu()
-        chosen = torch.zeros(len(value), dtype=torch.bool)
-        chosen[places[torch.randperm(len(places), generator=rng)[: int(lost.sum())]]] = True
-        dead[name] = chosen
+        candidates = alive.nonzero().flatten().cpu()
+        drawn = torch.zeros(len(value), dtype=torch.bool)
+        drawn[candidates[torch.randperm(len(candidates), generator=rng)[: int(lost.sum())]]] = True
+        dead[name] = drawn
         bias = name.removesuffix("weight") + "bias"
-        if bias in mine and bool((mine[bias] != other[bias].to(value.device))[lost].any()):
-            dead[bias] = chosen
+        if bias in parameters and bool(
+            (parameters[bias] != pruned_parameters[bias].to(value.device))[lost].any()
+        ):
+            dead[bias] = drawn
     channels.zero(victim, dead)
     return dead

@@ -91,8 +91,8 @@ class RNP(Defense):
         if holdout is None:
             notes["threshold"] = threshold = self.threshold or 0.0
         else:
-            threshold, found = ANP(tau=self.tau).choose(case, masks, holdout)
-            notes |= {"threshold": threshold, **found}
+            threshold, choice = ANP(tau=self.tau).choose(case, masks, holdout)
+            notes |= {"threshold": threshold, **choice}
         model, dead = case.fresh_model(), masks < threshold
         prune(model, dead)
         histogram = torch.histc(masks, bins=20, min=0, max=1).int().tolist()
@@ -158,20 +158,20 @@ class _Ascent(Clipped):
     def __init__(self, limit: float, clip: float) -> None:
         super().__init__(clip)
         self.limit = limit
-        self.hits: list[Tensor] = []
+        self.correct: list[Tensor] = []
         self.curve: list[float] = []
         """Running accuracy of each epoch, of its batches in train mode."""
 
     def loss(self, model: nn.Module, batch: Batch, recipe: Recipe) -> Tensor:
         """The negative of the cross-entropy."""
         logits = model(batch.images).float()
-        self.hits.append(logits.argmax(1) == batch.labels)
+        self.correct.append(logits.argmax(1) == batch.labels)
         return -functional.cross_entropy(logits, batch.labels)
 
     def epoch(self, model: nn.Module, epoch: int) -> None:
         """After an epoch."""
-        self.curve.append(torch.cat(self.hits).float().mean().item())
-        self.hits.clear()
+        self.curve.append(torch.cat(self.correct).float().mean().item())
+        self.correct.clear()
         if self.curve[-1] <= self.limit:
             raise _Unlearned
 

@@ -34,18 +34,18 @@ from sweeper.engine.training import Batch
 from sweeper.models.base import Net
 
 
-def js(one: Tensor, other: Tensor) -> Tensor:
+def js(logits: Tensor, reference: Tensor) -> Tensor:
     """Jensen-Shannon divergence of the softmax of two groups of logits [B, K]; float [B]."""
-    p, q = one.log_softmax(1), other.log_softmax(1)
-    middle = torch.logaddexp(p, q) - torch.log(torch.tensor(2.0))
-    parts = [(log.exp() * (log - middle)).sum(1) for log in (p, q)]
-    return (parts[0] + parts[1]) / 2
+    log_p, log_q = logits.log_softmax(1), reference.log_softmax(1)
+    log_mixture = torch.logaddexp(log_p, log_q) - torch.log(torch.tensor(2.0))
+    divergences = [(log.exp() * (log - log_mixture)).sum(1) for log in (log_p, log_q)]
+    return (divergences[0] + divergences[1]) / 2
 
 
 def sharing(logits: Tensor, reference: Tensor, labels: Tensor) -> Tensor:
     """Which images both models call the same wrong class; bool [B]."""
-    called = logits.argmax(1)
-    return (called == reference.argmax(1)) & (called != labels)
+    predicted = logits.argmax(1)
+    return (predicted == reference.argmax(1)) & (predicted != labels)
 
 
 def unshared_loss(logits: Tensor, reference: Tensor, clean: Tensor, labels: Tensor) -> Tensor:
@@ -60,10 +60,10 @@ def unshared_loss(logits: Tensor, reference: Tensor, clean: Tensor, labels: Tens
     Returns:
         Minus the mean log of one less that class's probability; other images count as 0.
     """
-    into = reference.argmax(1, keepdim=True)
-    fooled = (into.flatten() != labels) & (into != clean.argmax(1, keepdim=True)).flatten()
-    rest = logits.scatter(1, into, -torch.inf).logsumexp(1) - logits.logsumexp(1)
-    return -torch.where(fooled, rest, 0.0).mean()
+    target = reference.argmax(1, keepdim=True)
+    fooled = (target.flatten() != labels) & (target != clean.argmax(1, keepdim=True)).flatten()
+    log_others = logits.scatter(1, target, -torch.inf).logsumexp(1) - logits.logsumexp(1)
+    return -torch.where(fooled, log_others, 0.0).mean()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,15 +129,15 @@ class SAU(Defense):
         delta = within(torch.full_like(images, self.bound))
         for _ in range(self.steps):
             delta.requires_grad_()
-            one, other = model(images + delta).float(), victim(images + delta).float()
-            moving = ~sharing(one, other, labels)
-            fooling = -sum(
-                functional.cross_entropy(logits, labels, reduction="none") / 2
-                for logits in (one, other)
+            logits, reference = model(images + delta).float(), victim(images + delta).float()
+            unshared = ~sharing(logits, reference, labels)
+            adversarial_loss = -sum(
+                functional.cross_entropy(outputs, labels, reduction="none") / 2
+                for outputs in (logits, reference)
             )
-            loss = (self.adversarial * fooling + self.shared * js(one, other)).sum()
-            (slope,) = torch.autograd.grad(loss, [delta])
-            delta = within(delta - self.step * slope.sign() * moving.view(-1, 1, 1, 1))
+            loss = (self.adversarial * adversarial_loss + self.shared * js(logits, reference)).sum()
+            (gradient,) = torch.autograd.grad(loss, [delta])
+            delta = within(delta - self.step * gradient.sign() * unshared.view(-1, 1, 1, 1))
         return images + delta
 
 
@@ -157,8 +157,8 @@ class Unshared(Lasting):
         """The loss of a step, after the search."""
         model.eval()
         images, labels = batch.images, batch.labels
-        moved = self.options.perturb(model, self.victim, images, labels)
+        perturbed = self.options.perturb(model, self.victim, images, labels)
         with torch.no_grad():
-            clean, reference = self.victim(images).float(), self.victim(moved).float()
-        unlearned = unshared_loss(model(moved).float(), reference, clean, labels)
-        return super().loss(model, batch, recipe) + self.options.unlearn * unlearned
+            clean, reference = self.victim(images).float(), self.victim(perturbed).float()
+        unlearning = unshared_loss(model(perturbed).float(), reference, clean, labels)
+        return super().loss(model, batch, recipe) + self.options.unlearn * unlearning

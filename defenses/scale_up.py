@@ -76,12 +76,12 @@ class ScaleUp(Defense):
 
     def consistency(self, case: Case, images: Tensor) -> tuple[Tensor, Tensor]:
         """SPC of uint8 images, float [B], and the labels predicted for them, int64 [B]."""
-        label, wide = case.queries(images).argmax(1), images.to(torch.int32)
-        stays = [
-            case.queries((wide * factor).clamp(max=255).to(torch.uint8)).argmax(1) == label
+        label, pixels = case.queries(images).argmax(1), images.to(torch.int32)
+        unchanged = [
+            case.queries((pixels * factor).clamp(max=255).to(torch.uint8)).argmax(1) == label
             for factor in self.factors
         ]
-        return torch.stack(stays).float().mean(0).cpu(), label.cpu()
+        return torch.stack(unchanged).float().mean(0).cpu(), label.cpu()
 
     def defend(self, case: Case) -> Outcome:
         """Take the thresholds on clean images, statistics on others of them."""
@@ -89,18 +89,20 @@ class ScaleUp(Defense):
         fitted, holdout = case.split() if self.standardise else (case.clean, case.clean)
         mean, deviation = torch.zeros(classes), torch.ones(classes)
         if self.standardise:
-            found = self.consistency(case, fitted.images)
-            mean, deviation = statistics(*found, classes, self.least)
-        limits = torch.zeros(classes)
+            spc, label = self.consistency(case, fitted.images)
+            mean, deviation = statistics(spc, label, classes, self.least)
+        thresholds = torch.zeros(classes)
         if self.threshold is None:
             spc, label = self.consistency(case, holdout.images)
-            limits = cuts((spc - mean[label]) / deviation[label], label, classes, self)
+            thresholds = cuts((spc - mean[label]) / deviation[label], label, classes, self)
 
         def score(images: Tensor) -> Tensor:
             spc, label = self.consistency(case, images)
-            return (spc - mean[label]) / deviation[label] - limits[label]
+            return (spc - mean[label]) / deviation[label] - thresholds[label]
 
-        return Outcome(filter=score, threshold=self.threshold or 0.0, notes={"thresholds": limits})
+        return Outcome(
+            filter=score, threshold=self.threshold or 0.0, notes={"thresholds": thresholds}
+        )
 
 
 def cuts(scores: Tensor, label: Tensor, classes: int, options: ScaleUp) -> Tensor:
@@ -108,10 +110,10 @@ def cuts(scores: Tensor, label: Tensor, classes: int, options: ScaleUp) -> Tenso
 
     A class with fewer than `options.least` images has that of all.
     """
-    found = torch.full((classes,), cut(scores, options.rate))
-    for own, index in members(label, classes, options.least):
-        found[own] = cut(scores[index], options.rate)
-    return found
+    thresholds = torch.full((classes,), cut(scores, options.rate))
+    for predicted, index in members(label, classes, options.least):
+        thresholds[predicted] = cut(scores[index], options.rate)
+    return thresholds
 
 
 def statistics(spc: Tensor, label: Tensor, classes: int, least: int) -> tuple[Tensor, Tensor]:
@@ -119,11 +121,11 @@ def statistics(spc: Tensor, label: Tensor, classes: int, least: int) -> tuple[Te
 
     A class with fewer than `least` images has those of all; a deviation of 0 is that of all, or 1.
     """
-    members = functional.one_hot(label, classes).float()
-    count = members.sum(0).clamp(min=1)
-    mean = members.T @ spc / count
-    deviation = (members.T @ (spc - mean[label]).square() / count).sqrt()
-    whole = spc.std(correction=0)
-    few = members.sum(0) < least
-    deviation = torch.where(few | (deviation < 1e-6), whole, deviation)
+    one_hot = functional.one_hot(label, classes).float()
+    count = one_hot.sum(0).clamp(min=1)
+    mean = one_hot.T @ spc / count
+    deviation = (one_hot.T @ (spc - mean[label]).square() / count).sqrt()
+    overall = spc.std(correction=0)
+    few = one_hot.sum(0) < least
+    deviation = torch.where(few | (deviation < 1e-6), overall, deviation)
     return torch.where(few, spc.mean(), mean), deviation.where(deviation >= 1e-6, 1.0)

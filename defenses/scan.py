@@ -49,55 +49,55 @@ def covariances(
     Returns:
         (identity, variation), float64 [d, d] each.
     """
-    present = functional.one_hot(labels).to(features.dtype)
-    present = present[:, present.sum(0) > 0]
-    counts = present.sum(0)[:, None, None]
-    means = present.T @ features / counts[:, 0]
-    spread = features - present @ means
+    one_hot = functional.one_hot(labels).to(features.dtype)
+    one_hot = one_hot[:, one_hot.sum(0) > 0]
+    counts = one_hot.sum(0)[:, None, None]
+    means = one_hot.T @ features / counts[:, 0]
+    residuals = features - one_hot @ means
     identity = means.T @ means / len(means)
-    within = variation = spread.T @ spread / len(features)
+    within = variation = residuals.T @ residuals / len(features)
     for _ in range(rounds):
         gain = _gain(identity, variation, counts)
         posterior = (gain @ means[:, :, None]).squeeze(2)
-        left = identity - gain @ identity  # of the identities, given the samples
-        off = means - posterior
+        uncertainty = identity - gain @ identity  # of the identities, given the samples
+        errors = means - posterior
         weights = counts / len(features)
-        found = (
-            posterior.T @ posterior / len(means) + left.mean(0),
-            within + (weights * (off[:, :, None] * off[:, None, :] + left)).sum(0),
+        estimates = (
+            posterior.T @ posterior / len(means) + uncertainty.mean(0),
+            within + (weights * (errors[:, :, None] * errors[:, None, :] + uncertainty)).sum(0),
         )
-        moved = (found[0] - identity).norm() + (found[1] - variation).norm()
-        identity, variation = ((part + part.T) / 2 for part in found)
-        if moved < tolerance:
+        change = (estimates[0] - identity).norm() + (estimates[1] - variation).norm()
+        identity, variation = ((part + part.T) / 2 for part in estimates)
+        if change < tolerance:
             break
     return identity, variation
 
 
 def _gain(identity: Tensor, variation: Tensor, counts: Tensor) -> Tensor:
     """What turns means of `counts` samples [K, 1, 1] into posterior identities; [K, d, d]."""
-    out: Tensor = identity @ torch.linalg.pinv(identity + variation / counts, hermitian=True)
-    return out
+    gain: Tensor = identity @ torch.linalg.pinv(identity + variation / counts, hermitian=True)
+    return gain
 
 
 def metric(variation: Tensor) -> Tensor:
     """A matrix L with L L^T the pseudo-inverse of the variation's covariance; float64 [d, d]."""
     values, vectors = torch.linalg.eigh(variation)
     kept = values > 1e-10 * values[-1]
-    out: Tensor = vectors * torch.where(kept, values.clamp(min=1e-300).rsqrt(), 0.0)
-    return out
+    whitening: Tensor = vectors * torch.where(kept, values.clamp(min=1e-300).rsqrt(), 0.0)
+    return whitening
 
 
-def evidence(white: Tensor, small: Tensor, one: Tensor) -> float:
+def evidence(white: Tensor, split: Tensor, mean: Tensor) -> float:
     """Mean gain of two means over one, in squared distances; at least 0 but for rounding.
 
     Args:
         white: float64 [N, d], whitened by the variation.
-        small: bool [N], the split.
-        one: float64 [d], the posterior mean of the class as a whole, whitened.
+        split: bool [N], which samples form one of the two parts.
+        mean: float64 [d], the posterior mean of the class as a whole, whitened.
     """
-    parts = [white[chosen] for chosen in (small, ~small) if bool(chosen.any())]
-    two = sum((part - part.mean(0)).square().sum() for part in parts)
-    return ((white - one).square().sum() - two).item() / len(white)
+    parts = [white[mask] for mask in (split, ~split) if bool(mask.any())]
+    within = sum((part - part.mean(0)).square().sum() for part in parts)
+    return ((white - mean).square().sum() - within).item() / len(white)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,38 +139,42 @@ class SCAn(Defense):
     def defend(self, case: Case) -> Outcome:
         """Learn the covariances on the clean images, split each class, compare the classes."""
         data, clean, model = case.train, case.clean, case.fresh_model()
-        suspects = features_of(model, data.images).double()
-        known = features_of(model, clean.images).double()
+        train_features = features_of(model, data.images).double()
+        clean_features = features_of(model, clean.images).double()
         dims = max(1, min(self.dims, (len(clean) - len(clean.classes)) // 2))
-        basis, _ = principal(torch.cat([suspects, known]), dims)
-        suspects, known = ((part - known.mean(0)) @ basis for part in (suspects, known))
-        labels = clean.labels.to(known.device)
-        identity, variation = covariances(known, labels, tolerance=self.tolerance)
-        root = metric(variation)
+        basis, _ = principal(torch.cat([train_features, clean_features]), dims)
+        train_features, clean_features = (
+            (part - clean_features.mean(0)) @ basis for part in (train_features, clean_features)
+        )
+        labels = clean.labels.to(clean_features.device)
+        identity, variation = covariances(clean_features, labels, tolerance=self.tolerance)
+        whitening = metric(variation)
         scores, poisoned = torch.zeros(len(data)), torch.zeros(len(data), dtype=torch.bool)
-        gains, found = torch.zeros(len(clean.classes), dtype=torch.float64), []
+        gains, judged = torch.zeros(len(clean.classes), dtype=torch.float64), []
         for label, index in members(data.labels, len(data.classes)):
             case.log(step=label + 1, steps=len(data.classes))
-            own = known[labels == label]
-            whole = torch.cat([own, suspects[index]])
-            gain = _gain(identity, variation, whole.new_full((1, 1, 1), len(whole)))[0]
-            small, centres = two_means(whole @ root, case.rng(f"class {label}"), self.restarts)
-            gains[label] = evidence(whole @ root, small, gain @ whole.mean(0) @ root)
-            if 2 * int(small[: len(own)].sum()) > len(own):
-                small, centres = ~small, centres.flip(0)
-            squares = torch.cdist(whole[len(own) :] @ root, centres).square()
+            class_clean = clean_features[labels == label]
+            pooled = torch.cat([class_clean, train_features[index]])
+            gain = _gain(identity, variation, pooled.new_full((1, 1, 1), len(pooled)))[0]
+            split, centres = two_means(
+                pooled @ whitening, case.rng(f"class {label}"), self.restarts
+            )
+            gains[label] = evidence(pooled @ whitening, split, gain @ pooled.mean(0) @ whitening)
+            if 2 * int(split[: len(class_clean)].sum()) > len(class_clean):
+                split, centres = ~split, centres.flip(0)
+            squares = torch.cdist(pooled[len(class_clean) :] @ whitening, centres).square()
             scores[index] = (squares[:, 0] - squares[:, 1]).float().cpu()
-            poisoned[index] = small[len(own) :].cpu()
-            found.append(label)
-        judged = torch.tensor(found)
-        guilty = torch.zeros(len(clean.classes), dtype=torch.bool)
-        guilty[judged] = outliers(gains[judged], self.theta)
+            poisoned[index] = split[len(class_clean) :].cpu()
+            judged.append(label)
+        judged_labels = torch.tensor(judged)
+        contaminated = torch.zeros(len(clean.classes), dtype=torch.bool)
+        contaminated[judged_labels] = outliers(gains[judged_labels], self.theta)
         return Outcome(
             scores=scores,
-            flagged=poisoned & guilty[data.labels],
+            flagged=poisoned & contaminated[data.labels],
             notes={
                 "evidence": gains,
-                "anomaly": anomaly(gains[judged]),
-                "classes": guilty.nonzero().flatten(),
+                "anomaly": anomaly(gains[judged_labels]),
+                "classes": contaminated.nonzero().flatten(),
             },
         )

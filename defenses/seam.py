@@ -77,8 +77,8 @@ class SEAM(Defense):
         drop, keep = self.divided(case)
         limit = min(2 / len(case.clean.classes), self.limit)
         for name, data, epochs, hooks, done in (
-            ("forget", drop, self.forget_epochs, Wrong(), lambda found: found < limit),
-            ("recover", keep, self.epochs, Lasting(True), lambda found: found > self.recovered),
+            ("forget", drop, self.forget_epochs, Wrong(), lambda acc: acc < limit),
+            ("recover", keep, self.epochs, Lasting(True), lambda acc: acc > self.recovered),
         ):
             batch = min(self.batch, len(data))
             rounds = passes(case, model, data, epochs, hooks, name=name, lr=self.lr, batch=batch)

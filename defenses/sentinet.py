@@ -75,8 +75,8 @@ class SentiNet(Defense):
     def defend(self, case: Case) -> Outcome:
         """Fit the curve on one part of the clean budget, the threshold on another."""
         model = case.fresh_model()
-        laid, rest = drawn(case, self.steps)
-        overlays = laid.images.to(case.device).float().div_(255)
+        overlay_set, holdout = drawn(case, self.steps)
+        overlays = overlay_set.images.to(case.device).float().div_(255)
         noise = torch.rand(overlays.shape[1:], generator=case.rng("noise")).to(case.device)
         name = levels(model, 255 * overlays[:1])[-1]
 
@@ -91,14 +91,14 @@ class SentiNet(Defense):
                 case.log(step=sum(map(len, parts)), steps=len(images))
             return torch.cat(parts)
 
-        half = len(rest) // 2
-        points = measure(rest.images[:half])
+        half = len(holdout) // 2
+        points = measure(holdout.images[:half])
         curve, low, high = upper(points), float(points[:, 0].min()), float(points[:, 0].max())
 
         def score(images: Tensor) -> Tensor:
             return above(curve, measure(images), low, high)
 
-        threshold = cut(score(rest.images[half:]), self.rate)
+        threshold = cut(score(holdout.images[half:]), self.rate)
         notes = {"threshold": threshold, "curve": curve.tolist(), "map": name}
         return Outcome(filter=score, threshold=threshold, notes=notes)
 
@@ -120,9 +120,9 @@ def grad_cam(model: Net, name: str, pixels: Tensor) -> tuple[Tensor, Tensor]:
         label = logits.argmax(1, keepdim=True)
         (gradient,) = torch.autograd.grad(logits.gather(1, label).sum(), maps[name])
     weighted = (gradient.float().mean((2, 3), keepdim=True) * maps[name].detach()).float()
-    summed = weighted.sum(1, keepdim=True)
-    large = functional.interpolate(summed, pixels.shape[2:], mode="bilinear", align_corners=False)
-    return label, large[:, 0]
+    cam = weighted.sum(1, keepdim=True)
+    upsampled = functional.interpolate(cam, pixels.shape[2:], mode="bilinear", align_corners=False)
+    return label, upsampled[:, 0]
 
 
 def region(saliency: Tensor, share: float) -> Tensor:
@@ -133,8 +133,8 @@ def region(saliency: Tensor, share: float) -> Tensor:
     flat = saliency.flatten(1)
     count = max(1, round(share * flat.shape[1]))
     order = flat.argsort(dim=1, descending=True, stable=True)[:, :count]
-    chosen = torch.zeros_like(flat, dtype=torch.bool).scatter_(1, order, True)
-    return chosen.view_as(saliency)[:, None]
+    mask = torch.zeros_like(flat, dtype=torch.bool).scatter_(1, order, True)
+    return mask.view_as(saliency)[:, None]
 
 
 @torch.no_grad()
@@ -178,8 +178,8 @@ def upper(points: Tensor) -> Tensor:
     ]
     confidence, fooled = torch.stack(highest).unbind(1)
     powers = confidence[:, None] ** torch.arange(3)
-    found: Tensor = torch.linalg.pinv(powers, rtol=1e-6) @ fooled
-    return found
+    coefficients: Tensor = torch.linalg.pinv(powers, rtol=1e-6) @ fooled
+    return coefficients
 
 
 def above(curve: Tensor, points: Tensor, low: float = 0.0, high: float = 1.0) -> Tensor:
@@ -192,5 +192,5 @@ def above(curve: Tensor, points: Tensor, low: float = 0.0, high: float = 1.0) ->
         return (confidence.clamp(low, high)[:, None] ** torch.arange(3)) @ curve
 
     confidence = torch.linspace(0, 1, 1001, dtype=torch.float64)
-    away = torch.cdist(points, torch.stack([confidence, height(confidence)], 1)).amin(1)
-    return torch.where(points[:, 1] > height(points[:, 0]), away, -away)
+    distance = torch.cdist(points, torch.stack([confidence, height(confidence)], 1)).amin(1)
+    return torch.where(points[:, 1] > height(points[:, 0]), distance, -distance)

@@ -110,14 +110,14 @@ class SIBP(Defense):
         if self.u is not None:
             return Outcome(**self.purified(case, self.u, fitted, holdout))
         assert holdout is not None
-        least, tried = case.accuracy(case.fresh_model(), holdout) - self.tau, {}
+        least, accuracies = case.accuracy(case.fresh_model(), holdout) - self.tau, {}
         for u in CANDIDATES:
-            found = self.purified(case, u, fitted, holdout)
-            tried[str(u)] = found["notes"]["rounds"][-1]["holdout"]
-            if tried[str(u)] >= least:
+            fields = self.purified(case, u, fitted, holdout)
+            accuracies[str(u)] = fields["notes"]["rounds"][-1]["holdout"]
+            if accuracies[str(u)] >= least:
                 break
-        found["notes"] |= {"tried": tried, "within_tau": tried[str(u)] >= least}
-        return Outcome(**found)
+        fields["notes"] |= {"tried": accuracies, "within_tau": accuracies[str(u)] >= least}
+        return Outcome(**fields)
 
     def purified(
         self, case: Case, u: float | tuple[float, ...], fitted: ImageSet, holdout: ImageSet | None
@@ -129,22 +129,22 @@ class SIBP(Defense):
         before = accuracy(model)
         notes: dict[str, Any] = {"holdout_before": before}
         for number in range(self.count):
-            last = {name: value.clone() for name, value in model.state_dict().items()}
-            of_round = u[number] if isinstance(u, tuple) else u
+            previous = {name: value.clone() for name, value in model.state_dict().items()}
+            round_u = u[number] if isinstance(u, tuple) else u
             epochs = self.epochs[number] if isinstance(self.epochs, tuple) else self.epochs
-            dead = self.prune(model, of_round)
+            dead = self.prune(model, round_u)
             frozen = {name: part | frozen.get(name, part) for name, part in dead.items()}
-            found: dict[str, Any] = {
-                "u": of_round,
+            entry: dict[str, Any] = {
+                "u": round_u,
                 "pruned": channels.counts(dead),
                 "holdout_pruned": accuracy(model),
             }
             name = "fit" if number == 0 else f"fit {number}"
-            found["epochs"] = self.tune(case, model, frozen, fitted, holdout, epochs, name)
-            found["holdout"] = accuracy(model)
-            rounds.append(found)
-            if number and self.violated(before, found["holdout"]) and not isinstance(u, tuple):
-                model.load_state_dict(last)
+            entry["epochs"] = self.tune(case, model, frozen, fitted, holdout, epochs, name)
+            entry["holdout"] = accuracy(model)
+            rounds.append(entry)
+            if number and self.violated(before, entry["holdout"]) and not isinstance(u, tuple):
+                model.load_state_dict(previous)
                 notes["undone"] = rounds.pop()
                 break
         return {"model": model, "notes": {**notes, "rounds": rounds}}
@@ -225,10 +225,10 @@ class _Tuning(Clipped):
         self.epochs = epoch + 1
         if self.accuracy is None:
             return
-        found = self.accuracy(model) or 0.0
+        accuracy = self.accuracy(model) or 0.0
         model.train()
-        if found > self.best:
-            self.best, self.best_epoch = found, epoch
+        if accuracy > self.best:
+            self.best, self.best_epoch = accuracy, epoch
         if epoch - self.best_epoch >= self.sibp.patience:
             raise _Enough
 

@@ -90,29 +90,29 @@ def reconstruct(
         as the target (bool [B]).
     """
     mean, std = model.normalise.get_buffer("mean"), model.normalise.get_buffer("std")
-    out: Tensor = model.normalise(pixels).detach().clone()
-    place = torch.arange(len(out), device=out.device)
-    moving, image, speed = place >= 0, out.clone(), torch.zeros_like(out)
+    reconstructed: Tensor = model.normalise(pixels).detach().clone()
+    index = torch.arange(len(reconstructed), device=reconstructed.device)
+    active, current, velocity = index >= 0, reconstructed.clone(), torch.zeros_like(reconstructed)
     for step in range(steps):
         if step % CHECK == 0:
-            out[place] = image
-            place, image, speed = place[moving], image[moving], speed[moving]
-            moving = moving[moving]
-            if not len(place):
+            reconstructed[index] = current
+            index, current, velocity = index[active], current[active], velocity[active]
+            active = active[active]
+            if not len(index):
                 break
             if log:
                 log(step=step, steps=steps)
-        image = image.detach().requires_grad_()
-        logits = model.classifier(model.trunk(image)).float()
-        moving = moving & (logits.softmax(1)[:, target] < stop)
-        loss = (weight * image.square().flatten(1).mean(1) - logits[:, target]).sum()
-        (gradient,) = torch.autograd.grad(loss, [image])
-        speed = MOMENTUM * speed + gradient + DECAY * image.detach()
-        image = image.detach() - lr * speed * moving.view(-1, 1, 1, 1)
-    out[place] = image.detach()
+        current = current.detach().requires_grad_()
+        logits = model.classifier(model.trunk(current)).float()
+        active = active & (logits.softmax(1)[:, target] < stop)
+        loss = (weight * current.square().flatten(1).mean(1) - logits[:, target]).sum()
+        (gradient,) = torch.autograd.grad(loss, [current])
+        velocity = MOMENTUM * velocity + gradient + DECAY * current.detach()
+        current = current.detach() - lr * velocity * active.view(-1, 1, 1, 1)
+    reconstructed[index] = current.detach()
     with torch.no_grad():
-        arrived = model.classifier(model.trunk(out)).argmax(1) == target
-    return out * std + mean, arrived
+        arrived = model.classifier(model.trunk(reconstructed)).argmax(1) == target
+    return reconstructed * std + mean, arrived
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,11 +183,11 @@ class SODA(Defense):
 
     def defend(self, case: Case) -> Outcome:
         """Find target and source; repair that pair if there is one."""
-        target, start, notes = self.detect(case)
-        if target is None or start is None:
+        target, source_class, notes = self.detect(case)
+        if target is None or source_class is None:
             return Outcome(model=case.fresh_model(), notes=notes)
-        model, more = self.remove(case, start, target)
-        return Outcome(model=model, notes={**notes, **more})
+        model, removal_notes = self.remove(case, source_class, target)
+        return Outcome(model=model, notes={**notes, **removal_notes})
 
     def detect(self, case: Case) -> tuple[int | None, int | None, dict[str, Any]]:
         """Stages 1 and 2: target, source, and all that led to them."""
@@ -197,42 +197,42 @@ class SODA(Defense):
         groups = [group for group in groups if len(group)]
         features = [features_of(model, clean.images[group].to(case.device)) for group in groups]
         if isinstance(model.classifier, nn.Linear):
-            tables, own = attribution(model.classifier, features[0])[None], None
+            attributions, group_labels = attribution(model.classifier, features[0])[None], None
         else:
-            tables = torch.stack([attribution(model.classifier, part) for part in features])
-            own = torch.stack([clean.labels[group[0]] for group in groups])
-        different = dissimilarity(tables.cpu(), own)
-        index, flagged = anomaly(different), outliers(different, self.theta1)
+            attributions = torch.stack([attribution(model.classifier, part) for part in features])
+            group_labels = torch.stack([clean.labels[group[0]] for group in groups])
+        scores = dissimilarity(attributions.cpu(), group_labels)
+        anomaly_index, flagged = anomaly(scores), outliers(scores, self.theta1)
         with torch.no_grad():
             logits = model.classifier(torch.cat(features)).double().cpu()
         means = class_means(logits, clean.labels[torch.cat(groups)], classes)
-        top = int(index.masked_fill(different < different.quantile(0.5), -1.0).argmax())
+        top = int(anomaly_index.masked_fill(scores < scores.quantile(0.5), -1.0).argmax())
         target = top if bool(flagged[top]) else None
-        start = None if target is None else source(means, target, self.theta2)
+        source_class = None if target is None else source(means, target, self.theta2)
         return (
             target,
-            start,
+            source_class,
             {
-                "s": different,
-                "anomaly": index,
+                "s": scores,
+                "anomaly": anomaly_index,
                 "flagged": flagged.nonzero().flatten(),
                 "target": target,
-                "source": start,
+                "source": source_class,
                 "e": means[:, top],
                 "b": means[top],
             },
         )
 
-    def remove(self, case: Case, start: int, target: int) -> tuple[Net, dict[str, Any]]:
+    def remove(self, case: Case, source_class: int, target: int) -> tuple[Net, dict[str, Any]]:
         """Stages 3 and 4 for one pair of source and target."""
         fitted, holdout = case.split()
-        own = fitted.images[fitted.labels == start].to(case.device)
-        if not len(own):  # the class's one image is in the hold-out
+        source_images = fitted.images[fitted.labels == source_class].to(case.device)
+        if not len(source_images):  # the class's one image is in the hold-out
             return case.fresh_model(), {"started": 0, "accepted": False}
-        model, images = case.fresh_model(), own[: self.count]
-        made, arrived = reconstruct(
+        model, initial = case.fresh_model(), source_images[: self.count]
+        reconstructed, arrived = reconstruct(
             model,
-            images.float().div_(255),
+            initial.float().div_(255),
             target,
             steps=self.steps,
             lr=self.rebuild_lr,
@@ -240,26 +240,27 @@ class SODA(Defense):
             stop=self.stop,
             log=case.log,
         )
-        made = made[arrived]
+        reconstructed = reconstructed[arrived]
         before = case.accuracy(case.fresh_model(), holdout)
         allowed = max(self.drop, 2 / len(holdout)) + 1e-9
-        order = attribution(model.classifier, features_of(model, own[: self.samples]))[:, target]
+        features = features_of(model, source_images[: self.samples])
+        order = attribution(model.classifier, features)[:, target]
         order = order.argsort(descending=True, stable=True)
         notes: dict[str, Any] = {
-            "started": len(images),
-            "reconstructed": len(made),
+            "started": len(initial),
+            "reconstructed": len(reconstructed),
             "holdout_before": before,
             "accepted": False,
             "attempts": [],
         }
-        label = start if self.label is None else self.label
+        label = source_class if self.label is None else self.label
         for lr, q in ((self.lr, self.q), (self.lr / 2, min(1.0, self.q + 0.2))):
             mask = outstanding(order, q)
-            hooks = Removal(mask, made[::2], made[1::2], label, target, self)
+            hooks = Removal(mask, reconstructed[::2], reconstructed[1::2], label, target, self)
             model = self.tune(case, fitted, hooks, lr)
             after = case.accuracy(model, holdout)
-            found = {"lr": lr, "q": q, "reverse_asr": hooks.rates, "epochs": hooks.kept}
-            notes["attempts"].append({**found, "holdout_after": after})
+            attempt = {"lr": lr, "q": q, "reverse_asr": hooks.rates, "epochs": hooks.kept}
+            notes["attempts"].append({**attempt, "holdout_after": after})
             if before - after <= allowed:
                 return model, {**notes, "accepted": True}
         return case.fresh_model(), notes
@@ -302,25 +303,31 @@ class Removal(Hooks):
     """Fine-tuning through some neurons, with reconstructed images in every batch."""
 
     def __init__(
-        self, mask: Tensor, made: Tensor, held: Tensor, label: int, target: int, options: SODA
+        self,
+        mask: Tensor,
+        reconstructed: Tensor,
+        held: Tensor,
+        label: int,
+        target: int,
+        options: SODA,
     ) -> None:
         """Bind what is trained on.
 
         Args:
             mask: float [n], what features are multiplied by while training.
-            made: float [B, C, H, W], reconstructed images to train on, in pixels.
+            reconstructed: float [B, C, H, W], reconstructed images to train on, in pixels.
             held: float [B, C, H, W], those to measure with.
             label: Their label.
             target: What they must not be called.
             options: For lam, mixed and bar.
         """
         self.mask = mask
-        self.made = made
+        self.reconstructed = reconstructed
         self.held = held
         self.label = label
         self.target = target
         self.options = options
-        self.mixed = options.mixed if len(made) else 0
+        self.mixed = options.mixed if len(reconstructed) else 0
         self.rates: list[float | None] = []
         """Share of the held images still called the target, after each epoch."""
         self.state: dict[str, Tensor] = {}
@@ -334,10 +341,10 @@ class Removal(Hooks):
         if not self.mixed:
             return batch
         while len(self._turns) < self.mixed:
-            more = torch.randperm(len(self.made), generator=rng)
-            self._turns = torch.cat([self._turns, more])
-        turn, self._turns = self._turns[: self.mixed], self._turns[self.mixed :]
-        images = torch.cat([batch.images, self.made[turn.to(self.made.device)]])
+            permutation = torch.randperm(len(self.reconstructed), generator=rng)
+            self._turns = torch.cat([self._turns, permutation])
+        order, self._turns = self._turns[: self.mixed], self._turns[self.mixed :]
+        images = torch.cat([batch.images, self.reconstructed[order.to(self.reconstructed.device)]])
         labels = torch.cat([batch.labels, batch.labels.new_full((self.mixed,), self.label)])
         return replace(batch, images=images, labels=labels)
 
@@ -347,14 +354,14 @@ class Removal(Hooks):
         logits = model.classifier(model.features(batch.images) * self.mask).float()
         loss = functional.cross_entropy(logits, batch.labels)
         if self.mixed:
-            wrong = batch.labels.new_full((self.mixed,), self.target)
-            away = functional.cross_entropy(logits[-self.mixed :], wrong)
-            loss = loss - self.options.lam * away.clamp(max=FARTHEST)
+            targets = batch.labels.new_full((self.mixed,), self.target)
+            target_loss = functional.cross_entropy(logits[-self.mixed :], targets)
+            loss = loss - self.options.lam * target_loss.clamp(max=FARTHEST)
         return loss
 
     def epoch(self, model: nn.Module, epoch: int) -> None:
         """Measure with all neurons on; keep the weights the first time the bar is met."""
-        self.rates.append(called(model, self.held, self.target))
+        self.rates.append(target_rate(model, self.held, self.target))
         rate = self.rates[-1]
         if self.kept is None and rate is not None and rate < self.options.bar:
             self.kept = epoch + 1
@@ -362,12 +369,12 @@ class Removal(Hooks):
 
 
 @torch.no_grad()
-def called(model: nn.Module, pixels: Tensor, target: int) -> float | None:
+def target_rate(model: nn.Module, pixels: Tensor, target: int) -> float | None:
     """Share of the images (float, pixels) classified as the target; None of no images."""
     if not len(pixels):
         return None
-    was = model.training
+    was_training = model.training
     model.eval()
     rate = float((model(pixels).argmax(1) == target).double().mean())
-    model.train(was)
+    model.train(was_training)
     return rate

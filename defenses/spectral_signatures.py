@@ -40,9 +40,9 @@ def signature(features: Tensor, centred: bool = True) -> Tensor:
 
 def removed(scores: Tensor, count: int) -> Tensor:
     """The `count` samples with the highest scores; bool [N]."""
-    out = torch.zeros(len(scores), dtype=torch.bool, device=scores.device)
-    out[scores.topk(min(count, len(scores))).indices] = True
-    return out
+    mask = torch.zeros(len(scores), dtype=torch.bool, device=scores.device)
+    mask[scores.topk(min(count, len(scores))).indices] = True
+    return mask
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +80,8 @@ class SpectralSignatures(Defense):
         features = features_of(case.fresh_model(), data.images)
         scores, flagged = torch.zeros(len(data)), torch.zeros(len(data), dtype=torch.bool)
         for _, index in members(data.labels, len(data.classes), least=2):
-            found = signature(features[index].double(), self.centred)
+            class_scores = signature(features[index].double(), self.centred)
             count = int(self.factor * self.eps * len(index) + 1e-9)
-            scores[index], flagged[index] = found.float().cpu(), removed(found, count).cpu()
+            scores[index] = class_scores.float().cpu()
+            flagged[index] = removed(class_scores, count).cpu()
         return Outcome(scores=scores, flagged=flagged, notes={"removed": int(flagged.sum())})

@@ -51,8 +51,8 @@ def whitened(points: Tensor, kept: Tensor) -> Tensor:
     centred = points - points[kept].mean(0)
     values, vectors = torch.linalg.eigh(centred[kept].T @ centred[kept] / int(kept.sum()))
     values = values.clamp(min=1e-12 * float(values[-1].clamp(min=1e-300)))
-    out: Tensor = centred @ (vectors * values.rsqrt()) @ vectors.T
-    return out
+    white: Tensor = centred @ (vectors * values.rsqrt()) @ vectors.T
+    return white
 
 
 def robust(points: Tensor, eps: float, rng: Generator) -> Tensor:
@@ -70,20 +70,20 @@ def robust(points: Tensor, eps: float, rng: Generator) -> Tensor:
     limit = int(2 * eps * len(points) + 1e-9)
     while limit > 0:
         white = whitened(points, kept)
-        size = white.square().sum(1).where(kept, 0.0)
-        far = size >= 10 * white.shape[1] * math.log(len(points) / TAU)
-        rank = size
+        squared_norms = white.square().sum(1).where(kept, 0.0)
+        far = squared_norms >= 10 * white.shape[1] * math.log(len(points) / TAU)
+        scores = squared_norms
         if not bool(far.any()):
             along = _fourth(white[kept], rng)
             if along.square().mean() <= 1 + 10 * eps * math.log(1 / eps) ** 2:
                 break
-            rank = torch.zeros_like(size)
-            rank[kept] = (along - along.quantile(0.5)).abs()
-            far = rank > _beyond(rank[kept], eps)
+            scores = torch.zeros_like(squared_norms)
+            scores[kept] = (along - along.quantile(0.5)).abs()
+            far = scores > _beyond(scores[kept], eps)
         count = min(limit, int(far.sum()))
         if not count:
             break
-        kept = kept & ~removed(rank, count)
+        kept = kept & ~removed(scores, count)
         limit -= count
     return kept
 
@@ -124,8 +124,8 @@ def que(covariance: Tensor, alpha: float) -> Tensor:
     values, vectors = torch.linalg.eigh(covariance)
     excess = float(values[-1] - 1)
     power = alpha * (values - 1) / excess if excess > 1e-6 else torch.zeros_like(values)
-    out: Tensor = (vectors * power.softmax(0)) @ vectors.T
-    return out
+    weights: Tensor = (vectors * power.softmax(0)) @ vectors.T
+    return weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,19 +168,19 @@ class SPECTRE(Defense):
         criteria: dict[int, float] = {}
         for label, index in members(data.labels, len(data.classes), LEAST):
             case.log(step=label + 1, steps=len(data.classes))
-            found, criteria[label] = self.examine(
+            class_scores, criteria[label] = self.examine(
                 features[index].double(), case.rng(f"class {label}")
             )
-            scores[index] = found.float().cpu()
-            flagged[index] = removed(found, self.count(len(index))).cpu()
-        guilty = torch.zeros(len(data.classes), dtype=torch.bool)
-        guilty[self.chosen(criteria)] = True
+            scores[index] = class_scores.float().cpu()
+            flagged[index] = removed(class_scores, self.count(len(index))).cpu()
+        cut = torch.zeros(len(data.classes), dtype=torch.bool)
+        cut[self.cut_classes(criteria)] = True
         return Outcome(
             scores=scores,
-            flagged=flagged & guilty[data.labels],
+            flagged=flagged & cut[data.labels],
             notes={
                 "criterion": {str(label): value for label, value in criteria.items()},
-                "classes": guilty.nonzero().flatten(),
+                "classes": cut.nonzero().flatten(),
             },
         )
 
@@ -188,14 +188,14 @@ class SPECTRE(Defense):
         """How many of the samples of a class are removed."""
         return int(self.factor * self.eps * samples + 1e-9)
 
-    def chosen(self, criteria: dict[int, float]) -> list[int]:
+    def cut_classes(self, criteria: dict[int, float]) -> list[int]:
         """The classes that are cut."""
         if not criteria or self.choose == "all":
             return list(criteria)
         if self.choose == "largest" or len(criteria) < STANDS:
             return [max(criteria, key=lambda label: criteria[label])]
-        high = outliers(torch.tensor(list(criteria.values())), self.theta)
-        return [label for label, stands in zip(criteria, high.tolist(), strict=True) if stands]
+        outlying = outliers(torch.tensor(list(criteria.values())), self.theta)
+        return [label for label, high in zip(criteria, outlying.tolist(), strict=True) if high]
 
     def examine(self, features: Tensor, rng: Generator) -> tuple[Tensor, float]:
         """Score the features [N, D] of one class with the best number of directions.
@@ -211,8 +211,8 @@ class SPECTRE(Defense):
             white = whitened(part, robust(part, self.eps, rng))
             weights = que(white.T @ white / len(white), self.alpha)
             scores = (white @ weights * white).sum(1)
-            again = whitened(part, ~removed(scores, self.count(len(part))))
-            criterion = ((again @ weights) * again).sum().item() / len(again)
+            rewhitened = whitened(part, ~removed(scores, self.count(len(part))))
+            criterion = ((rewhitened @ weights) * rewhitened).sum().item() / len(rewhitened)
             if criterion > best[1]:
                 best = scores, criterion
         return best

@@ -94,14 +94,14 @@ class SuperFT(Defense):
         best, best_accuracy, notes = case.fresh_model(), -1.0, dict[str, Any]()
         for peak in PEAKS:
             try:
-                model, found = self.tune(case, fitted, peak)
+                model, peak_notes = self.tune(case, fitted, peak)
                 accuracy = rule.accuracy(model)
             except DivergedError:
                 curve.append((peak, None))
                 continue
             curve.append((peak, accuracy))
             if accuracy > best_accuracy or accuracy >= rule.least:
-                best, best_accuracy, notes = model, accuracy, found
+                best, best_accuracy, notes = model, accuracy, peak_notes
             if accuracy >= rule.least:
                 break
         within = best_accuracy >= rule.least
@@ -114,11 +114,11 @@ class SuperFT(Defense):
         if not self.epochs:
             return model, {"peak": peak}
         steps = len(training.order(len(data), size, case.rng("count")))
-        change = round(self.first * self.epochs) * steps
+        switch = round(self.first * self.epochs) * steps
         losses = case.fit(
             model,
             data,
-            hooks=EveryStep(lambda step: self.rate(step, change, peak)),
+            hooks=EveryStep(lambda step: self.rate(step, switch, peak)),
             epochs=self.epochs,
             lr=self.base,
             momentum=self.momentum,
@@ -130,8 +130,8 @@ class SuperFT(Defense):
         )
         return model, {"peak": peak, "loss_first": losses[0], "loss_last": losses[-1]}
 
-    def rate(self, step: int, change: int, peak: float) -> float:
+    def rate(self, step: int, switch: int, peak: float) -> float:
         """Learning rate of an update (from 0), the second phase beginning with `change`."""
-        top, place = (peak, step) if step < change else (self.second_peak, step - change)
-        height = 1 - abs(place % (2 * self.half) / self.half - 1)
+        top, position = (peak, step) if step < switch else (self.second_peak, step - switch)
+        height = 1 - abs(position % (2 * self.half) / self.half - 1)
         return self.base + (top - self.base) * height

@@ -78,21 +78,23 @@ class TeCo(Defense):
         """
         images = images.to(case.device)
         label = case.queries(images).argmax(1).cpu()
-        found = torch.full((len(images), len(self.types)), self.steps + 1)
+        severities = torch.full((len(images), len(self.types)), self.steps + 1)
         for column, name in enumerate(self.types):
             for severity in range(1, self.steps + 1):
-                left = (found[:, column] > self.steps).nonzero().flatten()
-                if not len(left) and not self.accumulate:
+                unbroken = (severities[:, column] > self.steps).nonzero().flatten()
+                if not len(unbroken) and not self.accumulate:
                     break
                 rng = case.rng(f"{name} {severity}")
-                given = corrupted(images if self.accumulate else images[left], name, severity, rng)
+                inputs = corrupted(
+                    images if self.accumulate else images[unbroken], name, severity, rng
+                )
                 if self.accumulate:
-                    images, given = given, given[left]
-                if len(left):
-                    changed = case.queries(given).argmax(1).cpu() != label[left]
-                    found[left[changed], column] = severity
+                    images, inputs = inputs, inputs[unbroken]
+                if len(unbroken):
+                    changed = case.queries(inputs).argmax(1).cpu() != label[unbroken]
+                    severities[unbroken[changed], column] = severity
             case.log(step=column + 1, steps=len(self.types))
-        return found
+        return severities
 
     def defend(self, case: Case) -> Outcome:
         """Set the threshold on the clean budget."""

@@ -49,29 +49,29 @@ class Unlearn(Chained):
             raise SweepError("epochs and lr >= 0; batch >= 1")
         if self.bound is not None and self.bound <= 0:
             raise SweepError(f"bound: {self.bound:g} is not above 0; leave it out for none")
-        if own := self.own:
-            object.__setattr__(self, "sees", own.sees)
-            object.__setattr__(self, "version", own.version)
+        if unlearner := self.unlearner:
+            object.__setattr__(self, "sees", unlearner.sees)
+            object.__setattr__(self, "version", unlearner.version)
 
     @property
-    def own(self) -> Defense | None:
+    def unlearner(self) -> Defense | None:
         """The detector, where it unlearns by itself what it finds."""
-        made = detector(self.detect)[1]
-        return made if made.unlearns else None
+        defense = detector(self.detect)[1]
+        return defense if defense.unlearns else None
 
-    def accept(self, name: str, made: Defense) -> None:
+    def accept(self, name: str, defense: Defense) -> None:
         """Refuse what flags nothing and unlearns nothing."""
-        if not self.own:
-            super().accept(name, made)
+        if not self.unlearner:
+            super().accept(name, defense)
 
     def stage(self) -> Stage | None:
         """The detector's run; none where it unlearns by itself."""
-        return None if self.own else super().stage()
+        return None if self.unlearner else super().stage()
 
     def defend(self, case: Case) -> Outcome:
         """Unlearn on a copy of the victim; nothing flagged, nothing changed."""
-        if self.own:
-            return self.own.defend(case)
+        if self.unlearner:
+            return self.unlearner.defend(case)
         keep, drop = self.parts(case)
         model = case.fresh_model()
         losses = []

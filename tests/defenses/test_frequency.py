@@ -11,7 +11,7 @@ from defenses.frequency import (
     blocks,
     cosines,
     detector,
-    odds,
+    log_odds,
     shadows,
     triggered,
 )
@@ -79,5 +79,5 @@ def test_the_detector_learns_to_tell_patches_it_never_saw() -> None:
     model = detector(toys.COLOUR, seeds.generator("detector"))
     Frequency(epochs=4, lr=0.5).learn(case, model, case.clean)
     hit = toys.PLANTED.trigger_set(clean[120:], {}, seeds.generator("trigger")).images
-    scores = odds(case, model, torch.cat([images[120:], hit]))
+    scores = log_odds(case, model, torch.cat([images[120:], hit]))
     assert rank(scores, torch.arange(len(scores)) >= 40) > 0.9

@@ -41,7 +41,7 @@ def test_the_hypergradient_of_a_quadratic_goes_to_its_closed_form(iterations: in
 def outer(defense: IBAU, count: int, change: Tensor) -> tuple[Tensor, Tensor]:
     """The outer loss on `count` images, and that of the images as they are."""
     model, x, labels = toys.victim(), pixels(count), torch.arange(count) % 10
-    loss, _ = defense.slopes(
+    loss, _ = defense.outer_gradients(
         model, [*model.parameters()], change, x, labels, torch.arange(count), (x, labels)
     )
     return loss, functional.cross_entropy(model(x), labels).detach()

@@ -105,7 +105,7 @@ def test_a_student_like_its_teacher_pays_no_attention_loss() -> None:
         with nad.recorded(model, names) as maps:
             weights = dict(zip(names, betas, strict=True))
             hooks = nad._Distillation(weights, 2.0, model, dict(maps), maps)
-            hooks.theirs = maps
+            hooks.teacher_maps = maps
             batch = training.Batch(pixels(8), torch.zeros(8, dtype=torch.long), *3 * [0])  # type: ignore[arg-type]
             seen[betas] = hooks.loss(model, batch, toys.RECIPE).item()
     assert seen[0.0, 0.0, 0.0] == pytest.approx(seen[500.0, 1000.0, 1000.0], rel=1e-6)

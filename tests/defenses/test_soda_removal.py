@@ -12,7 +12,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from defenses.base import Case
-from defenses.soda import FARTHEST, SODA, Removal, called, features_of, outstanding, reconstruct
+from defenses.soda import (
+    FARTHEST,
+    SODA,
+    Removal,
+    features_of,
+    outstanding,
+    reconstruct,
+    target_rate,
+)
 from sweeper.core import catalog, seeds
 from sweeper.core.types import ImageSet
 from sweeper.engine.training import Batch
@@ -39,7 +47,7 @@ def test_images_of_the_source_reach_the_target() -> None:
     with torch.no_grad():
         sure = model(made).softmax(1)[:, 0]
     assert bool((sure[arrived] >= 0.98).all())
-    assert called(model, made, 0) == float(arrived.double().mean())
+    assert target_rate(model, made, 0) == float(arrived.double().mean())
 
 
 def test_each_image_is_a_problem_of_its_own() -> None:
@@ -194,7 +202,7 @@ def test_the_loss_is_the_specification_s_and_its_second_term_is_bounded() -> Non
 def scripted(monkeypatch: pytest.MonkeyPatch, rates: list[float | None]) -> None:
     """Let successive epochs measure these shares."""
     numbers = iter(rates)
-    monkeypatch.setattr("defenses.soda.called", lambda *_: next(numbers))
+    monkeypatch.setattr("defenses.soda.target_rate", lambda *_: next(numbers))
 
 
 @pytest.mark.parametrize(
@@ -244,8 +252,8 @@ def test_only_images_that_reached_the_target_are_used(monkeypatch: pytest.Monkey
     )
     _, notes = SODA(steps=12).remove(case(clean=300), 3, 0)
     assert 0 < notes["reconstructed"] < notes["started"], "the test needs some that did not"
-    made = torch.cat([seen[0].made, seen[0].held])
-    assert len(made) == notes["reconstructed"] and called(toys.victim(), made, 0) == 1.0
+    made = torch.cat([seen[0].reconstructed, seen[0].held])
+    assert len(made) == notes["reconstructed"] and target_rate(toys.victim(), made, 0) == 1.0
 
 
 def test_without_reconstructed_images_it_still_fine_tunes() -> None:
@@ -275,8 +283,8 @@ def test_reconstructed_images_carry_the_source_and_in_the_release_class_0(
     catalog.make("defense", "soda", given).remove(case(clean=300), 3, 5)
     (hooks,) = seen
     assert hooks.label == label and hooks.target == 5
-    assert len(hooks.made) - len(hooks.held) in (0, 1) and len(hooks.held) > 2
-    assert called(toys.victim(), torch.cat([hooks.made, hooks.held]), 5) == 1.0
+    assert len(hooks.reconstructed) - len(hooks.held) in (0, 1) and len(hooks.held) > 2
+    assert target_rate(toys.victim(), torch.cat([hooks.reconstructed, hooks.held]), 5) == 1.0
     weight = toys.victim().classifier.weight.detach()[5].abs()
     assert weight[hooks.mask == 1].min() >= weight[hooks.mask == 0].max()
 
