@@ -59,10 +59,10 @@ class Unlearn(Chained):
         made = detector(self.detect)[1]
         return made if made.unlearns else None
 
-    def accept(self, name: str, made: Defense) -> None:
+    def accept(self, name: str, defense: Defense) -> None:
         """Refuse what flags nothing and unlearns nothing."""
         if not self.own:
-            super().accept(name, made)
+            super().accept(name, defense)
 
     def stage(self) -> Stage | None:
         """The detector's run; none where it unlearns by itself."""

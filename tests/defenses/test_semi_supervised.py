@@ -115,7 +115,7 @@ def test_dbds_stages_train_what_they_should_as_published(
     statistics = {name for name in changed(head) if "running" in name or "num_batches" in name}
     assert changed(head) - statistics == {"classifier.weight", "classifier.bias"}
     assert bool(statistics) == moving, "a frozen trunk keeps its statistics"
-    assert isinstance(head["hooks"].kept, torch.optim.Adam)
+    assert isinstance(head["hooks"].shared_optimizer, torch.optim.Adam)
     assert (head["recipe"].lr, head["recipe"].batch, head["recipe"].flip) == (2e-3, 128, True)
     assert set(model.state_dict()) == set(own.new_model().state_dict())
 
