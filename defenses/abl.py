@@ -155,16 +155,18 @@ class ABL(Defense):
         """Ascend the loss of the isolated samples in place; losses of both parts, for the notes."""
         drop, keep = data[isolated], data[~isolated]
         model.eval()
-        own, others = ([losses_of(case, model, part).mean().item()] for part in (drop, keep))
+        isolated_losses, other_losses = (
+            [losses_of(case, model, samples).mean().item()] for samples in (drop, keep)
+        )
         settings = {**common, **PLAIN, "lr": self.unlearning_lr}
         for _ in passes(
             case, model, drop, self.unlearning_epochs, Ascent(), name="unlearn", **settings
         ):
-            own.append(losses_of(case, model, drop).mean().item())
-            others.append(losses_of(case, model, keep).mean().item())
-            if self.cap is not None and others[-1] > max(self.cap * others[0], FITTED):
+            isolated_losses.append(losses_of(case, model, drop).mean().item())
+            other_losses.append(losses_of(case, model, keep).mean().item())
+            if self.cap is not None and other_losses[-1] > max(self.cap * other_losses[0], FITTED):
                 break
-        return {"isolated_loss": own, "other_loss": others}
+        return {"isolated_loss": isolated_losses, "other_loss": other_losses}
 
 
 class Trap(Hooks):
@@ -177,8 +179,8 @@ class Trap(Hooks):
         """The trap of the batch's cross-entropies."""
         logits = model(batch.images).float()
         losses = functional.cross_entropy(logits, batch.labels, reduction="none")
-        asked = self.options
-        return trapped(losses, asked.trap, asked.gamma, asked.per_sample)
+        options = self.options
+        return trapped(losses, options.trap, options.gamma, options.per_sample)
 
 
 class Ascent(Lasting):

@@ -49,24 +49,24 @@ def independent(features: Tensor, dims: int, rng: Generator) -> Tensor:
     """
     basis, variances = principal(features, dims)
     white = (features - features.mean(0)) @ basis / variances.sqrt()
-    start = torch.randn(white.shape[1], white.shape[1], generator=rng, dtype=white.dtype)
-    turn = _orthogonal(start.to(white.device))
+    initial = torch.randn(white.shape[1], white.shape[1], generator=rng, dtype=white.dtype)
+    unmixing = _orthogonal(initial.to(white.device))
     for _ in range(ROUNDS):
-        bent = (white @ turn.T).tanh()
-        slope = (1 - bent.square()).mean(0)
-        found = _orthogonal(bent.T @ white / len(white) - slope[:, None] * turn)
-        moved = ((found * turn).sum(1).abs() - 1).abs()
-        turn = found
-        if not len(moved) or bool(moved.max() < CLOSE):
+        activations = (white @ unmixing.T).tanh()
+        derivatives = (1 - activations.square()).mean(0)
+        updated = _orthogonal(activations.T @ white / len(white) - derivatives[:, None] * unmixing)
+        change = ((updated * unmixing).sum(1).abs() - 1).abs()
+        unmixing = updated
+        if not len(change) or bool(change.max() < CLOSE):
             break
-    return white @ turn.T
+    return white @ unmixing.T
 
 
 def _orthogonal(matrix: Tensor) -> Tensor:
     """The orthogonal matrix nearest to a square one."""
-    left, _, right = torch.linalg.svd(matrix)
-    out: Tensor = left @ right
-    return out
+    u, _, vt = torch.linalg.svd(matrix)
+    orthogonal: Tensor = u @ vt
+    return orthogonal
 
 
 def silhouette(points: Tensor, small: Tensor) -> float:
@@ -76,16 +76,16 @@ def silhouette(points: Tensor, small: Tensor) -> float:
         points: float64 [N, D].
         small: bool [N], the one cluster.
     """
-    sides = torch.stack([~small, small], 1).to(points.dtype)
-    counts = sides.sum(0)
+    membership = torch.stack([~small, small], 1).to(points.dtype)
+    counts = membership.sum(0)
     if counts.min() < 1:
         return 0.0
-    sums = torch.cat([torch.cdist(part, points) @ sides for part in points.split(CHUNK)])
-    own, other = sides.bool(), ~sides.bool()
-    inside = sums[own] / (counts.expand_as(sums)[own] - 1).clamp(min=1)
-    outside = sums[other] / counts.expand_as(sums)[other]
+    sums = torch.cat([torch.cdist(rows, points) @ membership for rows in points.split(CHUNK)])
+    own_cluster, other_cluster = membership.bool(), ~membership.bool()
+    inside = sums[own_cluster] / (counts.expand_as(sums)[own_cluster] - 1).clamp(min=1)
+    outside = sums[other_cluster] / counts.expand_as(sums)[other_cluster]
     value = (outside - inside) / torch.maximum(inside, outside).clamp(min=1e-12)
-    return value.where(counts.expand_as(sums)[own] > 1, 0.0).mean().item()
+    return value.where(counts.expand_as(sums)[own_cluster] > 1, 0.0).mean().item()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,8 +133,9 @@ class ActivationClustering(Defense):
         notes: dict[str, Any] = {}
         for label, index in members(data.labels, len(data.classes), self.least):
             case.log(step=label + 1, steps=len(data.classes))
-            found = self.judge(features[index].double(), case.rng(f"class {label}"))
-            scores[index], flagged[index], notes[str(label)] = found
+            scores[index], flagged[index], notes[str(label)] = self.judge(
+                features[index].double(), case.rng(f"class {label}")
+            )
         return Outcome(scores=scores, flagged=flagged, notes={"clusters": notes})
 
     def judge(self, features: Tensor, rng: Generator) -> tuple[Tensor, Tensor, dict[str, Any]]:
@@ -148,12 +149,12 @@ class ActivationClustering(Defense):
         else:
             points = (features - features.mean(0)) @ principal(features, self.dims)[0]
         small, centres = two_means(points, rng, self.restarts)
-        apart, share = silhouette(points, small), small.double().mean().item()
-        large, near = torch.cdist(points, centres).T
-        margin = (large - near) / (centres[1] - centres[0]).norm().clamp(min=1e-12)
-        suspicious = 0 < share < self.share and apart > self.silhouette
+        mean_silhouette, share = silhouette(points, small), small.double().mean().item()
+        to_larger, to_smaller = torch.cdist(points, centres).T
+        margin = (to_larger - to_smaller) / (centres[1] - centres[0]).norm().clamp(min=1e-12)
+        suspicious = 0 < share < self.share and mean_silhouette > self.silhouette
         return (
-            (apart * margin).float().cpu(),
+            (mean_silhouette * margin).float().cpu(),
             small.cpu() if suspicious else torch.zeros(len(small), dtype=torch.bool),
-            {"share": share, "silhouette": apart, "flagged": suspicious},
+            {"share": share, "silhouette": mean_silhouette, "flagged": suspicious},
         )

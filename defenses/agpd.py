@@ -69,32 +69,32 @@ def directions(
         float [N, channels] for each convolution, where the model is.
     """
     device = next(model.parameters()).device
-    found: list[list[Tensor]] = [[] for _ in convs]
-    with watched(convs) as seen:
-        for part, own in zip(images.split(BATCH), labels.split(BATCH), strict=True):
-            logits = model(part.to(device).float().div_(255))
-            wanted = logits.gather(1, own.to(device)[:, None]).sum()
-            slopes = torch.autograd.grad(wanted, [seen[conv] for conv in convs])
-            for into, slope in zip(found, slopes, strict=True):
-                into.append(slope.mean((2, 3)))
-    return [torch.cat(parts) for parts in found]
+    gradients: list[list[Tensor]] = [[] for _ in convs]
+    with watched(convs) as outputs:
+        for batch, batch_labels in zip(images.split(BATCH), labels.split(BATCH), strict=True):
+            logits = model(batch.to(device).float().div_(255))
+            label_logits = logits.gather(1, batch_labels.to(device)[:, None]).sum()
+            batch_gradients = torch.autograd.grad(label_logits, [outputs[conv] for conv in convs])
+            for collected, gradient in zip(gradients, batch_gradients, strict=True):
+                collected.append(gradient.mean((2, 3)))
+    return [torch.cat(batches) for batches in gradients]
 
 
-def towards(found: Tensor, way: Tensor) -> Tensor:
+def towards(gradients: Tensor, direction: Tensor) -> Tensor:
     """Cosines between directions [N, C] and one direction [C]; float [N]."""
-    return functional.cosine_similarity(found, way[None], dim=1)
+    return functional.cosine_similarity(gradients, direction[None], dim=1)
 
 
-def gap(found: Tensor, clean: Tensor) -> tuple[Tensor, Tensor]:
+def gap(gradients: Tensor, clean: Tensor) -> tuple[Tensor, Tensor]:
     """How far the directions of a class [N, C] lie between the clean one [C] and the farthest.
 
     Returns:
         (the root of the mean squared difference of their cosines with the two, float; those with
         the clean direction, float [N]).
     """
-    near = towards(found, clean)
-    away = (near - towards(found, found[near.argmin()])).square()
-    return ((away.sum() - away[near.argmin()]) / len(found)).sqrt(), near
+    cosines = towards(gradients, clean)
+    differences = (cosines - towards(gradients, gradients[cosines.argmin()])).square()
+    return ((differences.sum() - differences[cosines.argmin()]) / len(gradients)).sqrt(), cosines
 
 
 def standing(gaps: Tensor) -> Tensor:
@@ -102,18 +102,18 @@ def standing(gaps: Tensor) -> Tensor:
     return anomaly(gaps).where(gaps >= gaps.double().quantile(0.5), 0.0)
 
 
-def ratios(found: Tensor, clean: Tensor, poisoned: Tensor) -> Tensor:
+def ratios(gradients: Tensor, clean: Tensor, poisoned: Tensor) -> Tensor:
     """How much nearer directions [N, C] are to `poisoned` [C] than to `clean` [C]; 0 to 1, [N]."""
-    to_poisoned, to_clean = 1 - towards(found, poisoned), 1 - towards(found, clean)
-    both = (to_poisoned + to_clean).clamp(min=1e-12)
-    return (to_poisoned / both).clamp(0, 1)
+    to_poisoned, to_clean = 1 - towards(gradients, poisoned), 1 - towards(gradients, clean)
+    total = (to_poisoned + to_clean).clamp(min=1e-12)
+    return (to_poisoned / total).clamp(0, 1)
 
 
-def grown(found: Tensor, clean: Tensor, tau: float) -> tuple[Tensor, list[float]]:
+def grown(gradients: Tensor, clean: Tensor, tau: float) -> tuple[Tensor, list[float]]:
     """Grow a group from the direction farthest from the clean one until it holds all.
 
     Args:
-        found: float [N, C], the directions of a class.
+        gradients: float [N, C], the directions of a class.
         clean: float [C].
         tau: In each round those join whose ratio lies in this lowest part of the others' range.
 
@@ -121,17 +121,17 @@ def grown(found: Tensor, clean: Tensor, tau: float) -> tuple[Tensor, list[float]
         (int64 [N]: the round each joined in, the first in round 0; for each round from 1 how far
         the histogram of those left moved: Jensen-Shannon distances).
     """
-    joined = torch.full((len(found),), -1)
-    joined[towards(found, clean).argmin()] = 0
-    spread = _histogram(ratios(found, clean, found[joined == 0].mean(0))[joined < 0])
+    joined = torch.full((len(gradients),), -1)
+    joined[towards(gradients, clean).argmin()] = 0
+    histogram = _histogram(ratios(gradients, clean, gradients[joined == 0].mean(0))[joined < 0])
     moved: list[float] = []
     while bool((joined < 0).any()):
-        ratio = ratios(found, clean, found[joined >= 0].mean(0))
-        left = ratio[joined < 0]
-        low, high = left.min(), left.max()
+        ratio = ratios(gradients, clean, gradients[joined >= 0].mean(0))
+        remaining = ratio[joined < 0]
+        low, high = remaining.min(), remaining.max()
         joined[(joined < 0) & (ratio <= low + tau * (high - low))] = len(moved) + 1
-        before, spread = spread, _histogram(ratio[joined < 0])
-        moved.append(distance(before, spread))
+        before, histogram = histogram, _histogram(ratio[joined < 0])
+        moved.append(distance(before, histogram))
     return joined, moved
 
 
@@ -140,12 +140,12 @@ def _histogram(values: Tensor) -> Tensor:
     return values.double().histc(BINS, 0, 1) / max(1, len(values))
 
 
-def distance(one: Tensor, other: Tensor) -> float:
+def distance(p: Tensor, q: Tensor) -> float:
     """Jensen-Shannon distance of two histograms, in nats; 1 where one is empty."""
-    if not bool(one.any() and other.any()):
+    if not bool(p.any() and q.any()):
         return 1.0
-    both = torch.stack([one, other, (one + other) / 2])
-    entropy = -torch.xlogy(both, both).sum(1)
+    distributions = torch.stack([p, q, (p + q) / 2])
+    entropy = -torch.xlogy(distributions, distributions).sum(1)
     return (entropy[2] - entropy[:2].mean()).clamp(min=0).sqrt().item()
 
 
@@ -199,42 +199,47 @@ class AGPD(Defense):
         convs = convolutions(model)
         clean = self.clean(case, model, convs)
         gaps: dict[int, Tensor] = {}
-        near = torch.ones(len(convs), len(data))
+        clean_cosines = torch.ones(len(convs), len(data))
         for label, index in members(data.labels, len(data.classes)):
             if label in clean:
-                found = directions(model, convs, data.images[index], data.labels[index])
-                pairs = [gap(part, way) for part, way in zip(found, clean[label], strict=True)]
+                gradients = directions(model, convs, data.images[index], data.labels[index])
+                pairs = [
+                    gap(gradient, direction)
+                    for gradient, direction in zip(gradients, clean[label], strict=True)
+                ]
                 gaps[label] = torch.stack([width for width, _ in pairs]).cpu()
-                near[:, index] = torch.stack([cosines for _, cosines in pairs]).cpu()
+                clean_cosines[:, index] = torch.stack([cosines for _, cosines in pairs]).cpu()
                 case.log(step=label + 1, steps=len(data.classes))
-        layer, chosen, index = self.targets(torch.stack(list(gaps.values()), 1))
+        layer, places, anomalies = self.targets(torch.stack(list(gaps.values()), 1))
         flagged = torch.zeros(len(data), dtype=torch.bool)
-        targets = [list(gaps)[place] for place in chosen]
+        targets = [list(gaps)[place] for place in places]
         for label in targets:
-            own = (data.labels == label).nonzero().flatten()
-            (ways,) = directions(model, [convs[layer]], data.images[own], data.labels[own])
-            joined, moved = grown(ways.cpu(), clean[label][layer].cpu(), self.tau)
-            flagged[own] = joined <= quiet(moved)
+            positions = (data.labels == label).nonzero().flatten()
+            (layer_gradients,) = directions(
+                model, [convs[layer]], data.images[positions], data.labels[positions]
+            )
+            joined, moved = grown(layer_gradients.cpu(), clean[label][layer].cpu(), self.tau)
+            flagged[positions] = joined <= quiet(moved)
         notes = {
             "layer": layer,
             "classes": targets,
-            "anomaly": index,
-            "gaps": {str(label): found[layer].item() for label, found in gaps.items()},
+            "anomaly": anomalies,
+            "gaps": {str(label): widths[layer].item() for label, widths in gaps.items()},
         }
-        return Outcome(scores=1 - near[layer], flagged=flagged, notes=notes)
+        return Outcome(scores=1 - clean_cosines[layer], flagged=flagged, notes=notes)
 
     def clean(self, case: Case, model: Net, convs: Sequence[nn.Conv2d]) -> dict[int, list[Tensor]]:
         """The clean direction of each class at each convolution, from the clean budget."""
-        held = case.clean
-        held = held[torch.randperm(len(held), generator=case.rng("clean"))]
-        right = metrics.predict(model, held.images, case.recipe, case.device) == held.labels
-        found = {}
-        for label, index in members(held.labels, len(held.classes)):
-            index = index[right[index]] if bool(right[index].any()) else index
+        clean = case.clean
+        clean = clean[torch.randperm(len(clean), generator=case.rng("clean"))]
+        correct = metrics.predict(model, clean.images, case.recipe, case.device) == clean.labels
+        clean_directions = {}
+        for label, index in members(clean.labels, len(clean.classes)):
+            index = index[correct[index]] if bool(correct[index].any()) else index
             index = index[: self.per_class]
-            parts = directions(model, convs, held.images[index], held.labels[index])
-            found[label] = [part.mean(0) for part in parts]
-        return found
+            gradients = directions(model, convs, clean.images[index], clean.labels[index])
+            clean_directions[label] = [layer_gradients.mean(0) for layer_gradients in gradients]
+        return clean_directions
 
     def targets(self, gaps: Tensor) -> tuple[int, list[int], Tensor]:
         """Choose the layer and the classes whose gaps [layers, classes] are outstanding there.
@@ -242,13 +247,13 @@ class AGPD(Defense):
         Returns:
             (layer, places of the targets, anomaly indices at the layer float64 [classes]).
         """
-        index = torch.stack([standing(row) for row in gaps])
-        layer = int(index.amax(1).argmax())
-        chosen = index[layer] > self.theta
-        if not bool(chosen.any()):
+        anomalies = torch.stack([standing(row) for row in gaps])
+        layer = int(anomalies.amax(1).argmax())
+        targeted = anomalies[layer] > self.theta
+        if not bool(targeted.any()):
             last = list(range(len(gaps)))[-4:-1]
             wide = gaps[last] > FALLBACK
             if bool(wide.any()):
                 place = int(wide.sum(1).argmax())
-                layer, chosen = last[place], wide[place]
-        return layer, chosen.nonzero().flatten().tolist(), index[layer]
+                layer, targeted = last[place], wide[place]
+        return layer, targeted.nonzero().flatten().tolist(), anomalies[layer]

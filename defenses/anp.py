@@ -136,8 +136,8 @@ class ANP(Defense):
         shifts = [neurons.weight_shift, neurons.bias_shift]
         with torch.no_grad():
             for shift in shifts:
-                start = torch.rand(neurons.count, generator=rng) * 2 - 1
-                shift.copy_(self.eps * start)
+                noise = torch.rand(neurons.count, generator=rng) * 2 - 1
+                shift.copy_(self.eps * noise)
         for _ in range(self.inner_steps):
             gradients = torch.autograd.grad(cost(True), shifts)
             with torch.no_grad():
@@ -151,13 +151,13 @@ class ANP(Defense):
         """The fair threshold: the largest below which hold-out accuracy never fell by over tau."""
         before = case.accuracy(case.fresh_model(), holdout)
         tolerance = max(self.tau, 2 / len(holdout))
-        chosen, accuracy, curve = 0.0, before, [(0.0, before)]
+        accepted, after, curve = 0.0, before, [(0.0, before)]
         for threshold in THRESHOLDS:
             model = case.fresh_model()
             prune(model, masks < threshold)
-            found = case.accuracy(model, holdout)
-            curve.append((threshold, found))
-            if found < before - tolerance - 1e-9:
+            accuracy = case.accuracy(model, holdout)
+            curve.append((threshold, accuracy))
+            if accuracy < before - tolerance - 1e-9:
                 break
-            chosen, accuracy = threshold, found
-        return chosen, {"holdout_before": before, "holdout_after": accuracy, "curve": curve}
+            accepted, after = threshold, accuracy
+        return accepted, {"holdout_before": before, "holdout_after": after, "curve": curve}

@@ -30,12 +30,12 @@ class ANPOracle(ANP):
     def choose(self, case: Case, masks: Tensor, holdout: ImageSet) -> tuple[float, dict[str, Any]]:
         """The threshold of lowest test ASR at a bounded change of test accuracy."""
         acc_before, asr_before = case.oracle(case.fresh_model())
-        chosen, best, curve = 0.0, asr_before, [(0.0, acc_before, asr_before)]
+        best_threshold, best_asr, curve = 0.0, asr_before, [(0.0, acc_before, asr_before)]
         for threshold in THRESHOLDS:
             model = case.fresh_model()
             prune(model, masks < threshold)
             acc, asr = case.oracle(model)
             curve.append((threshold, acc, asr))
-            if abs(acc - acc_before) / acc_before < self.acc_ratio and asr < best:
-                chosen, best = threshold, asr
-        return chosen, {"curve": curve}
+            if abs(acc - acc_before) / acc_before < self.acc_ratio and asr < best_asr:
+                best_threshold, best_asr = threshold, asr
+        return best_threshold, {"curve": curve}

@@ -41,9 +41,9 @@ from sweeper.models.base import Net
 
 def freeze_first_half(model: Net) -> None:
     """Freeze the first half, rounded down, of the trunk's layers that have weights."""
-    layers = [part for part in model.trunk.modules() if [*part.parameters(recurse=False)]]
-    for part in layers[: len(layers) // 2]:
-        for value in part.parameters(recurse=False):
+    layers = [layer for layer in model.trunk.modules() if [*layer.parameters(recurse=False)]]
+    for layer in layers[: len(layers) // 2]:
+        for value in layer.parameters(recurse=False):
             value.requires_grad_(False)
 
 
@@ -117,16 +117,16 @@ class ASD(MixMatch):
             train.classes,
         )
         always = torch.ones(len(seeds), dtype=torch.bool)
-        scores = kept = torch.empty(0)
+        scores = labelled = torch.empty(0)
 
         def choose(epoch: int) -> Tensor:
-            nonlocal scores, kept
+            nonlocal scores, labelled
             scores = self.scores(case, model, train, epoch)
-            kept = self.chosen(scores, train, epoch)
-            return torch.cat([always, kept])
+            labelled = self.select(scores, train, epoch)
+            return torch.cat([always, labelled])
 
         losses = self.mixmatch(case, model, everything, self.total(), choose)
-        counts = torch.bincount(train.labels[kept], minlength=len(train.classes))
+        counts = torch.bincount(train.labels[labelled], minlength=len(train.classes))
         notes = {"seeds": len(seeds), "mixmatch_loss": losses, "labelled": counts.tolist()}
         return Outcome(model=model, scores=scores, notes=notes)
 
@@ -137,13 +137,14 @@ class ASD(MixMatch):
             SweepError: The clean budget has none of some class.
         """
         clean = case.clean
-        found = [index[: self.trusted] for _, index in members(clean.labels, len(clean.classes))]
-        if len(found) < len(clean.classes):
+        trusted = [index[: self.trusted] for _, index in members(clean.labels, len(clean.classes))]
+        missing = len(clean.classes) - len(trusted)
+        if missing:
             raise SweepError(
-                f"asd needs a clean image of each class, but {len(clean.classes) - len(found)} of "
+                f"asd needs a clean image of each class, but {missing} of "
                 f"{len(clean.classes)} have none: raise clean_budgets"
             )
-        return clean[torch.cat(found)]
+        return clean[torch.cat(trusted)]
 
     def scores(self, case: Case, model: Net, train: ImageSet, epoch: int) -> Tensor:
         """What the training samples are ranked by before an epoch, float [N], low = clean."""
@@ -153,23 +154,23 @@ class ASD(MixMatch):
         virtual = self.virtual(case, model, train, epoch)
         return before - self.losses(case, virtual, train, f"virtual {epoch}")
 
-    def chosen(self, scores: Tensor, train: ImageSet, epoch: int) -> Tensor:
+    def select(self, scores: Tensor, train: ImageSet, epoch: int) -> Tensor:
         """Which training samples keep their labels in an epoch, bool [N]."""
         if epoch >= self.class_epochs:
             return lowest(scores, self.labelled, "labelled")
-        kept = torch.zeros(len(train), dtype=torch.bool)
+        labelled = torch.zeros(len(train), dtype=torch.bool)
         for _, index in members(train.labels, len(train.classes)):
             count = min(self.grow * (epoch // self.every), int(self.labelled * len(index)))
-            kept[index[scores[index].argsort(stable=True)[:count]]] = True
-        return kept
+            labelled[index[scores[index].argsort(stable=True)[:count]]] = True
+        return labelled
 
     def virtual(self, case: Case, model: Net, train: ImageSet, epoch: int) -> Net:
         """A copy of the model after an epoch of cross-entropy on all training samples."""
-        found = copy.deepcopy(model)
-        freeze_first_half(found)
+        virtual = copy.deepcopy(model)
+        freeze_first_half(virtual)
         settings: dict[str, Any] = {"schedule": "constant", "warmup": 0.0, "label_smoothing": 0.0}
         case.fit(
-            found,
+            virtual,
             train,
             name=f"virtual {epoch}",
             hooks=Lasting(adam=True),
@@ -178,4 +179,4 @@ class ASD(MixMatch):
             lr=self.virtual_lr,
             **settings,
         )
-        return found
+        return virtual

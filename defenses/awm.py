@@ -118,15 +118,15 @@ class AWM(Defense):
         rng = case.rng("batches")
         for turn in range(self.outer_steps):
             batches = training.draws(data, recipe, 2 * steps, rng, case.device)
-            change = torch.zeros(1, *data.images.shape[1:], device=case.device)
+            perturbation = torch.zeros(1, *data.images.shape[1:], device=case.device)
             for _ in range(steps):
-                change = self.climb(case, model, masks, next(batches)[0], change)
-            length = change.abs().sum().clamp(min=1e-12)
-            change = change * (self.bound / length).clamp(max=1)
+                perturbation = self.climb(case, model, masks, next(batches)[0], perturbation)
+            norm = perturbation.abs().sum().clamp(min=1e-12)
+            perturbation = perturbation * (self.bound / norm).clamp(max=1)
             loss = torch.zeros(())
             for images, labels in batches:
                 with case.autocast():
-                    loss = self.loss(model, masks, images, labels, change)
+                    loss = self.loss(model, masks, images, labels, perturbation)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 optimizer.step()
@@ -134,28 +134,30 @@ class AWM(Defense):
                     torch._foreach_clamp_min_([*masks.values()], 0.0)
                     torch._foreach_clamp_max_([*masks.values()], 1.0)
             case.log(step=turn + 1, steps=self.outer_steps, loss=loss.item())
-            yield change
+            yield perturbation
 
-    def climb(self, case: Case, model: Net, masks: Masks, images: Tensor, change: Tensor) -> Tensor:
+    def climb(
+        self, case: Case, model: Net, masks: Masks, images: Tensor, perturbation: Tensor
+    ) -> Tensor:
         """One step of the perturbation away from the masked model's own predictions."""
-        change = change.detach().requires_grad_(True)
+        perturbation = perturbation.detach().requires_grad_(True)
         fixed = {name: mask.detach() for name, mask in masks.items()}
         with case.autocast():
             with torch.no_grad():
                 labels = masked(model, fixed, images).argmax(1)
-            logits = masked(model, fixed, images + change).float()
-        (slope,) = torch.autograd.grad(functional.cross_entropy(logits, labels), change)
-        return (change + self.ascent_lr * slope).detach()
+            logits = masked(model, fixed, images + perturbation).float()
+        (gradient,) = torch.autograd.grad(functional.cross_entropy(logits, labels), perturbation)
+        return (perturbation + self.ascent_lr * gradient).detach()
 
     def loss(
-        self, model: Net, masks: Masks, images: Tensor, labels: Tensor, change: Tensor
+        self, model: Net, masks: Masks, images: Tensor, labels: Tensor, perturbation: Tensor
     ) -> Tensor:
         """What the masks descend, of one batch."""
-        shown = (images + change).clamp(0, 1)
+        perturbed_images = (images + perturbation).clamp(0, 1)
         natural = functional.cross_entropy(masked(model, masks, images).float(), labels)
-        perturbed = functional.cross_entropy(masked(model, masks, shown).float(), labels)
-        size = torch.stack([mask.sum() for mask in masks.values()]).sum()
-        return self.alpha * natural + (1 - self.alpha) * perturbed + self.gamma * size
+        perturbed = functional.cross_entropy(masked(model, masks, perturbed_images).float(), labels)
+        l1_norm = torch.stack([mask.sum() for mask in masks.values()]).sum()
+        return self.alpha * natural + (1 - self.alpha) * perturbed + self.gamma * l1_norm
 
 
 def whole(model: nn.Module) -> Masks:
@@ -164,21 +166,21 @@ def whole(model: nn.Module) -> Masks:
     Raises:
         SweepError: The model has no convolution.
     """
-    found = {
-        f"{name}.weight": torch.ones_like(part.weight).requires_grad_(True)
-        for name, part in model.named_modules()
-        if isinstance(part, nn.Conv2d)
+    masks = {
+        f"{name}.weight": torch.ones_like(module.weight).requires_grad_(True)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Conv2d)
     }
-    if not found:
+    if not masks:
         raise SweepError("AWM masks convolutions and the model has none: leave AWM out")
-    return found
+    return masks
 
 
 def masked(model: nn.Module, masks: Masks, images: Tensor) -> Tensor:
     """Logits of the model with masked weights."""
     weights = {name: model.get_parameter(name) * mask for name, mask in masks.items()}
-    found: Tensor = functional_call(model, weights, (images,))
-    return found
+    logits: Tensor = functional_call(model, weights, (images,))
+    return logits
 
 
 @torch.no_grad()

@@ -103,17 +103,17 @@ class BaDExpert(Defense):
 
         @torch.no_grad()
         def score(images: Tensor) -> Tensor:
-            parts = []
-            for part in images.split(BATCH):
-                pixels = part.to(case.device).float().div_(255)
+            scores = []
+            for batch in images.split(BATCH):
+                pixels = batch.to(case.device).float().div_(255)
                 with case.autocast():
                     label = model(pixels).argmax(1, keepdim=True)
                     x, y = (
                         net(pixels).double().softmax(1).gather(1, label)[:, 0]
                         for net in (expert, repaired)
                     )
-                parts.append(suspicion(x, y, self.factor, self.bound).cpu())
-            return torch.cat(parts)
+                scores.append(suspicion(x, y, self.factor, self.bound).cpu())
+            return torch.cat(scores)
 
         threshold = cut(score(holdout.images), self.rate)
         notes = {
@@ -153,7 +153,7 @@ class BaDExpert(Defense):
                 weight_decay=self.weight_decay,
                 batch=min(self.batch, len(data)),
                 schedule="step",
-                milestones=tuple(round(part * self.epochs / 10) for part in (2, 4, 6, 8)),
+                milestones=tuple(round(tenths * self.epochs / 10) for tenths in (2, 4, 6, 8)),
                 gamma=self.gamma,
                 warmup=0.0,
                 label_smoothing=0.0,

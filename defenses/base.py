@@ -82,13 +82,13 @@ class Case:
         self._build = build
         self._log = log
 
-    def _get(self, what: str) -> Any:
-        if what not in self._sees:
+    def _get(self, name: str) -> Any:
+        if name not in self._sees:
             declared = ", ".join(sorted(self._sees)) or "nothing"
             raise AccessDenied(
-                f"case.{what}: the defense declares to see {declared}: add {what!r} to its `sees`"
+                f"case.{name}: the defense declares to see {declared}: add {name!r} to its `sees`"
             )
-        return self._given[what]
+        return self._given[name]
 
     def fresh_model(self) -> Net:
         """The backdoored model: a copy of the defense's own at every call, in eval mode."""
@@ -98,26 +98,26 @@ class Case:
     @property
     def clean(self) -> ImageSet:
         """The clean budget: images of the training distribution the attacker did not train on."""
-        found: ImageSet = self._get("clean")
-        return found
+        clean: ImageSet = self._get("clean")
+        return clean
 
     @property
     def train(self) -> ImageSet:
         """The poisoned training set with the labels given."""
-        found: ImageSet = self._get("train")
-        return found
+        train: ImageSet = self._get("train")
+        return train
 
     @property
     def queries(self) -> Callable[[Tensor], Tensor]:
         """The model as a black box: uint8 images [B, C, H, W] -> probabilities [B, K]."""
-        found: Callable[[Tensor], Tensor] = self._get("queries")
-        return found
+        queries: Callable[[Tensor], Tensor] = self._get("queries")
+        return queries
 
     @property
     def oracle(self) -> Callable[[nn.Module], tuple[float, float]]:
         """ACC and ASR of any model on the test set: only for defenses named `...-oracle`."""
-        found: Callable[[nn.Module], tuple[float, float]] = self._get("oracle")
-        return found
+        oracle: Callable[[nn.Module], tuple[float, float]] = self._get("oracle")
+        return oracle
 
     def rng(self, name: str) -> Generator:
         """A CPU generator of its own for each named draw."""
@@ -144,17 +144,17 @@ class Case:
         """
         clean = self.clean
         order = torch.randperm(len(clean), generator=self.rng("hold-out"))
-        parts = []
+        holdouts = []
         for label in range(len(clean.classes)):
             members = order[clean.labels[order] == label]
-            wanted = max(round(share * len(members)), min(per_class, len(members) // 2))
-            parts.append(members[:wanted])
-        held = torch.cat(parts)
-        if not len(held):
-            held = order[: max(1, round(share * len(clean)))]
-        chosen = torch.zeros(len(clean), dtype=torch.bool)
-        chosen[held] = True
-        return clean[~chosen], clean[chosen]
+            count = max(round(share * len(members)), min(per_class, len(members) // 2))
+            holdouts.append(members[:count])
+        holdout = torch.cat(holdouts)
+        if not len(holdout):
+            holdout = order[: max(1, round(share * len(clean)))]
+        in_holdout = torch.zeros(len(clean), dtype=torch.bool)
+        in_holdout[holdout] = True
+        return clean[~in_holdout], clean[in_holdout]
 
     def fit(
         self,

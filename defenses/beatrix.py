@@ -53,15 +53,15 @@ def stage(model: Net) -> int:
     Raises:
         SweepError: The network is no sequence of parts with convolutions.
     """
-    parts = list(model.trunk.children()) if isinstance(model.trunk, nn.Sequential) else []
-    found = [
+    children = list(model.trunk.children()) if isinstance(model.trunk, nn.Sequential) else []
+    stages = [
         place
-        for place, part in enumerate(parts)
-        if any(isinstance(module, nn.Conv2d) for module in part.modules())
+        for place, child in enumerate(children)
+        if any(isinstance(module, nn.Conv2d) for module in child.modules())
     ]
-    if not found or not found[-1]:
+    if not stages or not stages[-1]:
         raise SweepError("beatrix: the model has no two stages of convolutions: use a CNN")
-    return found[-1]
+    return stages[-1]
 
 
 @torch.no_grad()
@@ -69,10 +69,10 @@ def maps(model: Net, images: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield, batch by batch, (maps float64 [B, C, H W], predicted labels int64 [B])."""
     device, place = next(model.parameters()).device, stage(model)
     assert isinstance(model.trunk, nn.Sequential)
-    for part in images.split(BATCH):
-        found = model.trunk[:place](model.normalise(part.to(device).float().div_(255)))
-        label = model.classifier(model.trunk[place:](found)).argmax(1)
-        yield found.double().flatten(2), label
+    for batch in images.split(BATCH):
+        features = model.trunk[:place](model.normalise(batch.to(device).float().div_(255)))
+        label = model.classifier(model.trunk[place:](features)).argmax(1)
+        yield features.double().flatten(2), label
 
 
 def grams(features: Tensor, orders: int, powers: bool = True) -> Tensor:
@@ -87,12 +87,12 @@ def grams(features: Tensor, orders: int, powers: bool = True) -> Tensor:
         float64 [B, orders, C (C + 1) / 2].
     """
     upper = torch.triu_indices(features.shape[1], features.shape[1], device=features.device)
-    found = []
+    triangles = []
     for order in range(1, orders + 1):
         raised = features**order if powers else features
         gram = (raised @ raised.mT)[:, upper[0], upper[1]]
-        found.append(gram.sign() * gram.abs() ** (1 / order))
-    return torch.stack(found, 1)
+        triangles.append(gram.sign() * gram.abs() ** (1 / order))
+    return torch.stack(triangles, 1)
 
 
 @dataclass(frozen=True)
@@ -111,11 +111,11 @@ class Limits:
         spread = median((clean - middle).abs()).clamp(min=FLOOR)
         return cls(middle - SPREAD * spread, middle + SPREAD * spread)
 
-    def deviation(self, found: Tensor, channels: int) -> Tensor:
+    def deviation(self, entries: Tensor, channels: int) -> Tensor:
         """How far entries [B, orders, entries] lie outside, relative to the limits; float64 [B]."""
-        below = (self.low - found).relu() / self.low.abs().clamp(min=FLOOR)
-        above = (found - self.high).relu() / self.high.abs().clamp(min=FLOOR)
-        return (below + above).sum((1, 2)) / (channels**2 / 2 * found.shape[1])
+        below = (self.low - entries).relu() / self.low.abs().clamp(min=FLOOR)
+        above = (entries - self.high).relu() / self.high.abs().clamp(min=FLOOR)
+        return (below + above).sum((1, 2)) / (channels**2 / 2 * entries.shape[1])
 
 
 def median(values: Tensor) -> Tensor:
@@ -127,38 +127,38 @@ def median(values: Tensor) -> Tensor:
 def held_out(clean: Tensor, channels: int) -> Tensor:
     """Deviations of clean Gram entries [N, ...], each from limits of the other folds; [N]."""
     fold = torch.arange(len(clean), device=clean.device) % min(FOLDS, len(clean))
-    found = torch.zeros(len(clean), dtype=clean.dtype, device=clean.device)
+    deviations = torch.zeros(len(clean), dtype=clean.dtype, device=clean.device)
     for number in range(min(FOLDS, len(clean))):
-        own = fold == number
-        found[own] = Limits.of(clean[~own]).deviation(clean[own], channels)
-    return found
+        in_fold = fold == number
+        deviations[in_fold] = Limits.of(clean[~in_fold]).deviation(clean[in_fold], channels)
+    return deviations
 
 
-def mmd(one: Tensor, other: Tensor, weighted: bool = True) -> float:
+def mmd(x: Tensor, y: Tensor, weighted: bool = True) -> float:
     """Squared mean discrepancy of two samples [N, D], [M, D] under two Gaussian kernels.
 
     Their widths are the median distance of all points and twice that; 0 for fewer than two points.
 
     Args:
-        one: float64 [N, D].
-        other: float64 [M, D].
+        x: float64 [N, D].
+        y: float64 [M, D].
         weighted: The unbiased estimate times N M / (N + M), else the biased one alone.
     """
-    first, second = len(one), len(other)
-    if min(first, second) < 2:
+    n, m = len(x), len(y)
+    if min(n, m) < 2:
         return 0.0
-    both = torch.cat([one, other])
-    squares = torch.cdist(both, both).square()
+    points = torch.cat([x, y])
+    squares = torch.cdist(points, points).square()
     width = squares[squares > 0].median() if bool((squares > 0).any()) else squares.new_ones(())
     kernel = (-squares / (2 * width)).exp() + (-squares / (8 * width)).exp()
-    inner = [kernel[:first, :first], kernel[first:, first:]]
-    across = kernel[:first, first:].mean()
+    inner = [kernel[:n, :n], kernel[n:, n:]]
+    across = kernel[:n, n:].mean()
     if not weighted:
-        found = inner[0].mean() + inner[1].mean() - 2 * across
-        return found.clamp(min=0).item()
-    pairs = [(part.sum() - part.trace()) / (len(part) * (len(part) - 1)) for part in inner]
-    found = pairs[0] + pairs[1] - 2 * across
-    return first * second / (first + second) * found.clamp(min=0).item()
+        estimate = inner[0].mean() + inner[1].mean() - 2 * across
+        return estimate.clamp(min=0).item()
+    pairs = [(block.sum() - block.trace()) / (len(block) * (len(block) - 1)) for block in inner]
+    estimate = pairs[0] + pairs[1] - 2 * across
+    return n * m / (n + m) * estimate.clamp(min=0).item()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,15 +210,15 @@ class Beatrix(Defense):
         model, data, classes = case.fresh_model(), case.train, len(case.train.classes)
         ranges, thresholds = self.learn(case, model, classes)
         scores, means, labels = [], [], []
-        for number, (features, label) in enumerate(maps(model, data.images)):
-            found = grams(features, self.orders, self.powers)
-            score = torch.zeros(len(label), dtype=found.dtype, device=found.device)
-            for own, index in members(label, classes):
-                away = ranges[own].deviation(found[index], features.shape[1])
-                score[index] = away / max(thresholds[own], FLOOR)
+        for number, (features, predicted) in enumerate(maps(model, data.images)):
+            entries = grams(features, self.orders, self.powers)
+            score = torch.zeros(len(predicted), dtype=entries.dtype, device=entries.device)
+            for label, index in members(predicted, classes):
+                deviation = ranges[label].deviation(entries[index], features.shape[1])
+                score[index] = deviation / max(thresholds[label], FLOOR)
             scores.append(score.float().cpu())
             means.append(features.mean(2))
-            labels.append(label)
+            labels.append(predicted)
             case.log(step=min((number + 1) * BATCH, len(data)), steps=len(data))
         return self.judge(torch.cat(scores), torch.cat(means), torch.cat(labels).cpu(), classes)
 
@@ -230,11 +230,11 @@ class Beatrix(Defense):
         ranges: dict[int, Limits] = {}
         thresholds: dict[int, float] = {}
         for label, index in members(predicted, classes, least=2):
-            found = [
+            batches = [
                 (grams(features, self.orders, self.powers), features.shape[1])
                 for features, _ in maps(model, clean.images[order[index[: self.per_class]]])
             ]
-            entries, channels = torch.cat([part for part, _ in found]), found[0][1]
+            entries, channels = torch.cat([gram for gram, _ in batches]), batches[0][1]
             ranges[label] = Limits.of(entries)
             thresholds[label] = cut(held_out(entries, channels), self.rate)
         if not ranges:
@@ -249,21 +249,21 @@ class Beatrix(Defense):
 
     def judge(self, scores: Tensor, means: Tensor, labels: Tensor, classes: int) -> Outcome:
         """Flag the deviating samples of the classes that stand out."""
-        away = scores > 1
-        found = {
+        deviating = scores > 1
+        discrepancies = {
             label: mmd(
-                means[index[away[index]]][:SAMPLES],
-                means[index[~away[index]]][:SAMPLES],
+                means[index[deviating[index]]][:SAMPLES],
+                means[index[~deviating[index]]][:SAMPLES],
                 self.weighted,
             )
             for label, index in members(labels, classes)
         }
-        values = torch.tensor(list(found.values()), dtype=torch.float64)
-        guilty = torch.zeros(classes, dtype=torch.bool)
-        guilty[list(found)] = outliers(values, self.theta)
+        values = torch.tensor(list(discrepancies.values()), dtype=torch.float64)
+        infected = torch.zeros(classes, dtype=torch.bool)
+        infected[list(discrepancies)] = outliers(values, self.theta)
         notes: dict[str, Any] = {
-            "discrepancy": {str(label): value for label, value in found.items()},
+            "discrepancy": {str(label): value for label, value in discrepancies.items()},
             "anomaly": anomaly(values),
-            "classes": guilty.nonzero().flatten(),
+            "classes": infected.nonzero().flatten(),
         }
-        return Outcome(scores=scores, flagged=away & guilty[labels], notes=notes)
+        return Outcome(scores=scores, flagged=deviating & infected[labels], notes=notes)

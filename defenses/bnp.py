@@ -46,8 +46,8 @@ def moments(inputs: Tensor) -> Tensor:
 def divergence(mean: Tensor, var: Tensor, other_mean: Tensor, other_var: Tensor) -> Tensor:
     """Kullback-Leibler divergence of the Gaussian (mean, var) from the other; float64 [C]."""
     var, other_var = var.double().clamp(min=LEAST), other_var.double().clamp(min=LEAST)
-    away = var + (mean.double() - other_mean.double()).square()
-    return (other_var / var).log() / 2 + away / (2 * other_var) - 0.5
+    second_moment = var + (mean.double() - other_mean.double()).square()
+    return (other_var / var).log() / 2 + second_moment / (2 * other_var) - 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,41 +83,41 @@ class BNP(Defense):
         """Measure, choose where asked, prune a copy of the victim."""
         fitted, holdout = (case.clean, None) if self.u is not None else case.split()
         order = torch.randperm(len(fitted), generator=case.rng("images"))[: self.images]
-        found = divergences(case.fresh_model(), fitted.images[order], case.device)
+        layer_divergences = divergences(case.fresh_model(), fitted.images[order], case.device)
         notes: dict[str, Any] = {}
         u = self.u
         if holdout is not None:
-            u, notes = self.choose(case, found, holdout)
-        dead, model = above(found, torch.inf if u is None else u), case.fresh_model()
+            u, notes = self.choose(case, layer_divergences, holdout)
+        dead, model = above(layer_divergences, torch.inf if u is None else u), case.fresh_model()
         zero(model, dead, self.shift)
         notes |= {"u": u, "pruned": int(dead.sum()), "channels": len(dead)}
         return Outcome(model=model, notes=notes)
 
     def choose(
-        self, case: Case, found: list[Tensor], holdout: ImageSet
+        self, case: Case, layer_divergences: list[Tensor], holdout: ImageSet
     ) -> tuple[float | None, dict[str, Any]]:
         """The smallest candidate down to which hold-out accuracy never fell by over tau, if any."""
         before = case.accuracy(case.fresh_model(), holdout)
         least = before - max(self.tau, 2 / len(holdout)) - 1e-9
-        chosen: float | None = None
+        accepted: float | None = None
         curve: list[tuple[float | None, float]] = [(None, before)]
         for u in LEVELS:
             model = case.fresh_model()
-            zero(model, above(found, u), self.shift)
+            zero(model, above(layer_divergences, u), self.shift)
             curve.append((u, case.accuracy(model, holdout)))
             if curve[-1][1] < least:
                 break
-            chosen = u
-        return chosen, {"curve": curve}
+            accepted = u
+        return accepted, {"curve": curve}
 
 
 def divergences(model: nn.Module, images: Tensor, device: torch.device) -> list[Tensor]:
     """Of each BatchNorm layer's inputs on these images from its running statistics; float64 [C]."""
-    found = []
-    for (_, norm), seen in zip(
+    layer_divergences = []
+    for (_, norm), image_moments in zip(
         layers(model), observed(model, images, device, moments), strict=True
     ):
-        mean, square = seen.mean(0)
+        mean, square = image_moments.mean(0)
         running = [norm.get_buffer(name).cpu() for name in ("running_mean", "running_var")]
-        found.append(divergence(mean, square - mean.square(), *running))
-    return found
+        layer_divergences.append(divergence(mean, square - mean.square(), *running))
+    return layer_divergences

@@ -36,9 +36,9 @@ from sweeper.engine.training import Batch, Hooks
 from sweeper.models.base import Net
 
 
-def weights(confounded: Tensor, own: Tensor) -> Tensor:
+def weights(confounder_losses: Tensor, model_losses: Tensor) -> Tensor:
     """Weights of a batch, of mean 1, from the confounder's and the model's losses; float [B]."""
-    share = confounded / (confounded + own + 1e-8)
+    share = confounder_losses / (confounder_losses + model_losses + 1e-8)
     return share / share.mean().clamp(min=1e-8)
 
 
@@ -53,9 +53,11 @@ class Weighted(Hooks):
         """The weighted loss; no gradient goes through the weights."""
         with torch.no_grad():
             logits = self.confounder(batch.images).float()
-            confounded = functional.cross_entropy(logits, batch.labels, reduction="none")
-        own = functional.cross_entropy(model(batch.images).float(), batch.labels, reduction="none")
-        return (weights(confounded, own.detach()) * own).mean()
+            confounder_losses = functional.cross_entropy(logits, batch.labels, reduction="none")
+        losses = functional.cross_entropy(
+            model(batch.images).float(), batch.labels, reduction="none"
+        )
+        return (weights(confounder_losses, losses.detach()) * losses).mean()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +94,7 @@ class CBD(Defense):
         """Train the confounder, then the model."""
         data, model = case.train, case.new_model()
         confounder = self.confounder(case, data)
-        losses = case.fit(
+        epoch_losses = case.fit(
             model,
             data,
             hooks=Weighted(confounder),
@@ -102,9 +104,9 @@ class CBD(Defense):
             gamma=0.1,
             **self.common(data),
         )
-        found = losses_of(case, confounder, data)
-        notes = {"loss": losses, "confounder_loss": found.mean().item()}
-        return Outcome(model=model, scores=-found, notes=notes)
+        losses = losses_of(case, confounder, data)
+        notes = {"loss": epoch_losses, "confounder_loss": losses.mean().item()}
+        return Outcome(model=model, scores=-losses, notes=notes)
 
     def confounder(self, case: Case, data: ImageSet) -> Net:
         """The briefly trained model, in eval mode."""

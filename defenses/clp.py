@@ -110,7 +110,7 @@ def _suits(conv: nn.Module, norm: nn.Module) -> bool:
 def by_graph(model: nn.Module) -> list[Pair]:
     """The pairs of a model by what its BatchNorms read, in the order they are computed."""
     modules = dict(model.named_modules())
-    found = []
+    pairs = []
     for node in graph(model).nodes:
         if node.op != "call_module" or not isinstance(modules[node.target], nn.BatchNorm2d):
             continue
@@ -118,19 +118,19 @@ def by_graph(model: nn.Module) -> list[Pair]:
         while source.op == "call_module" and isinstance(modules[source.target], nn.Identity):
             source = source.args[0]
         if source.op == "call_module" and _suits(modules[source.target], modules[node.target]):
-            found.append((modules[source.target], modules[node.target]))
-    return found
+            pairs.append((modules[source.target], modules[node.target]))
+    return pairs
 
 
 def by_registration(model: nn.Module) -> list[Pair]:
     """As released: each BatchNorm with the convolution registered last before it, if it fits."""
-    found, last = [], None
+    pairs, last = [], None
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             last = module
         elif last is not None and isinstance(module, nn.BatchNorm2d) and _suits(last, module):
-            found.append((last, module))
-    return found
+            pairs.append((last, module))
+    return pairs
 
 
 @torch.no_grad()
@@ -143,6 +143,6 @@ def scores(conv: nn.Conv2d, norm: nn.BatchNorm2d, epsilon: bool = True) -> Tenso
     return (norm.weight / variance.sqrt()).abs() * bounds
 
 
-def outliers(found: Tensor, u: float) -> Tensor:
+def outliers(bounds: Tensor, u: float) -> Tensor:
     """Bool [C]: scores above mean + u x deviation (of a sample) of their layer."""
-    return found > found.mean() + u * found.std()
+    return bounds > bounds.mean() + u * bounds.std()

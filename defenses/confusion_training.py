@@ -72,11 +72,11 @@ def lowest(losses: Tensor, labels: Tensor, share: float, least: float) -> Tensor
         least: Of each class, at least one.
     """
     order = losses.argsort(stable=True)
-    kept = torch.zeros(len(losses), dtype=torch.bool)
-    kept[order[: int(share * len(losses) + 1e-9)]] = True
+    selected = torch.zeros(len(losses), dtype=torch.bool)
+    selected[order[: int(share * len(losses) + 1e-9)]] = True
     for _, index in members(labels[order], int(labels.max()) + 1):
-        kept[order[index[: max(1, int(least * len(index) + 1e-9))]]] = True
-    return kept
+        selected[order[index[: max(1, int(least * len(index) + 1e-9))]]] = True
+    return selected
 
 
 def ratio(features: Tensor, isolated: Tensor) -> float:
@@ -93,8 +93,8 @@ def ratio(features: Tensor, isolated: Tensor) -> float:
         return 1.0
     basis, _ = principal(features, 2)
     plane = features @ basis
-    parts = (plane[isolated], plane[~isolated])
-    gain = likelihood(parts[0]) + likelihood(parts[1]) - likelihood(plane)
+    clusters = (plane[isolated], plane[~isolated])
+    gain = likelihood(clusters[0]) + likelihood(clusters[1]) - likelihood(plane)
     return math.exp(float(gain) / len(plane))
 
 
@@ -103,8 +103,8 @@ def likelihood(points: Tensor) -> Tensor:
     centred = points - points.mean(0)
     covariance = centred.T @ centred / len(points)
     regular = covariance + REGULAR * torch.eye(points.shape[1]).to(points)
-    away: Tensor = torch.linalg.solve(regular, covariance).trace() + torch.logdet(regular)
-    return -len(points) / 2 * away
+    deviance: Tensor = torch.linalg.solve(regular, covariance).trace() + torch.logdet(regular)
+    return -len(points) / 2 * deviance
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,10 +158,10 @@ class ConfusionTraining(Defense):
         """
         rounds = len(self.keep) + 1
         for name in ("every", "balance", "rates"):
-            given = getattr(self, name)
-            if len(given) != rounds:
+            values = getattr(self, name)
+            if len(values) != rounds:
                 raise SweepError(
-                    f"{name}: {len(given)} numbers for {rounds} rounds, one more than keep has"
+                    f"{name}: {len(values)} numbers for {rounds} rounds, one more than keep has"
                 )
         if not all(0 < share <= 1 for share in self.keep):
             raise SweepError("keep: shares of the training set lie in (0, 1]")
@@ -175,37 +175,37 @@ class ConfusionTraining(Defense):
     def defend(self, case: Case) -> Outcome:
         """Confuse in rounds, then judge the classes."""
         data, rounds = case.train, len(self.keep) + 1
-        base, left = case.new_model(), torch.ones(len(data), dtype=torch.bool)
+        base, remaining = case.new_model(), torch.ones(len(data), dtype=torch.bool)
         sizes, model = [], base
         for number in range(rounds):
-            self.settle(case, base, data[left], number)
-            model = self.confuse(case, base, data[left], number)
+            self.settle(case, base, data[remaining], number)
+            model = self.confuse(case, base, data[remaining], number)
             losses = losses_of(case, model, data)
-            sizes.append(int(left.sum()))
+            sizes.append(int(remaining.sum()))
             if number < rounds - 1:
                 least = LEAST[number == rounds - 2]
-                left = lowest(losses, data.labels, self.keep[number], least)
+                remaining = lowest(losses, data.labels, self.keep[number], least)
             case.log(step=number + 1, steps=rounds)
         predicted = metrics.predict(model, data.images, case.recipe, case.device)
-        flagged, found = self.judge(
+        flagged, ratios = self.judge(
             features_of(model, data.images).double(),
             predicted == data.labels,
             data.labels,
         )
-        notes = {"left": sizes, "ratios": {str(label): value for label, value in found.items()}}
+        notes = {"left": sizes, "ratios": {str(label): value for label, value in ratios.items()}}
         return Outcome(scores=-losses, flagged=flagged, notes=notes)
 
-    def settle(self, case: Case, base: Net, left: ImageSet, number: int) -> None:
+    def settle(self, case: Case, base: Net, remaining: ImageSet, number: int) -> None:
         """Train the model of all rounds on what is left; in the last with the clean images."""
         if number == len(self.keep):
             images, labels = (
-                torch.cat([getattr(part, name) for part in (left, case.clean)])
+                torch.cat([getattr(data, name) for data in (remaining, case.clean)])
                 for name in ("images", "labels")
             )
-            left = ImageSet(images, labels, left.classes)
+            remaining = ImageSet(images, labels, remaining.classes)
         case.fit(
             base,
-            left,
+            remaining,
             name=f"settle {number}",
             epochs=self.first_epochs if number < 2 else self.later_epochs,
             lr=self.lr,
@@ -219,7 +219,7 @@ class ConfusionTraining(Defense):
             **PLAIN,
         )
 
-    def confuse(self, case: Case, base: Net, left: ImageSet, number: int) -> Net:
+    def confuse(self, case: Case, base: Net, remaining: ImageSet, number: int) -> Net:
         """A copy of the model, confused."""
         model, clean = copy.deepcopy(base), case.clean
         clean = replace(clean, labels=metrics.predict(base, clean.images, case.recipe, case.device))
@@ -234,17 +234,19 @@ class ConfusionTraining(Defense):
             **PLAIN,
         )
         steps = self.first_steps if number < 4 else self.later_steps
-        classes, mixed = len(left.classes), math.ceil(steps / self.every[number])
+        classes, mixed = len(remaining.classes), math.ceil(steps / self.every[number])
         weights = torch.ones(classes)
         if number < len(self.keep):
-            weights = rarity(left.labels, classes)
+            weights = rarity(remaining.labels, classes)
         weights = weights.to(case.device)
-        given = training.draws(left, recipe, mixed, case.rng(f"left {number}"), case.device)
+        remaining_batches = training.draws(
+            remaining, recipe, mixed, case.rng(f"left {number}"), case.device
+        )
 
         def loss(images: Tensor, predicted: Tensor, step: int) -> Tensor:
             batches = [(images, confused(predicted, step, classes))]
             if step % self.every[number] == 0:
-                batches.append(next(given))
+                batches.append(next(remaining_batches))
             with case.autocast():
                 return joint(model, batches, weights, self.balance[number])
 
@@ -265,14 +267,14 @@ class ConfusionTraining(Defense):
         Returns:
             (bool [N]: what is flagged, class -> ratio of likelihoods).
         """
-        found = {
+        ratios = {
             label: ratio(features[index.to(features.device)], isolated[index].to(features.device))
             for label, index in members(labels, int(labels.max()) + 1)
         }
-        largest = max(found.values())
-        cut = self.theta if largest > self.theta else max(ONE, math.nextafter(largest, 0))
-        guilty = [label for label, value in found.items() if value > cut]
-        return isolated & torch.isin(labels, torch.tensor(guilty, dtype=labels.dtype)), found
+        largest = max(ratios.values())
+        threshold = self.theta if largest > self.theta else max(ONE, math.nextafter(largest, 0))
+        cleansed = [label for label, value in ratios.items() if value > threshold]
+        return isolated & torch.isin(labels, torch.tensor(cleansed, dtype=labels.dtype)), ratios
 
 
 def joint(
@@ -287,9 +289,9 @@ def joint(
         balance: What the second loss is divided by; the first takes the rest.
     """
     logits = model(torch.cat([images for images, _ in batches])).float()
-    parts = logits.split([len(labels) for _, labels in batches])
-    first = functional.cross_entropy(parts[0], batches[0][1])
+    batch_logits = logits.split([len(labels) for _, labels in batches])
+    confused_loss = functional.cross_entropy(batch_logits[0], batches[0][1])
     if len(batches) == 1:
-        return first
-    second = functional.cross_entropy(parts[1], batches[1][1], weight=weights)
-    return ((balance - 1) * first + second) / balance
+        return confused_loss
+    remaining_loss = functional.cross_entropy(batch_logits[1], batches[1][1], weight=weights)
+    return ((balance - 1) * confused_loss + remaining_loss) / balance

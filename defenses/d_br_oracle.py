@@ -25,12 +25,12 @@ class DBROracle(DBR):
 
     def choose(self, case: Case, rounds: Iterator[tuple[Net, float]]) -> tuple[Net, dict[str, Any]]:
         """Keep the model of the largest test ACC - ASR."""
-        best, chosen, curve = float("-inf"), 0, []
-        kept: Net | None = None
+        best_difference, best_epoch, curve = float("-inf"), 0, []
+        best_model: Net | None = None
         for epoch, (model, _) in enumerate(rounds):
             acc, asr = case.oracle(model)
             curve.append((acc, asr))
-            if acc - asr > best:
-                best, chosen, kept = acc - asr, epoch, copy.deepcopy(model)
-        assert kept is not None
-        return kept, {"epoch": chosen, "curve": curve}
+            if acc - asr > best_difference:
+                best_difference, best_epoch, best_model = acc - asr, epoch, copy.deepcopy(model)
+        assert best_model is not None
+        return best_model, {"epoch": best_epoch, "curve": curve}

@@ -63,23 +63,23 @@ def ss_ctl(
     """
     with torch.autocast(views.device.type, enabled=False):
         count, views = len(labels), views.float()
-        own = torch.eye(2 * count, dtype=torch.bool, device=views.device)
+        diagonal = torch.eye(2 * count, dtype=torch.bool, device=views.device)
         labels, clean = labels.repeat(2), (part == CLEAN).repeat(2)
-        alike = (labels[:, None] == labels) & clean[:, None]
+        same_class = (labels[:, None] == labels) & clean[:, None]
         if positives == "paper":
-            alike &= clean
-        pairs = (alike | own.roll(count, 0)) & ~own
-        similar = (views @ views.T / temperature).masked_fill(own, float("-inf"))
-        likely = similar.log_softmax(1).masked_fill(own, 0)
-        return -(temperature / base) * ((likely * pairs).sum(1) / pairs.sum(1)).mean()
+            same_class &= clean
+        pairs = (same_class | diagonal.roll(count, 0)) & ~diagonal
+        similarity = (views @ views.T / temperature).masked_fill(diagonal, float("-inf"))
+        log_probs = similarity.log_softmax(1).masked_fill(diagonal, 0)
+        return -(temperature / base) * ((log_probs * pairs).sum(1) / pairs.sum(1)).mean()
 
 
 def mce(logits: Tensor, labels: Tensor, part: Tensor, weight: float) -> Tensor:
     """Mean cross-entropy of the CLEAN samples of a batch, less `weight` times that of POISONED."""
     losses = functional.cross_entropy(logits.float(), labels, reduction="none")
     clean, poisoned = (
-        (losses * (part == which)).sum() / (part == which).sum().clamp(min=1)
-        for which in (CLEAN, POISONED)
+        (losses * (part == subset)).sum() / (part == subset).sum().clamp(min=1)
+        for subset in (CLEAN, POISONED)
     )
     return clean - weight * poisoned
 
@@ -139,7 +139,7 @@ class DST(Separated):
     def defend(self, case: Case) -> Outcome:
         """Train encoder and head of a fresh model."""
         scores, part = case.state["scores"], case.state["part"]
-        model, known = case.new_model(), part != UNCERTAIN
+        model, certain = case.new_model(), part != UNCERTAIN
         common: dict[str, Any] = {
             "batch": self.batch,
             "momentum": 0.9,
@@ -152,7 +152,7 @@ class DST(Separated):
             "erase": 0.0,
         }
         flip = case.recipe.flip
-        contrast = case.fit(
+        contrast_losses = case.fit(
             model,
             case.train,
             name="encoder",
@@ -162,11 +162,11 @@ class DST(Separated):
             weight_decay=self.weight_decay,
             **common,
         )
-        mixed = case.fit(
+        head_losses = case.fit(
             model,
-            case.train[known],
+            case.train[certain],
             name="head",
-            hooks=_Mixed(part[known], flip, self.unlearn),
+            hooks=_Mixed(part[certain], flip, self.unlearn),
             epochs=self.head_epochs,
             lr=self.head_lr,
             weight_decay=0.0,
@@ -176,8 +176,8 @@ class DST(Separated):
         notes = {
             "clean": int((part == CLEAN).sum()),
             "poisoned": int((part == POISONED).sum()),
-            "contrast_loss": contrast,
-            "head_loss": mixed,
+            "contrast_loss": contrast_losses,
+            "head_loss": head_losses,
         }
         return Outcome(model=model, scores=scores, flagged=part == POISONED, notes=notes)
 
@@ -190,8 +190,8 @@ class DST(Separated):
             return floor + (self.lr - floor) * (1 + math.cos(math.pi * epoch / self.epochs)) / 2
 
         if progress < warm:
-            start = min(0.01, self.lr)
-            return start + (cosine(warm) - start) * progress / warm
+            initial = min(0.01, self.lr)
+            return initial + (cosine(warm) - initial) * progress / warm
         return cosine(int(progress) + 1)
 
 

@@ -100,16 +100,18 @@ class DBD(MixMatch):
             "contrast_loss": self.contrast(case, model, data),
             "head_loss": self.head(case, model, data),
         }
-        losses = kept = torch.empty(0)
+        losses = labelled = torch.empty(0)
 
         def choose(epoch: int) -> Tensor:
-            nonlocal losses, kept
+            nonlocal losses, labelled
             losses = self.losses(case, model, data, f"epoch {epoch}")
-            kept = lowest(losses, self.labelled, "labelled")
-            return kept
+            labelled = lowest(losses, self.labelled, "labelled")
+            return labelled
 
         notes["mixmatch_loss"] = self.mixmatch(case, model, data, self.epochs, choose)
-        notes["labelled"] = torch.bincount(data.labels[kept], minlength=len(data.classes)).tolist()
+        notes["labelled"] = torch.bincount(
+            data.labels[labelled], minlength=len(data.classes)
+        ).tolist()
         return Outcome(model=model, scores=losses, notes=notes)
 
     def contrast(self, case: Case, model: nn.Module, data: ImageSet) -> list[float]:

@@ -49,12 +49,13 @@ class Rule:
         Returns:
             Notes: accuracy before and after each round, and the round kept (0: none).
         """
-        kept, chosen, curve = [part.detach().clone() for part in tensors], 0, [self.before]
+        accepted = [tensor.detach().clone() for tensor in tensors]
+        round_kept, curve = 0, [self.before]
         for number, _ in enumerate(rounds, 1):
             curve.append(self.accuracy(model()))
             if curve[-1] >= self.least:
-                chosen, kept = number, [part.detach().clone() for part in tensors]
+                round_kept, accepted = number, [tensor.detach().clone() for tensor in tensors]
         with torch.no_grad():
-            for part, value in zip(tensors, kept, strict=True):
-                part.copy_(value)
-        return {"holdout": curve, "round_kept": chosen}
+            for tensor, value in zip(tensors, accepted, strict=True):
+                tensor.copy_(value)
+        return {"holdout": curve, "round_kept": round_kept}

@@ -25,12 +25,12 @@ class Signed(Hooks):
     def __init__(self, bound: float | None = None) -> None:
         self.sign = 1.0
         self.bound = bound
-        self.kept: torch.optim.Optimizer | None = None
+        self.shared_optimizer: torch.optim.Optimizer | None = None
 
     def optimizer(self, model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
         """The optimiser of the first phase, with its momentum."""
-        self.kept = self.kept or super().optimizer(model, recipe)
-        return self.kept
+        self.shared_optimizer = self.shared_optimizer or super().optimizer(model, recipe)
+        return self.shared_optimizer
 
     def loss(self, model: nn.Module, batch: Batch, recipe: Recipe) -> Tensor:
         """Signed cross-entropy; ascent leaves alone what is above the bound."""
@@ -68,10 +68,10 @@ def alternate(
     hooks = Signed(bound)
     yield model, 0.0
     for epoch in range(epochs):
-        found = []
+        losses = []
         for sign, data, name in ((-1.0, drop, "unlearn"), (1.0, keep, "relearn")):
             hooks.sign = sign
-            found += case.fit(
+            losses += case.fit(
                 model,
                 data,
                 name=f"{name} {epoch}",
@@ -86,5 +86,5 @@ def alternate(
                 warmup=0.0,
                 label_smoothing=0.0,
             )
-        case.log(epoch=epoch + 1, epochs=epochs, loss=found[1])
-        yield model, -found[0]
+        case.log(epoch=epoch + 1, epochs=epochs, loss=losses[1])
+        yield model, -losses[0]

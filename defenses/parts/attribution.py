@@ -28,12 +28,12 @@ def intervened(head: nn.Module, features: Tensor) -> Tensor:
     """
     count, width = features.shape
     before = head(features)
-    raised = torch.eye(width, dtype=features.dtype, device=features.device)
-    parts = []
-    for part in raised.split(max(1, CHUNK // (count * width))):
-        after = head((features + part[:, None]).flatten(0, 1)).view(len(part), count, -1)
-        parts.append((after - before).abs().mean(1))
-    return torch.cat(parts)
+    identity = torch.eye(width, dtype=features.dtype, device=features.device)
+    changes = []
+    for shift in identity.split(max(1, CHUNK // (count * width))):
+        after = head((features + shift[:, None]).flatten(0, 1)).view(len(shift), count, -1)
+        changes.append((after - before).abs().mean(1))
+    return torch.cat(changes)
 
 
 def attribution(head: nn.Module, features: Tensor) -> Tensor:
@@ -43,25 +43,26 @@ def attribution(head: nn.Module, features: Tensor) -> Tensor:
     return intervened(head, features)
 
 
-def dissimilarity(tables: Tensor, own: Tensor | None = None) -> Tensor:
+def dissimilarity(attributions: Tensor, group_classes: Tensor | None = None) -> Tensor:
     """One less the mean correlation of a class's column with the mean of the other columns.
 
     Args:
-        tables: float [C, n, K], attributions measured on C groups of samples.
-        own: int64 [C], the class of each group, which does not count for itself; None where the
-            attributions depend on no samples.
+        attributions: float [C, n, K], attributions measured on C groups of samples.
+        group_classes: int64 [C], the class of each group, which does not count for itself; None
+            where the attributions depend on no samples.
 
     Returns:
         float64 [K], rounded to what the correlation can resolve.
     """
-    tables = tables.double()
-    classes = tables.shape[2]
-    rest = (tables.sum(2, keepdim=True) - tables) / (classes - 1)
-    one, other = tables - tables.mean(1, keepdim=True), rest - rest.mean(1, keepdim=True)
-    rho = functional.cosine_similarity(one, other, dim=1)
+    attributions = attributions.double()
+    classes = attributions.shape[2]
+    mean_others = (attributions.sum(2, keepdim=True) - attributions) / (classes - 1)
+    centred = attributions - attributions.mean(1, keepdim=True)
+    centred_others = mean_others - mean_others.mean(1, keepdim=True)
+    rho = functional.cosine_similarity(centred, centred_others, dim=1)
     counts = torch.ones_like(rho)
-    if own is not None:
-        counts[torch.arange(len(own)), own] = 0
+    if group_classes is not None:
+        counts[torch.arange(len(group_classes)), group_classes] = 0
     return (1 - (rho * counts).sum(0) / counts.sum(0).clamp(min=1)).round(decimals=9)
 
 
@@ -82,12 +83,12 @@ def source(means: Tensor, target: int, theta: float) -> int | None:
     Returns:
         A class other than the target; None where no other has images.
     """
-    others = (means[:, target].isfinite()).nonzero().flatten()
-    others = others[others != target]
-    if not len(others):
+    candidates = (means[:, target].isfinite()).nonzero().flatten()
+    candidates = candidates[candidates != target]
+    if not len(candidates):
         return None
-    lean, back = means[others, target], means[target, others]
+    lean, back = means[candidates, target], means[target, candidates]
     flagged = outliers(lean, theta)
     if int(flagged.sum()) > 1 and bool(back.isfinite().all()):
-        return int(others[back.masked_fill(~flagged, torch.inf).argmin()])
-    return int(others[lean.argmax()])
+        return int(candidates[back.masked_fill(~flagged, torch.inf).argmin()])
+    return int(candidates[lean.argmax()])

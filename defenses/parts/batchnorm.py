@@ -28,16 +28,16 @@ def reestimate(model: nn.Module, images: Tensor, batch: int = 500) -> None:
     if not norms:
         return
     device = next(model.parameters()).device
-    kept = [norm.momentum for norm in norms]
+    momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
         norm.train()
-    seen = 0
-    for part in images.chunk(-(-len(images) // batch)):
-        seen += len(part)
+    count = 0
+    for chunk in images.chunk(-(-len(images) // batch)):
+        count += len(chunk)
         for norm in norms:
-            norm.momentum = len(part) / seen
-        model(part.to(device).float().div_(255))
-    for norm, momentum in zip(norms, kept, strict=True):
+            norm.momentum = len(chunk) / count
+        model(chunk.to(device).float().div_(255))
+    for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     model.eval()

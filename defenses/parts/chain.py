@@ -18,18 +18,18 @@ from sweeper.core.errors import SweepError
 from sweeper.core.types import ImageSet
 
 
-def detector(asked: str | Mapping[str, Any]) -> tuple[str, Defense]:
+def detector(option: str | Mapping[str, Any]) -> tuple[str, Defense]:
     """Return the name and the defense of a `detect` option.
 
     Raises:
         SweepError: There is no such defense, or it does not take these options.
     """
-    given = {"defense": asked} if isinstance(asked, str) else dict(asked)
-    name = given.pop("defense", None)
+    settings = {"defense": option} if isinstance(option, str) else dict(option)
+    name = settings.pop("defense", None)
     if not isinstance(name, str):
-        raise SweepError(f"detect: needs a name, or {{defense: NAME, ...}}, not {asked!r}")
-    made: Defense = catalog.make("defense", name, given)
-    return name, made
+        raise SweepError(f"detect: needs a name, or {{defense: NAME, ...}}, not {option!r}")
+    defense: Defense = catalog.make("defense", name, settings)
+    return name, defense
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,10 +48,10 @@ class Detection(Stage):
 
     def __post_init__(self) -> None:
         """See what the detector sees."""
-        object.__setattr__(self, "sees", self.made.sees)
+        object.__setattr__(self, "sees", self.defense.sees)
 
     @property
-    def made(self) -> Defense:
+    def defense(self) -> Defense:
         """The detector."""
         return detector({"defense": self.detect, **self.options})[1]
 
@@ -64,13 +64,13 @@ class Detection(Stage):
         Raises:
             SweepError: It flags nothing by rule: it only scores.
         """
-        found = self.made.defend(case)
-        if found.flagged is None:
+        outcome = self.defense.defend(case)
+        if outcome.flagged is None:
             raise SweepError(
                 f"detect: {self.detect} only scores samples, it flags none to act on: name another"
             )
-        scores = {} if found.scores is None else {"scores": found.scores.cpu()}
-        return {"flagged": found.flagged.cpu(), **scores}
+        scores = {} if outcome.scores is None else {"scores": outcome.scores.cpu()}
+        return {"flagged": outcome.flagged.cpu(), **scores}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,25 +89,25 @@ class Chained(Defense):
         Raises:
             SweepError: There is no such detector, or it detects no training samples.
         """
-        name, made = detector(self.detect)
-        self.accept(name, made)
-        object.__setattr__(self, "detect", {"defense": name, **options.canonical(made)})
-        object.__setattr__(self, "sees", self.acts | made.sees)
-        object.__setattr__(self, "requires", made.requires)
+        name, defense = detector(self.detect)
+        self.accept(name, defense)
+        object.__setattr__(self, "detect", {"defense": name, **options.canonical(defense)})
+        object.__setattr__(self, "sees", self.acts | defense.sees)
+        object.__setattr__(self, "requires", defense.requires)
 
-    def accept(self, name: str, made: Defense) -> None:
+    def accept(self, name: str, defense: Defense) -> None:
         """Refuse what flags no training samples."""
-        if made.kind != "detection":
+        if defense.kind != "detection":
             raise SweepError(
-                f"detect: {name} is of kind {made.kind}, it flags no training samples; "
+                f"detect: {name} is of kind {defense.kind}, it flags no training samples; "
                 "`sweeper list defenses` has those of kind detection"
             )
 
     def stage(self) -> Stage | None:
         """The detector's run, shared by all chains behind it."""
-        name, made = detector(self.detect)
+        name, defense = detector(self.detect)
         return Detection(
-            detect=name, options=options.canonical(made), detector_version=made.version
+            detect=name, options=options.canonical(defense), detector_version=defense.version
         )
 
     def applies(self, needs: Needs) -> str | None:

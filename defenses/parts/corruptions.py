@@ -52,23 +52,23 @@ def corrupted(images: Tensor, name: str, severity: int, rng: Generator) -> Tenso
         severity: 1 to 5.
         rng: A CPU generator; the same one, the same pattern.
     """
-    found = CORRUPTIONS[name](images.float().div_(255), severity - 1, rng)
-    return found.clamp(0, 1).mul_(255).round_().to(torch.uint8)
+    pixels = CORRUPTIONS[name](images.float().div_(255), severity - 1, rng)
+    return pixels.clamp(0, 1).mul_(255).round_().to(torch.uint8)
 
 
 # Noise: float [B, C, H, W] in [0, 1] -> the same, not clipped; `level` counts from 0
 
 
 def _gaussian_noise(x: Tensor, level: int, rng: Generator) -> Tensor:
-    drawn = torch.randn(x.shape[1:], generator=rng).to(x.device)
-    return x + (0.08, 0.12, 0.18, 0.26, 0.38)[level] * drawn
+    noise = torch.randn(x.shape[1:], generator=rng).to(x.device)
+    return x + (0.08, 0.12, 0.18, 0.26, 0.38)[level] * noise
 
 
 def _shot_noise(x: Tensor, level: int, rng: Generator) -> Tensor:
     """Photons counted: how many events of one Poisson process a pixel come before its value."""
     rate = (60, 25, 12, 5, 3)[level]
-    most = int(rate + 10 * math.sqrt(rate)) + 10
-    gaps = -torch.rand(*x.shape[1:], most, generator=rng).log()
+    events = int(rate + 10 * math.sqrt(rate)) + 10
+    gaps = -torch.rand(*x.shape[1:], events, generator=rng).log()
     times = (rate * x).movedim(0, -1).contiguous()
     counts = torch.searchsorted(gaps.cumsum(-1).to(x.device), times, right=True)
     return counts.movedim(-1, 0) / rate
@@ -76,8 +76,8 @@ def _shot_noise(x: Tensor, level: int, rng: Generator) -> Tensor:
 
 def _impulse_noise(x: Tensor, level: int, rng: Generator) -> Tensor:
     share = (0.03, 0.06, 0.09, 0.17, 0.27)[level]
-    drawn = torch.rand(x.shape[1:], generator=rng).to(x.device)
-    return x.masked_fill(drawn < share / 2, 0).masked_fill(drawn > 1 - share / 2, 1)
+    uniform = torch.rand(x.shape[1:], generator=rng).to(x.device)
+    return x.masked_fill(uniform < share / 2, 0).masked_fill(uniform > 1 - share / 2, 1)
 
 
 # Blurs
@@ -89,8 +89,8 @@ def convolved(x: Tensor, kernel: Tensor) -> Tensor:
     padded = functional.pad(x, (columns, columns, rows, rows), mode="replicate")
     size = padded.shape[2:]
     spectrum = torch.fft.rfft2(padded) * torch.fft.rfft2(kernel.to(x.device), s=size)
-    found: Tensor = torch.fft.irfft2(spectrum, s=size)
-    return found[..., 2 * rows :, 2 * columns :]
+    filtered: Tensor = torch.fft.irfft2(spectrum, s=size)
+    return filtered[..., 2 * rows :, 2 * columns :]
 
 
 def bell(sigma: float, truncate: float = 4.0) -> Tensor:
@@ -104,8 +104,8 @@ def disk(radius: int, sigma: float) -> Tensor:
     """A kernel that is even within a radius, its edge blurred."""
     place = torch.arange(-radius - 2, radius + 3)
     inside = (place[:, None] ** 2 + place**2 <= radius**2).float()
-    found = convolved(inside[None, None], bell(sigma))[0, 0]
-    return found / found.sum()
+    kernel = convolved(inside[None, None], bell(sigma))[0, 0]
+    return kernel / kernel.sum()
 
 
 def streaked(x: Tensor, radius: int, sigma: float, degrees: float) -> Tensor:
@@ -193,7 +193,7 @@ def grey(x: Tensor) -> Tensor:
 
 
 def _snow(x: Tensor, level: int, rng: Generator) -> Tensor:
-    mean, deviation, factor, least, radius, sigma, kept = (
+    mean, deviation, factor, least, radius, sigma, image_weight = (
         (0.1, 0.3, 3.0, 0.5, 10, 4, 0.8),
         (0.2, 0.3, 2.0, 0.5, 12, 4, 0.7),
         (0.55, 0.3, 4.0, 0.9, 12, 8, 0.7),
@@ -203,14 +203,20 @@ def _snow(x: Tensor, level: int, rng: Generator) -> Tensor:
     flakes = zoomed(mean + deviation * torch.randn(1, 1, *x.shape[2:], generator=rng), factor)
     flakes = flakes.masked_fill(flakes < least, 0).clamp(0, 1)
     flakes = streaked(flakes, radius, sigma, _uniform(-135, -45, rng)).to(x.device)
-    pale = kept * x + (1 - kept) * torch.maximum(x, 1.5 * grey(x) + 0.5)
+    pale = image_weight * x + (1 - image_weight) * torch.maximum(x, 1.5 * grey(x) + 0.5)
     return pale + flakes + flakes.flip(2, 3)
 
 
 def _frost(x: Tensor, level: int, rng: Generator) -> Tensor:
-    kept, laid = ((1.0, 0.4), (0.8, 0.6), (0.7, 0.7), (0.65, 0.7), (0.6, 0.75))[level]
+    image_weight, frost_weight = (
+        (1.0, 0.4),
+        (0.8, 0.6),
+        (0.7, 0.7),
+        (0.65, 0.7),
+        (0.6, 0.75),
+    )[level]
     ridges = 1 - (2 * cloud(x, 1.4, rng) - 1).abs()
-    return kept * x + laid * ridges.square()
+    return image_weight * x + frost_weight * ridges.square()
 
 
 def _fog(x: Tensor, level: int, rng: Generator) -> Tensor:
@@ -237,8 +243,8 @@ def _contrast(x: Tensor, level: int, rng: Generator) -> Tensor:
 
 def _elastic(x: Tensor, level: int, rng: Generator) -> Tensor:
     height, width = x.shape[2:]
-    drawn = 2 * torch.rand(1, 2, height, width, generator=rng) - 1
-    pixels = convolved(0.005 * height * drawn, bell(0.01 * max(height, width), 3.0))
+    noise = 2 * torch.rand(1, 2, height, width, generator=rng) - 1
+    pixels = convolved(0.005 * height * noise, bell(0.01 * max(height, width), 3.0))
     pixels *= 250 * (0.05, 0.065, 0.085, 0.1, 0.12)[level]
     identity = functional.affine_grid(torch.eye(2, 3)[None], [1, 1, height, width], False)
     grid = identity + pixels.movedim(1, -1) * torch.tensor([2 / width, 2 / height])
@@ -260,8 +266,8 @@ def quantised(planes: Tensor, table: tuple[tuple[int, ...], ...], quality: int) 
     basis = cosines(8).to(planes)
     blocks = planes.unflatten(3, (-1, 8)).unflatten(2, (-1, 8)).transpose(3, 4)
     rounded = (basis @ blocks.round() @ basis.T / steps).round() * steps
-    found: Tensor = (basis.T @ rounded @ basis).round()
-    return found.transpose(3, 4).flatten(4, 5).flatten(2, 3)
+    decoded: Tensor = (basis.T @ rounded @ basis).round()
+    return decoded.transpose(3, 4).flatten(4, 5).flatten(2, 3)
 
 
 def jpeg(x: Tensor, quality: int) -> Tensor:

@@ -83,17 +83,17 @@ class Curve:
 
     def weights(self, t: float) -> Tensor:
         """The point at t in [0, 1]; float [P], differentiable in `inner`."""
-        start, *middle, end = SHAPES[self.shape](t, self.bends)
+        first, *middle, last = SHAPES[self.shape](t, self.bends)
         inner = self.inner.new_tensor(middle) @ self.inner
-        return start * self._ends[0] + inner + end * self._ends[1]
+        return first * self._ends[0] + inner + last * self._ends[1]
 
     def named(self, weights: Tensor) -> dict[str, Tensor]:
         """A vector [P] as the network's parameters by name; views."""
         parameters = dict(self._net.named_parameters())
-        parts = weights.split([p.numel() for p in parameters.values()])
+        slices = weights.split([p.numel() for p in parameters.values()])
         return {
-            name: part.view(p.shape)
-            for (name, p), part in zip(parameters.items(), parts, strict=True)
+            name: values.view(p.shape)
+            for (name, p), values in zip(parameters.items(), slices, strict=True)
         }
 
     def loss(self, t: float, images: Tensor, labels: Tensor, l2: float = 0.0) -> Tensor:
@@ -138,18 +138,20 @@ def path(
 def most_central(times: Sequence[float], accuracies: Sequence[float], tau: float) -> float:
     """The t nearest the middle whose accuracy is within tau of the best; of two the better."""
     best = max(accuracies)
-    good = [
-        (round(abs(t - 0.5), 9), -found, t)
-        for t, found in zip(times, accuracies, strict=True)
-        if found >= best - tau - 1e-9
+    candidates = [
+        (round(abs(t - 0.5), 9), -accuracy, t)
+        for t, accuracy in zip(times, accuracies, strict=True)
+        if accuracy >= best - tau - 1e-9
     ]
-    return min(good)[2]
+    return min(candidates)[2]
 
 
 def farthest(times: Sequence[float], accuracies: Sequence[float], tau: float) -> float:
     """The largest t whose accuracy is within tau of the best."""
     best = max(accuracies)
-    return max(t for t, found in zip(times, accuracies, strict=True) if found >= best - tau - 1e-9)
+    return max(
+        t for t, accuracy in zip(times, accuracies, strict=True) if accuracy >= best - tau - 1e-9
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,10 +187,10 @@ class CurveDefense(Defense):
         Raises:
             SweepError: A word is unknown or a number out of range.
         """
-        for name, known in (("shape", SHAPES), ("schedule", SCHEDULES)):
-            if getattr(self, name) not in known:
+        for name, allowed in (("shape", SHAPES), ("schedule", SCHEDULES)):
+            if getattr(self, name) not in allowed:
                 raise SweepError(
-                    f"{name}: {getattr(self, name)!r} is not one of {', '.join(known)}"
+                    f"{name}: {getattr(self, name)!r} is not one of {', '.join(allowed)}"
                 )
         if self.bends < 3 or self.steps < 0 or self.batch < 2 or self.tau < 0:
             raise SweepError("bends >= 3; steps and tau >= 0; batch >= 2")
@@ -272,12 +274,12 @@ class CurveDefense(Defense):
     def deliver(self, case: Case, curve: Curve) -> Outcome:
         """Choose a point of the curve."""
         fitted, holdout = self.data(case)
-        chosen, notes = self.t, {}
-        if chosen is None:
-            found = path(
+        t, notes = self.t, {}
+        if t is None:
+            accuracies = path(
                 curve, self.times, fitted.images, lambda model: case.accuracy(model, holdout)
             )
-            chosen = self.choose(found)
-            notes = {"curve": list(zip(self.times, found, strict=True))}
-        model = curve.at(chosen, fitted.images)
-        return Outcome(model=model, notes={**notes, "t": chosen})
+            t = self.choose(accuracies)
+            notes = {"curve": list(zip(self.times, accuracies, strict=True))}
+        model = curve.at(t, fitted.images)
+        return Outcome(model=model, notes={**notes, "t": t})

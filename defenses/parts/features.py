@@ -26,8 +26,8 @@ def features_of(model: Net, images: Tensor) -> Tensor:
     The forward passes run in the precision of the caller's context.
     """
     device = next(model.parameters()).device
-    parts = [model.features(part.to(device).float().div_(255)) for part in images.split(BATCH)]
-    return torch.cat([part.float() for part in parts])
+    features = [model.features(batch.to(device).float().div_(255)) for batch in images.split(BATCH)]
+    return torch.cat([batch.float() for batch in features])
 
 
 def members(labels: Tensor, classes: int, least: int = 1) -> Iterator[tuple[int, Tensor]]:
@@ -51,8 +51,8 @@ def principal(features: Tensor, dims: int) -> tuple[Tensor, Tensor]:
     centred = features - features.mean(0)
     values, vectors = torch.linalg.eigh(centred.T @ centred / max(1, len(features)))
     values, vectors = values.flip(0)[:dims], vectors.flip(1)[:, :dims]
-    kept = values > SMALLEST * values[0].clamp(min=torch.finfo(values.dtype).tiny)
-    return vectors[:, kept], values[kept]
+    varying = values > SMALLEST * values[0].clamp(min=torch.finfo(values.dtype).tiny)
+    return vectors[:, varying], values[varying]
 
 
 def two_means(points: Tensor, rng: Generator, restarts: int = 10) -> tuple[Tensor, Tensor]:
@@ -72,21 +72,21 @@ def two_means(points: Tensor, rng: Generator, restarts: int = 10) -> tuple[Tenso
     distance = torch.cdist(points[first], points).square().cpu()
     second = torch.multinomial(distance + 1e-12, 1, generator=rng).flatten().to(points.device)
     centres = torch.stack([points[first], points[second]])
-    side = torch.zeros(len(points), restarts, dtype=torch.bool, device=points.device)
+    assigned = torch.zeros(len(points), restarts, dtype=torch.bool, device=points.device)
     for _ in range(ROUNDS):
         middle = centres.square().sum(2)
-        found = points @ (centres[1] - centres[0]).T > (middle[1] - middle[0]) / 2
-        if torch.equal(found, side):
+        updated = points @ (centres[1] - centres[0]).T > (middle[1] - middle[0]) / 2
+        if torch.equal(updated, assigned):
             break
-        side, weight = found, found.to(points.dtype)
+        assigned, weight = updated, updated.to(points.dtype)
         count = torch.stack([len(points) - weight.sum(0), weight.sum(0)])[..., None]
         upper = weight.T @ points
         sums = torch.stack([points.sum(0) - upper, upper])
         centres = torch.where(count > 0, sums / count.clamp(min=1), centres)
     inertia = [
-        (points[:, None] - centre).square().sum(2).where(chosen, 0.0).sum(0)
-        for centre, chosen in zip(centres, (~side, side), strict=True)
+        (points[:, None] - centre).square().sum(2).where(member, 0.0).sum(0)
+        for centre, member in zip(centres, (~assigned, assigned), strict=True)
     ]
     best = (inertia[0] + inertia[1]).argmin()
-    small, pair = side[:, best], centres[:, best]
+    small, pair = assigned[:, best], centres[:, best]
     return (small, pair) if 2 * small.sum() <= len(points) else (~small, pair.flip(0))

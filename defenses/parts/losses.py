@@ -32,12 +32,12 @@ def losses_of(
         data: Images and labels.
         loss: (float [B, K] logits, int64 [B] labels) -> float [B]; default cross-entropy.
     """
-    found = []
+    losses = []
     with case.autocast():
         for images, labels in zip(data.images.split(500), data.labels.split(500), strict=True):
             logits = model(images.to(case.device).float().div_(255)).float()
-            found.append(loss(logits, labels.to(case.device)))
-    return torch.cat(found).cpu()
+            losses.append(loss(logits, labels.to(case.device)))
+    return torch.cat(losses).cpu()
 
 
 def lowest(losses: Tensor, share: float, option: str = "isolate") -> Tensor:
@@ -49,6 +49,6 @@ def lowest(losses: Tensor, share: float, option: str = "isolate") -> Tensor:
     count = int(share * len(losses) + 1e-9)
     if not count:
         raise SweepError(f"{option} {share:g} of {len(losses)} training samples is none: raise it")
-    chosen = torch.zeros(len(losses), dtype=torch.bool)
-    chosen[losses.argsort(stable=True)[:count]] = True
-    return chosen
+    selected = torch.zeros(len(losses), dtype=torch.bool)
+    selected[losses.argsort(stable=True)[:count]] = True
+    return selected

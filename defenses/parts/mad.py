@@ -16,10 +16,10 @@ def anomaly(values: Tensor) -> Tensor:
     Where that deviation is 0 a millionth of the range stands for it; of equal values all are 0.
     """
     values = values.double()
-    away = (values - values.quantile(0.5)).abs()
-    unit = 1.4826 * away.quantile(0.5)
+    deviations = (values - values.quantile(0.5)).abs()
+    mad = 1.4826 * deviations.quantile(0.5)
     floor = 1e-6 * (values.max() - values.min())
-    return (away / torch.maximum(unit, floor)).nan_to_num(0.0)
+    return (deviations / torch.maximum(mad, floor)).nan_to_num(0.0)
 
 
 def outliers(values: Tensor, theta: float) -> Tensor:

@@ -49,31 +49,32 @@ def symmetric(logits: Tensor, labels: Tensor) -> Tensor:
     Returns:
         float [B].
     """
-    others = logits.softmax(1).clamp(1e-7, 1).scatter(1, labels[:, None], 0.0).sum(1)
+    other_probability = logits.softmax(1).clamp(1e-7, 1).scatter(1, labels[:, None], 0.0).sum(1)
     return (
-        0.1 * functional.cross_entropy(logits, labels, reduction="none") - math.log(1e-4) * others
+        0.1 * functional.cross_entropy(logits, labels, reduction="none")
+        - math.log(1e-4) * other_probability
     )
 
 
-def sharpened(shares: Tensor, temperature: float) -> Tensor:
+def sharpened(probabilities: Tensor, temperature: float) -> Tensor:
     """Raise probabilities [B, K] to the power 1 / temperature, and scale them to the sum 1."""
-    powers = shares ** (1 / temperature)
+    powers = probabilities ** (1 / temperature)
     return powers / powers.sum(1, keepdim=True)
 
 
-def weights(count: int, beta: float, rng: Generator, one: bool) -> Tensor:
-    """Draw float [count], the larger of w and 1 - w, w from Beta(beta, beta); `one` for all."""
+def weights(count: int, beta: float, rng: Generator, single: bool) -> Tensor:
+    """Draw float [count], the larger of w and 1 - w, w from Beta(beta, beta); `single` for all."""
     from scipy.special import betaincinv
 
-    uniform = torch.rand(1 if one else count, generator=rng, dtype=torch.float64)
+    uniform = torch.rand(1 if single else count, generator=rng, dtype=torch.float64)
     drawn = torch.from_numpy(betaincinv(beta, beta, uniform.numpy())).float()
     return torch.maximum(drawn, 1 - drawn).expand(count)
 
 
-def mixed(values: Tensor, weight: Tensor, other: Tensor) -> Tensor:
-    """Mix each of [B, ...] by its weight, float [B], with the one at index `other`, int64 [B]."""
+def mixed(values: Tensor, weight: Tensor, partner: Tensor) -> Tensor:
+    """Mix each of [B, ...] by its weight, float [B], with the one at index `partner`, int64 [B]."""
     weight = weight.view(-1, *[1] * (values.ndim - 1))
-    return weight * values + (1 - weight) * values[other]
+    return weight * values + (1 - weight) * values[partner]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,13 +150,13 @@ class MixMatch(Defense):
         losses = []
         model.eval()
         for epoch in range(epochs):
-            kept = choose(epoch)
-            loss = _Loss(self, case, model, data.images[~kept], recipe, epoch, epochs)
+            labelled = choose(epoch)
+            loss = _Loss(self, case, model, data.images[~labelled], recipe, epoch, epochs)
             model.train()
             ends = descend(
                 case,
                 model,
-                data[kept],
+                data[labelled],
                 recipe,
                 self.iterations,
                 loss=loss,
@@ -176,36 +177,36 @@ class _Loss:
         options: MixMatch,
         case: Case,
         model: nn.Module,
-        others: Tensor,
+        unlabelled: Tensor,
         recipe: Recipe,
         epoch: int,
         epochs: int,
     ) -> None:
-        """Take `others`, uint8 [M, C, H, W], the images without labels."""
+        """Take `unlabelled`, uint8 [M, C, H, W], the images without labels."""
         self.options = options
         self.case = case
         self.model = model
-        self.others = training.on_device(others, case.device)
+        self.unlabelled = training.on_device(unlabelled, case.device)
         self.recipe = recipe
         self.epoch, self.epochs = epoch, epochs
         self.rng = case.rng(f"others {epoch}")
 
     def __call__(self, images: Tensor, labels: Tensor, step: int) -> Tensor:
         """The loss of augmented labelled images with as many others."""
-        count, asked, device = len(images), self.options, images.device
-        index = torch.randint(len(self.others), (count,), generator=self.rng).to(device)
-        twice = self.others.index_select(0, index).repeat(2, 1, 1, 1)
+        count, options, device = len(images), self.options, images.device
+        index = torch.randint(len(self.unlabelled), (count,), generator=self.rng).to(device)
+        twice = self.unlabelled.index_select(0, index).repeat(2, 1, 1, 1)
         views = training.augmented(twice, self.recipe, self.rng)
-        guesses = sharpened(self.guessed(views), asked.temperature)
-        known = functional.one_hot(labels, guesses.shape[1]).to(guesses.dtype)
-        weight = weights(3 * count, asked.beta, self.rng, asked.one_mix).to(device)
-        other = torch.randperm(3 * count, generator=self.rng).to(device)
-        targets = mixed(torch.cat([known, guesses, guesses]), weight, other)
+        guesses = sharpened(self.guessed(views), options.temperature)
+        one_hot = functional.one_hot(labels, guesses.shape[1]).to(guesses.dtype)
+        weight = weights(3 * count, options.beta, self.rng, options.one_mix).to(device)
+        partner = torch.randperm(3 * count, generator=self.rng).to(device)
+        targets = mixed(torch.cat([one_hot, guesses, guesses]), weight, partner)
         with self.case.autocast():
-            logits = self.model(mixed(torch.cat([images, views]), weight, other)).float()
-        fit = functional.cross_entropy(logits[:count], targets[:count])
-        agree = (logits[count:].softmax(1) - targets[count:]).square().mean()
-        total: Tensor = fit + self.ramp(step) * agree
+            logits = self.model(mixed(torch.cat([images, views]), weight, partner)).float()
+        supervised = functional.cross_entropy(logits[:count], targets[:count])
+        consistency = (logits[count:].softmax(1) - targets[count:]).square().mean()
+        total: Tensor = supervised + self.ramp(step) * consistency
         return total
 
     @torch.no_grad()
@@ -215,8 +216,8 @@ class _Loss:
         Under an autocast of its own: weights it casts without gradients must not be met again.
         """
         with self.case.autocast():
-            shares = self.model(views).float().softmax(1)
-        return torch.stack(shares.chunk(2)).mean(0)
+            probabilities = self.model(views).float().softmax(1)
+        return torch.stack(probabilities.chunk(2)).mean(0)
 
     def ramp(self, step: int) -> float:
         """Weight of the guesses at a step of this epoch."""

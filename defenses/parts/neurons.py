@@ -30,9 +30,11 @@ def layers(model: nn.Module) -> list[tuple[str, Layer]]:
         (nn.GroupNorm, nn.LayerNorm),
         (nn.Conv2d, nn.Linear),
     ):
-        found = [(name, m) for name, m in hidden if isinstance(m, kinds) and m.weight is not None]
-        if found:
-            return found
+        matching = [
+            (name, m) for name, m in hidden if isinstance(m, kinds) and m.weight is not None
+        ]
+        if matching:
+            return matching
     return []
 
 
@@ -68,26 +70,26 @@ class Neurons:
 class _Masked(nn.Module):
     """A layer that reads its part of `Neurons`."""
 
-    def __init__(self, layer: Layer, neurons: Neurons, start: int) -> None:
+    def __init__(self, layer: Layer, neurons: Neurons, offset: int) -> None:
         super().__init__()
         self.layer = layer
         self.neurons = neurons
-        self.part = slice(start, start + width(layer))
+        self.slice = slice(offset, offset + width(layer))
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute with masked, and where asked perturbed, scale and shift."""
         layer, neurons = self.layer, self.neurons
-        scale: Tensor = neurons.mask[self.part]
+        scale: Tensor = neurons.mask[self.slice]
         bias: Tensor | None = layer.bias
         if neurons.perturbed:
-            scale = scale + neurons.weight_shift[self.part]
-            bias = None if bias is None else bias * (1 + neurons.bias_shift[self.part])
+            scale = scale + neurons.weight_shift[self.slice]
+            bias = None if bias is None else bias * (1 + neurons.bias_shift[self.slice])
         if isinstance(layer, nn.Conv2d | nn.Linear):
             weight = layer.weight * scale.view(-1, *[1] * (layer.weight.dim() - 1))
             if isinstance(layer, nn.Linear):
                 return functional.linear(x, weight, bias)
-            out: Tensor = layer._conv_forward(x, weight, bias)
-            return out
+            output: Tensor = layer._conv_forward(x, weight, bias)
+            return output
         weight = layer.weight * scale
         if isinstance(layer, nn.LayerNorm):
             return functional.layer_norm(x, layer.normalized_shape, weight, bias, layer.eps)
@@ -108,11 +110,11 @@ class _Masked(nn.Module):
 @contextlib.contextmanager
 def swapped(model: nn.Module, neurons: Neurons) -> Iterator[None]:
     """Let the model's layers read `neurons` within the context."""
-    start = 0
+    offset = 0
     for name, layer in neurons.layers:
         parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, _Masked(layer, neurons, start))
-        start += width(layer)
+        setattr(model.get_submodule(parent), child, _Masked(layer, neurons, offset))
+        offset += width(layer)
     try:
         yield
     finally:
@@ -124,9 +126,9 @@ def swapped(model: nn.Module, neurons: Neurons) -> Iterator[None]:
 @torch.no_grad()
 def prune(model: nn.Module, dead: Tensor) -> None:
     """Set the scale of the neurons `dead` (bool [n]) to zero; shifts and statistics stay."""
-    start = 0
+    offset = 0
     for _, layer in layers(model):
-        part = dead[start : start + width(layer)].to(layer.weight.device)
+        mask = dead[offset : offset + width(layer)].to(layer.weight.device)
         shape = (-1, *[1] * (layer.weight.dim() - 1))
-        layer.weight.masked_fill_(part.view(shape), 0.0)
-        start += width(layer)
+        layer.weight.masked_fill_(mask.view(shape), 0.0)
+        offset += width(layer)

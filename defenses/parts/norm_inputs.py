@@ -32,21 +32,21 @@ def observed(
     Returns:
         [N, ...] on the CPU for each layer of `neurons.layers`, in that order.
     """
-    found: list[list[Tensor]] = [[] for _ in layers(model)]
+    reduced: list[list[Tensor]] = [[] for _ in layers(model)]
     handles: list[RemovableHandle] = []
-    for (_, layer), parts in zip(layers(model), found, strict=True):
+    for (_, layer), batches in zip(layers(model), reduced, strict=True):
 
-        def keep(module: nn.Module, given: tuple[Tensor], into: list[Tensor] = parts) -> None:
-            into.append(reduce(given[0].float().reshape(*given[0].shape[:2], -1)).cpu())
+        def keep(module: nn.Module, inputs: tuple[Tensor], into: list[Tensor] = batches) -> None:
+            into.append(reduce(inputs[0].float().reshape(*inputs[0].shape[:2], -1)).cpu())
 
         handles.append(layer.register_forward_pre_hook(keep))
     try:
-        for part in images.split(BATCH):
-            model(part.to(device).float().div_(255))
+        for batch in images.split(BATCH):
+            model(batch.to(device).float().div_(255))
     finally:
         for handle in handles:
             handle.remove()
-    return [torch.cat(parts) for parts in found]
+    return [torch.cat(batches) for batches in reduced]
 
 
 def above(values: Iterable[Tensor], u: float) -> Tensor:
@@ -59,7 +59,7 @@ def zero(model: nn.Module, dead: Tensor, shift: bool) -> None:
     """Set the scale of these channels (bool, all layers) to zero, and the shift where asked."""
     prune(model, dead)
     if shift:
-        parts = dead.split([len(layer.weight) for _, layer in layers(model)])
-        for (_, layer), part in zip(layers(model), parts, strict=True):
+        masks = dead.split([len(layer.weight) for _, layer in layers(model)])
+        for (_, layer), mask in zip(layers(model), masks, strict=True):
             if layer.bias is not None:
-                layer.bias.masked_fill_(part.to(layer.bias.device), 0.0)
+                layer.bias.masked_fill_(mask.to(layer.bias.device), 0.0)

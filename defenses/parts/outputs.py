@@ -20,14 +20,14 @@ def watched(modules: Sequence[nn.Module]) -> Iterator[dict[nn.Module, Tensor]]:
     Yields:
         Module -> its output, which every forward pass within the context replaces.
     """
-    seen: dict[nn.Module, Tensor] = {}
+    outputs: dict[nn.Module, Tensor] = {}
 
-    def keep(module: nn.Module, given: tuple[Tensor, ...], out: Tensor) -> None:
-        seen[module] = out
+    def keep(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        outputs[module] = output
 
     handles = [module.register_forward_hook(keep) for module in modules]
     try:
-        yield seen
+        yield outputs
     finally:
         for handle in handles:
             handle.remove()

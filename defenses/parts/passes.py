@@ -22,17 +22,17 @@ class Lasting(Hooks):
 
     def __init__(self, adam: bool = False) -> None:
         self.adam = adam
-        self.kept: torch.optim.Optimizer | None = None
+        self.shared_optimizer: torch.optim.Optimizer | None = None
 
     def optimizer(self, model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
         """The recipe's SGD, or Adam at its learning rate; with its state."""
-        if self.kept is None:
-            self.kept = (
+        if self.shared_optimizer is None:
+            self.shared_optimizer = (
                 torch.optim.Adam(model.parameters(), lr=recipe.lr)
                 if self.adam
                 else super().optimizer(model, recipe)
             )
-        return self.kept
+        return self.shared_optimizer
 
 
 def passes(
@@ -81,14 +81,14 @@ def last_within(
     """
     curve, losses = [case.accuracy(model, holdout)], []
     least = -1.0 if tau is None else curve[0] - max(tau, 2 / len(holdout)) - 1e-9
-    kept, state = 0, _weights(model)
+    rounds_kept, state = 0, _weights(model)
     for loss in rounds:
         losses.append(loss)
         curve.append(case.accuracy(model, holdout))
         if curve[-1] >= least:
-            kept, state = len(losses), _weights(model)
+            rounds_kept, state = len(losses), _weights(model)
     model.load_state_dict(state)
-    return {"losses": losses, "holdout": curve, "kept": kept}
+    return {"losses": losses, "holdout": curve, "kept": rounds_kept}
 
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:

@@ -47,11 +47,12 @@ def intra_loss(features: Tensor, labels: Tensor) -> Tensor:
         labels: int64 [B], as given.
     """
     with torch.autocast(features.device.type, enabled=False):
-        same = (labels[:, None] == labels).to(torch.float32)
-        share = 1 / same.sum(1)  # each sample stands for its part of a class, so nothing is counted
-        centres = functional.normalize(same @ features.float(), dim=1)
-        between = (centres @ centres.T) * (1 - same)
-        return share @ between @ share / share.sum().square()
+        same_class = (labels[:, None] == labels).to(torch.float32)
+        # each sample stands for its part of a class, so nothing is counted
+        weights = 1 / same_class.sum(1)
+        centres = functional.normalize(same_class @ features.float(), dim=1)
+        between = (centres @ centres.T) * (1 - same_class)
+        return weights @ between @ weights / weights.sum().square()
 
 
 def moved(images: Tensor, transforms: Sequence[str], rng: Generator) -> Tensor:
@@ -91,15 +92,15 @@ def fct(
         float [N] on the CPU; high = suspicious.
     """
     model.eval()
-    device, found = next(model.parameters()).device, []
-    for part in images.split(FCT_BATCH):
-        pixels = part.to(device).float().div_(255)
-        still, total = model.features(pixels), torch.zeros(len(part), device=device)
+    device, scores = next(model.parameters()).device, []
+    for batch in images.split(FCT_BATCH):
+        pixels = batch.to(device).float().div_(255)
+        features, total = model.features(pixels), torch.zeros(len(batch), device=device)
         for _ in range(draws):
-            jump = model.features(moved(pixels, transforms, rng)) - still
+            jump = model.features(moved(pixels, transforms, rng)) - features
             total += jump.flatten(1).square().sum(1)
-        found.append(total / draws)
-    return torch.cat(found).cpu()
+        scores.append(total / draws)
+    return torch.cat(scores).cpu()
 
 
 def sizes(count: int, alpha_c: float, alpha_p: float) -> tuple[int, int]:

@@ -81,8 +81,8 @@ def _ends(losses: Sequence[Tensor], name: str) -> list[float]:
     """Means over the first and the last tenth."""
     if not losses:
         return []
-    values, part = torch.stack(list(losses)), max(1, len(losses) // 10)
+    values, tenth = torch.stack(list(losses)), max(1, len(losses) // 10)
     if not values.isfinite().all():
         step = int((~values.isfinite()).nonzero()[0])
         raise DivergedError(f"{name}: the loss of step {step + 1} is {values[step].item()}")
-    return [values[:part].mean().item(), values[-part:].mean().item()]
+    return [values[:tenth].mean().item(), values[-tenth:].mean().item()]

@@ -76,17 +76,17 @@ class Blended(Defense):
 
         @torch.no_grad()
         def score(images: Tensor) -> Tensor:
-            parts = []
-            for part in images.split(BATCH):
-                image = self.image_weight * part.to(case.device).float().div_(255)
+            scores = []
+            for batch in images.split(BATCH):
+                image = self.image_weight * batch.to(case.device).float().div_(255)
                 total = image.new_zeros(len(image))
                 with case.autocast():
                     for overlay in scaled:
                         blend = image + overlay
                         total += entropy(model(blend.clamp(0, 1) if self.clip else blend))
-                parts.append(-total / len(scaled))
-                case.log(step=sum(map(len, parts)), steps=len(images))
-            return torch.cat(parts).cpu()
+                scores.append(-total / len(scaled))
+                case.log(step=sum(map(len, scores)), steps=len(images))
+            return torch.cat(scores).cpu()
 
         clean = score(held_out.images)
         if self.fit == "quantile":

@@ -39,5 +39,5 @@ def drawn(case: Case, count: int) -> tuple[ImageSet, ImageSet]:
     """
     clean = case.clean
     order = torch.randperm(len(clean), generator=case.rng("drawn"))
-    taken = min(count, len(clean) // 2)
-    return clean[order[:taken]], clean[order[taken:]]
+    count = min(count, len(clean) // 2)
+    return clean[order[:count]], clean[order[count:]]

@@ -342,7 +342,7 @@ def test_phases_alternate_on_their_parts_with_one_optimiser(
 
     def spied(model: Any, data: ImageSet, recipe: Any, *, hooks: Signed, **rest: Any) -> Any:
         found = fit(model, data, recipe, hooks=hooks, **rest)
-        calls.append((len(data), hooks.sign, recipe, id(hooks.kept)))
+        calls.append((len(data), hooks.sign, recipe, id(hooks.shared_optimizer)))
         return found
 
     monkeypatch.setattr(training, "fit", spied)
@@ -371,8 +371,8 @@ def test_the_optimiser_of_all_phases_keeps_its_momentum() -> None:
     for sign in (-1.0, 1.0):
         hooks.sign = sign
         training.fit(model, data, recipe, key="two", device=toys.CPU, hooks=hooks)
-    assert hooks.kept is not None
-    kept = hooks.kept.state[model.classifier.bias]["momentum_buffer"]
+    assert hooks.shared_optimizer is not None
+    kept = hooks.shared_optimizer.state[model.classifier.bias]["momentum_buffer"]
     (second,) = [model.classifier.bias.grad + recipe.weight_decay * start]
     assert not torch.allclose(kept, second, atol=1e-4), "the buffer holds the first phase too"
 

@@ -115,7 +115,7 @@ def test_dbds_stages_train_what_they_should_as_published(
     statistics = {name for name in changed(head) if "running" in name or "num_batches" in name}
     assert changed(head) - statistics == {"classifier.weight", "classifier.bias"}
     assert bool(statistics) == moving, "a frozen trunk keeps its statistics"
-    assert isinstance(head["hooks"].kept, torch.optim.Adam)
+    assert isinstance(head["hooks"].shared_optimizer, torch.optim.Adam)
     assert (head["recipe"].lr, head["recipe"].batch, head["recipe"].flip) == (2e-3, 128, True)
     assert set(model.state_dict()) == set(own.new_model().state_dict())
 
@@ -416,7 +416,7 @@ def test_asd_follows_its_schedule_and_keeps_the_seeds_always() -> None:
 def test_phase_one_takes_the_lowest_losses_of_each_class() -> None:
     data = toys.image_set(40)
     scores = draws(40)
-    kept = ASD(grow=2, every=1).chosen(scores, data, 1)
+    kept = ASD(grow=2, every=1).select(scores, data, 1)
     for label in range(10):
         own = scores[data.labels == label]
         assert set(scores[kept & (data.labels == label)].tolist()) == set(
@@ -478,7 +478,7 @@ def test_a_sample_that_is_learned_at_once_is_left_out_in_phase_three() -> None:
     case_clean = own.train[~poisoned]
     own.fit(model, case_clean, epochs=6)
     drop = method.scores(own, model, own.train, 0)
-    kept = method.chosen(drop, own.train, 0)
+    kept = method.select(drop, own.train, 0)
     assert float((kept & poisoned).sum()) < 0.1 * float(poisoned.sum())
 
 

@@ -76,8 +76,8 @@ def test_passes_are_one_training_with_one_optimiser() -> None:
     own, hooks = case(), Lasting(adam=True)
     model, steps = own.fresh_model(), []
     for loss in passes(own, model, own.clean, 3, hooks, lr=1e-3, batch=40):
-        assert hooks.kept is not None and loss > 0 and not model.training
-        steps.append({float(state["step"]) for state in hooks.kept.state.values()})
+        assert hooks.shared_optimizer is not None and loss > 0 and not model.training
+        steps.append({float(state["step"]) for state in hooks.shared_optimizer.state.values()})
     assert steps == [{2.0}, {4.0}, {6.0}], "Adam's moments last over the passes"
 
 
