@@ -26,7 +26,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def ran(folder: Path, *words: str) -> str:
     """What Python printed in a process of its own, which may know another device after it."""
-    path = os.pathsep.join(("tests", ".", os.environ.get("PYTHONPATH", "")))
+    path = os.pathsep.join((".", os.environ.get("PYTHONPATH", "")))
     more = {"PYTHONPATH": path, "SWEEPER_CACHE": str(folder / "cache")}
     asked, home = [sys.executable, *words], ROOT
     done = subprocess.run(asked, capture_output=True, text=True, cwd=home, env=os.environ | more)
@@ -54,7 +54,8 @@ def test_every_method_runs_on_a_gpu(folder: Path) -> None:
 
 
 MIXED = """
-import pathlib, sys, torch, pretend
+import pathlib, sys, torch
+from tests.support import pretend
 pretend.load(pretend.compiled(pathlib.Path(sys.argv[1])))
 here, there = torch.ones(3, 4, device="pretend"), torch.ones(3, 4)
 places = torch.zeros(2, dtype=torch.long, device="pretend")
@@ -89,9 +90,10 @@ def test_the_pretended_device_refuses_what_a_gpu_refuses(folder: Path) -> None:
 
 
 WAITS = """
-import pathlib, sys, torch, pretend, toys
+import pathlib, sys, torch
 from dataclasses import replace
 from sweeper.engine import training
+from tests.support import pretend, toys
 device = pretend.load(pretend.compiled(pathlib.Path(sys.argv[1])))
 here, given = torch.device("pretend"), {"batch": 16, "crop": 2, "flip": True, "rotation": 9.0}
 for epochs in (1, 3):

@@ -18,6 +18,7 @@ from sweeper.core.errors import SweepError
 from sweeper.store.artifacts import DamagedError, Store
 from sweeper.store.ledger import Ledger
 from tests.support import s3, sweeps
+from tests.support.full_disk import Breaking
 
 pytest.importorskip("moto", reason="pip install 'moto[s3,server]'")
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
@@ -80,8 +81,6 @@ def test_a_damaged_artifact_is_set_aside(uri: str) -> None:
 
 
 def test_nothing_half_written_stays(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tests.test_store import Breaking
-
     store = Store(below(uri, "half"))
     for allowed in (0, 1):
         with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):

@@ -22,6 +22,7 @@ from sweeper.store import ledger
 from sweeper.store.artifacts import DamagedError, Store
 from sweeper.store.ledger import Ledger
 from sweeper.tables import results
+from tests.support.full_disk import Breaking
 from tests.support.places import ROOT
 
 KEY, OTHER = "0123456789abcdef0123", "fedcba9876543210ffff"
@@ -162,37 +163,6 @@ def test_an_artifact_that_is_not_there(store: Store) -> None:
     with pytest.raises(DamagedError, match=f"artifact train/{KEY}"):
         store.get("train", KEY)
     assert files(store) == []
-
-
-class Breaking:
-    """A file system whose disk is full: streams take half of what is written, then fail."""
-
-    def __init__(self, inner: Any, allowed: int) -> None:
-        self.inner = inner
-        self.allowed = allowed
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.inner, name)
-
-    def open_output_stream(self, path: str) -> Any:
-        stream = self.inner.open_output_stream(path)
-        self.allowed -= 1
-        return stream if self.allowed >= 0 else _Half(stream)
-
-
-class _Half:
-    def __init__(self, stream: Any) -> None:
-        self.stream = stream
-
-    def __enter__(self) -> _Half:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stream.close()
-
-    def write(self, content: bytes) -> None:
-        self.stream.write(content[: len(content) // 2])
-        raise OSError(28, "No space left on device")
 
 
 @pytest.mark.parametrize("allowed", [0, 1, 2])
