@@ -1,4 +1,4 @@
-"""Every method as a cell on a device that is no CPU: `python -m tests.support.pretend FOLDER [DEVICE]`.
+"""Every method on a device that is no CPU: `python -m tests.support.pretend FOLDER [DEVICE]`.
 
 Where no GPU is, `pretend.cpp` makes a device called "pretend" of the CPU: it computes what the CPU
 does and refuses what a GPU refuses. It is compiled into the folder. The last line printed is JSON:
