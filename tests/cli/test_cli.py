@@ -463,6 +463,6 @@ def test_a_method_beside_the_sweep_file_is_found(tmp_path: Path) -> None:
     mine = SWEEP.replace("{defense: fine-tuning, epochs: 1}", "mine:Mine")
     (tmp_path / "tiny.yaml").write_text(mine.replace("[none,", "["))
     environment = {**os.environ, "PYTHONSAFEPATH": "1", "PYTHONPATH": str(ROOT)}
-    words = [sys.executable, "-c", "from sweeper.cli.app import main; main()", "plan", "tiny.yaml"]
+    words = [sys.executable, "-c", "from sweeper.cli import main; main()", "plan", "tiny.yaml"]
     ran = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, env=environment)
     assert ran.returncode == 0 and "  defend               1, 1 to run" in ran.stdout, ran.stderr
