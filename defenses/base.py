@@ -85,8 +85,9 @@ class Case:
     def _get(self, name: str) -> Any:
         if name not in self._sees:
             declared = ", ".join(sorted(self._sees)) or "nothing"
+            asked = "fresh_model()" if name == "model" else name
             raise AccessDenied(
-                f"case.{name}: the defense declares to see {declared}: add {name!r} to its `sees`"
+                f"case.{asked}: the defense declares to see {declared}: add {name!r} to its `sees`"
             )
         return self._given[name]
 

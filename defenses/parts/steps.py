@@ -72,7 +72,7 @@ def descend(
             case.log(step=step + 1, steps=steps, loss=value.item())
     optimizer.zero_grad(set_to_none=True)
     ends = _ends(losses, name)
-    if not all(bool(value.isfinite().all()) for value in weights):
+    if not torch.stack([value.isfinite().all() for value in weights]).all():
         raise DivergedError(f"{name}: weights became NaN or infinite")
     return ends
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from sweeper.analyses.base import Analysis, Subject
-from sweeper.analyses.looks import make
 from sweeper.core.errors import SweepError, unknown
 from sweeper.core.types import Cell
 from sweeper.engine.isolation import isolated
@@ -18,8 +17,6 @@ from sweeper.run import driver
 from sweeper.run.driver import Job
 from sweeper.run.material import Context, Log, Material
 from sweeper.run.walk import Walk
-
-__all__ = ["make", "pictures"]
 
 
 def pictures(

@@ -323,13 +323,13 @@ def analyze(
 
     Example: sweeper analyze tsne quickstart --after fine-tuning
     """
-    from sweeper.analyses import analyze as looks
+    from sweeper.analyses import looks
+    from sweeper.analyses.analyze import pictures
 
     sweep = Sweep.from_yaml(spec, overrides or [])
     analysis = looks.make(what, pairs("--option", options))
     context = sweep.context(store, data)
-    paths = looks.pictures(what, analysis, sweep.declared, context, out, victim, after, _say)
-    for path in paths:
+    for path in pictures(what, analysis, sweep.declared, context, out, victim, after, _say):
         typer.echo(path)
 
 
