@@ -45,6 +45,15 @@ _BROKEN = (pa.ArrowException, OSError, ValueError)
 _PART = re.compile(r"([0-9a-f]{20})\.([a-z_]+)\.parquet")
 
 
+def _table(content: bytes, columns: list[str] | None = None) -> pa.Table:
+    """Read a Parquet file in this thread alone.
+
+    Arrow's threads outlive the read, and a process that ends meanwhile may abort (Arrow 34314).
+    """
+    file = pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True)
+    return file.read(columns, use_threads=False)
+
+
 class Ledger:
     """The rows of one store; cheap to make, holds no open file."""
 
@@ -179,7 +188,7 @@ class Ledger:
         by_key: dict[str, dict[str, Any]] = {}
         for info in files[max(0, single - parts) :]:
             with contextlib.suppress(*_BROKEN):
-                table = pq.read_table(pa.BufferReader(self._read(info.path)))
+                table = _table(self._read(info.path))
                 some = table.select([name for name in columns if name in table.column_names])
                 by_key |= {row["key"]: row for row in some.to_pylist()}
         return [{**dict.fromkeys(columns), **row} for row in by_key.values()]
@@ -211,7 +220,7 @@ class Ledger:
     def samples(self, key: str) -> pa.Table | None:
         """What `write_samples` kept of a cell; None where its defense scores no samples."""
         path = f"samples/{self._key(key)}.parquet"
-        return pq.read_table(pa.BufferReader(self._read(path))) if self._exists(path) else None
+        return _table(self._read(path)) if self._exists(path) else None
 
     def _read_rows(
         self, sweep: str, prefix: str = "", columns: list[str] | None = None
@@ -224,10 +233,9 @@ class Ledger:
                 for info in self._list(self._results(sweep)):
                     name = info.base_name
                     if name.startswith(prefix) and name.endswith(".parquet"):
-                        content = pa.BufferReader(self._read(info.path))
+                        content = self._read(info.path)
                         with contextlib.suppress(*_BROKEN):
-                            file = pq.ParquetFile(content, page_checksum_verification=True)
-                            tables.append(file.read(columns, use_threads=False))
+                            tables.append(_table(content, columns))
                             paths.append(info.path)
                             if len(tables) == 200:  # a table of one row takes 80 kB
                                 tables = [_merged(tables)]

@@ -461,3 +461,23 @@ def test_failures_are_kept_and_found(store: Store) -> None:
 
 def test_every_state_is_finished_or_not() -> None:
     assert set(ledger.STATES) == set(rows.FINISHED) | set(rows.UNFINISHED)
+
+
+def test_reading_leaves_no_thread_behind(tmp_path: Path) -> None:
+    """A process that ends while one of Arrow's threads is at work aborts: `plan` read, and died."""
+    store = Store(str(tmp_path))
+    for number in range(3):
+        store.write_row({"sweep": "s", "key": f"{number:020x}", "status": "ok"})
+    store.compact("s")
+    store.write_samples(KEY, {"score": [0.5, 1.0]})
+    code = (
+        "import os, sys\nfrom sweeper.store.ledger import Ledger\n"
+        "def threads(): return len(os.listdir('/proc/self/task'))\n"
+        "ledger, before = Ledger(sys.argv[1]), threads()\n"
+        "assert len(ledger.recent_rows(['key', 'status'], 100)) == 3\n"
+        "assert len(ledger.statuses('s')) == 3 and len(ledger.samples(sys.argv[2])) == 2\n"
+        "sys.exit(threads() - before)"
+    )
+    words = [sys.executable, "-c", code, str(tmp_path), KEY]
+    ran = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr or f"{ran.returncode} threads more"
