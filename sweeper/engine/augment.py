@@ -1,8 +1,9 @@
 """Whole-batch augmentation on the device: geometry and colour, each drawn per sample.
 
 `crop_flip` takes uint8 [B, H, W, C], everything else float [B, C, H, W] in [0, 1]. What is drawn is
-drawn on the CPU, so that the same generator gives the same images on every device; functions named
-by a participle (`turned`, `shifted`) apply given numbers instead, one for each image.
+drawn on the CPU, so that the same generator gives the same images on every device, and sent there as
+a few numbers an image: a GPU waits for nothing, where a copy of more than 64 KiB would make the
+program wait. Functions named by a participle (`turned`, `shifted`) apply given numbers instead.
 """
 
 from __future__ import annotations
@@ -28,20 +29,20 @@ def crop_flip(images: Tensor, pad: int, flip: bool, rng: Generator) -> Tensor:
     """
     if not pad and not flip:
         return images
-    count, height, width, _ = images.shape
-    top = torch.randint(2 * pad + 1, (count, 1), generator=rng)
-    left = torch.randint(2 * pad + 1, (count, 1), generator=rng)
-    rows = top + torch.arange(height)
-    columns = torch.arange(width).expand(count, width)
+    (count, height, width, channels), device = images.shape, images.device
+    drawn = [torch.randint(2 * pad + 1, (count,), generator=rng) for _ in range(2)]
     if flip:
-        mirrored = torch.rand(count, 1, generator=rng) < 0.5
-        columns = torch.where(mirrored, width - 1 - columns, columns)
-    columns = columns + left
+        drawn.append(torch.rand(count, generator=rng) < 0.5)
+    top, left, *mirrored = torch.stack(drawn).to(device)[:, :, None]
+    columns = torch.arange(width, device=device)
+    if flip:
+        columns = torch.where(mirrored[0] > 0, width - 1 - columns, columns)
     padded = functional.pad(images, (0, 0, pad, pad, pad, pad)) if pad else images
-    flat = rows[:, :, None] * (width + 2 * pad) + columns[:, None, :]
-    flat += torch.arange(count)[:, None, None] * (height + 2 * pad) * (width + 2 * pad)
-    index = flat.flatten().to(images.device)
-    return padded.view(-1, images.shape[3]).index_select(0, index).view(images.shape)
+    tall, wide = height + 2 * pad, width + 2 * pad
+    rows = top + torch.arange(height, device=device)
+    rows += torch.arange(count, device=device)[:, None] * tall
+    index = (rows * wide)[:, :, None] + (columns + left)[:, None, :]
+    return padded.view(-1, channels).index_select(0, index.flatten()).view(images.shape)
 
 
 def rotate(images: Tensor, degrees: float, rng: Generator) -> Tensor:
@@ -74,14 +75,16 @@ def translate(images: Tensor, share: float, rng: Generator) -> Tensor:
 
 def shifted(images: Tensor, down: Tensor, right: Tensor) -> Tensor:
     """Shift each image [B, C, H, W] by its own whole pixels, int64 [B] each, black outside."""
-    height, width = images.shape[2:]
-    rows, columns = torch.arange(height) - down[:, None], torch.arange(width) - right[:, None]
+    (height, width), device = images.shape[2:], images.device
+    down, right = torch.stack([down, right]).to(device)[:, :, None]
+    rows = torch.arange(height, device=device) - down
+    columns = torch.arange(width, device=device) - right
     rows_in, columns_in = (rows >= 0) & (rows < height), (columns >= 0) & (columns < width)
     outside = ~(rows_in[:, :, None] & columns_in[:, None, :])
     rows, columns = rows.clamp(0, height - 1), columns.clamp(0, width - 1)
-    place = (torch.arange(len(images))[:, None, None], rows[:, :, None], columns[:, None, :])
-    pixels = images.permute(0, 2, 3, 1)[tuple(part.to(images.device) for part in place)]
-    return pixels.permute(0, 3, 1, 2).masked_fill_(outside.to(images.device)[:, None], 0)
+    number = torch.arange(len(images), device=device)[:, None, None]
+    pixels = images.permute(0, 2, 3, 1)[number, rows[:, :, None], columns[:, None, :]]
+    return pixels.permute(0, 3, 1, 2).masked_fill_(outside[:, None], 0)
 
 
 def resize_crop(
@@ -142,21 +145,23 @@ def resized(
 
     def lines(offset: Tensor, length: Tensor, side: int) -> Tensor:
         offset, length = offset[:, None].float(), length[:, None].float()
-        position = (torch.arange(side) + 0.5) * length / side - 0.5
+        position = (torch.arange(side, device=device) + 0.5) * length / side - 0.5
         position = offset + position.clamp(min=0).minimum(length - 1)
         return position * (2 / max(side - 1, 1)) - 1
 
-    height, width = images.shape[2:]
+    (height, width), device = images.shape[2:], images.device
+    given = torch.stack([top, left, tall, wide, mirrored]).to(device)
+    top, left, tall, wide, mirrored = *given[:4], given[4] > 0
     rows, columns = lines(top, tall, height), lines(left, wide, width)
     columns = torch.where(mirrored[:, None], columns.flip(1), columns)
     shape = (len(images), height, width)
     grid = torch.stack([columns[:, None].expand(shape), rows[:, :, None].expand(shape)], 3)
-    return functional.grid_sample(images, grid.to(images.device), align_corners=True)
+    return functional.grid_sample(images, grid, align_corners=True)
 
 
 def erase(images: Tensor, probability: float, rng: Generator) -> Tensor:
     """Blacken, with this probability, a box of 2-33 % of each image's area (random erasing)."""
-    count, _, height, width = images.shape
+    (count, _, height, width), device = images.shape, images.device
     area = (torch.rand(count, generator=rng) * 0.31 + 0.02) * height * width
     ratio = torch.exp((torch.rand(count, generator=rng) * 2 - 1) * math.log(3.3))
     tall = (area * ratio).sqrt().clamp(max=height)
@@ -164,10 +169,12 @@ def erase(images: Tensor, probability: float, rng: Generator) -> Tensor:
     top = torch.rand(count, generator=rng) * (height - tall)
     left = torch.rand(count, generator=rng) * (width - wide)
     applied = torch.rand(count, generator=rng) < probability
-    rows, columns = torch.arange(height), torch.arange(width)
-    in_rows = (rows >= top[:, None]) & (rows < (top + tall)[:, None]) & applied[:, None]
-    in_columns = (columns >= left[:, None]) & (columns < (left + wide)[:, None])
-    box = (in_rows[:, :, None] & in_columns[:, None, :]).to(images.device)
+    bottom = torch.where(applied, top + tall, 0)  # an image that keeps all has no row in its box
+    edges = torch.stack([top, bottom, left, left + wide]).to(device)[:, :, None]
+    rows, columns = torch.arange(height, device=device), torch.arange(width, device=device)
+    in_rows = (rows >= edges[0]) & (rows < edges[1])
+    in_columns = (columns >= edges[2]) & (columns < edges[3])
+    box = in_rows[:, :, None] & in_columns[:, None, :]
     return images.masked_fill(box[:, None], 0)
 
 

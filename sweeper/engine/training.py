@@ -188,10 +188,10 @@ def fit(
     step, steps = 0, len(order(len(data), recipe.batch, seeds.generator(key)))
     for epoch in range(recipe.epochs):
         total = torch.zeros((), device=device)
-        for index in order(len(data), recipe.batch, rng):
+        whole = torch.cat(order(len(data), recipe.batch, rng)).to(device)
+        for index in whole.split(recipe.batch):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(recipe, step, steps)
-            index = index.to(device)
             batch = Batch(images.index_select(0, index), labels[index], index, epoch, step)
             batch = hooks.batch(batch, rng)
             batch = replace(batch, images=augmented(batch.images, recipe, rng))

@@ -108,5 +108,5 @@ for epochs in (1, 3):
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @needs_compiler
-def test_training_waits_for_the_device_once_an_epoch(folder: Path) -> None:
-    assert ran(folder, "-c", WAITS, str(folder)).split() == ["1", "1", "3", "3"]
+def test_training_waits_for_the_device_once_for_the_images_and_once_an_epoch(folder: Path) -> None:
+    assert ran(folder, "-c", WAITS, str(folder)).split() == ["2", "2", "4", "4"]

@@ -27,8 +27,10 @@ using at::Tensor;
 constexpr auto HERE = c10::DeviceType::PrivateUse1;
 const c10::Device PRETEND(HERE, 0);
 
-// What a program waits for on a GPU: values read by the CPU, results whose size depends on values
+// What a program waits for on a GPU: values read by the CPU, results whose size depends on values,
+// and what it sends of ordinary memory unless it is little (CUDA's API synchronization behavior)
 
+constexpr size_t sent_at_once = 64 * 1024;
 std::atomic<int64_t> waits = 0;
 thread_local int inside = 0;
 
@@ -154,7 +156,7 @@ const Tensor& resize_(
 }
 
 Tensor copy_from(const Tensor& from, const Tensor& to, bool) {
-  if (to.is_cpu()) count_wait();
+  if (to.is_cpu() || (from.is_cpu() && from.nbytes() > sent_at_once)) count_wait();
   on_cpu(to).copy_(on_cpu(from));
   return to;
 }
@@ -198,6 +200,7 @@ Tensor convolution(
     c10::SymIntArrayRef stride, c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation,
     bool transposed, c10::SymIntArrayRef output_padding, c10::SymInt groups) {
   all_here("convolution", {x, weight, bias.value_or(Tensor())});
+  const Inside no_wait;
   std::optional<Tensor> added;
   if (bias && bias->defined()) added = on_cpu(*bias);
   return at::convolution_symint(
@@ -211,6 +214,7 @@ std::tuple<Tensor, Tensor, Tensor> convolution_backward(
     c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation, bool transposed,
     c10::SymIntArrayRef output_padding, c10::SymInt groups, std::array<bool, 3> wanted) {
   all_here("convolution_backward", {slope, x, weight});
+  const Inside no_wait;
   const std::vector<c10::SymInt> bias{slope.sym_size(1)};
   auto [dx, dweight, dbias] = at::convolution_backward_symint(
       on_cpu(slope), on_cpu(x), on_cpu(weight),
