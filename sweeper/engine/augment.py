@@ -1,9 +1,9 @@
 """Whole-batch augmentation on the device: geometry and colour, each drawn per sample.
 
 `crop_flip` takes uint8 [B, H, W, C], everything else float [B, C, H, W] in [0, 1]. What is drawn is
-drawn on the CPU, so that the same generator gives the same images on every device, and sent there as
-a few numbers an image: a GPU waits for nothing, where a copy of more than 64 KiB would make the
-program wait. Functions named by a participle (`turned`, `shifted`) apply given numbers instead.
+drawn on the CPU, so that the same generator gives the same images on every device, and sent there
+as a few numbers an image: a copy of more than 64 KiB would make the program wait for a GPU.
+Functions named by a participle (`turned`, `shifted`) apply given numbers, one for each image.
 """
 
 from __future__ import annotations

@@ -7,10 +7,12 @@ loop waits for the device: losses are summed there and read once an epoch.
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
@@ -19,7 +21,7 @@ from torch.nn import functional
 from sweeper.core import seeds
 from sweeper.core.errors import DivergedError
 from sweeper.core.types import ImageSet
-from sweeper.engine import augment
+from sweeper.engine import augment, graphed
 from sweeper.engine.recipes import Recipe
 
 VERSION = 1
@@ -86,6 +88,21 @@ class Hooks:
 
     def epoch(self, model: nn.Module, epoch: int) -> None:
         """After an epoch."""
+
+
+OWNED = ("optimizer", "loss", "step", "stepped", "epoch")
+"""Hooks that work within the step, or may put other tensors in the place of the model's: a recorded
+step would not know."""
+
+
+def owned(hooks: Hooks) -> list[str]:
+    """Return the hooks among `OWNED` that are not the loop's own."""
+
+    def code(of: Any, name: str) -> Any:
+        found = getattr(of, name)
+        return getattr(found, "__func__", found)
+
+    return [name for name in OWNED if code(hooks, name) is not code(Hooks, name)]
 
 
 def sgd(model: nn.Module, recipe: Recipe) -> torch.optim.SGD:
@@ -183,6 +200,9 @@ def fit(
     images, labels = on_device(data.images, device), data.labels.to(device)
     hooks.start(model, device)
     optimizer = hooks.optimizer(model, recipe)
+    update: Callable[[Batch], Tensor] = functools.partial(_step, model, optimizer, recipe, hooks)
+    if graphed.asked(device) and not owned(hooks):
+        update = graphed.Step(update, optimizer, device)
     model.train()
     losses: list[float] = []
     step, steps = 0, len(order(len(data), recipe.batch, seeds.generator(key)))
@@ -190,12 +210,11 @@ def fit(
         total = torch.zeros((), device=device)
         whole = torch.cat(order(len(data), recipe.batch, rng)).to(device)
         for index in whole.split(recipe.batch):
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(recipe, step, steps)
+            graphed.set_rate(optimizer, learning_rate(recipe, step, steps))
             batch = Batch(images.index_select(0, index), labels[index], index, epoch, step)
             batch = hooks.batch(batch, rng)
             batch = replace(batch, images=augmented(batch.images, recipe, rng))
-            total += _step(model, optimizer, hooks.augmented(batch, rng), recipe, hooks)
+            total += update(hooks.augmented(batch, rng))
             hooks.stepped(model, step)
             step += 1
         losses.append(total.item() / steps)
@@ -211,9 +230,9 @@ def fit(
 def _step(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    batch: Batch,
     recipe: Recipe,
     hooks: Hooks,
+    batch: Batch,
 ) -> Tensor:
     """One update with the forward pass under autocast."""
 

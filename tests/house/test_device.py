@@ -110,3 +110,30 @@ for epochs in (1, 3):
 @needs_compiler
 def test_training_waits_for_the_device_once_for_the_images_and_once_an_epoch(folder: Path) -> None:
     assert ran(folder, "-c", WAITS, str(folder)).split() == ["2", "2", "4", "4"]
+
+
+GRAPHED = """
+import os, pathlib, sys, torch
+from dataclasses import replace
+from sweeper.engine import graphed, training
+from tests.support import pretend, toys
+from tests.support.tape import Tape
+pretend.load(pretend.compiled(pathlib.Path(sys.argv[1])))
+graphed.RECORDERS["pretend"] = Tape
+recipe = replace(toys.RECIPE, epochs=2, crop=2, flip=True, precision="bf16")
+for switch in "01":
+    os.environ[graphed.SWITCH] = switch
+    model = toys.network(torch.Generator().manual_seed(0))
+    print(training.fit(
+        model, toys.image_set(200), recipe, key="graph", device=torch.device("pretend")
+    ))
+print(Tape.made[0].replayed)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@needs_compiler
+def test_recorded_and_eager_steps_agree_on_the_pretended_device(folder: Path) -> None:
+    eager, recorded, replayed = ran(folder, "-c", GRAPHED, str(folder)).splitlines()
+    assert eager == recorded and int(replayed) == 2 * 6 - 3
