@@ -16,21 +16,33 @@ import os
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor
 
 from sweeper.core.errors import SweepError
 
-if TYPE_CHECKING:
-    from sweeper.engine.training import Batch
-
 SWITCH = "SWEEPER_CUDA_GRAPHS"
 """Environment variable that turns graphs on: 1."""
 WARM = 3
 """Eager steps before the recording: they make momenta and handles, which must not be recorded."""
 Work = Callable[[], Tensor]
+
+
+class Given(Protocol):
+    """What a step reads of its batch, a dataclass."""
+
+    @property
+    def images(self) -> Tensor:
+        """[B, C, H, W]."""
+
+    @property
+    def labels(self) -> Tensor:
+        """[B]."""
+
+
+Batch = TypeVar("Batch", bound=Given)
 
 
 class Recorder(Protocol):
@@ -80,7 +92,7 @@ def asked(device: torch.device) -> bool:
     return os.environ.get(SWITCH) == "1" and device.type in RECORDERS
 
 
-class Step:
+class Step(Generic[Batch]):
     """One update of the model for each call."""
 
     def __init__(
@@ -127,7 +139,7 @@ class Step:
 
     def _record(self, batch: Batch) -> None:
         self._images, self._labels = batch.images.clone(), batch.labels.clone()
-        static = replace(batch, images=self._images, labels=self._labels)
+        static: Batch = replace(cast(Any, batch), images=self._images, labels=self._labels)
         try:
             self._loss = self._recorder.record(lambda: self._eager(static))
         except torch.OutOfMemoryError:
@@ -138,7 +150,7 @@ class Step:
             ) from error
 
 
-def _form(batch: Batch) -> Any:
+def _form(batch: Given) -> Any:
     """What a recording fixes of a batch."""
     given = (batch.images, batch.labels)
     return tuple((value.shape, value.dtype, value.stride()) for value in given)
