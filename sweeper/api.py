@@ -91,7 +91,8 @@ class Sweep:
             data=str(Path(data).expanduser().absolute()) if data else None,
             code=str(Path.cwd()),
             threads=self.declared.resources.cpus,
-            device="auto" if self.declared.resources.gpus else "cpu",
+            device="cuda" if self.declared.resources.gpus else "cpu",
+            gpus=self.declared.resources.gpus,
             timeout=self.declared.timeout,
         )
 
@@ -156,10 +157,14 @@ class Sweep:
             )
         from rich.console import Console
 
+        from sweeper.engine import isolation
         from sweeper.run import driver, estimate
         from sweeper.run.display import Display, Lines
 
-        job = driver.prepare(self.declared, self.context(store, data))
+        context = self.context(store, data)
+        job = driver.prepare(self.declared, context)
+        if executor == "inline" and job.todo and (lack := isolation.lacking(context.device)):
+            raise SweepError(lack)
         shape = self.declared.resources
         console = Console(stderr=True, highlight=False, markup=False, quiet=quiet or bool(tell))
         console.soft_wrap = not console.is_terminal
@@ -228,7 +233,15 @@ def _with_ray(sweep: Declared, address: str | None, console: Console) -> tuple[W
     """Start or join Ray: what walks the cells, and how many at once."""
     if not address:  # a Ray of our own listens on loopback; read at its import
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-    from sweeper.run import schedule
+    try:
+        from sweeper.run import schedule
+    except ModuleNotFoundError as error:
+        if str(error.name).partition(".")[0] != "ray":
+            raise
+        raise SweepError(
+            "Ray is not installed here: `pip install 'ray[default,tune]'`, or run one cell after "
+            "the other without it, with --executor inline"
+        ) from None
 
     shape = sweep.resources
     url = schedule.connect(address, shape.cpus, shape.gpus)

@@ -10,7 +10,7 @@ from typing import Any
 from sweeper.analyses.base import Analysis, Subject
 from sweeper.core.errors import SweepError, unknown
 from sweeper.core.types import Cell
-from sweeper.engine.isolation import isolated
+from sweeper.engine.isolation import isolated, lacking
 from sweeper.models.base import Net
 from sweeper.plan.sweep import Sweep
 from sweeper.run import driver
@@ -45,13 +45,15 @@ def pictures(
         The pictures' paths.
 
     Raises:
-        SweepError: No such defense, or no victim has been trained.
+        SweepError: No such defense, no victim has been trained, or no GPU where one is asked for.
     """
     from matplotlib.figure import Figure
 
     labels = [entry.label for entry in sweep.defenses]
     if after and after not in labels:
         raise SweepError(f"--after: {unknown('defense', after, labels)}")
+    if lack := lacking(context.device):
+        raise SweepError(lack)
     job = driver.prepare(sweep, context)
     cells = [c for c in _cells(job, after) if c.params["victim"].startswith(victim)]
     if not cells:

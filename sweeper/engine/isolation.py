@@ -8,6 +8,7 @@ import faulthandler
 import functools
 import gc
 import os
+import platform
 import random
 import signal
 import threading
@@ -22,6 +23,8 @@ from sweeper.core import seeds
 GRACE = 10.0
 """Seconds after its time is up in which a cell's watchdog may record it."""
 
+SLACK = 1.1
+"""How much of its share of a GPU's memory a cell may take."""
 
 MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1
 """Of glibc's malloc.h."""
@@ -64,6 +67,31 @@ def isolated(key: str, threads: int) -> Iterator[None]:
         else:
             gc.collect(1)  # a full collection takes 0.2 s, longer than many a cell
         _give_back()
+
+
+def lacking(device: str) -> str:
+    """Return why this process cannot run what asks for a device, or nothing."""
+    if device != "cuda" or torch.cuda.is_available():
+        return ""
+    built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
+    shown = os.environ.get("CUDA_VISIBLE_DEVICES")
+    seen = "" if shown is None else f", CUDA_VISIBLE_DEVICES={shown!r}"
+    return (
+        f"resources.gpus: the cell asks for a GPU and torch sees none on {platform.node()} (torch "
+        f"{torch.__version__}, {built}{seen}): mend that, or let it run on the CPU with "
+        "--set resources.gpus=0"
+    )
+
+
+def bound_memory(device: torch.device, share: float) -> None:
+    """Let this process take no more of the GPU's memory than its share, and a tenth of that.
+
+    Args:
+        device: Where the cell runs; nothing is bounded on another device than a GPU.
+        share: Of one GPU; 1 or more is all of it.
+    """
+    if device.type == "cuda":
+        torch.cuda.set_per_process_memory_fraction(min(1.0, share * SLACK))
 
 
 @functools.cache

@@ -14,7 +14,7 @@ from sweeper.core import seeds
 from sweeper.core.errors import DivergedError
 from sweeper.core.types import Cell, ImageSet, Outcome, Role
 from sweeper.engine import metrics, training
-from sweeper.engine.isolation import CellTimeout, isolated, limit
+from sweeper.engine.isolation import CellTimeout, bound_memory, isolated, lacking, limit
 from sweeper.run import record
 from sweeper.run.material import Context, Lab, Log, Material
 from sweeper.store.artifacts import DamagedError, Store
@@ -42,12 +42,14 @@ def run(
         log: Takes progress as keywords.
         force: Run it even if the store has it.
         last_try: Whether running out of memory is final; else the result says `oom` and the
-            cell may be tried again alone.
+            cell may be tried again alone, with all of its GPU's memory.
     """
     store = Store(context.store)
     if not force and (stored := stored_result(store, cell, context)):
         return stored
     work = _Work(cell, ancestors, context, store, log)
+    if lack := lacking(context.device):
+        return _failed(work, "failed", lack)
 
     def give_up() -> Result:
         return _failed(work, "timeout", f"gave up after {context.timeout:g} s")
@@ -55,6 +57,7 @@ def run(
     started = time.time()
     try:
         with isolated(cell.key, context.threads), limit(context.timeout, lambda: _quiet(give_up)):
+            bound_memory(work.device, 1.0 if last_try else context.gpus)
             return work.build()
     except CellTimeout:
         return give_up()

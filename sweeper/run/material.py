@@ -81,8 +81,10 @@ class Context:
     """Folder of decoded data sets."""
     threads: int = 1
     """CPU threads of the cell."""
-    device: str = "auto"
-    """auto | cpu | cuda."""
+    device: str = "cpu"
+    """cpu | cuda."""
+    gpus: float = 0.0
+    """GPUs of the cell; below 1, its share of one."""
     timeout: float | None = None
     """Seconds after which the cell is given up."""
 
@@ -106,10 +108,7 @@ class Material:
         self.learned: State = {}
         """What the attack learned while this cell trained its victim."""
         self.started = time.time()
-        device = context.device
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.device = torch.device(device)
+        self.device = torch.device(context.device)
 
     @functools.cached_property
     def victim(self) -> Cell:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import functools
 import importlib.metadata
@@ -59,18 +60,17 @@ def _options(params: Mapping[str, Any]) -> str:
 
 @functools.lru_cache(maxsize=1)
 def versions() -> str:
-    """Versions of the code, torch and ray, as JSON."""
-    installed = {name: importlib.metadata.version(name) for name in ("torch", "ray")}
-    try:
-        installed["sweeper"] = importlib.metadata.version("backdoor-sweeper")
-    except importlib.metadata.PackageNotFoundError:
-        installed["sweeper"] = "source"
+    """Versions of the code, torch and, where it is installed, ray, as JSON."""
+    installed = {"sweeper": "source"}
+    for name, package in (("torch", "torch"), ("ray", "ray"), ("sweeper", "backdoor-sweeper")):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            installed[name] = importlib.metadata.version(package)
     return json.dumps(installed, sort_keys=True)
 
 
 def device_name(device: torch.device) -> str:
-    """What a row calls the device."""
-    if device.type == "cuda":
+    """What a row calls the device; the processor where torch sees no GPU."""
+    if device.type == "cuda" and torch.cuda.is_available():
         return str(torch.cuda.get_device_name())
     return _processor()
 
@@ -87,7 +87,7 @@ def _processor() -> str:
 
 def peak_memory(device: torch.device) -> float:
     """MB: on a GPU the cell's own peak, on a CPU the process's so far."""
-    if device.type == "cuda":
+    if device.type == "cuda" and torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 1e6
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
 

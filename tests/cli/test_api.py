@@ -41,6 +41,52 @@ def test_importing_sweeper_is_cheap() -> None:
     assert ran.stdout == "none\n", ran.stderr
 
 
+def test_a_run_that_asks_for_a_gpu_is_refused_where_torch_sees_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    sweep = sweeper.Sweep.from_values({**sweeps.SMALL, "resources": {"gpus": 0.25}})
+    with pytest.raises(SweepError, match=r"torch sees none .* resources.gpus=0"):
+        sweep.run(store=tmp_path, executor="inline", quiet=True)
+    assert sweep.plan(store=tmp_path)["to_run"], "a plan needs none"
+
+
+NO_RAY = """
+import importlib.abc, importlib.metadata, sys
+class Hidden(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "ray":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Hidden())
+found = importlib.metadata.version
+def version(name):
+    if name == "ray":
+        raise importlib.metadata.PackageNotFoundError(name)
+    return found(name)
+importlib.metadata.version = version
+from sweeper.cli import main
+main()
+"""
+
+
+def test_without_ray_cells_run_one_after_the_other(tmp_path: Path) -> None:
+    path, store = sweeps.write(tmp_path, attacks=["badnets"], seeds=1), tmp_path / "store"
+
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        asked = [sys.executable, "-c", NO_RAY, *words, str(path), "--store", str(store)]
+        return subprocess.run(asked, capture_output=True, text=True, cwd=ROOT)
+
+    ran = run("run", "--executor", "inline")
+    assert ran.returncode == 0, ran.stderr
+    assert set(sweeps.frame(store)["status"]) == {"ok"}
+    assert all("ray" not in json.loads(v) for v in sweeps.frame(store)["versions"])
+    assert "badnets" in run("table").stdout
+    path.write_text(path.read_text() + "\ntimeout: 100\ntargets: [1]\n")
+    ran = run("run")
+    assert ran.returncode == 2 and "Ray is not installed here" in ran.stderr
+    assert "--executor inline" in ran.stderr and "Traceback" not in ran.stderr
+
+
 def test_a_run_from_python_is_the_run_of_the_command(
     done: tuple[sweeper.Sweep, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

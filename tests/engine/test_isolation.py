@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from sweeper.engine.isolation import CellTimeout, isolated, limit
+from sweeper.engine.isolation import CellTimeout, bound_memory, isolated, lacking, limit
 from tests.support.places import ROOT
 
 
@@ -71,6 +71,28 @@ def test_a_cell_starts_with_gradients_its_threads_and_determinism() -> None:
         assert torch.is_grad_enabled()
         assert torch.get_num_threads() == 2
         assert torch.backends.cudnn.deterministic and not torch.backends.cudnn.benchmark
+
+
+@pytest.mark.parametrize(("share", "bound"), [(0.25, 0.275), (0.95, 1.0), (1.0, 1.0), (4.0, 1.0)])
+def test_a_cell_takes_its_share_of_a_gpu_and_a_tenth_of_that(
+    monkeypatch: pytest.MonkeyPatch, share: float, bound: float
+) -> None:
+    told: list[float] = []
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", told.append)
+    bound_memory(torch.device("cpu"), share)
+    assert not told
+    bound_memory(torch.device("cuda"), share)
+    assert told == [pytest.approx(bound)]
+
+
+def test_what_a_process_lacks_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert lacking("cpu") == ""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert "torch sees none on " in lacking("cuda") and "CUDA_VISIBLE_DEVICES=''" in lacking("cuda")
+    assert "resources.gpus=0" in lacking("cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert lacking("cuda") == ""
 
 
 def test_a_rebuilt_parent_leaves_its_child_as_it_was() -> None:

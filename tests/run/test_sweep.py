@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -173,6 +174,33 @@ def test_another_process_gives_the_same_bits(done: tuple[Path, Path], tmp_path: 
     )
     ours = sweeps.frame(tmp_path / "s")
     sweeps.assert_same(ours, sweeps.frame(store).loc[ours.index])
+
+
+def test_a_cell_that_asks_for_a_gpu_never_runs_on_the_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    path = sweeps.write(tmp_path, attacks=["badnets"], poison_rates=[0.1], seeds=1, defenses=FOUR)
+    job = sweeps.prepared(path, tmp_path / "store")
+    job = replace(job, context=replace(job.context, device="cuda", gpus=0.25))
+    assert driver.execute(job, driver.inline, sweeps.Silent()) == {"failed": 1, "blocked": 4}
+    (victim,) = (c for c in job.plan.cells.values() if c.kind == "train")
+    failure = job.store.failure("small", victim.key)
+    assert failure and failure["error"].startswith("resources.gpus: the cell asks for a GPU")
+    assert not job.store.has("train", victim.key)
+
+
+def test_a_cell_is_bound_to_its_share_and_alone_to_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[float] = []
+    monkeypatch.setattr(cells, "bound_memory", lambda device, share: told.append(share))
+    entry = {"defense": "tests.support.faulty:OutOfMemory", "as": "full", "marks": str(tmp_path)}
+    one = {"attacks": ["badnets"], "poison_rates": [0.1], "seeds": 1, "defenses": [entry]}
+    job = sweeps.prepared(sweeps.write(tmp_path, **one), tmp_path / "store")
+    job = replace(job, context=replace(job.context, gpus=0.25))
+    driver.execute(job, driver.inline, sweeps.Silent())
+    assert told == [0.25, 0.25, 1.0], "the victim, the defense, and it once more"
 
 
 def test_failures_are_rows_and_leave_the_rest_unharmed(tmp_path: Path) -> None:
