@@ -200,9 +200,7 @@ def fit(
     images, labels = on_device(data.images, device), data.labels.to(device)
     hooks.start(model, device)
     optimizer = hooks.optimizer(model, recipe)
-    update: Callable[[Batch], Tensor] = functools.partial(_step, model, optimizer, recipe, hooks)
-    if graphed.asked(device) and not owned(hooks):
-        update = graphed.Step(update, optimizer, device)
+    update = updater(model, optimizer, recipe, hooks, device)
     model.train()
     losses: list[float] = []
     step, steps = 0, len(order(len(data), recipe.batch, seeds.generator(key)))
@@ -225,6 +223,20 @@ def fit(
             progress(epoch + 1, recipe.epochs, losses[-1])
     model.eval()
     return losses
+
+
+def updater(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    recipe: Recipe,
+    hooks: Hooks,
+    device: torch.device,
+) -> Callable[[Batch], Tensor]:
+    """Return what updates the model on an augmented batch: its loss, valid until the next call."""
+    update: Callable[[Batch], Tensor] = functools.partial(_step, model, optimizer, recipe, hooks)
+    if graphed.asked(device) and not owned(hooks):
+        return graphed.Step(update, optimizer, device)
+    return update
 
 
 def _step(

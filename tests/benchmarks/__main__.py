@@ -5,15 +5,27 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
 from tabulate import tabulate
 
 from sweeper.run import record
+from tests.benchmarks import gpu
 
 NAMES = sorted(p.stem for p in Path(__file__).parent.glob("[a-z]*.py"))
+
+
+def tables(names: list[str]) -> Iterator[tuple[str, str, list[dict[str, Any]]]]:
+    """Benchmark, title and rows of each table, as soon as it is measured."""
+    for name in names:
+        module = importlib.import_module(f"tests.benchmarks.{name}")
+        found = module.tables() if name == "gpu" else [(name, module.rows())]
+        for title, rows in found:
+            yield name, title, rows
 
 
 def main() -> None:
@@ -24,16 +36,23 @@ def main() -> None:
     asked = parser.parse_args()
     if unknown := set(asked.names) - set(NAMES):
         parser.error(f"no benchmark {', '.join(sorted(unknown))}; there are {', '.join(NAMES)}")
+    if lack := gpu.lacking():
+        if "gpu" in asked.names:
+            sys.stderr.write(f"{lack}\n")
+            raise SystemExit(2)
+        NAMES.remove("gpu")
     torch.set_num_threads(asked.threads)
     frames = []
-    for name in asked.names or NAMES:
-        frame = pd.DataFrame(importlib.import_module(f"tests.benchmarks.{name}").rows())
-        sys.stdout.write(f"\n## {name}\n\n{tabulate(frame, 'keys', 'github', showindex=False)}\n")
+    for name, title, rows in tables(asked.names or NAMES):
+        frame = pd.DataFrame(rows)
+        blank = frame.astype(object).where(frame.notna(), None)
+        shown = tabulate(blank, "keys", "github", showindex=False, floatfmt=".4g")
+        sys.stdout.write(f"\n## {title}\n\n{shown}\n")
         sys.stdout.flush()
-        frames.append(frame.assign(benchmark=name))
-    device = record.device_name(torch.device("cpu"))
-    every = pd.concat(frames).assign(device=device, threads=asked.threads, torch=torch.__version__)
-    every.to_parquet(asked.out, index=False)
+        device = record.device_name(torch.device("cuda" if name == "gpu" else "cpu"))
+        about = {"benchmark": name, "table": title, "device": device, "threads": asked.threads}
+        frames.append(frame.assign(**about, torch=torch.__version__))
+        pd.concat(frames).to_parquet(asked.out, index=False)  # what is measured is not lost
 
 
 if __name__ == "__main__":

@@ -130,26 +130,30 @@ class Pictures(Dataset[tuple[Tensor, int]]):
         return self.transform(image), label
 
 
-def loader(count: int, *, augmented: bool, rate: float = RATE) -> DataLoader[Any]:
+def loader(count: int, *, augmented: bool, rate: float = RATE, workers: int = 2) -> DataLoader[Any]:
     """The toolbox way to batches."""
     random = [transforms.RandomCrop(SIDE, 4), transforms.RandomHorizontalFlip()]
     parts = [*random * augmented, transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
     poisoned = set(range(0, count, round(1 / rate))) if rate else set()
     data = Pictures(random_set(count), poisoned, transforms.Compose(parts))
     # forked, as from a script: the process this runs in was spawned, and its children would be too
-    given: dict[str, Any] = {"num_workers": 2, "multiprocessing_context": "fork"}
+    given: dict[str, Any] = {"num_workers": workers, "multiprocessing_context": "fork"}
     return DataLoader(data, BATCH, shuffle=augmented, **given)
 
 
-def toolbox(model: str, steps: int, warm: int = 1) -> Rates:
+def toolbox(
+    model: str, steps: int, warm: int = 1, device: torch.device = CPU, workers: int = 2
+) -> Rates:
     """The toolbox way to a victim."""
-    net = network(model).train()
+    net = network(model).to(device).train()
     net.normalise = nn.Identity()  # the transforms have done it
     rule: dict[str, float] = {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4}
     optimizer, criterion = torch.optim.SGD(net.parameters(), **rule), nn.CrossEntropyLoss()
     loss_sum, right, inside, started = 0.0, 0, 0.0, 0.0
-    for number, (images, labels) in enumerate(loader(BATCH * (warm + steps), augmented=True)):
+    batches = loader(BATCH * (warm + steps), augmented=True, workers=workers)
+    for number, (images, labels) in enumerate(batches):
         began = time.perf_counter()
+        images, labels = images.to(device), labels.to(device)
         optimizer.zero_grad()
         logits = net(images)
         loss = criterion(logits, labels)

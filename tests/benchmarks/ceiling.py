@@ -53,11 +53,17 @@ def fastest(work: Callable[[], Any]) -> float:
     return min(times)
 
 
-def one(shape: Shape, dtype: torch.dtype, layout: torch.memory_format) -> float:
+def one(
+    shape: Shape,
+    dtype: torch.dtype,
+    layout: torch.memory_format,
+    device: torch.device = _loops.CPU,
+    clock: Callable[[Callable[[], Any]], float] = fastest,
+) -> float:
     """Seconds of one convolution, forward and backward."""
     inputs, outputs, kernel, stride, padding, side = shape
-    x = torch.randn(_loops.BATCH, inputs, side, side).to(dtype, memory_format=layout)
-    weight = torch.randn(outputs, inputs, kernel, kernel).to(dtype, memory_format=layout)
+    x = torch.randn(_loops.BATCH, inputs, side, side).to(device, dtype, memory_format=layout)
+    weight = torch.randn(outputs, inputs, kernel, kernel).to(device, dtype, memory_format=layout)
 
     def forward() -> torch.Tensor:
         return nn.functional.conv2d(x, weight, None, stride, padding)
@@ -66,7 +72,14 @@ def one(shape: Shape, dtype: torch.dtype, layout: torch.memory_format) -> float:
     wanted = [inputs > 3, True, False]
     places = ([stride] * 2, [padding] * 2, [1, 1], False, [0, 0], 1, wanted)
     backward = torch.ops.aten.convolution_backward
-    return fastest(forward) + fastest(lambda: backward(gradient, x, weight, None, *places))
+    return clock(forward) + clock(lambda: backward(gradient, x, weight, None, *places))
+
+
+def operations(shape: Shape) -> int:
+    """Multiplications and additions of one convolution, forward and backward, for one image."""
+    inputs, outputs, kernel, stride, _, side = shape
+    passes = 3 if inputs > 3 else 2
+    return passes * 2 * inputs * outputs * kernel**2 * (side // stride) ** 2
 
 
 def limit(dtype: torch.dtype) -> dict[str, float]:
@@ -74,11 +87,8 @@ def limit(dtype: torch.dtype) -> dict[str, float]:
     seconds, work = 0.0, 0
     line_up()
     for shape, times in shapes(MODEL).items():
-        inputs, outputs, kernel, stride, _, side = shape
         seconds += times * min(one(shape, dtype, layout) for layout in LAYOUTS)
-        gradients = 3 if inputs > 3 else 2
-        size = inputs * outputs * kernel**2 * (side // stride) ** 2
-        work += times * gradients * 2 * _loops.BATCH * size
+        work += times * operations(shape) * _loops.BATCH
     return {"images/s": _loops.BATCH / seconds, "GFLOP/s": work / seconds / 1e9}
 
 

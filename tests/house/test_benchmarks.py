@@ -1,0 +1,138 @@
+"""The benchmark of a CUDA card, measured on the CPU in small: a rare card finds it whole."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+
+from sweeper.engine import graphed
+from tests.benchmarks import __main__ as command
+from tests.benchmarks import gpu
+from tests.support import toys
+from tests.support.places import ROOT
+from tests.support.tape import Tape
+
+SMALL = gpu.Bench(
+    toys.CPU,
+    models=("tiny",),
+    cells=(1, 2),
+    steps=5,
+    seconds=0.05,
+    rounds=1,
+    side=64,
+    images=100,
+    limit=600.0,
+)
+
+
+@pytest.fixture(autouse=True)
+def graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(graphed.RECORDERS, "cpu", Tape)
+
+
+def only(monkeypatch: pytest.MonkeyPatch, *titles: str) -> None:
+    parts = [part for part in gpu.PARTS if part[0] in titles]
+    assert len(parts) == len(titles)
+    monkeypatch.setattr(gpu, "PARTS", tuple(parts))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
+def test_without_cuda_it_says_so_in_a_sentence(tmp_path: Path) -> None:
+    out = tmp_path / "out.parquet"
+    asked = [sys.executable, "-m", "tests.benchmarks", "gpu", "--out", str(out)]
+    ran = subprocess.run(asked, capture_output=True, text=True, cwd=ROOT)
+    assert (ran.returncode, ran.stdout) == (2, "") and not out.exists()
+    assert ran.stderr.startswith("gpu: torch sees no CUDA device") and ran.stderr.count("\n") == 1
+
+
+def test_every_table_is_written_as_soon_as_it_is_measured(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out.parquet"
+
+    def measured(*_: Any) -> Any:
+        yield "first", [{"way": "one", "images/s": 12345.678}, {"way": "two"}]
+        assert "first" in capsys.readouterr().out and len(pd.read_parquet(out)) == 2
+        yield "second", [{"ms": 1.5}]
+
+    monkeypatch.setattr(gpu, "lacking", lambda: "")
+    monkeypatch.setattr(gpu, "tables", measured)
+    monkeypatch.setattr(command.record, "device_name", lambda device: f"a {device.type}")
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "gpu", "--out", str(out)])
+    threads = torch.get_num_threads()
+    command.main()
+    torch.set_num_threads(threads)
+    rows = pd.read_parquet(out)
+    assert list(rows["table"]) == ["first", "first", "second"]
+    assert set(rows["device"]) == {"a cuda"} and set(rows["benchmark"]) == {"gpu"}
+
+
+def test_a_part_that_fails_costs_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(bench: gpu.Bench) -> gpu.Rows:
+        raise ValueError("on purpose")
+
+    parts = [("broken", 0.0, broken), ("long", 1e6, broken), ("aims", 0.0, gpu.aims)]
+    monkeypatch.setattr(gpu, "PARTS", tuple(parts))
+    (_, failed), (_, late), (_, aims) = gpu.tables(replace(SMALL, found={}))
+    assert failed == [{"error": "ValueError: on purpose"}] and "left out" in late[0]
+    assert all(row["found"] is None or row["found"] == 0 for row in aims[:3])
+
+
+def test_the_aims_by_hand() -> None:
+    found = {
+        "matmul bf16": 800e12,
+        "operations": 4e9,
+        "bf16 training": 40_000.0,
+        "bf16, graphs training": 80_000.0,
+        "toolbox": 2_000.0,
+        "bf16, graphs 2 cells": 100_000.0,
+    }
+    rows = {row["what"]: row for row in gpu.aims(replace(SMALL, found=found))}
+    assert rows["fraction of the bf16 matrix product"]["found"] == pytest.approx(0.4)
+    assert rows["times the torchvision loop"]["found"] == pytest.approx(40)
+    assert rows["times the eager step"]["found"] == pytest.approx(2)
+    assert rows["seconds to a victim of 30 epochs, computed"]["found"] == pytest.approx(18.75)
+    assert rows["times one cell, bf16, graphs 2 cells"]["found"] == pytest.approx(1.25)
+
+
+def test_a_way_is_undone() -> None:
+    backend = torch.backends.cudnn
+    before = backend.deterministic, backend.benchmark
+    with gpu.running(gpu.WAYS[3]):
+        assert graphed.asked(toys.CPU) and backend.benchmark and not backend.deterministic
+    assert not graphed.asked(toys.CPU) and (backend.deterministic, backend.benchmark) == before
+
+
+def test_the_expected_seconds_fit() -> None:
+    assert sum(seconds for _, seconds, _ in gpu.PARTS) <= gpu.Bench(toys.CPU).limit <= 140
+
+
+def test_the_card_and_an_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
+    only(monkeypatch, "the card", "evaluation")
+    found = [row for _, rows in gpu.tables(replace(SMALL, found={})) for row in rows]
+    assert not [row for row in found if "error" in row or "left out" in row]
+    assert all(row["TFLOP/s"] > 0 for row in found[:3])
+    assert found[-1]["images"] == 190 and found[-1]["images/s"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_every_part_measures(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = replace(SMALL, found={})
+    tables = dict(gpu.tables(bench))
+    rows = [row for table in tables.values() for row in table]
+    assert len(tables) == len(gpu.PARTS)
+    assert not [row for row in rows if "error" in row or "left out" in row]
+    updates = {row["defense"]: row["updates"] for row in rows if "defense" in row}
+    assert set(updates) == set(gpu.SEEDS) and min(updates.values()) > 1
+    assert {row["cells"] for row in rows if "cells" in row} == {1, 2}
+    assert all(row["found"] > 0 for row in rows if "aim" in row)
+    ways = [f"{way.name} {what}" for way in gpu.WAYS for what in ("training", "step alone")]
+    assert all(bench.found[way] > 0 for way in ways)
