@@ -157,14 +157,11 @@ class Sweep:
             )
         from rich.console import Console
 
-        from sweeper.engine import isolation
         from sweeper.run import driver, estimate
         from sweeper.run.display import Display, Lines
 
-        context = self.context(store, data)
-        job = driver.prepare(self.declared, context)
-        if executor == "inline" and job.todo and (lack := isolation.lacking(context.device)):
-            raise SweepError(lack)
+        job = driver.prepare(self.declared, self.context(store, data))
+        _require_device(job, executor)
         shape = self.declared.resources
         console = Console(stderr=True, highlight=False, markup=False, quiet=quiet or bool(tell))
         console.soft_wrap = not console.is_terminal
@@ -194,6 +191,14 @@ class Sweep:
             SweepError: The sweep has not been run into this store.
         """
         return rows(self.declared.name, store)[0]
+
+
+def _require_device(job: Job, executor: str) -> None:
+    """Refuse to run cells in this process that ask for a GPU where torch sees none."""
+    from sweeper.engine.isolation import lacking
+
+    if executor == "inline" and job.todo and (lack := lacking(job.context.device)):
+        raise SweepError(lack)
 
 
 def _opened(job: Job, console: Console) -> dict[str, Any]:

@@ -148,7 +148,7 @@ def table(
         ),
     ] = None,
     compare: Annotated[
-        bool, typer.Option("--compare", help="Beside the published figures, each with its source.")
+        bool, typer.Option("--compare", help="Beside published and measured figures, with sources.")
     ] = False,
     out: Annotated[Path | None, typer.Option(help="File to write; default: the screen.")] = None,
 ) -> None:
@@ -173,14 +173,15 @@ def table(
 
 def _table(name: str, store: str, style: str, layout: View, compare: bool = False) -> str:
     """The table as text; an empty style is what suits the standard output."""
-    from sweeper.tables import published, screen, tables
+    from sweeper.tables import measured, published, screen, tables
 
     frame, labels = rows(name, store)
-    reference = published.of(name) if compare else ()
-    if compare and not reference:
+    figures = (*published.of(name), *measured.figures(name, frame)) if compare else ()
+    if compare and not figures:
+        known = sorted({*published.sweeps(), *measured.sweeps()})
         raise SweepError(
-            f"--compare: nothing published is known for sweep {name!r}; it is for "
-            f"{', '.join(published.sweeps())}"
+            f"--compare: nothing published or measured is known for sweep {name!r}; it is for "
+            f"{', '.join(known)}"
         )
     built = tables.build(
         frame,
@@ -191,7 +192,7 @@ def _table(name: str, store: str, style: str, layout: View, compare: bool = Fals
         heads=layout.labels,
         title=layout.caption,
         average=layout.average,
-        figures=reference,
+        figures=figures,
     )
     if not style and sys.stdout.isatty():
         return screen.render(built, shutil.get_terminal_size().columns).rstrip()

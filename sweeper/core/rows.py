@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -43,7 +43,7 @@ AXES = ("dataset", "model", "attack", "poison_rate", "target", "clean_budget", "
 """The columns that say which cell of the declared matrix a row is."""
 
 
-def table(rows: list[Mapping[str, Any]]) -> pa.Table:
+def table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
     """Return an Arrow table of `rows`; a column missing in a row is null.
 
     Raises:

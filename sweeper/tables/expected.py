@@ -12,15 +12,17 @@ from pathlib import Path
 from tabulate import tabulate
 
 from sweeper.core.rows import METRICS
-from sweeper.plan import source
-from sweeper.tables import published
+from sweeper.plan import source, view
+from sweeper.tables import measured, published
 from sweeper.tables.layout import PLAIN, head
 from sweeper.tables.published import AVERAGE, TOLERANCE, Figure
 
 HEAD = f"""# What to expect
 
-Written by `python -m sweeper.tables.expected docs/expected.md` from `sweeper/sweeps/published.csv`.
-Rates in percent, as printed by the source, for attack and defense as our sweeps label them.
+Written by `python -m sweeper.tables.expected docs/expected.md` from `sweeper/sweeps/published.csv`
+and `sweeper/sweeps/measured/`. Rates in percent, for attack and defense as our sweeps label them:
+as printed by the source, or as measured by this project (mean ± standard deviation over the seeds),
+with device, date and setting.
 
 Expect ours within {100 * TOLERANCE:g} points of a rate, or the spread of the seeds where
 that is more; `sweeper table SWEEP --compare` marks with ≠ what is not. Seconds depend on the device
@@ -33,17 +35,36 @@ its own: it takes the whole sweep.
 def text() -> str:
     """Return docs/expected.md."""
     parts = [HEAD]
-    for name in published.sweeps():
-        figures = published.of(name)
+    for name in sorted({*published.sweeps(), *measured.sweeps()}):
+        figures = published.of(name) or measured.figures(name)
         cells = [f for f in figures if f.attack != AVERAGE]
         first = next((f for f in cells if f.defense != "none"), None)
         command = _command(name, first) if first else f"sweeper run {name} --data DIR"
         swap = " (another cell: its labels in place of these)" if first else ""
         parts += [f"## {name}", f"{source.purpose(name)}.", f"One cell{swap}:", f"    {command}"]
-        parts += _tables(figures)
+        parts += _tables(published.of(name))
+        if ours := _measured(name):
+            parts += ["Measured by this project:", *_tables(ours)]
     parts += ["## Published, but in no shipped sweep"]
     parts += _tables([figure for figure in published.figures() if not figure.sweep])
     return "\n\n".join(part.strip("\n") for part in parts) + "\n"
+
+
+def _measured(name: str) -> list[Figure]:
+    """Return what was measured of a sweep in its order, averages where its table has them."""
+    from sweeper.plan import spec
+
+    declared, average = spec.load(name), view.of(source.read(name)).average
+    attacks = [*(entry.label for entry in declared.attacks), AVERAGE]
+    defenses = [entry.label for entry in declared.defenses]
+
+    def place(figure: Figure) -> tuple[int, float, int]:
+        defense = (*defenses, figure.defense).index(figure.defense)
+        attack = (*attacks, figure.attack).index(figure.attack)
+        return attack, figure.poison_rate or 0.0, defense
+
+    kept = [figure for figure in measured.figures(name) if average or figure.attack != AVERAGE]
+    return sorted(kept, key=place)
 
 
 def _command(name: str, figure: Figure) -> str:
@@ -52,18 +73,21 @@ def _command(name: str, figure: Figure) -> str:
     values = source.read(name).values
     several = [axis for axis in axes if len(values[f"{axis}s"]) > 1]
     picks = "".join(f" --set '{axis}s=[{getattr(figure, axis)}]'" for axis in several)
-    return f"sweeper run {name}{picks} --set seeds=1 --data DIR"
+    place = "" if values["datasets"] == ["digits"] else " --data DIR"
+    return f"sweeper run {name}{picks} --set seeds=1{place}"
 
 
 def _tables(figures: Sequence[Figure]) -> Iterable[str]:
     """Return for each source and setting a table of its figures."""
     for (where, dataset, model), group in groupby(sorted(figures, key=_setting), key=_setting):
         lines = list(group)
-        metrics = [metric for metric in METRICS if any(metric in f.values for f in lines)]
+        shown = view.of(source.read(lines[0].sweep)).values if lines[0].measured else METRICS
+        metrics = [metric for metric in shown if any(metric in f.values for f in lines)]
         yield f"{where}: {', '.join(part for part in (dataset, model) if part)}."
+        note = ["note"] * any(not figure.measured for figure in lines)
         yield tabulate(
-            [_line(figure, metrics) for figure in lines],
-            headers=["attack", "poison rate", "defense", *map(head, metrics), "note"],
+            [_line(figure, metrics)[: 3 + len(metrics) + len(note)] for figure in lines],
+            headers=["attack", "poison rate", "defense", *map(head, metrics), *note],
             tablefmt="pipe",
             disable_numparse=True,
         )
@@ -77,9 +101,10 @@ def _line(figure: Figure, metrics: Sequence[str]) -> list[str]:
     rate = "-" if figure.poison_rate is None else f"{100 * figure.poison_rate:g} %"
     shown = []
     for metric in metrics:
-        value = figure.values.get(metric)
-        plain = metric in PLAIN
-        shown.append("-" if value is None else f"{value:.1f}" if plain else f"{100 * value:.2f}")
+        value, spread = figure.values.get(metric), figure.sd.get(metric)
+        scale, digits = (1, 1) if metric in PLAIN else (100, 2)
+        text = "-" if value is None else f"{scale * value:.{digits}f}"
+        shown.append(text if spread is None else f"{text} ± {scale * spread:.{digits}f}")
     return [figure.attack, rate, figure.defense, *shown, figure.note or "-"]
 
 

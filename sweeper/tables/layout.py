@@ -41,13 +41,13 @@ PLAIN = tuple(DEVICES)
 """The metrics that are no fractions: shown as they are."""
 
 
-class Published(NamedTuple):
-    """What somebody else has printed for an entry."""
+class Reference(NamedTuple):
+    """What somebody else found for an entry."""
 
     value: float
     """A fraction where the metric is one."""
     sources: tuple[int, ...]
-    """Places in the table's `sources`."""
+    """Places in the table's `sources`, or in its `measured`."""
     outside: bool
     """Ours is off by more than the tolerance and the seeds' spread."""
 
@@ -67,8 +67,16 @@ class Entry(NamedTuple):
     """Some seeds did not end well and are not in the mean."""
     best: bool
     """Better than every other defense of its line beyond the noise."""
-    published: Published | None = None
+    published: Reference | None = None
     """The published figure; None where there is none, or none was asked for."""
+    measured: Reference | None = None
+    """What this project measured, likewise."""
+
+    @property
+    def outside(self) -> bool:
+        """It is off by more than the tolerance: from the published figure, else the measured."""
+        reference = self.published or self.measured
+        return bool(reference and reference.outside)
 
 
 @dataclass(frozen=True)
@@ -121,6 +129,10 @@ class Table:
     """Whose published figures stand in the entries."""
     settings: tuple[str, ...] = ()
     """Where their setting is not ours."""
+    measured: tuple[str, ...] = ()
+    """On what, when and how the measured figures in the entries were measured."""
+    measured_settings: tuple[str, ...] = ()
+    """Where their setting is not that of the rows."""
 
 
 def label(table: Table, axis: str, value: Any) -> str:

@@ -9,14 +9,14 @@ from __future__ import annotations
 import csv
 import functools
 import importlib.resources
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
 
 from sweeper.core.rows import METRICS
-from sweeper.tables.layout import PLAIN, Column, Entry, Line, Published
+from sweeper.tables.layout import PLAIN, Column, Entry, Line, Reference
 from sweeper.tables.stats import ROUNDING
 
 AVERAGE = "average"
@@ -29,7 +29,7 @@ Cell = tuple[Any, Any, Any]
 
 @dataclass(frozen=True)
 class Figure:
-    """One published cell."""
+    """What somebody else found for one cell."""
 
     sweep: str
     """The shipped sweep that measures it; empty where none does."""
@@ -51,6 +51,16 @@ class Figure:
     """Data set, model, attack and defense in the source's own words."""
     note: str
     """What the source adds."""
+    measured: bool = False
+    """Measured by this project (`tables.measured`), not printed by a paper; what follows too."""
+    sd: Mapping[str, float] = field(default_factory=dict)
+    """Metric -> standard deviation over the seeds, where there are several."""
+    target: Any = None
+    """The target label."""
+    clean_budget: float = 0.0
+    """Clean images of the defender as the sweep says it; 0 where the defense sees none."""
+    differs: tuple[str, ...] = ()
+    """Where its setting is not the one of the rows it stands beside."""
 
     @property
     def cell(self) -> Cell:
@@ -77,9 +87,13 @@ def sweeps() -> list[str]:
 
 def _figure(line: Mapping[str, str]) -> Figure:
     printed = {name: float(line[name]) for name in METRICS if line.get(name)}
-    words = ("sweep", "dataset", "model", "attack", "defense", "note")
     return Figure(
-        **{name: line[name] for name in words},
+        sweep=line["sweep"],
+        dataset=line["dataset"],
+        model=line["model"],
+        attack=line["attack"],
+        defense=line["defense"],
+        note=line["note"],
         poison_rate=float(line["poison_rate"]) if line["poison_rate"] else None,
         values={name: v if name in PLAIN else v / 100 for name, v in printed.items()},
         source=f"{line['source']}, {line['table']}",
@@ -127,14 +141,18 @@ def add_missing(data: pd.DataFrame, published: Iterable[Figure]) -> pd.DataFrame
 
 @dataclass(frozen=True)
 class Comparison:
-    """What is said of the published figures beside the table."""
+    """What is said of published and measured figures beside the table."""
 
     lines: tuple[Line, ...]
-    """The table's lines, with the published figures in their entries."""
-    sources: tuple[str, ...]
-    """Whose figures they are; an entry says the place of its source."""
-    settings: tuple[str, ...]
+    """The table's lines, with the figures in their entries."""
+    sources: tuple[str, ...] = ()
+    """Whose published figures they are; an entry says the place of its source."""
+    settings: tuple[str, ...] = ()
     """Where the published setting is not ours."""
+    measured: tuple[str, ...] = ()
+    """On what, when and how this project measured its figures, likewise."""
+    measured_settings: tuple[str, ...] = ()
+    """Where that setting is not the one of the rows."""
 
 
 def compare(
@@ -142,56 +160,86 @@ def compare(
     axes: tuple[Sequence[str], Sequence[str]],
     columns: Sequence[Column],
     constants: Mapping[str, Any],
-    published: Sequence[Figure],
+    figures: Sequence[Figure],
 ) -> Comparison:
-    """Set the published figures into the lines of a table.
+    """Set published and measured figures into the lines of a table.
 
-    A figure belongs to the cells of its data set, attack and defense: to those with its model and
-    poison rate where there are such, else to all of them, and the setting is noted.
+    A published figure belongs to the cells of its data set, attack and defense: to those with its
+    model and poison rate where there are such, else to all of them, and the setting is noted. A
+    measured one belongs to the cell with its labels on every axis.
 
     Args:
         lines: The table's.
         axes: Those that label the lines, and those that group the columns.
         columns: The table's.
         constants: The axes with one value in the whole table.
-        published: The published cells.
+        figures: The published and the measured cells.
     """
-    if not published:
-        return Comparison(tuple(lines), (), ())
+    if not figures:
+        return Comparison(tuple(lines))
     grid = [[_axes(line, column, axes, constants) for column in columns] for line in lines]
     our_settings: dict[Cell, set[tuple[Any, Any]]] = {}
     for row in grid:
         for spot in row:
             our_settings.setdefault(_cell(spot), set()).add(_setting(spot))
-    sources: list[str] = []
-    settings: dict[str, None] = {}
-    by_cell: dict[Cell, list[Figure]] = {}
-    for figure in published:
-        by_cell.setdefault(figure.cell, []).append(figure)
 
-    def with_published(spot: Mapping[str, Any], column: Column, entry: Entry) -> Entry:
-        value, places = None, []
-        for figure in by_cell.get(_cell(spot), ()):
-            if column.metric not in figure.values:
-                continue
-            if _setting(spot) not in _nearest(figure, our_settings[figure.cell]):
-                continue
-            if figure.source not in sources:
-                sources.append(figure.source)
-            places.append(sources.index(figure.source))
-            value = figure.values[column.metric] if value is None else value
-            if figure.attack != AVERAGE:
-                settings.update(dict.fromkeys(_other(figure, spot)))
-        if value is None:
-            return entry
-        far = outside(value, entry, column.metric)
-        return entry._replace(published=Published(value, tuple(places), far))
+    def near(figure: Figure, spot: Mapping[str, Any]) -> bool:
+        return _setting(spot) in _nearest(figure, our_settings[figure.cell])
+
+    printed = _References([f for f in figures if not f.measured], near)
+    measured = _References([f for f in figures if f.measured], _same)
+
+    def with_references(spot: Mapping[str, Any], column: Column, entry: Entry) -> Entry:
+        theirs, ours = printed.at(spot, column, entry), measured.at(spot, column, entry)
+        return entry._replace(published=theirs, measured=ours)
 
     compared = tuple(
-        Line(line.labels, tuple(map(with_published, row, columns, line.entries)))
+        Line(line.labels, tuple(map(with_references, row, columns, line.entries)))
         for line, row in zip(lines, grid, strict=True)
     )
-    return Comparison(compared, tuple(sources), tuple(settings))
+    said = (printed.sources, printed.settings, measured.sources, measured.settings)
+    return Comparison(compared, *map(tuple, said))
+
+
+class _References:
+    """Figures of one kind, and what must be said of those a table shows."""
+
+    def __init__(
+        self, figures: Iterable[Figure], belongs: Callable[[Figure, Mapping[str, Any]], bool]
+    ) -> None:
+        self.sources: list[str] = []
+        self.settings: dict[str, None] = {}
+        self._belongs = belongs
+        self._by_cell: dict[Cell, list[Figure]] = {}
+        for figure in figures:
+            self._by_cell.setdefault(figure.cell, []).append(figure)
+
+    def at(self, spot: Mapping[str, Any], column: Column, entry: Entry) -> Reference | None:
+        """What stands in an entry; None where there is nothing."""
+        value, places = None, []
+        for figure in self._by_cell.get(_cell(spot), ()):
+            if column.metric not in figure.values or not self._belongs(figure, spot):
+                continue
+            if figure.source not in self.sources:
+                self.sources.append(figure.source)
+            places.append(self.sources.index(figure.source))
+            value = figure.values[column.metric] if value is None else value
+            self.settings.update(dict.fromkeys(_other(figure, spot)))
+            if figure.measured:  # the newest is the first
+                break
+        if value is None:
+            return None
+        return Reference(value, tuple(places), outside(value, entry, column.metric))
+
+
+def _same(figure: Figure, spot: Mapping[str, Any]) -> bool:
+    """Whether a measured figure has the labels of an entry on every axis."""
+    budgets = figure.clean_budget, spot["clean_budget"]
+    return (
+        _setting(spot) == (figure.model, figure.poison_rate)
+        and spot["target"] == figure.target
+        and (not all(budgets) or budgets[0] == budgets[1])
+    )
 
 
 def outside(value: float, entry: Entry, metric: str) -> bool:
@@ -236,7 +284,10 @@ def _agree(published: Any, ours: Any) -> bool:
 
 
 def _other(figure: Figure, spot: Mapping[str, Any]) -> Iterable[str]:
-    """Say where a published setting is not ours."""
+    """Say where the setting of a figure is not ours."""
+    if figure.measured or figure.attack == AVERAGE:
+        yield from figure.differs
+        return
     model, rate = _setting(spot)
     if not _agree(figure.model, model):
         yield f"model {figure.model}, ours {model}"

@@ -6,14 +6,14 @@ import csv
 import html
 import io
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import groupby
-from string import ascii_lowercase
 from typing import Any
 
 from tabulate import tabulate
 
 from sweeper.core.errors import SweepError, unknown
+from sweeper.tables.footnotes import Style, footnotes, letter, number
 from sweeper.tables.layout import (
     PLAIN,
     STATES,
@@ -25,23 +25,10 @@ from sweeper.tables.layout import (
     head,
     label,
     name,
-    threat,
 )
 
 WIDTH = 130
 """Characters a LaTeX table is wide at most; a wider one has several parts, so as to be read."""
-
-
-@dataclass(frozen=True)
-class Style:
-    """How one format writes text, emphasis and signs."""
-
-    escape: Callable[[str], str]
-    """Makes any text harmless."""
-    bold: Callable[[str], str]
-    """Sets escaped text in bold."""
-    signs: Mapping[str, str]
-    """State or other mark -> its sign, as `SIGNS`."""
 
 
 def render(table: Table, format: str) -> str:
@@ -53,55 +40,6 @@ def render(table: Table, format: str) -> str:
     if format not in FORMATS:
         raise SweepError(f"--format: {unknown('format', format, FORMATS)}")
     return FORMATS[format](table)
-
-
-def footnotes(table: Table, style: Style) -> list[str]:
-    """Return the lines under a table: units, the signs that occur, and the threat model."""
-    entries = [entry for line in table.lines for entry in line.entries]
-    states = {entry.state for entry in entries}
-    lines = []
-    unit = "" if all(c.metric in PLAIN for c in table.columns) else "Rates in percent"
-    spread = "mean ± standard deviation (number of seeds)" if len(table.seeds) > 1 else ""
-    if unit or spread:
-        text = "; ".join(part for part in (unit, spread) if part)
-        lines.append(style.escape(f"{text[0].upper()}{text[1:]}."))
-    if any(entry.best for entry in entries):
-        lines.append(
-            f"{style.bold('Bold')}: "
-            + style.escape(
-                "better than every other defense (oracles not counted) beyond the noise "
-                "(95 % intervals: paired t over seeds, Wilson for one seed)."
-            )
-        )
-    signs = [(state, text) for state, text in STATES.items() if state in states]
-    if any(entry.published and entry.published.outside for entry in entries):
-        signs.append(("outside", "off by more than 2 points and the seeds' spread"))
-    if any(entry.partial for entry in entries):
-        signs.append(("partial", "without the seeds that did not end well"))
-    if table.oracles:
-        signs.append(("oracle", "chosen with test data; not a fair comparison"))
-    lines += [f"{style.signs[sign]}: {style.escape(text)}." for sign, text in signs]
-    if table.devices:
-        lines.append(style.escape(f"Seconds and memory on: {'; '.join(table.devices)}."))
-    lines += [style.escape(text) for text in _comparison(table)]
-    if table.sees:
-        lines.append("Sees: " + style.escape("; ".join(threat(*pair) for pair in table.sees)) + ".")
-    return lines
-
-
-def _comparison(table: Table) -> list[str]:
-    """Return what must be known to read the published figures."""
-    if not table.sources:
-        return []
-    marks = dict(enumerate(ascii_lowercase))
-    named = [f"[{marks[i]}] {source}" for i, source in enumerate(table.sources)]
-    lines = [
-        "Each entry: published [source] / ours / ours minus published; a single number is ours.",
-        f"Published: {'; '.join(named)}.",
-    ]
-    if table.settings:
-        lines.append(f"Published at another setting: {'; '.join(table.settings)}.")
-    return lines
 
 
 def fragment(table: Table) -> str:
@@ -185,7 +123,9 @@ def _csv(table: Table) -> str:
     names = [axis for axis, _ in table.constants] + list(table.row_axes)
     for column in table.columns:
         stem = " ".join([*map(_word, column.groups), column.metric])
-        parts = ("mean", "sd", "n", *(("published", "source") if table.sources else ()))
+        parts = ["mean", "sd", "n"]
+        parts += ["published", "source"] if table.sources else []
+        parts += ["measured", "measured on"] if table.measured else []
         names += [f"{stem} {part}" for part in parts]
     writer.writerow(names)
     constants = [_word(value) for _, value in table.constants]
@@ -194,10 +134,10 @@ def _csv(table: Table) -> str:
         for e in line.entries:
             value = (repr(e.mean), repr(e.sd)) if e.state == "ok" else (e.state, e.state)
             cells += [*value, str(e.n)]
-            if table.sources:
-                pub = e.published
-                named = "; ".join(table.sources[i] for i in pub.sources) if pub else "null"
-                cells += [repr(pub.value) if pub else "null", named]
+            for sources, found in ((table.sources, e.published), (table.measured, e.measured)):
+                if sources:
+                    said = "; ".join(sources[i] for i in found.sources) if found else "null"
+                    cells += [repr(found.value) if found else "null", said]
         writer.writerow(cells)
     return out.getvalue()
 
@@ -207,15 +147,15 @@ def _latex(table: Table) -> str:
     wide = len(table.row_axes)
     parts = _parts(table)
     lines = [r"% needs \usepackage{booktabs,graphicx}"]
-    for number, (start, end) in enumerate(parts, 1):
+    for place, (start, end) in enumerate(parts, 1):
         part = replace(table, columns=table.columns[start:end])
-        several = f" ({number} of {len(parts)})" * (len(parts) > 1)
+        several = f" ({place} of {len(parts)})" * (len(parts) > 1)
         body = []
         for line in table.lines:
             texts = line_texts(table, line, _LATEX)
             kept = [*texts[:wide], *texts[wide + start : wide + end]]
             body.append(" & ".join(kept) + r" \\")
-        notes = footnotes(table, _LATEX) if number == len(parts) else []
+        notes = footnotes(table, _LATEX) if place == len(parts) else []
         lines += [
             r"\begin{table}",
             r"\centering",
@@ -276,7 +216,7 @@ def line_texts(table: Table, line: Line, style: Style) -> list[str]:
 
 
 def _entry(table: Table, column: Column, e: Entry, style: Style) -> str:
-    """Return an entry as text, beside what is published for it."""
+    """Return an entry as text, beside what others found for it."""
     signs = style.signs
     scale = 1 if column.metric in PLAIN else 100
     if e.state == "ok":
@@ -289,13 +229,18 @@ def _entry(table: Table, column: Column, e: Entry, style: Style) -> str:
         text += signs["partial"] if e.partial else ""
     else:
         text = signs[e.state]
-    if e.published is None:
+    first = e.published or e.measured
+    if first is None:
         return text
-    marks = "".join(ascii_lowercase[i] for i in sorted(e.published.sources))
-    text = f"{scale * e.published.value:.{1 if scale == 1 else 2}f} [{marks}] / {text}"
+    parts, digits = [], 1 if scale == 1 else 2
+    for found, mark in ((e.published, letter), (e.measured, number)):
+        if found:
+            marks = "".join(map(mark, sorted(found.sources)))
+            parts.append(f"{scale * found.value:.{digits}f} [{marks}]")
+    parts.append(text)
     if e.state == "ok":
-        text += f" / {round(scale * (e.mean - e.published.value), 1) + 0.0:+.1f}"  # never -0.0
-    return text + signs["outside"] if e.published.outside else text
+        parts.append(f"{round(scale * (e.mean - first.value), 1) + 0.0:+.1f}")  # never -0.0
+    return " / ".join(parts) + (signs["outside"] if e.outside else "")
 
 
 def label_heads(table: Table) -> list[str]:

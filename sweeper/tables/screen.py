@@ -7,8 +7,9 @@ import textwrap
 from collections.abc import Sequence
 from itertools import groupby
 
+from sweeper.tables.footnotes import Style, footnotes
 from sweeper.tables.layout import Table, caption, head
-from sweeper.tables.render import SIGNS, Style, column_labels, footnotes, label_heads, line_texts
+from sweeper.tables.render import SIGNS, column_labels, label_heads, line_texts
 
 GAP = "  "
 _CODES = re.compile(r"\x1b\[\d*m")

@@ -57,15 +57,13 @@ def build(
         heads: Axis -> label -> what to write for it.
         title: The first words of the caption.
         average: Whether lines that average over attacks follow, by `results.averages`.
-        figures: Published figures to compare with; each has an entry, run or not.
+        figures: Figures to compare with; each published one has an entry, run or not.
 
     Raises:
         SweepError: No rows, an unknown name, or a name given twice.
     """
     _check(frame, rows, cols, values)
-    frame = published.add_missing(frame, [f for f in figures if f.attack != AVERAGE])
-    if average:  # after: no average of ours where an attack of the published one has not run
-        frame = published.add_missing(averages(frame, AVERAGE), figures)
+    frame = _completed(frame, figures, average)
     data, row_axes, cols, constants = _layout(frame, rows, cols)
     axes = [*row_axes, *cols]
     codes, labels = _codes(data, axes, order or {})
@@ -89,7 +87,20 @@ def build(
         devices=_devices(data, values),
         sources=comparison.sources,
         settings=comparison.settings,
+        measured=comparison.measured,
+        measured_settings=comparison.measured_settings,
     )
+
+
+def _completed(
+    frame: pd.DataFrame, figures: Sequence[published.Figure], average: bool
+) -> pd.DataFrame:
+    """Return the rows with those of the averages, and one for each published cell they lack."""
+    printed = [figure for figure in figures if not figure.measured]
+    frame = published.add_missing(frame, [f for f in printed if f.attack != AVERAGE])
+    if average:  # after: no average of ours where an attack of the published one has not run
+        frame = published.add_missing(averages(frame, AVERAGE), printed)
+    return frame
 
 
 def _check(

@@ -340,7 +340,9 @@ def test_table_beside_published_figures(
     capsys: pytest.CaptureFixture[str], done: tuple[Path, Path], tmp_path: Path
 ) -> None:
     line = call(capsys, "table", done[0], "--store", done[1], "--compare").sentence
-    assert line.startswith("--compare: nothing published is known for sweep 'tiny'; it is for anp,")
+    assert line.startswith(
+        "--compare: nothing published or measured is known for sweep 'tiny'; it is"
+    )
     ledger_ = ledger.Ledger(str(tmp_path))
     row = {"sweep": "anp", "key": "0" * 20, "status": "ok", "dataset": "cifar10", "seed": 0}
     row |= {"model": "tiny", "attack": "badnets", "poison_rate": 0.05, "target": 0}

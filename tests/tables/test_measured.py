@@ -1,0 +1,229 @@
+"""What this project measured: what is shipped, what of it a table shows, how rows are added."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+
+from sweeper.core import rows
+from sweeper.core.errors import SweepError
+from sweeper.core.rows import SCHEMA
+from sweeper.engine import recipes
+from sweeper.plan import source
+from sweeper.tables import expected, measured, published, render, tables
+from sweeper.tables.published import AVERAGE
+from tests.support import recorded
+from tests.support.places import ROOT
+
+SHIPPED = ROOT / "sweeper/sweeps/measured"
+SWEEP = "quickstart"
+
+
+def row(attack: str = "badnets", defense: str = "none", seed: int = 0, **more: Any) -> Any:
+    """A row as a run writes it."""
+    recipe = vars(recipes.resolve({"epochs": 20}, "digits", "tiny"))
+    about = {
+        "sweep": SWEEP,
+        "dataset_options": json.dumps({"dataset": "digits"}),
+        "model_options": "{}",
+        "attack_options": "{}",
+        "defense_options": "{}",
+        "recipe": json.dumps(recipe),
+        "device": "GPU X",
+        "versions": json.dumps({"torch": "9.9"}),
+        "acc": 0.9,
+        "asr": 0.99,
+    }
+    return recorded.row(attack, 0.1, defense, seed, **{**about, **more})
+
+
+def shipped(monkeypatch: pytest.MonkeyPatch, given: list[Any], sweep: str = SWEEP) -> None:
+    """As if these rows were shipped, and no others."""
+    whole = measured._each(rows.table(given))
+    monkeypatch.setattr(measured, "sweeps", lambda: [sweep])
+    monkeypatch.setattr(measured, "frame", lambda name: whole if name == sweep else whole[:0])
+
+
+def table(ours: list[Any], **more: Any) -> tables.Table:
+    frame = recorded.frame(ours)
+    return tables.build(frame, figures=measured.figures(SWEEP, frame), **more)
+
+
+# What is shipped
+
+
+@pytest.mark.parametrize("name", measured.sweeps())
+def test_what_is_shipped_proves_something(name: str) -> None:
+    found = measured.frame(name)
+    assert name in source.shipped() and set(found["sweep"]) == {name}
+    assert set(found["status"]) == {"ok"} and found["notes"].isna().all()
+    for column in ("device", "versions", "recipe", "started_at", "seed", "dataset_options"):
+        assert found[column].notna().all(), column
+    assert found[["acc", "asr"]].stack().between(0, 1).all()
+    assert (SHIPPED / f"{name}.parquet").stat().st_size < 1_000_000
+    assert pq.read_schema(SHIPPED / f"{name}.parquet").names == SCHEMA.names
+
+
+def test_there_are_rows_of_two_sweeps() -> None:
+    assert set(measured.sweeps()) >= {"quickstart", "d-br-cifar10"}
+    assert len(measured.frame("quickstart")) >= 72 and measured.frame("grand").empty
+
+
+def test_the_page_of_expectations_says_device_and_date() -> None:
+    page = expected.text()
+    for name in measured.sweeps():
+        for figure in measured.figures(name):
+            device, date, *_ = figure.source.split("; ")
+            assert f"{device}; {date}" in page and date.startswith("20")
+    assert "98.44 ± 0.32" in page, "quickstart, BadNets at 5 %, three seeds"
+
+
+@pytest.mark.parametrize("form", ["markdown", "csv", "latex", "html"])
+def test_tables_of_shipped_rows_show_them_and_their_device(form: str) -> None:
+    frame = measured.frame("quickstart")
+    text = render.render(tables.build(frame, figures=measured.figures("quickstart", frame)), form)
+    assert "CPU Intel" in text and "2026-11-28" in text
+    assert ("measured on" if form == "csv" else "measured by this project [1]") in text
+    frame = measured.frame("d-br-cifar10")
+    figures = (*published.of("d-br-cifar10"), *measured.figures("d-br-cifar10", frame))
+    values = ["acc_nontarget", "asr"]
+    text = render.render(tables.build(frame, figures=figures, values=values), form)
+    assert "CPU Intel" in text and "6000 training images" in text
+    assert "D-BR/D-ST seed, table 1" in text
+
+
+# What a table shows
+
+
+def test_published_and_measured_stand_before_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    shipped(monkeypatch, [row(asr=0.98), row(seed=1, asr=0.96)])
+    ours = [row(asr=0.9, device="laptop")]
+    frame = recorded.frame(ours)
+    text = render.render(table(ours, values=["asr"]), "markdown")
+    assert "97.00 [1] / 90.0 / -7.0≠" in text
+    assert "ours minus measured" in text and "≠: off by more than 2 points" in text
+    assert "Measured: [1] GPU X; 2026-01-02; recipe fast with epochs 20; seeds 0, 1;" in text
+    printed = published.Figure(
+        sweep=SWEEP,
+        dataset="digits",
+        model="tiny",
+        attack="badnets",
+        poison_rate=0.1,
+        defense="none",
+        values={"asr": 0.91},
+        source="a paper",
+        wording="",
+        note="",
+    )
+    both = tables.build(frame, values=["asr"], figures=(*measured.figures(SWEEP, frame), printed))
+    text = render.render(both, "markdown")
+    assert "91.00 [a] / 97.00 [1] / 90.0 / -1.0" in text and "-1.0≠" not in text
+    assert "published [a] / measured by this project [1] / ours" in text
+    (cells,) = csv.DictReader(render.render(both, "csv").splitlines())
+    assert cells["none asr published"] == "0.91" and cells["none asr measured"] == "0.97"
+    assert cells["none asr measured on"].startswith("GPU X")
+
+
+def test_what_was_measured_on_other_data_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    small = json.dumps({"dataset": "digits", "train_size": 100})
+    shipped(monkeypatch, [row(dataset_options=small)])
+    assert table([row()]).measured == ()
+    assert len(table([row(dataset_options=small)]).measured) == 1
+
+
+@pytest.mark.parametrize(
+    "axis", [{"model": "resnet18"}, {"target": 1}, {"attack": "blend"}, {"clean_budget": 0.1}]
+)
+def test_a_measured_cell_has_the_labels_of_ours(
+    monkeypatch: pytest.MonkeyPatch, axis: dict[str, Any]
+) -> None:
+    given = {"attack": "badnets", "defense": "anp", **axis}
+    shipped(monkeypatch, [row(**given)])
+    assert table([row(**given)]).measured and not table([row(defense="anp")]).measured
+
+
+def test_another_recipe_and_other_options_are_noted(monkeypatch: pytest.MonkeyPatch) -> None:
+    shipped(monkeypatch, [row(defense="anp")])
+    text = render.render(table([row(defense="anp")]), "markdown")
+    assert "Measured at another setting" not in text
+    recipe = json.dumps(vars(recipes.resolve("d-br", "digits", "tiny")))
+    ours = row(defense="anp", recipe=recipe, defense_options='{"steps": 7}')
+    text = render.render(table([ours]), "markdown")
+    assert "Measured at another setting: other options of anp; recipe fast with" in text
+    assert "ours d-br" in text
+
+
+def test_the_newest_of_two_measurements_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    late = {"device": "GPU Y", "started_at": "2026-02-02T00:00:00+00:00", "asr": 0.5}
+    shipped(monkeypatch, [row(), row(**late)])
+    assert len(measured.figures(SWEEP)) == 2
+    built = table([row()], values=["asr"])
+    (entry,) = built.lines[0].entries
+    assert entry.measured and entry.measured.value == 0.5
+    assert [text.split(";")[0] for text in built.measured] == ["GPU Y"]
+
+
+def test_averages_are_of_one_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    shipped(monkeypatch, [row("badnets", asr=0.8), row("blend", asr=0.6)])
+    found = {figure.attack: figure for figure in measured.figures(SWEEP)}
+    assert found[AVERAGE].values["asr"] == pytest.approx(0.7)
+    built = table([row("badnets"), row("blend")], average=True, values=["asr"])
+    last = built.lines[-1]
+    assert AVERAGE in last.labels and last.entries[0].measured
+
+
+# How rows are added
+
+
+def write(path: Path, given: list[Any]) -> Path:
+    pq.write_table(rows.table(given), path)
+    return path
+
+
+def test_rows_are_added_once_and_lose_their_notes(tmp_path: Path) -> None:
+    first = write(tmp_path / "a.parquet", [row(notes="{}"), row(seed=1, status="failed")])
+    folder = tmp_path / "measured"
+    (said,) = measured.add([first], folder)
+    assert said.endswith("quickstart.parquet: 1 rows")
+    again = [row(asr=0.5, started_at="2026-03-03T00:00:00+00:00"), row(device="GPU Y")]
+    (said,) = measured.add([write(tmp_path / "b.parquet", again)], folder)
+    assert said.endswith(": 2 rows")
+    found = pd.read_parquet(folder / "quickstart.parquet").set_index("device")
+    assert found.loc["GPU X", "asr"] == 0.5 and found["notes"].isna().all()
+    before = (folder / "quickstart.parquet").read_bytes()
+    measured.add([first], folder)
+    assert (folder / "quickstart.parquet").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"sweep": "mine"}, "mine: no such sweep"),
+        ({"device": None}, "proves nothing"),
+        ({"status": "failed"}, "no rows yet"),
+    ],
+)
+def test_what_proves_nothing_is_refused(tmp_path: Path, change: Any, said: str) -> None:
+    with pytest.raises(SweepError, match=said):
+        measured.add([write(tmp_path / "a.parquet", [row(**change)])], tmp_path / "measured")
+    assert not (tmp_path / "measured").exists()
+
+
+def test_a_recipe_is_called_what_a_sweep_file_would_call_it() -> None:
+    def name(declared: Any) -> str:
+        recipe = json.dumps(vars(recipes.resolve(declared, "cifar10", "resnet18")))
+        return measured.recipe_name(recipe, "cifar10", "resnet18")
+
+    for declared in recipes.RECIPES:
+        same = {
+            recipes.resolve(other, "cifar10", "resnet18") for other in (declared, name(declared))
+        }
+        assert len(same) == 1
+    assert name({"base": "d-br", "epochs": 60}) == "d-br with epochs 60"
+    assert name({"epochs": 3, "precision": "fp32"}) == 'fast with epochs 3, precision "fp32"'
