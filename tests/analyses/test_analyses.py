@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +28,8 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def look(swept: tuple[Path, Path], out: Path, name: str, **changes: Any) -> list[Path]:
     sweep = spec.load(str(swept[0]))
     context = Context(store=str(swept[1]), sweep=sweep.name, device="cpu")
-    kind = looks.analysis(name)
-    few = {"images": 50, "vectors": 3, "points": 3}
-    known = {item.name for item in dataclasses.fields(kind)}
-    small = toys.small(kind) | {option: few[option] for option in few.keys() & known}
-    return list(analyze.pictures(name, looks.make(name, small), sweep, context, out, **changes))
+    look = toys.small_look(name)
+    return list(analyze.pictures(name, look, sweep, context, out, **changes))
 
 
 @pytest.mark.parametrize("name", looks.names())

@@ -1,4 +1,4 @@
-"""Every attack and defense runs where tensors of the device and of the CPU do not mix."""
+"""Every attack, defense and analysis runs where tensors of the device and of the CPU do not mix."""
 
 from __future__ import annotations
 

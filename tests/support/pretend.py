@@ -2,7 +2,7 @@
 
 Where no GPU is, `pretend.cpp` makes a device called "pretend" of the CPU: it computes what the CPU
 does and refuses what a GPU refuses. It is compiled into the folder. The last line printed is JSON:
-the cells that did not end well, with their errors.
+the cells and analyses that did not end well, with their errors.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import json
 import subprocess
 import sys
 import sysconfig
+import traceback
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -20,6 +21,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from sweeper.analyses import analyze, looks
 from sweeper.core import catalog
 from sweeper.run import driver
 from tests.support import pictures, sweeps, toys
@@ -105,7 +107,7 @@ def entries(kind: str) -> list[dict[str, Any]]:
 
 
 def failures(folder: Path, device: str) -> dict[str, str]:
-    """Run all attacks, then all defenses against one of them, in bfloat16, on this device."""
+    """Run all attacks, all defenses against one of them, in bfloat16, then all analyses of it."""
     for split, count in (("train", 800), ("test", 200)):
         data = toys.image_set(count, seed=len(split))
         images = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in data.images]
@@ -130,6 +132,20 @@ def failures(folder: Path, device: str) -> dict[str, str]:
         )
         assert len(watcher.cells) >= len(methods[f"{kind}s"]), "cells were left out"
         found |= watcher.found
+    return found | looks_failing(job.plan.sweep, replace(job.context, device=device), folder)
+
+
+def looks_failing(sweep: Any, context: Any, folder: Path) -> dict[str, str]:
+    """Look into the sweep's victim with every analysis, before and after a defense."""
+    found: dict[str, str] = {}
+    for name in looks.names():
+        for after in ("", "fine-tuning"):
+            try:
+                given = sweep, context, folder / "looks"
+                made = list(analyze.pictures(name, toys.small_look(name), *given, after=after))
+                assert made, "no victim was looked at"
+            except Exception:
+                found[f"analysis {name} {after}"] = traceback.format_exc()
     return found
 
 

@@ -248,6 +248,15 @@ def small(cls: type) -> dict[str, int]:
     return found
 
 
+def small_look(name: str) -> Any:
+    """An analysis with options that make it short."""
+    from sweeper.analyses import looks
+
+    kind, few = looks.analysis(name), {"images": 50, "vectors": 3, "points": 3}
+    known = {item.name for item in dataclasses.fields(kind)}
+    return looks.make(name, small(kind) | {o: few[o] for o in few.keys() & known})
+
+
 def short(kind: str, name: str, asked: Mapping[str, Any], **axes: Any) -> Any:
     """Build a method as a sweep file would, made short by `small`."""
     return catalog.make(kind, name, {**asked, **small(catalog.method(kind, name))}, **axes)
