@@ -88,10 +88,11 @@ def bound_memory(device: torch.device, share: float) -> None:
 
     Args:
         device: Where the cell runs; nothing is bounded on another device than a GPU.
-        share: Of one GPU; 1 or more is all of it.
+        share: Of one GPU; 1 or more is all of it, and so is 0, which asks for none in particular.
     """
     if device.type == "cuda":
-        torch.cuda.set_per_process_memory_fraction(min(1.0, share * SLACK))
+        fraction = min(1.0, share * SLACK) if share else 1.0
+        torch.cuda.set_per_process_memory_fraction(fraction)
 
 
 @functools.cache

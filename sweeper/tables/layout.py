@@ -42,7 +42,7 @@ PLAIN = tuple(DEVICES)
 
 
 class Reference(NamedTuple):
-    """What somebody else found for an entry."""
+    """What a paper prints, or this project measured, for an entry."""
 
     value: float
     """A fraction where the metric is one."""

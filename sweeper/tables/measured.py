@@ -209,5 +209,7 @@ if __name__ == "__main__":
     import sys
 
     place = Path(__file__).parent.parent / "sweeps" / FOLDER
-    for line in add([Path(name) for name in sys.argv[1:]], place):
-        sys.stdout.write(f"{line}\n")
+    try:
+        sys.stdout.writelines(f"{line}\n" for line in add(list(map(Path, sys.argv[1:])), place))
+    except SweepError as error:
+        sys.exit(str(error))

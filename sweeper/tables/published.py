@@ -29,7 +29,7 @@ Cell = tuple[Any, Any, Any]
 
 @dataclass(frozen=True)
 class Figure:
-    """What somebody else found for one cell."""
+    """What a paper prints, or this project measured, for one cell."""
 
     sweep: str
     """The shipped sweep that measures it; empty where none does."""

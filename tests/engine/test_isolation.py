@@ -73,7 +73,9 @@ def test_a_cell_starts_with_gradients_its_threads_and_determinism() -> None:
         assert torch.backends.cudnn.deterministic and not torch.backends.cudnn.benchmark
 
 
-@pytest.mark.parametrize(("share", "bound"), [(0.25, 0.275), (0.95, 1.0), (1.0, 1.0), (4.0, 1.0)])
+@pytest.mark.parametrize(
+    ("share", "bound"), [(0.25, 0.275), (0.95, 1.0), (1.0, 1.0), (4.0, 1.0), (0.0, 1.0)]
+)
 def test_a_cell_takes_its_share_of_a_gpu_and_a_tenth_of_that(
     monkeypatch: pytest.MonkeyPatch, share: float, bound: float
 ) -> None:
