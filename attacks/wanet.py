@@ -89,15 +89,15 @@ class WaNet(LoopAttack):
 
     def stamp(self, images: Tensor, *, split: str, state: State, rng: Generator) -> Tensor:
         """Warp every image; `cover` images by the field plus noise."""
-        height, width = images.shape[2:]
-        field, parts = self.field(height, width), []
+        (height, width), device = images.shape[2:], images.device
+        field, parts = self.field(height, width).to(device), []
         common = torch.rand(1, height, width, 2, generator=rng) if self.shared_noise else None
         for part in images.split(STAMP_BATCH):
             grid = field.expand(len(part), -1, -1, -1)
             if split == "cover":
                 noise = torch.rand(grid.shape, generator=rng) if common is None else common
-                grid = (grid + (noise * 2 - 1) / height).clamp(-1, 1)
-            parts.append(warped(part, grid.to(images.device)))
+                grid = (grid + ((noise * 2 - 1) / height).to(device)).clamp(-1, 1)
+            parts.append(warped(part, grid))
         return torch.cat(parts) if len(images) else images.clone()
 
     def hooks(self, train: ImageSet, state: State, rng: Generator) -> Hooks | None:
