@@ -220,7 +220,7 @@ def step_rate(bench: Bench, model: str, way: Way) -> float:
     with running(way):
         optimizer = hooks.optimizer(net, replace(recipe, lr=0.01))
         update = training.updater(net, optimizer, recipe, hooks, device)
-        return BATCH / pace(lambda: update(batch), device, bench.seconds)
+        return BATCH / pace(lambda: update(batch), device, bench.seconds / 2)
 
 
 def pipeline_rate(bench: Bench) -> float:
@@ -245,9 +245,8 @@ def rates(bench: Bench) -> Rows:
             for way in WAYS if model == bench.main else WAYS[:3]:
                 both = training_rate(bench, model, way)
                 turns.setdefault((model, way.name, "training"), []).append(both)
-                if model == bench.main:
-                    alone = step_rate(bench, model, way)
-                    turns.setdefault((model, way.name, "step alone"), []).append(alone)
+                alone = step_rate(bench, model, way)
+                turns.setdefault((model, way.name, "step alone"), []).append(alone)
     for (model, way_name, what), measured in turns.items():
         rate = statistics.median(measured)
         row = {"model": model, "way": f"{way_name}: {what}", "images/s": rate}
