@@ -216,20 +216,21 @@ class _References:
 
     def at(self, spot: Mapping[str, Any], column: Column, entry: Entry) -> Reference | None:
         """What stands in an entry; None where there is nothing."""
-        value, places = None, []
+        value, sd, places = None, 0.0, []
         for figure in self._by_cell.get(_cell(spot), ()):
             if column.metric not in figure.values or not self._belongs(figure, spot):
                 continue
             if figure.source not in self.sources:
                 self.sources.append(figure.source)
             places.append(self.sources.index(figure.source))
-            value = figure.values[column.metric] if value is None else value
+            if value is None:
+                value, sd = figure.values[column.metric], figure.sd.get(column.metric, 0.0)
             self.settings.update(dict.fromkeys(_other(figure, spot)))
             if figure.measured:  # the newest is the first
                 break
         if value is None:
             return None
-        return Reference(value, tuple(places), outside(value, entry, column.metric))
+        return Reference(value, tuple(places), outside(value, entry, column.metric, sd))
 
 
 def _same(figure: Figure, spot: Mapping[str, Any]) -> bool:
@@ -242,12 +243,19 @@ def _same(figure: Figure, spot: Mapping[str, Any]) -> bool:
     )
 
 
-def outside(value: float, entry: Entry, metric: str) -> bool:
-    """Whether ours is off by more than `TOLERANCE` and the seeds' spread; seconds never are."""
+def outside(value: float, entry: Entry, metric: str, sd: float = 0.0) -> bool:
+    """Whether ours is off by more than `TOLERANCE` and the seeds' spread; seconds never are.
+
+    Args:
+        value: The figure.
+        entry: Ours, with the spread of our seeds.
+        metric: What both are of.
+        sd: The spread of the figure's seeds, where it says one.
+    """
     if entry.state != "ok" or metric in PLAIN:
         return False
     off = abs(entry.mean - value) - ROUNDING
-    return off > TOLERANCE and not off <= entry.sd
+    return off > TOLERANCE and off > sd and not off <= entry.sd
 
 
 def _axes(

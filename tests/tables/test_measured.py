@@ -130,6 +130,14 @@ def test_published_and_measured_stand_before_ours(monkeypatch: pytest.MonkeyPatc
     assert cells["none asr measured on"].startswith("GPU X")
 
 
+def test_the_spread_of_the_measured_seeds_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    shipped(monkeypatch, [row(asr=0.90), row(seed=1, asr=1.0)])
+    for ours, marked in ((0.9, False), (0.87, True)):
+        (entry,) = table([row(asr=ours)], values=["asr"]).lines[0].entries
+        assert entry.measured and entry.measured.value == pytest.approx(0.95)
+        assert entry.outside == marked, "0.05 and 0.08 off, the spread is 0.07"
+
+
 def test_what_was_measured_on_other_data_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     small = json.dumps({"dataset": "digits", "train_size": 100})
     shipped(monkeypatch, [row(dataset_options=small)])
