@@ -1,7 +1,7 @@
 """The training step as a CUDA graph: recorded once, replayed without launching a kernel by hand.
 
-A step of ResNet-18 is several hundred kernels of some microseconds each; to launch them one by one
-takes Python longer than the GPU needs. The graph holds forward pass, loss, backward pass and
+A step is several hundred short kernels, and launching them one by one from Python can take longer
+than the GPU needs for them. The graph holds forward pass, loss, backward pass and
 optimiser; batches are copied into it, and the learning rate is a tensor it reads. Its numbers are
 the eager step's, bit for bit on the stand-in the tests have for a CPU; a GPU reads the learning
 rate in single precision and may sum in another order. The test on a GPU asks for losses within

@@ -36,15 +36,14 @@ def text() -> str:
     """Return docs/expected.md."""
     parts = [HEAD]
     for name in sorted({*published.sweeps(), *measured.sweeps()}):
-        figures = published.of(name) or measured.figures(name)
-        cells = [f for f in figures if f.attack != AVERAGE]
+        printed, ours = published.of(name), _measured(name)
+        cells = [f for f in printed or ours if f.attack != AVERAGE]
         first = next((f for f in cells if f.defense != "none"), None)
         command = _command(name, first) if first else f"sweeper run {name} --data DIR"
         swap = " (another cell: its labels in place of these)" if first else ""
         parts += [f"## {name}", f"{source.purpose(name)}.", f"One cell{swap}:", f"    {command}"]
-        parts += _tables(published.of(name))
-        if ours := _measured(name):
-            parts += ["Measured by this project:", *_tables(ours)]
+        parts += _tables(printed)
+        parts += ["Measured by this project:", *_tables(ours)] * bool(ours)
     parts += ["## Published, but in no shipped sweep"]
     parts += _tables([figure for figure in published.figures() if not figure.sweep])
     return "\n\n".join(part.strip("\n") for part in parts) + "\n"
@@ -84,10 +83,10 @@ def _tables(figures: Sequence[Figure]) -> Iterable[str]:
         shown = view.of(source.read(lines[0].sweep)).values if lines[0].measured else METRICS
         metrics = [metric for metric in shown if any(metric in f.values for f in lines)]
         yield f"{where}: {', '.join(part for part in (dataset, model) if part)}."
-        note = ["note"] * any(not figure.measured for figure in lines)
+        heads = ["attack", "poison rate", "defense", *map(head, metrics)]
         yield tabulate(
-            [_line(figure, metrics)[: 3 + len(metrics) + len(note)] for figure in lines],
-            headers=["attack", "poison rate", "defense", *map(head, metrics), *note],
+            [_line(figure, metrics) for figure in lines],
+            headers=heads if lines[0].measured else [*heads, "note"],
             tablefmt="pipe",
             disable_numparse=True,
         )
@@ -105,7 +104,8 @@ def _line(figure: Figure, metrics: Sequence[str]) -> list[str]:
         scale, digits = (1, 1) if metric in PLAIN else (100, 2)
         text = "-" if value is None else f"{scale * value:.{digits}f}"
         shown.append(text if spread is None else f"{text} ± {scale * spread:.{digits}f}")
-    return [figure.attack, rate, figure.defense, *shown, figure.note or "-"]
+    note = [] if figure.measured else [figure.note or "-"]
+    return [figure.attack, rate, figure.defense, *shown, *note]
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ device, versions, recipe and seed, less what only their run needed. To add some:
 
 from __future__ import annotations
 
+import functools
 import importlib.resources
 import io
 import json
@@ -82,7 +83,7 @@ def figures(sweep: str, beside: pd.DataFrame | None = None) -> tuple[Figure, ...
 
 def _figures(group: pd.DataFrame, beside: pd.DataFrame | None) -> Iterator[Figure]:
     """The cells of one run."""
-    first = group.iloc[0]
+    first, date = group.iloc[0], str(group["started_at"].max())[:10]
     whole = results.averages(group, AVERAGE) if group["attack"].nunique() > 1 else group
     for _, cell in whole.groupby(_CELL, dropna=False, sort=False):
         named = cell.iloc[0]
@@ -96,7 +97,7 @@ def _figures(group: pd.DataFrame, beside: pd.DataFrame | None) -> Iterator[Figur
             poison_rate=None if pd.isna(rate) else float(rate),
             defense=str(named["defense"]),
             values={str(name): float(value) for name, value in means.items()},
-            source=_source(group),
+            source=_source(first, date, cell["seed"]),
             wording="",
             note="",
             measured=True,
@@ -132,6 +133,7 @@ def _differences(cell: pd.DataFrame, beside: pd.DataFrame) -> Iterator[str]:
             yield f"other options of {first.get(what, what)}"
 
 
+@functools.lru_cache(maxsize=64)
 def recipe_name(recipe: str, dataset: str, model: str) -> str:
     """Return what a sweep file would call a recipe: the nearest shipped one, and its changes.
 
@@ -152,12 +154,10 @@ def recipe_name(recipe: str, dataset: str, model: str) -> str:
     return f"{best[0]} with {changed}" if changed else best[0]
 
 
-def _source(group: pd.DataFrame) -> str:
-    """Say on what, when and how rows were measured."""
-    first, versions = group.iloc[0], json.loads(group["versions"].iloc[0])
-    seeds = sorted({int(seed) for seed in group["seed"]})
-    said = [str(first["device"]), str(group["started_at"].max())[:10]]
-    options = json.loads(first["dataset_options"])
+def _source(first: pd.Series[Any], date: str, seeds: Iterable[int]) -> str:
+    """Say on what, when and how the seeds of a cell were measured, from a row of its run."""
+    said, seeds = [str(first["device"]), date], sorted({int(seed) for seed in seeds})
+    options, versions = json.loads(first["dataset_options"]), json.loads(first["versions"])
     sizes = [f"{options[name]} {what}" for name, what in _SIZES.items() if options.get(name)]
     said += [", ".join(sizes)] * bool(sizes)
     said.append(f"recipe {recipe_name(first['recipe'], first['dataset'], first['model'])}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +29,13 @@ def tables(names: list[str]) -> Iterator[tuple[str, str, list[dict[str, Any]]]]:
             yield name, title, rows
 
 
+def spoken(value: Any) -> Any:
+    """A value as people read it; nothing for none."""
+    if isinstance(value, float):
+        return "" if math.isnan(value) else f"{value:.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return "" if value is None else value
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", help=f"of {', '.join(NAMES)}; default: all")
@@ -45,8 +53,7 @@ def main() -> None:
     frames = []
     for name, title, rows in tables(asked.names or NAMES):
         frame = pd.DataFrame(rows)
-        blank = frame.astype(object).where(frame.notna(), None)
-        shown = tabulate(blank, "keys", "github", showindex=False, floatfmt=".4g")
+        shown = tabulate(frame.map(spoken), "keys", "github", showindex=False)
         sys.stdout.write(f"\n## {title}\n\n{shown}\n")
         sys.stdout.flush()
         device = record.device_name(torch.device("cuda" if name == "gpu" else "cpu"))

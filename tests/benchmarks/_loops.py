@@ -25,7 +25,7 @@ from sweeper.engine import training
 from sweeper.engine.recipes import Recipe
 from sweeper.engine.training import Hooks
 from sweeper.models.base import Normalise
-from tests.benchmarks._pair import line_up
+from tests.benchmarks._crew import line_up
 
 BATCH, CLASSES, SIDE, RATE, TARGET = 128, 10, 32, 0.1, 0
 MEAN, STD = (0.491, 0.482, 0.447), (0.247, 0.243, 0.262)

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from tests.benchmarks import _loops
-from tests.benchmarks._pair import line_up, pair
+from tests.benchmarks._crew import crew, line_up
 
 MODEL, ROUNDS, REPEATS, STEPS = "resnet18", 2, 3, 3
 LAYOUTS = (torch.channels_last, torch.contiguous_format)
@@ -95,14 +95,14 @@ def limit(dtype: torch.dtype) -> dict[str, float]:
 def rows() -> list[dict[str, Any]]:
     """The limit, what training reaches beside it, and the fraction, in both precisions."""
     found = []
-    with pair() as two:
+    with crew(2) as two:
         for precision, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
             limits, reached, flops = [], [], []
             for _ in range(ROUNDS):
-                cells = two.both(limit, dtype)
+                cells = two.together(2, limit, dtype)
                 limits.append(sum(cell["images/s"] for cell in cells))
                 flops.append(sum(cell["GFLOP/s"] for cell in cells))
-                cells = two.both(_loops.engine, MODEL, precision, STEPS)
+                cells = two.together(2, _loops.engine, MODEL, precision, STEPS)
                 reached.append(sum(cell["best"] for cell in cells))
             fractions = [a / b for a, b in zip(reached, limits, strict=True)]
             row: dict[str, Any] = {"model": MODEL, "precision": precision}

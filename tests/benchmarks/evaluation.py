@@ -15,8 +15,8 @@ import torch
 from attacks.badnets import BadNets
 from sweeper.engine import metrics
 from tests.benchmarks import _loops
+from tests.benchmarks._crew import crew, line_up
 from tests.benchmarks._loops import CPU, Rates, network, random_set
-from tests.benchmarks._pair import line_up, pair
 from tests.benchmarks.training import TOOLBOX, compared
 
 CLEAN, TRIGGERED = 10_000, 9_000
@@ -74,11 +74,11 @@ def toolbox(model: str) -> Rates:
 def rows() -> list[dict[str, Any]]:
     """Batches alone and the whole evaluation."""
     found = []
-    with pair() as two:
+    with crew(2) as two:
         for model in SHARE:
             ways = {
                 TOOLBOX: lambda model=model: two.alone(toolbox, model),
-                "2 cells x 1 thread": lambda model=model: two.both(engine, model),
+                "2 cells x 1 thread": lambda model=model: two.together(2, engine, model),
                 "1 cell x 2 threads": lambda model=model: two.alone(engine, model),
             }
             found += [{"model": model, **row} for row in compared(ways)]

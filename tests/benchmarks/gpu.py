@@ -1,4 +1,4 @@
-"""What a CUDA card does for this project, in under 140 s: `python -m tests.benchmarks gpu`.
+"""What a CUDA card does for this project, laid out for 140 s: `python -m tests.benchmarks gpu`.
 
 The card's own rates; poisoned training (pipeline, step, both) in several ways, beside the toolbox
 way of `_loops`; one, three and five cells at once; a step of each seed's defense; an evaluation;
@@ -9,12 +9,10 @@ next one runs; a part the time no longer allows is left out. Every table is prin
 from __future__ import annotations
 
 import functools
-import multiprocessing
 import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -31,6 +29,7 @@ from sweeper.engine.isolation import bound_memory, isolated
 from sweeper.engine.recipes import Recipe
 from sweeper.engine.training import Batch, Hooks
 from tests.benchmarks import _loops, ceiling
+from tests.benchmarks._crew import crew, line_up
 from tests.benchmarks._loops import BATCH, CLASSES, SIDE, network, random_set
 from tests.support import toys
 
@@ -58,6 +57,8 @@ WAYS = (
     Way("bf16, graphs", "bf16", graphs=True),
     Way("bf16, graphs, cuDNN free", "bf16", graphs=True, free=True),
 )
+TOOLBOX = Way("torchvision loop", "fp32", free=True)
+"""As toolboxes set cuDNN."""
 
 
 @dataclass
@@ -182,9 +183,7 @@ class _Enough(Exception):
     """The time of a measurement is over."""
 
 
-def training_rate(
-    bench: Bench, model: str, way: Way, line_up: Callable[[], Any] = lambda: None
-) -> float:
+def training_rate(bench: Bench, model: str, way: Way) -> float:
     """Images/s of `training.fit` on a poisoned set, from its second epoch on."""
     train = random_set(BATCH * bench.steps)
     poisoned = BadNets(target=_loops.TARGET).poison(
@@ -264,45 +263,28 @@ def rates(bench: Bench) -> Rows:
 def toolbox(bench: Bench) -> Rows:
     """The plain torchvision loop: PIL images, a DataLoader, fp32, results read at every step."""
     workers, found = min(8, os.cpu_count() or 1), []
-    measured = _loops.toolbox(bench.main, bench.steps, 5, bench.device, workers)
+    with running(TOOLBOX):  # not with the determinism this project asks of cuDNN
+        measured = _loops.toolbox(bench.main, bench.steps, 5, bench.device, workers)
     bench.found["toolbox"] = measured["training"]
     for what, rate in measured.items():
-        way = f"torchvision loop, fp32, {workers} workers: {what}"
+        way = f"{TOOLBOX.name}, fp32, {workers} workers: {what}"
         found.append({"model": bench.main, "way": way, "images/s": rate})
     return found
 
 
-_gates: dict[int, Any] = {}
-
-
-def _begin(gates: dict[int, Any]) -> None:
-    _gates.update(gates)
-    torch.set_num_threads(1)
-
-
-def _cell(bench: Bench, together: int, way: Way) -> float:
-    """Images/s of one cell beside others that start with it."""
-    gate = _gates[together]
-    try:
-        gate.wait(60)  # so that no process does two of them
-        bound_memory(bench.device, 1 / max(bench.cells))
-        with isolated(f"cell {os.getpid()}", 1):
-            return training_rate(bench, bench.main, way, lambda: gate.wait(60))
-    except BaseException:
-        gate.abort()  # nobody waits for this one
-        raise
+def _cell(bench: Bench, way: Way) -> float:
+    """Images/s of one cell, which keeps to its share of the card."""
+    bound_memory(bench.device, 1 / max(bench.cells))
+    return training_rate(bench, bench.main, way)
 
 
 def at_once(bench: Bench) -> Rows:
     """Cells that share the card, each in a process of its own."""
-    context = multiprocessing.get_context("spawn")
-    gates = {count: context.Barrier(count) for count in bench.cells}
     asked, found = replace(bench, seconds=2 * bench.seconds, found={}), []
-    with ProcessPoolExecutor(max(bench.cells), context, _begin, (gates,)) as pool:
+    with crew(max(bench.cells)) as processes:
         for way in WAYS[1:3]:
             for count in bench.cells:
-                work = [pool.submit(_cell, asked, count, way) for _ in range(count)]
-                each = [one.result() for one in work]
+                each = processes.together(count, _cell, asked, way)
                 bench.found[f"{way.name} {count} cells"] = sum(each)
                 row = {"cells": count, "way": way.name, "images/s": sum(each)}
                 found.append({**row, "slowest": min(each), "fastest": max(each)})
@@ -389,19 +371,20 @@ def aims(bench: Bench) -> Rows:
         ((way.name, bench.found.get(f"{way.name} training", 0.0)) for way in WAYS[:3]),
         key=lambda pair: pair[1],
     )
-    eager = bench.found.get("bf16 training", 0.0)
-    product = bench.found.get("matmul bf16", 0.0) / bench.found.get("operations", 1.0)
+    found = bench.found
+    graphs, eager = (found.get(f"{way.name} training", 0.0) for way in (WAYS[2], WAYS[1]))
+    product = found.get("matmul bf16", 0.0) / found.get("operations", 1.0)
     lines = [
-        ("fraction of the bf16 matrix product", best, product, ">= 0.4"),
-        ("times the torchvision loop", best, bench.found.get("toolbox", 0.0), ">= 20"),
-        ("times the eager step", bench.found.get("bf16, graphs training", 0.0), eager, "> 1"),
-        ("seconds to a victim of 30 epochs, computed", VICTIM, best, "<= 30"),
+        (f"{name}: fraction of the bf16 matrix product", best, product, ">= 0.4"),
+        (f"{name}: times the torchvision loop", best, found.get("toolbox", 0.0), ">= 20"),
+        (f"{name}: seconds to a victim of 30 epochs, computed", VICTIM, best, "<= 30"),
+        ("graphs: times the eager step, bf16", graphs, eager, "> 1"),
     ]
     most = f"{name} {max(bench.cells)} cells"
-    if most in bench.found:
-        lines.append((f"times one cell, {most}", bench.found[most], best, "> 1"))
+    if most in found:
+        lines.append((f"{most}: times one", found[most], best, "> 1"))
     return [
-        {"what": what, "aim": aim, "found": over / under if under else None, "way": name}
+        {"what": what, "aim": aim, "found": over / under if under else None}
         for what, over, under, aim in lines
     ]
 

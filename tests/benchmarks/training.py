@@ -12,8 +12,8 @@ from collections.abc import Callable
 from typing import Any
 
 from tests.benchmarks import _loops
+from tests.benchmarks._crew import Crew, crew
 from tests.benchmarks._loops import Rates
-from tests.benchmarks._pair import Pair, pair
 
 STEPS = {"tiny": 15, "resnet18": 2, "preact-resnet18": 2, "mobilenet-v2": 3}
 ROUNDS = 3
@@ -22,22 +22,24 @@ TOOLBOX = "toolbox way, fp32, 2 threads"
 Loop = Callable[[], list[Rates]]
 
 
-def loops(two: Pair, model: str) -> dict[str, Loop]:
+def loops(two: Crew, model: str) -> dict[str, Loop]:
     """Every way to train one model."""
     steps, warm = STEPS[model], 3 if model == "tiny" else 1
     return {
         TOOLBOX: lambda: two.alone(_loops.toolbox, model, steps, warm),
-        "2 cells x 1 thread": lambda: two.both(_loops.engine, model, "auto", steps, warm),
+        "2 cells x 1 thread": lambda: two.together(2, _loops.engine, model, "auto", steps, warm),
         "1 cell x 2 threads": lambda: two.alone(_loops.engine, model, "auto", steps, warm),
-        "2 cells x 1 thread, fp32": lambda: two.both(_loops.engine, model, "fp32", steps, warm),
+        "2 cells x 1 thread, fp32": lambda: two.together(
+            2, _loops.engine, model, "fp32", steps, warm
+        ),
     }
 
 
-def pipelines(two: Pair) -> dict[str, Loop]:
+def pipelines(two: Crew) -> dict[str, Loop]:
     """Every way to batches."""
     return {
         TOOLBOX: lambda: two.alone(_loops.toolbox_pipeline, 40),
-        "2 cells x 1 thread": lambda: two.both(_loops.engine_pipeline, 200),
+        "2 cells x 1 thread": lambda: two.together(2, _loops.engine_pipeline, 200),
         "1 cell x 2 threads": lambda: two.alone(_loops.engine_pipeline, 200),
     }
 
@@ -65,7 +67,7 @@ def compared(ways: dict[str, Loop], first: str = TOOLBOX) -> list[dict[str, Any]
 def rows() -> list[dict[str, Any]]:
     """Pipeline alone, step alone, and both."""
     asked = os.environ.get("SWEEPER_MODELS")
-    with pair() as two:
+    with crew(2) as two:
         found = []
         for name in asked.split(",") if asked else ("pipeline", *STEPS):
             ways = pipelines(two) if name == "pipeline" else loops(two, name)
