@@ -106,6 +106,21 @@ def make(kind: str, name: str, values: Mapping[str, Any], **axes: Any) -> Any:
     return options.construct(cls, values, name, **axes)
 
 
+def classes(built: Any) -> tuple[type, ...]:
+    """Return the classes whose code a method runs: its own, and of methods its options name."""
+    found = [type(built)]
+    for value in vars(built).values():
+        if isinstance(value, Mapping):
+            found += [method(kind, value[kind]) for kind in method_names.KINDS if kind in value]
+    return tuple(found)
+
+
+def ships(built: Any) -> bool:
+    """Whether all code a method runs lies in `attacks/` and `defenses/`, not in other packages."""
+    ours = {f"{kind}s" for kind in method_names.KINDS}
+    return all(cls.__module__.partition(".")[0] in ours for cls in classes(built))
+
+
 def ready(kind: str) -> list[str]:
     """Return the names of the methods that need no option."""
 

@@ -15,14 +15,15 @@ UNFINISHED = ("failed", "timeout", "blocked")
 _TEXT = (
     "sweep key victim status error dataset dataset_options model model_options recipe attack "
     "attack_name attack_options rule rate_base defense defense_name defense_options kind sees "
-    "device victim_device notes versions started_at"
+    "device victim_device notes versions started_at dtype victim_dtype device_kind "
+    "victim_device_kind capability torch victim_torch cuda python data_hash code seen left_behind"
 ).split()
 _REAL = (
     "poison_rate clean_budget acc_before acc_nontarget_before asr_before ra_before acc "
     "acc_nontarget asr asr_all ra leak cross_acc der tpr fpr precision auroc tpr_at_5 f1 seconds "
     "victim_seconds peak_memory_mb"
 ).split()
-_WHOLE = "target seed n_poisoned n_clean n_test n_triggered".split()
+_WHOLE = "target seed n_poisoned n_clean n_test n_triggered threads victim_threads".split()
 
 SCHEMA = pa.schema(
     [(name, pa.string()) for name in _TEXT]
@@ -30,15 +31,36 @@ SCHEMA = pa.schema(
     + [(name, pa.int64()) for name in _WHOLE]
     + [("oracle", pa.bool_())]
 )
-"""Rates and metrics are fractions in [0, 1]; options, recipe, notes and versions are JSON; a column
-that does not apply to a row is null. `attack`, `defense`, `dataset` and `model` are the labels of
-the sweep file, the `_name` columns the methods behind them. `sees` is comma-separated."""
+"""Rates and metrics are fractions in [0, 1]; options, recipe, notes, versions, code, seen and
+left_behind are JSON; a column that does not apply to a row, or that older code did not write, is
+null. `attack`, `defense`, `dataset` and `model` are the labels of the sweep file, the `_name`
+columns the methods behind them. `sees` is comma-separated.
+
+code: attack, defense, engine -> the hash of the code that ran. seen: a list of what a method that
+does not ship with the sweeper was seen to reach beyond what it was given. left_behind: a list of
+what a method changed in its process that could not be undone."""
 
 _COLUMNS = frozenset(SCHEMA.names)
 METRICS = tuple(_REAL[2:])
 """The numeric columns a table can show."""
 DEVICES = {"seconds": "device", "victim_seconds": "victim_device", "peak_memory_mb": "device"}
 """The costs, and the column that says where each was measured."""
+CONDITIONS = {
+    "dtype": "precision of the defense",
+    "victim_dtype": "precision of the victim",
+    "threads": "threads of the defense",
+    "victim_threads": "threads of the victim",
+    "device_kind": "device of the defense",
+    "victim_device_kind": "device of the victim",
+    "capability": "instructions of the device",
+    "torch": "torch of the defense",
+    "victim_torch": "torch of the victim",
+    "cuda": "CUDA",
+    "python": "Python",
+    "data_hash": "content of the data set",
+}
+"""The columns that say under what a row was measured, and in words: two rows that differ in one of
+them may differ in their numbers though their keys are the same."""
 AXES = ("dataset", "model", "attack", "poison_rate", "target", "clean_budget", "defense", "seed")
 """The columns that say which cell of the declared matrix a row is."""
 

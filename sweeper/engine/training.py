@@ -142,9 +142,16 @@ def native_bf16(device: torch.device) -> bool:
     return False
 
 
+def precision(recipe: Recipe, device: torch.device) -> str:
+    """Return what `auto` comes to on this device, or what the recipe says: bf16 | fp32."""
+    if recipe.precision == "auto":
+        return "bf16" if native_bf16(device) else "fp32"
+    return recipe.precision
+
+
 def autocast(recipe: Recipe, device: torch.device) -> torch.autocast:
     """Return the context in which this recipe's forward passes run on this device."""
-    bf16 = recipe.precision == "bf16" or (recipe.precision == "auto" and native_bf16(device))
+    bf16 = precision(recipe, device) == "bf16"
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16)
 
 

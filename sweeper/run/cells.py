@@ -242,7 +242,13 @@ class _Work(Material):
             "result": dict(result),
             "device": record.device_name(self.device),
             "versions": json.loads(record.versions()),
+            "conditions": self.conditions(),
         }
+
+    def conditions(self) -> dict[str, Any]:
+        """Under what this cell runs, as columns of a row."""
+        recipe = self.recipe if self.victim.params["recipe"] else None
+        return record.conditions(recipe, self.device, self.context.threads)
 
     def measure(self, outcome: Outcome) -> dict[str, Any]:
         """The metrics a defense's kind decides.
@@ -291,6 +297,8 @@ class _Work(Material):
             "device": record.device_name(self.device),
             "started_at": record.timestamp(self.started),
             "notes": None,
+            "data_hash": victim.params["data"],
+            **self.conditions(),
         }
         if meta := _meta(self.store, victim):
             for name in ("acc", "acc_nontarget", "asr", "ra"):
@@ -298,4 +306,7 @@ class _Work(Material):
             row["victim_seconds"] = meta["result"]["seconds"]
             row["victim_device"] = meta["device"]
             row["n_poisoned"] = meta["n_poisoned"]
+            under = meta.get("conditions", {})  # victims of older code do not say
+            for name in ("dtype", "threads", "device_kind", "torch"):
+                row[f"victim_{name}"] = under.get(name)
         return {**row, **values}

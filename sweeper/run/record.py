@@ -8,6 +8,7 @@ import functools
 import importlib.metadata
 import json
 import math
+import platform
 import resource
 import time
 from collections.abc import Mapping
@@ -21,6 +22,8 @@ from defenses.base import Defense
 from sweeper.core import catalog
 from sweeper.core.rows import AXES
 from sweeper.core.types import Cell
+from sweeper.engine import training
+from sweeper.engine.recipes import Recipe
 
 
 def describe(cell: Cell, victim: Cell) -> dict[str, Any]:
@@ -66,6 +69,27 @@ def versions() -> str:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             installed[name] = importlib.metadata.version(package)
     return json.dumps(installed, sort_keys=True)
+
+
+def conditions(recipe: Recipe | None, device: torch.device, threads: int) -> dict[str, Any]:
+    """Under what a cell runs, as columns; none of it is in its key, any of it may change a number.
+
+    Args:
+        recipe: Whose precision the forward passes have; None where there are none.
+        device: Where it runs.
+        threads: Its CPU threads.
+    """
+    on_gpu = device.type == "cuda" and torch.cuda.is_available()
+    number = "".join(map(str, torch.cuda.get_device_capability())) if on_gpu else ""
+    return {
+        "dtype": training.precision(recipe, device) if recipe else None,
+        "threads": threads,
+        "device_kind": device.type,
+        "capability": f"sm_{number}" if on_gpu else torch.backends.cpu.get_cpu_capability(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda if on_gpu else None,
+        "python": platform.python_version(),
+    }
 
 
 def device_name(device: torch.device) -> str:

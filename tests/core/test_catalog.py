@@ -312,3 +312,11 @@ def test_an_option_that_was_renamed_keeps_its_keys_and_old_files_their_meaning()
 def test_an_attack_made_by_hand_takes_the_first_of_its_rules(name: str) -> None:
     cls = catalog.method("attack", name)
     assert cls().rule == cls.rules[0]
+
+
+def test_a_method_ships_where_all_its_code_does() -> None:
+    faulty = "tests.support.faulty:Raises"
+    assert catalog.ships(catalog.make("defense", "anp", {}))
+    assert not catalog.ships(catalog.make("defense", faulty, {}))
+    assert catalog.ships(catalog.make("defense", "retrain", {"detect": "scan"}))
+    assert not catalog.ships(catalog.make("defense", "retrain", {"detect": "tests.support.staged:First"}))
