@@ -315,8 +315,8 @@ def test_an_attack_made_by_hand_takes_the_first_of_its_rules(name: str) -> None:
 
 
 def test_a_method_ships_where_all_its_code_does() -> None:
-    faulty = "tests.support.faulty:Raises"
+    first = "tests.support.staged:First"
     assert catalog.ships(catalog.make("defense", "anp", {}))
-    assert not catalog.ships(catalog.make("defense", faulty, {}))
+    assert not catalog.ships(catalog.make("defense", first, {}))
     assert catalog.ships(catalog.make("defense", "retrain", {"detect": "scan"}))
-    assert not catalog.ships(catalog.make("defense", "retrain", {"detect": "tests.support.staged:First"}))
+    assert not catalog.ships(catalog.make("defense", "retrain", {"detect": first}))
