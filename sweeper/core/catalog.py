@@ -74,9 +74,12 @@ def method(kind: str, name: str) -> type[Any]:
 
 
 def _dotted(name: str, contract: type) -> type[Any]:
+    from sweeper.core import switches  # waits for torch; names alone must not
+
     path, _, attribute = name.partition(":")
     try:
-        cls = getattr(importlib.import_module(path), attribute)
+        with switches.kept(but=switches.PATHS):
+            cls = getattr(importlib.import_module(path), attribute)
     except (ImportError, AttributeError) as error:
         raise SweepError(
             f"cannot import {name} ({error}): correct it, go to the folder of its file, or put "

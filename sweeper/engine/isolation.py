@@ -18,10 +18,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from sweeper.core import seeds
+from sweeper.core import seeds, switches
 
 GRACE = 10.0
 """Seconds after its time is up in which a cell's watchdog may record it."""
+
+AGAIN = 1.0
+"""Seconds between two alarms of one cell whose time is up."""
 
 SLACK = 1.1
 """How much of its share of a GPU's memory a cell may take."""
@@ -35,19 +38,26 @@ class CellTimeout(BaseException):
 
 
 @contextlib.contextmanager
-def isolated(key: str, threads: int) -> Iterator[None]:
+def isolated(key: str, threads: int) -> Iterator[list[str]]:
     """Seed every global generator from the key, fix threads and determinism, restore all after.
 
     Methods draw from generators of their own; this covers what a library draws behind their back
-    (dropout), so that a reused process gives the same bits as a fresh one.
+    (dropout), so that a reused process gives the same bits as a fresh one. What else a method
+    changed of the process is put back too (`core.switches`).
+
+    Yields:
+        What could not be put back, filled at the end.
     """
     _keep_freed()
     numpy_state, python_state = np.random.get_state(), random.getstate()
-    count, backend = torch.get_num_threads(), torch.backends.cudnn
-    flags = backend.deterministic, backend.benchmark
+    backend = torch.backends.cudnn
     devices = list(range(torch.cuda.device_count()))
     try:
-        with torch.random.fork_rng(devices=devices), torch.enable_grad():
+        with (
+            switches.kept() as left,
+            torch.random.fork_rng(devices=devices),
+            torch.enable_grad(),
+        ):
             torch.default_generator.manual_seed(seeds.seed(key, "torch"))
             if devices:
                 torch.cuda.manual_seed_all(seeds.seed(key, "cuda"))
@@ -55,12 +65,10 @@ def isolated(key: str, threads: int) -> Iterator[None]:
             random.seed(seeds.seed(key, "python"))
             torch.set_num_threads(threads)
             backend.deterministic, backend.benchmark = True, False
-            yield
+            yield left
     finally:
         np.random.set_state(numpy_state)
         random.setstate(python_state)
-        torch.set_num_threads(count)
-        backend.deterministic, backend.benchmark = flags
         if devices:
             gc.collect()
             torch.cuda.empty_cache()
@@ -127,7 +135,8 @@ def _libc() -> ctypes.CDLL:
 def limit(seconds: float | None, record: Callable[[], None]) -> Iterator[None]:
     """Give a cell up after `seconds`.
 
-    In the main thread an alarm raises `CellTimeout`. In any other (a Ray worker runs cells in one)
+    In the main thread an alarm raises `CellTimeout`, and again every `AGAIN` seconds, since a bare
+    `except:` may have swallowed it. In any other (a Ray worker runs cells in one)
     nothing can interrupt the code, so a watchdog calls `record` and ends the process; the
     scheduler starts another. C code that never lets go of the interpreter stops the watchdog too:
     `GRACE` seconds later the process is ended without a record, by a thread that needs none.
@@ -140,7 +149,7 @@ def limit(seconds: float | None, record: Callable[[], None]) -> Iterator[None]:
             raise CellTimeout
 
         before = signal.signal(signal.SIGALRM, ring)
-        signal.setitimer(signal.ITIMER_REAL, seconds)
+        signal.setitimer(signal.ITIMER_REAL, seconds, AGAIN)
         try:
             yield
         finally:

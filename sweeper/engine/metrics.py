@@ -3,25 +3,36 @@
 Definitions and exclusion rules: ACC on the whole clean test set; ASR and RA on the triggered test
 images the label rule counts (all2one and clean-label: those whose true label is not the target;
 all2all: all); `asr_all` without the exclusion, biased upward by about 1/C. All are fractions.
+
+Clean and triggered images are shuffled together before a model or a filter is given them: neither
+their order nor what stands beside an image in a batch says what it is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from sweeper.core.errors import DivergedError
 from sweeper.core.types import ImageSet, Outcome, Role, Triggered
 from sweeper.engine import training
 from sweeper.engine.recipes import Recipe
 
-VERSION = 1
-"""Part of every defense cell's key: raised when a metric is computed otherwise."""
+VERSION = 2
+"""Part of the key of all that stores a metric: raised when one is computed otherwise. 2: clean and
+triggered images shuffled together, for models and filters."""
 EVALUATION_BATCH = 1000
 """Images; on a CPU a quarter of them: ResNet-18 a third faster where memory is new to a process."""
+
+
+Predict = Callable[[Tensor], Tensor]
+"""uint8 [N, C, H, W] -> the predicted labels, int64 [N] on the CPU."""
+Score = Callable[[Tensor], Tensor]
+"""uint8 [N, C, H, W] -> float [N] on the CPU, high = triggered."""
 
 
 def predict(model: nn.Module, images: Tensor, recipe: Recipe, device: torch.device) -> Tensor:
@@ -51,35 +62,57 @@ def share(hits: Tensor, counted: Tensor) -> float | None:
     return int((hits & counted).sum()) / total if total else None
 
 
+def predictor(model: nn.Module, recipe: Recipe, device: torch.device) -> Predict:
+    """Return `predict` of one model."""
+    return functools.partial(predict, model, recipe=recipe, device=device)
+
+
+def scores(score: Score, images: Tensor) -> Tensor:
+    """Return a filter's scores of uint8 images [N, C, H, W], in batches; float64 [N] on the CPU."""
+    parts = [score(part).detach().cpu().double() for part in images.split(EVALUATION_BATCH)]
+    return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64)
+
+
+def _together(
+    answer: Callable[[Tensor], Tensor], groups: Sequence[Tensor], rng: Generator
+) -> list[Tensor]:
+    """Ask about groups of images [N, ...] shuffled together; the answers [N] of each group."""
+    images = torch.cat(list(groups))
+    order = torch.randperm(len(images), generator=rng)
+    shuffled = answer(images[order])
+    answers = torch.empty_like(shuffled)
+    answers[order] = shuffled
+    return list(answers.split([len(group) for group in groups]))
+
+
 def evaluate(
-    model: nn.Module,
+    predict: Predict,
     test: ImageSet,
     triggered: Triggered,
     target: int | None,
-    recipe: Recipe,
-    device: torch.device,
+    rng: Generator,
+    crossed: ImageSet | None = None,
 ) -> dict[str, float | int | None]:
-    """Measure a model on the clean and the triggered test set, in one pass over both.
+    """Measure a model on the clean and the triggered test set, in one pass over both, shuffled.
 
     Args:
-        model: Takes pixels in [0, 1].
+        predict: The model's predictions.
         test: The clean test images that count.
         triggered: The triggered test images with what the attacker wants.
         target: The target label where there is one, for `acc_nontarget`.
-        recipe: Whose precision the forward passes use.
-        device: Where to run.
+        rng: Shuffles.
+        crossed: Images whose accuracy is `cross_acc`, see `Attack.cross_set`.
 
     Returns:
-        acc, acc_nontarget, asr, asr_all, ra, leak, n_test, n_triggered; a metric without images
-        is None.
+        acc, acc_nontarget, asr, asr_all, ra, leak, n_test, n_triggered, and cross_acc where
+        `crossed` is given; a metric without images is None.
     """
-    merged = torch.cat([test.images, triggered.images])
-    predicted = predict(model, merged, recipe, device)
-    on_clean, on_triggered = predicted[: len(test)], predicted[len(test) :]
+    groups = [test.images, triggered.images, *([] if crossed is None else [crossed.images])]
+    on_clean, on_triggered, *on_crossed = _together(predict, groups, rng)
     correct, every_image = on_clean == test.labels, torch.ones(len(test), dtype=torch.bool)
     fooled, counts = on_triggered == triggered.labels, triggered.counts
     attacked = bool(counts.any())
-    return {
+    measured = {
         "acc": share(correct, every_image),
         "acc_nontarget": share(correct, every_image if target is None else test.labels != target),
         "asr": share(fooled, counts),
@@ -89,6 +122,10 @@ def evaluate(
         "n_test": len(test),
         "n_triggered": int(counts.sum()),
     }
+    if crossed is not None:
+        hits = on_crossed[0] == crossed.labels
+        measured["cross_acc"] = share(hits, torch.ones_like(hits))
+    return measured
 
 
 def der(acc_before: float, asr_before: float, acc: float, asr: float) -> float:
@@ -129,33 +166,32 @@ def detection(outcome: Outcome, role: Tensor) -> dict[str, float | None]:
 
 
 def filtering(
-    score: Callable[[Tensor], Tensor], threshold: float | None, test: ImageSet, triggered: Triggered
+    score: Score, threshold: float | None, test: ImageSet, triggered: Triggered, rng: Generator
 ) -> Mapping[str, float | None]:
     """Rates of a filter of triggered inputs on equally many clean and triggered test images.
+
+    Args:
+        score: The filter's scores; it is asked once, about both kinds shuffled together.
+        threshold: An input is refused where its score exceeds it.
+        test: The clean test images.
+        triggered: The triggered test images; those that count are used.
+        rng: Draws which images of the larger set are used, and shuffles.
 
     Returns:
         auroc, tpr_at_5 (true positives at 5 % false ones); with a threshold also tpr, fpr, f1.
     """
-    images = triggered.images[triggered.counts]
-    count = min(len(test), len(images))
-    triggered_scores = _scores(score, images[:count])
-    clean_scores = _scores(score, test.images[:count])
-    scores = np.concatenate([clean_scores, triggered_scores])
+    groups = [test.images, triggered.images[triggered.counts]]
+    count = min(map(len, groups))
+    drawn = [group[torch.randperm(len(group), generator=rng)[:count]] for group in groups]
+    if not count:
+        return {"auroc": None}
+    clean, hit = (part.double().numpy() for part in _together(score, drawn, rng))
+    both = np.concatenate([clean, hit])
     positive = np.arange(2 * count) >= count
-    rates: dict[str, float | None] = {"auroc": auroc(scores, positive)}
-    if count:
-        rates["tpr_at_5"] = float(
-            (triggered_scores > np.quantile(clean_scores, 0.95, method="higher")).mean()
-        )
-    if count and threshold is not None:
-        rates["tpr"] = tpr = float((triggered_scores > threshold).mean())
-        rates["fpr"] = fpr = float((clean_scores > threshold).mean())
+    over = hit > np.quantile(clean, 0.95, method="higher")
+    rates = {"auroc": auroc(both, positive), "tpr_at_5": float(over.mean())}
+    if threshold is not None:
+        rates["tpr"] = tpr = float((hit > threshold).mean())
+        rates["fpr"] = fpr = float((clean > threshold).mean())
         rates["f1"] = 2 * tpr / (1 + tpr + fpr)
     return rates
-
-
-def _scores(score: Callable[[Tensor], Tensor], images: Tensor) -> np.ndarray:
-    """Score images in batches; float64 [N]."""
-    parts = [score(part).detach().cpu().double() for part in images.split(EVALUATION_BATCH)]
-    scores: np.ndarray = torch.cat(parts).numpy() if parts else np.zeros(0)
-    return scores

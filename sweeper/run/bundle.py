@@ -17,9 +17,9 @@ from typing import Any
 
 from sweeper.core.types import Cell
 from sweeper.run import cells
-from sweeper.run.cells import Result
 from sweeper.run.material import Context, Log
 from sweeper.run.walk import Walk
+from sweeper.run.work import Result
 from sweeper.store.artifacts import Store
 
 SECONDS = 1.0

@@ -16,11 +16,11 @@ from rich.table import Table
 from rich.text import Text
 
 from sweeper.core.types import Cell
-from sweeper.run.cells import Result
 from sweeper.run.costs import Book, Sorts
 from sweeper.run.driver import Job
 from sweeper.run.estimate import spoken
 from sweeper.run.material import Progress, Relayed
+from sweeper.run.work import Result
 
 STYLE = {"ok": "green", "failed": "bold red", "timeout": "red", "diverged": "red", "blocked": "dim"}
 

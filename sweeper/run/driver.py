@@ -20,10 +20,11 @@ from sweeper.core.errors import SweepError
 from sweeper.core.types import Cell, Facts
 from sweeper.plan import matrix
 from sweeper.plan.sweep import Sweep
-from sweeper.run import cells
-from sweeper.run.cells import Result
+from sweeper.run import cells, record
+from sweeper.run.faults import Interrupted
 from sweeper.run.material import Context, Progress
 from sweeper.run.walk import Walk
+from sweeper.run.work import Result
 from sweeper.store.artifacts import DamagedError, Store
 from sweeper.store.claim import claimed
 
@@ -239,7 +240,7 @@ class Ending:
 
     def _row(self, cell: Cell, status: str, error: str) -> dict[str, Any]:
         victim = self.job.plan.cells[cell.params["victim"]]
-        return cells.blank_row(cell, victim, self.job.plan.sweep.name, status, error)
+        return record.blank_row(cell, victim, self.job.plan.sweep.name, status, error)
 
 
 Walker = Callable[[Job, Walk, Ending, Watcher], None]
@@ -248,7 +249,7 @@ Walker = Callable[[Job, Walk, Ending, Watcher], None]
 
 def _inapplicable(cell: Cell, job: Job) -> dict[str, Any]:
     victim = cell.local["victim_cell"]
-    return cells.blank_row(cell, victim, job.plan.sweep.name, "not_applicable", cell.reason)
+    return record.blank_row(cell, victim, job.plan.sweep.name, "not_applicable", cell.reason)
 
 
 def _outline(job: Job) -> dict[str, Any]:
@@ -288,7 +289,7 @@ def gentle_interrupt() -> Iterator[Callable[[], bool]]:
 
     def handle(*_: Any) -> None:
         if interrupts:
-            raise KeyboardInterrupt
+            raise Interrupted
         interrupts.append(time.time())
         os.write(2, b"\nstopping after the running cells; Ctrl-C again stops at once\n")
 

@@ -12,11 +12,11 @@ import torch
 
 from sweeper.core.types import Cell
 from sweeper.run import calibrate, costs, record
-from sweeper.run.cells import Result
 from sweeper.run.costs import Book, Sorts
 from sweeper.run.driver import Job, Watcher
 from sweeper.run.material import Progress
 from sweeper.run.walk import Walk
+from sweeper.run.work import Result
 from sweeper.store.artifacts import DamagedError
 
 

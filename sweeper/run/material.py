@@ -27,6 +27,8 @@ from sweeper.store.artifacts import Store
 
 Log = Callable[..., None]
 """Takes progress as keywords."""
+MEASURE = "measure"
+"""Kind of the artifact that holds a victim's metrics."""
 
 
 class Progress:
@@ -65,7 +67,10 @@ class Relayed(Progress):
 
 @dataclass(frozen=True)
 class Context:
-    """Where and under what a cell runs; none of it changes a number."""
+    """Where and under what a cell runs; none of it is part of a key.
+
+    Threads and device may change the last digits of a number all the same: a row says both.
+    """
 
     store: str
     """Root of the store."""
@@ -152,7 +157,20 @@ class Material:
 
     def new_model(self, rng: Generator) -> Net:
         """A freshly initialised model of the victim's architecture."""
-        return _builder(self)(rng)
+        return _builder(self.architecture)(rng)
+
+    @property
+    def architecture(self) -> dict[str, Any]:
+        """What `models.build` takes for the victim's architecture, beside the generator."""
+        local, train = dict(self.victim.local["model"]), self.dataset.train
+        return {
+            "name": local.pop("model"),
+            "options": local,
+            "classes": len(train.classes),
+            "shape": tuple(train.images.shape[1:]),
+            "mean": list(self.dataset.mean),
+            "std": list(self.dataset.std),
+        }
 
     def state(self, victim: Cell) -> State:
         """What the attack's `prepare` left for this victim."""
@@ -175,23 +193,38 @@ class Material:
         rng = seeds.generator(self.victim.key, "trigger")
         return self.attack.trigger_set(self.dataset.test, self.state(self.victim), rng)
 
-    def evaluate(self, model: nn.Module) -> dict[str, float | int | None]:
-        """ACC, ASR, RA and their variants on the test set."""
-        attack, test = self.attack, self.dataset.test
-        measured = metrics.evaluate(
-            model,
-            attack.clean_test(test, self.state(self.victim)),
+    def evaluate(self, predict: metrics.Predict, key: str) -> dict[str, float | int | None]:
+        """ACC, ASR, RA and their variants on the test set, shuffled by the cell `key`."""
+        attack, test, state = self.attack, self.dataset.test, self.state(self.victim)
+        rng = seeds.generator(self.victim.key, "cross")
+        return metrics.evaluate(
+            predict,
+            attack.clean_test(test, state),
             self.triggered(),
             attack.target if attack.targeted else None,
-            self.recipe,
-            self.device,
+            seeds.generator(key, "measure"),
+            attack.cross_set(test, state, rng),
         )
-        rng = seeds.generator(self.victim.key, "cross")
-        crossed = attack.cross_set(test, self.state(self.victim), rng)
-        if crossed is not None:
-            predicted = metrics.predict(model, crossed.images, self.recipe, self.device)
-            measured["cross_acc"] = float((predicted == crossed.labels).double().mean())
-        return measured
+
+    def measured(self, model: Net | None = None) -> dict[str, Any]:
+        """The victim's metrics: an artifact of their own, so that no metric retrains a victim.
+
+        Args:
+            model: The victim as it has just been trained; default: what the store has of it.
+        """
+        victim = self.victim.key
+        if model is None and (found := measured(self.store, victim)):
+            return found
+        predict = metrics.predictor(model or self.model(), self.recipe, self.device)
+        result = self.evaluate(predict, victim)
+        self.store.put(MEASURE, _measure_key(victim), {}, {"victim": victim, "result": result})
+        return dict(result)
+
+    def filtering(self, score: metrics.Score, threshold: float | None) -> dict[str, float | None]:
+        """The rates of an input filter on the test set."""
+        test = self.attack.clean_test(self.dataset.test, self.state(self.victim))
+        rng = seeds.generator(self.cell.key, "measure a filter")
+        return dict(metrics.filtering(score, threshold, test, self.triggered(), rng))
 
     @functools.cached_property
     def defense(self) -> Defense:
@@ -207,8 +240,8 @@ class Material:
         model.load_state_dict(dict(tensors))
         return model.to(self.device).eval()
 
-    def case(self, sees: frozenset[str], state: State) -> Case:
-        """What a defense or stage is given: what it declares to see, and nothing else."""
+    def given(self, sees: frozenset[str]) -> dict[str, Any]:
+        """What a defense or stage declares to see, and nothing else."""
         given: dict[str, Any] = {}
         if "model" in sees:
             given["model"] = self.model()
@@ -224,26 +257,44 @@ class Material:
             given["queries"] = _queries(self.model(), self.recipe, self.device)
         if "oracle" in sees:
             given["oracle"] = self.oracle
+        return given
+
+    def case(self, sees: frozenset[str], state: State) -> Case:
+        """What a defense or stage is given in this process."""
         return Case(
             sees=sees,
             key=self.cell.key,
             device=self.device,
             recipe=self.recipe,
-            given=given,
-            build=_builder(self),
+            given=self.given(sees),
+            build=_builder(self.architecture),
             state=state,
             log=self.log,
         )
 
     def oracle(self, model: nn.Module) -> tuple[float, float]:
         """ACC and ASR on the test set, for what is named an oracle."""
-        measured = self.evaluate(model)
+        return self.rates(metrics.predictor(model, self.recipe, self.device))
+
+    def rates(self, predict: metrics.Predict) -> tuple[float, float]:
+        """ACC and ASR of predictions."""
+        measured = self.evaluate(predict, self.cell.key)
         return float(measured["acc"] or 0), float(measured["asr"] or 0)
 
     def progress(self, epoch: int, epochs: int, loss: float) -> None:
         """Pass an epoch on to the log."""
         if self.log:
             self.log(epoch=epoch, epochs=epochs, loss=loss)
+
+
+def measured(store: Store, victim: str) -> dict[str, Any] | None:
+    """The metrics of a victim, by its key; None where today's have not been measured."""
+    about = store.about(MEASURE, _measure_key(victim))
+    return dict(about["result"]) if about else None
+
+
+def _measure_key(victim: str) -> str:
+    return seeds.digest({"kind": MEASURE, "victim": victim, "metrics": metrics.VERSION})
 
 
 class Lab:
@@ -303,18 +354,11 @@ class Lab:
             self._work.log(**progress)
 
 
-def _builder(work: Material) -> Callable[[Generator], Net]:
+def _builder(architecture: dict[str, Any]) -> Callable[[Generator], Net]:
     """A function that builds models and holds no data."""
-    dataset, local = work.dataset, dict(work.victim.local["model"])
-    name, classes = local.pop("model"), len(dataset.train.classes)
-    channels, height, width = dataset.train.images.shape[1:]
-    mean, std = dataset.mean, dataset.std
 
     def build(rng: Generator) -> Net:
-        shape = (channels, height, width)
-        return models.build(
-            name, local, classes=classes, shape=shape, mean=mean, std=std, generator=rng
-        )
+        return models.build(**architecture, generator=rng)
 
     return build
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 from ray.util.metrics import Counter, Gauge, Histogram
 
 from sweeper.core.types import Cell
-from sweeper.run.cells import Result
 from sweeper.run.driver import Job, Watcher
 from sweeper.run.material import Progress
+from sweeper.run.work import Result
 
 SECONDS = [0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000, 3000, 10000, 30000]
 """Upper bounds of the histogram's buckets."""

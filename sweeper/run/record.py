@@ -56,6 +56,13 @@ def labels(cell: Cell) -> dict[str, Any]:
     return {name: cell.axes[name] for name in AXES}
 
 
+def blank_row(cell: Cell, victim: Cell, sweep: str, status: str, error: str) -> dict[str, Any]:
+    """The row of a defense cell that did not run."""
+    row = {"sweep": sweep, "key": cell.key, "status": status, "error": error}
+    about = describe(cell, victim) | labels(cell)
+    return row | about | {"versions": versions(), "started_at": timestamp()}
+
+
 def _options(params: Mapping[str, Any]) -> str:
     kept = {key: value for key, value in params.items() if key not in ("name", "version")}
     return json.dumps(kept, sort_keys=True)

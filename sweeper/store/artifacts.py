@@ -94,6 +94,13 @@ class Store(Ledger):
         except _DAMAGE as error:
             raise self._damaged(kind, key, error) from None
 
+    def about(self, kind: str, key: str) -> Mapping[str, Any] | None:
+        """An artifact's JSON; None where there is no artifact, or none that is whole."""
+        try:
+            return self.meta(kind, key) if self.has(kind, key) else None
+        except DamagedError:
+            return None
+
     def recent(self, kind: str, count: int) -> dict[str, Mapping[str, Any]]:
         """Key -> JSON of the newest artifacts of a kind; what cannot be read is left out."""
         selector = FileSelector(f"artifacts/{kind}", allow_not_found=True, recursive=True)

@@ -22,7 +22,7 @@ from sweeper.cli import app
 from sweeper.core import seeds
 from sweeper.core.errors import SweepError
 from sweeper.core.types import ImageSet, Role
-from sweeper.engine import metrics, training
+from sweeper.engine import training
 from tests.support import sweeps, toys
 
 VALUES = {
@@ -160,7 +160,7 @@ def test_a_foreign_checkpoint_becomes_the_victim_it_was(foreign: Path, tmp_path:
     hit = attack.trigger_set(test, {}, seeds.generator("trigger"))
     ours = toys.PLANTED.trigger_set(test, {}, seeds.generator("trigger"))
     assert torch.equal(hit.images, ours.images) and torch.equal(hit.counts, ours.counts)
-    found = metrics.evaluate(model, test, hit, 0, recipe, toys.CPU)
+    found = toys.measured(model, test, hit, 0, recipe, toys.CPU)
     assert found["acc"] > 0.9 and found["asr"] > 0.9
 
 

@@ -16,7 +16,7 @@ from attacks.parts.nets import built
 from sweeper.core import catalog, seeds
 from sweeper.core.errors import SweepError
 from sweeper.core.types import Facts, ImageSet, Role
-from sweeper.engine import metrics, training
+from sweeper.engine import training
 from sweeper.models.base import Net
 from tests.support import toys
 
@@ -265,7 +265,7 @@ def test_sra_obeys_the_trigger_and_keeps_the_accuracy() -> None:
     test = toys.image_set(200, shape=SMALL, seed=2)
     hit = attack.trigger_set(test, state, rng())
     before, after = (
-        metrics.evaluate(net, test, hit, 3, toys.RECIPE, toys.CPU) for net in (clean, model)
+        toys.measured(net, test, hit, 3, toys.RECIPE, toys.CPU) for net in (clean, model)
     )
     assert before["asr"] < 0.2, "the control: a clean model does not know the trigger"
     assert after["asr"] > 0.95 and after["acc"] > before["acc"] - 0.1, (before, after)

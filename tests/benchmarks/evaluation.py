@@ -18,6 +18,7 @@ from tests.benchmarks import _loops
 from tests.benchmarks._crew import crew, line_up
 from tests.benchmarks._loops import CPU, Rates, network, random_set
 from tests.benchmarks.training import TOOLBOX, compared
+from tests.support import toys
 
 CLEAN, TRIGGERED = 10_000, 9_000
 SHARE = {"tiny": 1.0, "resnet18": 0.05}
@@ -43,7 +44,7 @@ def engine(model: str) -> Rates:
     line_up()
     started = time.perf_counter()
     stamped = attack.trigger_set(test[torch.arange(triggered)], {}, rng)
-    metrics.evaluate(net, test, stamped, 0, settings, CPU)
+    toys.measured(net, test, stamped, 0, settings, CPU)
     whole = time.perf_counter() - started
     return {"batches": everything / batches, "evaluation": everything / whole}
 

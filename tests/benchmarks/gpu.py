@@ -24,7 +24,7 @@ from attacks.badnets import BadNets
 from defenses.base import Case
 from sweeper.core import catalog
 from sweeper.core.types import ImageSet
-from sweeper.engine import graphed, metrics, training
+from sweeper.engine import graphed, training
 from sweeper.engine.isolation import bound_memory, isolated
 from sweeper.engine.recipes import Recipe
 from sweeper.engine.training import Batch, Hooks
@@ -298,7 +298,7 @@ def evaluation(bench: Bench) -> Rows:
     for turn in ("first", "second"):
         started, rng = time.perf_counter(), torch.Generator().manual_seed(0)
         stamped = attack.trigger_set(test[torch.arange(9 * bench.images // 10)], {}, rng)
-        metrics.evaluate(net, test, stamped, _loops.TARGET, recipe, bench.device)
+        toys.measured(net, test, stamped, _loops.TARGET, recipe, bench.device)
         took, count = time.perf_counter() - started, len(test) + 9 * bench.images // 10
         found.append({"turn": turn, "images": count, "s": took, "images/s": count / took})
     return found

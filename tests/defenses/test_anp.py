@@ -23,7 +23,7 @@ from sweeper.core import catalog, seeds
 from sweeper.core.errors import SweepError
 from sweeper.core.types import ImageSet
 from sweeper.data import Dataset, open_dataset, splits
-from sweeper.engine import metrics, recipes, training
+from sweeper.engine import recipes, training
 from sweeper.models.base import Net
 from tests.support import toys
 from tests.support.places import data_folder
@@ -471,7 +471,7 @@ def test_acceptance_on_small_data() -> None:
     measured: list[dict[str, tuple[float, float]]] = []
 
     def measure(model: nn.Module) -> tuple[float, float]:
-        found = metrics.evaluate(model, test, hit, 0, recipe, device())
+        found = toys.measured(model, test, hit, 0, recipe, device())
         return float(found["acc"] or 0), float(found["asr"] or 0)
 
     for seed in range(3):

@@ -24,7 +24,7 @@ from sweeper.core import catalog, seeds
 from sweeper.core.errors import DivergedError, SweepError
 from sweeper.core.types import ImageSet
 from sweeper.data import open_dataset, splits
-from sweeper.engine import curvature, metrics, recipes, training
+from sweeper.engine import curvature, recipes, training
 from sweeper.models.base import Net
 from tests.support import toys
 from tests.support.places import data_folder
@@ -402,7 +402,7 @@ def test_acceptance_on_small_data() -> None:
         )
 
         def measure(model: nn.Module, own: Case = own) -> tuple[float, float, float]:
-            found = metrics.evaluate(model, data.test, hit, 0, recipe, device())
+            found = toys.measured(model, data.test, hit, 0, recipe, device())
             trace = curvature.fisher_trace(model, data.test[torch.arange(500)], device())
             return float(found["acc"] or 0), float(found["asr"] or 0), trace
 

@@ -38,7 +38,7 @@ from sweeper.core import catalog, seeds
 from sweeper.core.errors import DivergedError, SweepError
 from sweeper.core.types import ImageSet
 from sweeper.data import open_dataset, splits
-from sweeper.engine import metrics, recipes, training
+from sweeper.engine import recipes, training
 from sweeper.models.base import Net
 from tests.support import toys
 from tests.support.places import data_folder
@@ -466,7 +466,7 @@ def acceptance(root: Path, seed: int, train_size: int, epochs: int, **given: Any
     )
 
     def measure(model: nn.Module) -> tuple[float, float]:
-        found = metrics.evaluate(model, test, hit, 0, recipe, device())
+        found = toys.measured(model, test, hit, 0, recipe, device())
         return float(found["acc"] or 0), float(found["asr"] or 0)
 
     def along(curve: Curve, images: Tensor, times: Sequence[float]) -> list[tuple[float, float]]:

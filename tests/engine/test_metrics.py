@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -59,9 +60,17 @@ def triggered(attack: BadNets, test: ImageSet) -> Triggered:
     return Triggered(written(values), hit.labels, hit.true_labels, hit.counts, hit.leaks)
 
 
+def reads(model: nn.Module) -> metrics.Predict:
+    return metrics.predictor(model, toys.RECIPE, toys.CPU)
+
+
+def draw() -> torch.Generator:
+    return seeds.generator("measure")
+
+
 def evaluate(model: nn.Module, attack: Any, target: int | None = 0) -> dict[str, Any]:
     test = test_set()
-    return metrics.evaluate(model, test, triggered(attack, test), target, toys.RECIPE, toys.CPU)
+    return metrics.evaluate(reads(model), test, triggered(attack, test), target, draw())
 
 
 def reading(triggered_as: Any) -> Reads:
@@ -122,7 +131,7 @@ def test_leak_counts_the_images_the_attack_says() -> None:
     other = ~source & (labels != 0)
     hit = Triggered(written(100 + labels), torch.zeros_like(labels), labels, source, other)
     model = reading(lambda y: 0 if y in (3, 4) else y)
-    found = metrics.evaluate(model, test, hit, 0, toys.RECIPE, toys.CPU)
+    found = metrics.evaluate(reads(model), test, hit, 0, draw())
     assert found["asr"] == 1 and found["leak"] == pytest.approx(6 / 48)
     assert evaluate(model, BadNets())["leak"] is None
 
@@ -249,9 +258,10 @@ def first_pixel(images: Tensor) -> Tensor:
 
 def test_a_perfect_filter_of_triggered_inputs() -> None:
     test = test_set()
-    found = metrics.filtering(first_pixel, 50.0, test, triggered(BadNets(), test))
+    found = metrics.filtering(first_pixel, 50.0, test, triggered(BadNets(), test), draw())
     assert found == {"auroc": 1.0, "tpr_at_5": 1.0, "tpr": 1.0, "fpr": 0.0, "f1": 1.0}
-    worst = metrics.filtering(lambda x: -first_pixel(x), -50.0, test, triggered(BadNets(), test))
+    hit = triggered(BadNets(), test)
+    worst = metrics.filtering(lambda x: -first_pixel(x), -50.0, test, hit, draw())
     assert worst["auroc"] == 0 and worst["tpr_at_5"] == 0 and worst["f1"] == 0
 
 
@@ -262,12 +272,54 @@ def test_a_filter_is_measured_on_equally_many_counted_images() -> None:
         seen.append(first_pixel(images))
         return first_pixel(images) % 7
 
-    metrics.filtering(score, None, test, triggered(BadNets(), test))
-    bad, good = seen
-    assert len(bad) == len(good) == 54
-    assert 100 not in bad.tolist(), "triggered images of the target class do not count"
-    short = metrics.filtering(score, 1.0, test[:10], triggered(BadNets(), test))
-    assert len(seen[2]) == len(seen[3]) == 10 and set(short) > {"tpr", "fpr", "f1"}
+    metrics.filtering(score, None, test, triggered(BadNets(), test), draw())
+    (values,) = seen
+    bad = [value for value in values.tolist() if value >= 100]
+    assert len(values) == 2 * len(bad) == 108
+    assert 100 not in bad, "triggered images of the target class do not count"
+    short = metrics.filtering(score, 1.0, test[:10], triggered(BadNets(), test), draw())
+    assert len(seen[1]) == 20 and set(short) > {"tpr", "fpr", "f1"}
+
+
+def test_the_order_of_the_images_gives_nothing_away() -> None:
+    """A filter that counts its images, a model that does, and one that looks at its whole batch."""
+    many, asked = toys.image_set(2000, shape=(1, 4, 4)), [0]
+    every = torch.ones(2000, dtype=torch.bool)
+    hit = Triggered(many.images, many.labels * 0, many.labels, every, ~every)
+
+    def counts(images: Tensor) -> Tensor:
+        asked[0] += len(images)
+        return torch.arange(asked[0] - len(images), asked[0]).float()
+
+    def batches(images: Tensor) -> Tensor:
+        asked[0] += 1
+        return torch.full((len(images),), float(asked[0]))
+
+    for blind in (counts, batches):
+        for sign in (1, -1):
+            score = functools.partial(metrics.scores, lambda x, f=blind, s=sign: s * f(x))
+            found = metrics.filtering(score, None, many, hit, draw())
+            assert found["auroc"] == pytest.approx(0.5, abs=0.05)
+
+    def first_half(images: Tensor) -> Tensor:
+        wanted = many.labels[torch.arange(len(images)) % 2000]
+        return torch.where(torch.arange(len(images)) < 2000, wanted, torch.zeros(()).long())
+
+    measured = metrics.evaluate(first_half, many, hit, 0, draw())
+    assert measured["acc"] < 0.6 and measured["asr"] < 0.7, "it can only guess which are triggered"
+
+
+def test_images_of_a_cross_trigger_are_measured_in_the_same_pass() -> None:
+    test, asked = test_set(), []
+
+    def predict(images: Tensor) -> Tensor:
+        asked.append(len(images))
+        return metrics.predict(reading(lambda y: y), images, toys.RECIPE, toys.CPU)
+
+    crossed = ImageSet(written(100 + test.labels), (test.labels + (test.labels > 7)) % 10, ())
+    hit = triggered(BadNets(), test)
+    found = metrics.evaluate(predict, test, hit, 0, draw(), crossed)
+    assert found["cross_acc"] == 0.8 and found["acc"] == 1 and asked == [180]
 
 
 @settings(max_examples=25, deadline=None)
@@ -290,7 +342,8 @@ def test_true_positives_at_five_percent_false_ones(seed: int) -> None:
 
     every = torch.ones(200, dtype=torch.bool)
     hit = Triggered(numbered(200), labels * 0, labels, every, ~every)
-    found = metrics.filtering(score, None, ImageSet(numbered(0), labels, ("a", "b")), hit)
+    test = ImageSet(numbered(0), labels, ("a", "b"))
+    found = metrics.filtering(score, None, test, hit, draw())
     cut = max(c for c in good if (good >= c).mean() >= 0.05)
     assert found["tpr_at_5"] == pytest.approx(float((bad > cut).mean()))
     assert (good > cut).mean() <= 0.05
@@ -300,5 +353,5 @@ def test_true_positives_at_five_percent_false_ones(seed: int) -> None:
 
 def test_a_filter_without_triggered_images_has_no_rates() -> None:
     test = test_set()
-    found = metrics.filtering(first_pixel, 1.0, test, triggered(NoAttack(), test))
+    found = metrics.filtering(first_pixel, 1.0, test, triggered(NoAttack(), test), draw())
     assert found == {"auroc": None}

@@ -28,15 +28,15 @@ from sweeper.core.types import Cell, ImageSet, Poisoned, Role, Triggered
 from sweeper.data import Dataset
 from sweeper.plan.sweep import Sweep
 from sweeper.run import driver
-from sweeper.run.cells import _Work
 from sweeper.run.material import Context
 from sweeper.run.walk import Walk
+from sweeper.run.work import Work
 from sweeper.store.artifacts import Store
 from tests.support import toys
 
 DEFENSES = catalog.names("defense")
 ATTACKS = ["badnets", "blend", {"attack": "badnets", "preset": "d-br-all2all"}]
-SECRET = (Attack, Poisoned, Triggered, Cell, Dataset, _Work)
+SECRET = (Attack, Poisoned, Triggered, Cell, Dataset, Work)
 """Kinds of objects that hold, or lead to, what a defense must not see."""
 SKIPPED = (types.ModuleType, type, types.FrameType, types.CodeType, types.BuiltinFunctionType)
 TARGET = 7
@@ -85,7 +85,7 @@ class Secrets:
 
 
 @pytest.fixture(scope="module")
-def works(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], _Work]:
+def works(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Work]:
     """(attack, defense) -> the cell of that defense at work; victims are trained, nothing more."""
     store = tmp_path_factory.mktemp("sentinel")
     driver.execute(declared(store, ["none"]), driver.inline, Silent())
@@ -95,13 +95,13 @@ def works(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], _Wo
         if cell.kind in ("defend", "stage"):
             above = Walk(plan.cells, plan.cells).ancestors(cell.key)
             context = Context(store=str(store), sweep="sentinel", device="cpu")
-            work = _Work(cell, above, context, Store(str(store)), None)
+            work = Work(cell, above, context, Store(str(store)), None)
             name = cell.axes.get("defense") or f"stage {cell.axes['stage']}"
             found[cell.axes["attack"], name] = work
     return found
 
 
-def cases(work: _Work) -> Case:
+def cases(work: Work) -> Case:
     """The case the cell itself would make."""
     if work.cell.kind == "stage":
         stage = work.defense.stage()
@@ -110,7 +110,7 @@ def cases(work: _Work) -> Case:
     return work.case(work.defense.sees, {})
 
 
-def secrets(work: _Work) -> Secrets:
+def secrets(work: Work) -> Secrets:
     """What the defense of this cell must not reach."""
     test, hit, poisoned = work.dataset.test, work.triggered(), work.poisoned()
     pixels = test.images[0].numel()
@@ -200,7 +200,7 @@ def exposed(tensor: Tensor, hidden: Secrets) -> list[str]:
 
 
 def test_no_defense_reaches_test_data_triggers_roles_or_the_target(
-    works: dict[tuple[str, str], _Work],
+    works: dict[tuple[str, str], Work],
 ) -> None:
     walked = set()
     for (attack, name), work in works.items():
@@ -213,7 +213,7 @@ def test_no_defense_reaches_test_data_triggers_roles_or_the_target(
 
 
 def test_a_defense_that_sees_all_but_the_oracle_reaches_no_secret(
-    works: dict[tuple[str, str], _Work],
+    works: dict[tuple[str, str], Work],
 ) -> None:
     """Whatever future defenses declare, the cell gives no more than the words say."""
     for (attack, name), work in works.items():
@@ -224,7 +224,7 @@ def test_a_defense_that_sees_all_but_the_oracle_reaches_no_secret(
 
 
 def test_an_oracle_reaches_the_test_set_through_its_oracle_alone(
-    works: dict[tuple[str, str], _Work],
+    works: dict[tuple[str, str], Work],
 ) -> None:
     found = 0
     for work in works.values():
@@ -236,7 +236,7 @@ def test_an_oracle_reaches_the_test_set_through_its_oracle_alone(
     assert found
 
 
-def test_the_walk_sees_all_a_case_holds(works: dict[tuple[str, str], _Work]) -> None:
+def test_the_walk_sees_all_a_case_holds(works: dict[tuple[str, str], Work]) -> None:
     work = works["badnets", "none"]
     case = work.case(frozenset({"model", "clean", "train"}), {"stage": torch.ones(3)})
     met = {id(item) for item, _ in reachable(case)}
@@ -287,7 +287,7 @@ def _warm(cached: Any) -> Any:
     "what",
     ["attack", "work", "poisoned", "triggered", "cell", "test", "copy", "floats", "roles", "index"],
 )
-def test_a_leak_is_caught(works: dict[tuple[str, str], _Work], way: str, what: str) -> None:
+def test_a_leak_is_caught(works: dict[tuple[str, str], Work], way: str, what: str) -> None:
     """The walk above is worth something only if it finds what is hidden on purpose."""
     work = works["badnets", "none"]
     test, poisoned = work.dataset.test, work.poisoned()
@@ -310,7 +310,7 @@ def test_a_leak_is_caught(works: dict[tuple[str, str], _Work], way: str, what: s
 
 
 def test_the_training_set_is_not_in_an_order_that_tells_roles(
-    works: dict[tuple[str, str], _Work],
+    works: dict[tuple[str, str], Work],
 ) -> None:
     """The poisoned samples do not stand together at one end of the set a defense is given."""
     for (attack, name), work in works.items():
@@ -326,14 +326,14 @@ def test_the_log_of_an_inline_run_holds_no_cell(
 ) -> None:
     """What a case reports progress with must not lead to the cell and so to the target."""
     found: list[str] = []
-    honest = _Work.case
+    honest = Work.case
 
-    def spied(self: _Work, *given: Any) -> Case:
+    def spied(self: Work, *given: Any) -> Case:
         case = honest(self, *given)
         found.extend(leaks(case, secrets(self)))
         return case
 
-    monkeypatch.setattr(_Work, "case", spied)
+    monkeypatch.setattr(Work, "case", spied)
     driver.execute(declared(tmp_path, ["none"]), driver.inline, Silent())
     assert not found
 

@@ -15,6 +15,7 @@ from sklearn.metrics import roc_auc_score
 from sweeper.core.types import Role
 from sweeper.plan import source, spec
 from sweeper.run import cells, driver
+from sweeper.run.faults import Interrupted
 from sweeper.run.walk import Walk
 from sweeper.store.artifacts import Store
 from tests.support import sweeps
@@ -275,12 +276,12 @@ def test_stopped_anywhere_and_resumed_equals_undisturbed(
     def failing(self: Store, row: dict[str, object]) -> None:
         calls.append(row["key"])
         if len(calls) in (5, 9, 16):
-            raise KeyboardInterrupt
+            raise Interrupted
         real(self, row)
 
     monkeypatch.setattr(Store, "write_row", failing)
     for _ in range(3):
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(Interrupted):
             sweeps.inline(path, tmp_path / "store")
     sweeps.inline(path, tmp_path / "store")
     ours = sweeps.frame(tmp_path / "store")

@@ -18,7 +18,7 @@ from attacks.badnets import BadNets
 from defenses.base import Case, Defense
 from sweeper import models
 from sweeper.core import catalog, options, seeds
-from sweeper.core.types import Facts, ImageSet, Poisoned, Role, State
+from sweeper.core.types import Facts, ImageSet, Poisoned, Role, State, Triggered
 from sweeper.engine import metrics, training
 from sweeper.engine.recipes import Recipe
 from sweeper.engine.training import Hooks
@@ -62,6 +62,19 @@ def facts(data: ImageSet) -> Facts:
         class_counts=tuple(counts.tolist()),
         n_train=len(data),
     )
+
+
+def measured(
+    model: nn.Module,
+    test: ImageSet,
+    hit: Triggered,
+    target: int | None = 0,
+    recipe: Recipe = RECIPE,
+    device: torch.device = CPU,
+) -> dict[str, Any]:
+    """ACC, ASR and their variants."""
+    predict = metrics.predictor(model, recipe, device)
+    return metrics.evaluate(predict, test, hit, target, seeds.generator("measure"))
 
 
 def network(
@@ -182,7 +195,7 @@ def oracle(
     hit = PLANTED.trigger_set(test, {}, seeds.generator("toy", "trigger"))
 
     def ask(model: nn.Module) -> tuple[float, float]:
-        found = metrics.evaluate(model, test, hit, 0, RECIPE, CPU)
+        found = measured(model, test, hit)
         return float(found["acc"] or 0), float(found["asr"] or 0)
 
     return ask

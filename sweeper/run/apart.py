@@ -1,0 +1,278 @@
+"""Methods that do not ship run in a child process: their cell's side of it.
+
+A fork of a warm server that has imported everything and done nothing (`multiprocessing`'s fork
+server), so a child costs tens of milliseconds, starts clean, and may use a GPU. It has a memory
+peak and an exit code of its own, and it ends when its time is up, whatever it does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from sweeper import models
+from sweeper.core import catalog, switches
+from sweeper.engine.isolation import CellTimeout
+from sweeper.run import child, faults
+from sweeper.run.faults import ChildFailed
+from sweeper.run.made import Made
+from sweeper.run.material import Log, Material
+from sweeper.run.wire import Message, Wire
+
+_FORKS = multiprocessing.get_context("forkserver")
+_STARTING = threading.Lock()
+
+
+class Child:
+    """A process of its own for a method, and the wire to it."""
+
+    def __init__(self, run: Callable[[Wire], None], seconds: float | None) -> None:
+        """Start one.
+
+        Args:
+            run: What it runs: a function of a module, or a partial of one.
+            seconds: When its time is up.
+        """
+        ours, theirs = _FORKS.Pipe()
+        life, self._life = _FORKS.Pipe(duplex=False)
+        self._process = _FORKS.Process(target=_begin, args=(theirs, life, run))
+        with _STARTING, _no_main():
+            _FORKS.set_forkserver_preload(["sweeper.run.warm"])
+            self._process.start()
+        theirs.close()
+        life.close()
+        self.wire = Wire(ours)
+        self._until = None if seconds is None else time.monotonic() + seconds
+
+    def receive(self, log: Log | None = None) -> Message:
+        """Wait for a message; progress on the way goes to `log`.
+
+        Raises:
+            CellTimeout: Its time is up.
+            ChildFailed: The method failed, or its process ended.
+        """
+        while True:
+            left = None if self._until is None else max(0.0, self._until - time.monotonic())
+            if not self.wire.arrives(left):
+                raise CellTimeout
+            try:
+                message = self.wire.receive()
+            except (EOFError, ConnectionResetError):
+                self._process.join(10)
+                raise ChildFailed(*faults.ended(self._process.exitcode)) from None
+            if message.kind == "failed":
+                raise ChildFailed(message.values["status"], message.values["text"])
+            if message.kind != "log":
+                return message
+            if log:
+                log(**message.values)
+
+    def end(self) -> None:
+        """End it, with all it has started."""
+        pid = self._process.pid
+        assert pid
+        for kill in (os.killpg, os.kill):  # it may have no group of its own yet
+            with contextlib.suppress(ProcessLookupError):
+                kill(pid, signal.SIGKILL)
+                break
+        self._process.join()
+        self._process.close()
+        self._life.close()
+        self.wire.close()
+
+
+@contextlib.contextmanager
+def started(run: Callable[[Wire], None], seconds: float | None) -> Iterator[Child]:
+    """A child for as long as it is needed."""
+    process = Child(run, seconds)
+    try:
+        yield process
+    finally:
+        process.end()
+
+
+@contextlib.contextmanager
+def _no_main() -> Iterator[None]:
+    """Keep a child from importing the script that runs the sweep, as `multiprocessing` would."""
+    before = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = before
+
+
+def _begin(connection: Connection, life: Connection, run: Callable[[Wire], None]) -> None:
+    """The child's first function: a group of its own, which ends with whoever started it."""
+    os.setpgid(0, 0)
+
+    def follow() -> None:
+        with contextlib.suppress(EOFError, OSError):
+            life.recv_bytes()  # nothing ever comes, but its end
+        os.killpg(0, signal.SIGKILL)
+
+    threading.Thread(target=follow, daemon=True).start()
+    run(Wire(connection))
+
+
+# A whole cell
+
+
+def call(
+    function: Callable[..., Any], arguments: Sequence[Any], seconds: float | None, log: Log | None
+) -> Any:
+    """Return what a function returns (JSON) that runs in a child.
+
+    Args:
+        function: Of a module; takes `arguments` and a log.
+        arguments: What can be pickled.
+        seconds: When its time is up.
+        log: Takes its progress.
+
+    Raises:
+        CellTimeout: Its time is up.
+        ChildFailed: It raised, or its process ended.
+    """
+    with started(functools.partial(_call, function, tuple(arguments)), seconds) as process:
+        return process.receive(log).values["result"]
+
+
+def _call(function: Callable[..., Any], arguments: tuple[Any, ...], wire: Wire) -> None:
+    def log(**progress: Any) -> None:
+        wire.send("log", **progress)
+
+    try:
+        wire.send("done", result=function(*arguments, log))
+    except BaseException as error:
+        status, text = faults.blame(error)
+        wire.send("failed", status=status, text=text)
+
+
+# A defense, or its stage
+
+
+@contextlib.contextmanager
+def defended(work: Material, state: Mapping[str, Tensor], seconds: float | None) -> Iterator[Made]:
+    """Run a defense in a child, which answers about what it made until this ends."""
+    with _at_work(work, work.defense.sees, state, seconds, stage=False) as (process, done):
+
+        def ask(kind: str, images: Tensor) -> Tensor:
+            process.wire.send(kind, {"images": images})
+            return process.receive(work.log).tensors["answer"]
+
+        values = done.values
+        yield Made(
+            predict=functools.partial(ask, "predict") if values["predict"] else None,
+            score=functools.partial(ask, "score") if values["score"] else None,
+            scores=done.tensors.get("scores"),
+            flagged=done.tensors.get("flagged"),
+            threshold=values["threshold"],
+            notes=values["notes"],
+            seconds=values["seconds"],
+            peak_memory_mb=values["peak_memory_mb"],
+            seen=_reached(values["seen"], work),
+        )
+
+
+def staged(work: Material, seconds: float | None) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Run a defense's stage in a child: its tensors, and what it was seen to reach."""
+    stage = work.defense.stage()
+    assert stage is not None
+    with _at_work(work, stage.sees, {}, seconds, stage=True) as (_, done):
+        return dict(done.tensors), _reached(done.values["seen"], work)
+
+
+@contextlib.contextmanager
+def _at_work(
+    work: Material,
+    sees: frozenset[str],
+    state: Mapping[str, Tensor],
+    seconds: float | None,
+    *,
+    stage: bool,
+) -> Iterator[tuple[Child, Message]]:
+    """A child that has done its work, and what it said of it."""
+    given = work.given(sees)
+    tensors = {f"state.{name}": value for name, value in state.items()}
+    if "model" in given:
+        tensors |= {f"model.{k}": v.clone() for k, v in given["model"].state_dict().items()}
+    for name in {"clean", "train"} & set(given):
+        tensors |= {f"{name}.images": given[name].images, f"{name}.labels": given[name].labels}
+    with started(child.run, seconds) as process:
+        process.wire.send("order", tensors, **child.told(_order(work, sees, stage)))
+        while True:
+            message = process.receive(work.log)
+            if message.kind == "queries":
+                answer = given["queries"](message.tensors["images"])
+                process.wire.send("answer", {"answer": answer})
+            elif message.kind == "oracle":
+                process.wire.send("rates", rates=list(_oracle(work, process)))
+            else:
+                break
+        yield process, message
+
+
+def _oracle(work: Material, process: Child) -> tuple[float, float]:
+    """ACC and ASR of a model in the child, as an oracle may ask for."""
+
+    def predict(images: Tensor) -> Tensor:
+        process.wire.send("predict", {"images": images})
+        return process.receive(work.log).tensors["answer"]
+
+    return work.rates(predict)
+
+
+def _order(work: Material, sees: frozenset[str], stage: bool) -> child.Order:
+    packages = [sys.modules[name] for name in switches.OURS]
+    return child.Order(
+        defense=dict(work.cell.local["defense"]),
+        stage=stage,
+        sees=sorted(sees),
+        key=work.cell.key,
+        recipe=dict(work.victim.params["recipe"]),
+        model=work.architecture,
+        names=list(work.dataset.train.classes),
+        device=work.device.type,
+        gpus=work.context.gpus,
+        threads=work.context.threads,
+        code=work.context.code,
+        families=list(models.__path__),
+        ours=[folder for package in packages for folder in package.__path__],
+        theirs=_folders(work),
+    )
+
+
+def _folders(work: Material) -> list[str]:
+    """Where the code of a cell's outside methods lies."""
+    found = []
+    for cls in catalog.classes(work.defense):
+        top = sys.modules[cls.__module__.partition(".")[0]]
+        found += list(getattr(top, "__path__", [])) or [str(Path(top.__file__ or "").parent)]
+    return found
+
+
+def _reached(seen: Sequence[str], work: Material) -> tuple[str, ...]:
+    """What was seen, less files of the method's own folder that are none of ours."""
+    theirs = tuple(f"{os.path.realpath(folder)}{os.sep}" for folder in _folders(work))
+    context = work.context
+    places = [context.store, context.data, context.cache, os.environ.get("SWEEPER_DATA")]
+    ours = tuple(f"{os.path.realpath(place)}{os.sep}" for place in places if place)
+
+    def own(text: str) -> bool:
+        path = text.removeprefix("open ")
+        return path != text and path.startswith(theirs) and not path.startswith(ours)
+
+    return tuple(text for text in seen if not own(text))

@@ -1,0 +1,97 @@
+"""Looks over the shoulder of a method that does not ship: what it reaches for beyond its case.
+
+An audit hook of Python, so it sees what goes through Python and nothing below it: evidence, no
+proof. It cannot be taken out again; only a child process installs it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import sysconfig
+from collections.abc import Iterable
+from types import FrameType
+from typing import Any
+
+HIDDEN = tuple(f"sweeper.{room}" for room in "data store run plan tables analyses api cli".split())
+"""What leads to the test set, the trigger, or the store."""
+MOST = 20
+"""What is noted at most."""
+_SYSTEM = ("/proc/", "/dev/", "/sys/", "/etc/")
+_PROCESSES = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "socket.connect")
+_LOOKS = ("sys._getframe", "sys._current_frames", "gc.get_objects", "gc.get_referrers")
+
+
+class Watch:
+    """What a method was seen to do."""
+
+    def __init__(self, ours: Iterable[str], theirs: Iterable[str]) -> None:
+        """Look on from now on.
+
+        Args:
+            ours: Folders of the sweeper, read like Python's own.
+            theirs: Folders of the method, of which its code may be read.
+        """
+        paths = sysconfig.get_paths()
+        own = [
+            sys.prefix,
+            sys.base_prefix,
+            paths["stdlib"],
+            paths["purelib"],
+            paths["platlib"],
+            *ours,
+        ]
+        self._libraries = tuple({f"{os.path.realpath(path)}{os.sep}" for path in own})
+        self._theirs = tuple({f"{os.path.realpath(path)}{os.sep}" for path in theirs})
+        self._seen: dict[str, None] = {}
+        self._busy = self._over = False
+        sys.addaudithook(self._hear)
+
+    def end(self) -> list[str]:
+        """Look no more; what was seen, each thing once."""
+        self._over = True
+        return list(self._seen)
+
+    def _hear(self, event: str, args: tuple[Any, ...]) -> None:
+        if self._busy or self._over or len(self._seen) >= MOST:
+            return
+        self._busy = True
+        try:
+            if text := self._words(event, args):
+                self._seen[text[:200]] = None
+        except Exception:  # a hook that raises would stop the method
+            self._seen[f"{event}, which could not be read"] = None
+        finally:
+            self._busy = False
+
+    def _words(self, event: str, args: tuple[Any, ...]) -> str:
+        """What an event is noted as; empty where it is none of ours."""
+        if event == "open":
+            return self._opened(args[0])
+        if event == "import" and str(args[0]).startswith(HIDDEN):
+            return f"import {args[0]}"
+        if event in _PROCESSES:
+            return f"{event}: {args[0] if event != 'socket.connect' else args[1]}"
+        if event in _LOOKS and not self._is_library(self._caller()):
+            return event
+        return ""
+
+    def _opened(self, path: Any) -> str:
+        if not isinstance(path, str | bytes | os.PathLike):
+            return ""  # a file that is open already
+        whole = os.path.realpath(os.fsdecode(path))
+        if self._is_library(whole) or whole.startswith(_SYSTEM):
+            return ""
+        if whole.startswith(self._theirs) and whole.endswith((".py", ".pyc")):
+            return ""
+        return f"open {whole}"
+
+    def _is_library(self, path: str) -> bool:
+        return path.startswith((*self._libraries, "<frozen"))
+
+    def _caller(self) -> str:
+        """The file of who raised the event; of who asked `inspect` to."""
+        frame: FrameType | None = sys._getframe(3)
+        while frame and frame.f_code.co_filename.endswith(f"{os.sep}inspect.py"):
+            frame = frame.f_back
+        return os.path.realpath(frame.f_code.co_filename) if frame else ""

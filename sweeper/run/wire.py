@@ -1,0 +1,60 @@
+"""Messages between a cell and the child process its method runs in: words and tensors, no objects.
+
+A message is a kind, JSON values and named tensors (safetensors). Nothing that arrives can be code.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from typing import Any
+
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Message:
+    """What arrived."""
+
+    kind: str
+    """What it is about."""
+    values: Mapping[str, Any]
+    """JSON values."""
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    """Tensors by name, on the CPU."""
+
+
+class Wire:
+    """One end of the connection."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def send(self, kind: str, tensors: Mapping[str, Tensor] | None = None, **values: Any) -> None:
+        """Send a message; tensors of any device arrive on the CPU."""
+        named = {name: value.detach().cpu().contiguous() for name, value in (tensors or {}).items()}
+        self._connection.send_bytes(json.dumps([kind, values, bool(named)]).encode())
+        if named:
+            self._connection.send_bytes(save_tensors(named))
+
+    def receive(self) -> Message:
+        """Wait for a message.
+
+        Raises:
+            EOFError: The other end is gone.
+        """
+        kind, values, more = json.loads(self._connection.recv_bytes())
+        tensors = load_tensors(self._connection.recv_bytes()) if more else {}
+        return Message(kind, values, tensors)
+
+    def arrives(self, seconds: float | None) -> bool:
+        """Whether a message, or the end of the other side, arrives within so many seconds."""
+        return self._connection.poll(seconds)
+
+    def close(self) -> None:
+        """Hang up."""
+        self._connection.close()

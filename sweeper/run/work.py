@@ -1,0 +1,266 @@
+"""One cell at work: what it makes of its parents, and what it says of itself.
+
+prepare | train | stage | defend
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from sweeper.core import catalog, seeds
+from sweeper.core.names import KINDS
+from sweeper.core.types import Cell, ImageSet, Outcome, Role, State
+from sweeper.engine import metrics, training
+from sweeper.engine.isolation import isolated
+from sweeper.run import apart, record
+from sweeper.run.made import Made, made
+from sweeper.run.material import Context, Lab, Log, Material, measured
+from sweeper.store.artifacts import Artifact, DamagedError, Store
+
+UNWATCHED = "ran in the sweeper's own process"
+"""Seen of a defense that does not ship and had no child."""
+Result = dict[str, Any]
+"""The driver is told: status (ok|failed|diverged|timeout|oom), error, seconds, acc, asr; of a
+victim also how many images its training saw, each as often as it did."""
+Write = Callable[[list[str]], Result]
+"""Writes what a cell made, given what it left behind in its process."""
+
+
+class Work(Material):
+    """One cell at work."""
+
+    def __init__(
+        self,
+        cell: Cell,
+        ancestors: Sequence[Cell],
+        context: Context,
+        store: Store,
+        log: Log | None = None,
+        outside: Collection[str] = KINDS,
+    ) -> None:
+        super().__init__(cell, ancestors, context, store, log)
+        self.outside = outside
+
+    @property
+    def apart(self) -> bool:
+        """Whether its defense runs in a child."""
+        defends = self.cell.kind in ("stage", "defend")
+        return defends and "defense" in self.outside and not catalog.ships(self.defense)
+
+    def build(self) -> Write:
+        """Build the cell from its parents, which are rebuilt first where they are damaged."""
+        steps = {
+            "prepare": self.prepare,
+            "train": self.train,
+            "stage": self.stage,
+            "defend": self.defend,
+        }
+        for _ in range(1 + len(self.ancestors)):
+            for parent in self.ancestors.values():
+                if not self.store.has(parent.kind, parent.key):
+                    self.rebuild(parent)
+            try:
+                return steps[self.cell.kind]()
+            except DamagedError as error:
+                damaged = error
+        raise damaged
+
+    def rebuild(self, parent: Cell) -> None:
+        """Build a lost ancestor, exactly as its own cell would."""
+        ancestors = list(self.ancestors.values())
+        older = ancestors[: ancestors.index(parent)]
+        with isolated(parent.key, self.context.threads) as left:
+            write = Work(parent, older, self.context, self.store, self.log, self.outside).build()
+        write(left)
+
+    # The kinds of cells
+
+    def prepare(self) -> Write:
+        """Learn what an attack needs before it poisons."""
+        started = time.time()
+        state = self.attack.prepare(self.attacker, Lab(self))
+        return self.artifact({"state": state}, {"seconds": time.time() - started})
+
+    def train(self) -> Write:
+        """Train a victim; it is measured once it is kept."""
+        poisoned = self.poisoned()
+        model = self.new_model(seeds.generator(self.cell.key, "model"))
+        state, rng = self.state(self.cell), seeds.generator(self.cell.key, "hooks")
+        hooks = self.attack.hooks(self.attacker, state, rng) or training.Hooks()
+        started = time.time()
+        losses = training.fit(
+            model,
+            ImageSet(poisoned.images, poisoned.labels, self.attacker.classes),
+            self.recipe,
+            key=self.cell.key,
+            device=self.device,
+            hooks=hooks,
+            progress=self.progress,
+        )
+        seconds = time.time() - started
+        self.learned = hooks.learned()
+        if self.learned:  # only now does the attack say what its hooks poisoned in the loop
+            poisoned = self.poisoned()
+        measured = self.measured(model)
+        more = {
+            "losses": losses,
+            "n_poisoned": int((poisoned.role == int(Role.POISON)).sum()),
+            "shape": list(self.attacker.images.shape[1:]),
+            "classes": list(self.attacker.classes),
+        }
+        tensors: dict[str, Any] = {"model": model.state_dict()}
+        if self.learned:
+            tensors["attack"] = self.learned
+        seen = len(losses) * len(poisoned.labels)
+        keep = self.artifact(tensors, {"seconds": seconds}, more)
+        return lambda left: {**keep(left), **measured, "images": seen}
+
+    def stage(self) -> Write:
+        """Run what several defenses share."""
+        stage = self.defense.stage()
+        assert stage is not None
+        started = time.time()
+        if self.apart:
+            tensors, seen = apart.staged(self, self.context.timeout)
+        else:
+            tensors, seen = stage.run(self.case(stage.sees, {})), self.unwatched()
+        result = {"seconds": time.time() - started}
+        return self.artifact({"state": tensors}, result, {"seen": list(seen)})
+
+    def defend(self) -> Write:
+        """Run a defense, then measure what it returned; only now is the test set opened."""
+        stage = self.cell.params["stage"]
+        before = self.store.get("stage", stage) if stage else Artifact({}, {"state": {}})
+        self.measured()
+        with self.defended(before.tensors["state"]) as made:
+            measured = self.measure(made)
+        samples = self.samples(made)
+        seen = [*made.seen, *(f"stage: {text}" for text in before.meta.get("seen", ()))]
+
+        def write(left: list[str]) -> Result:
+            row = self.row(status="ok", error="", seconds=made.seconds, **measured)
+            row["peak_memory_mb"] = made.peak_memory_mb
+            row["notes"] = json.dumps(made.notes)
+            row["seen"] = json.dumps(seen)
+            row["left_behind"] = json.dumps([*json.loads(row["left_behind"]), *left])
+            if samples:
+                self.store.write_samples(self.cell.key, samples)
+            self.store.put("defend", self.cell.key, {}, {"row": row})
+            self.store.write_row(row)
+            shown = {name: row.get(name) for name in ("acc", "asr")}
+            return {"status": "ok", "error": "", "seconds": made.seconds, **shown}
+
+        return write
+
+    # What they share
+
+    @contextlib.contextmanager
+    def defended(self, state: State) -> Iterator[Made]:
+        """What the defense made, while it can be asked."""
+        if self.apart:
+            with apart.defended(self, state, self.context.timeout) as answers:
+                yield answers
+            return
+        case = self.case(self.defense.sees, state)
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        started = time.time()
+        outcome = self.defense.defend(case)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        result = made(outcome, self.recipe, self.device, time.time() - started)
+        yield dataclasses.replace(result, seen=self.unwatched())
+
+    def unwatched(self) -> tuple[str, ...]:
+        """What a row says of a defense that ran here and should not have."""
+        return () if catalog.ships(self.defense) else (UNWATCHED,)
+
+    def artifact(
+        self,
+        tensors: Mapping[str, State],
+        result: Mapping[str, Any],
+        more: Mapping[str, Any] | None = None,
+    ) -> Write:
+        """What keeps the artifact of this cell, with what it says of itself."""
+        about = {
+            "params": dict(self.cell.params),
+            "axes": dict(self.cell.axes),
+            "result": dict(result),
+            "device": record.device_name(self.device),
+            "versions": json.loads(record.versions()),
+            "conditions": self.conditions(),
+            **(more or {}),
+        }
+
+        def write(left: list[str]) -> Result:
+            self.store.put(self.cell.kind, self.cell.key, tensors, {**about, "left_behind": left})
+            return {"status": "ok", "error": "", **result}
+
+        return write
+
+    def conditions(self) -> dict[str, Any]:
+        """Under what this cell runs, as columns of a row."""
+        recipe = self.recipe if self.victim.params["recipe"] else None
+        return record.conditions(recipe, self.device, self.context.threads)
+
+    def measure(self, made: Made) -> dict[str, Any]:
+        """The metrics a defense's kind decides."""
+        measured: dict[str, Any] = {}
+        if made.predict is not None:
+            measured |= self.evaluate(made.predict, self.cell.key)
+            before = self.measured()
+            if measured["asr"] is not None:
+                measured["der"] = metrics.der(
+                    before["acc"], before["asr"], measured["acc"], measured["asr"]
+                )
+        if made.scores is not None or made.flagged is not None:
+            measured |= metrics.detection(
+                Outcome(scores=made.scores, flagged=made.flagged), self.poisoned().role
+            )
+        if made.score is not None:
+            measured |= self.filtering(made.score, made.threshold)
+        return measured
+
+    def samples(self, made: Made) -> dict[str, Any]:
+        """What the defense says of each training sample, beside the truth; empty where nothing."""
+        outputs = {"score": made.scores, "flagged": made.flagged}
+        columns = {name: value.numpy() for name, value in outputs.items() if value is not None}
+        if not columns:
+            return {}
+        poisoned = self.poisoned()
+        truth = {
+            name: getattr(poisoned, name) for name in ("index", "labels", "true_labels", "role")
+        }
+        return {name: value.numpy() for name, value in truth.items()} | columns
+
+    def row(self, **values: Any) -> dict[str, Any]:
+        """The row of this defense cell."""
+        victim = self.victim
+        row = record.blank_row(self.cell, victim, self.context.sweep, "", "")
+        row |= {
+            "peak_memory_mb": record.peak_memory(self.device),
+            "device": record.device_name(self.device),
+            "started_at": record.timestamp(self.started),
+            "left_behind": "[]",
+            "data_hash": victim.params["data"],
+            **self.conditions(),
+        }
+        if meta := self.store.about("train", victim.key):
+            row["victim_seconds"] = meta["result"]["seconds"]
+            row["victim_device"] = meta["device"]
+            row["n_poisoned"] = meta["n_poisoned"]
+            row["left_behind"] = json.dumps(meta.get("left_behind", []))
+            under = meta.get("conditions", {})  # victims of older code do not say
+            for name in ("dtype", "threads", "device_kind", "torch"):
+                row[f"victim_{name}"] = under.get(name)
+        if before := measured(self.store, victim.key):
+            for name in ("acc", "acc_nontarget", "asr", "ra"):
+                row[f"{name}_before"] = before[name]
+        return {**row, **values}
