@@ -12,6 +12,7 @@ import platform
 import random
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -136,16 +137,26 @@ def limit(seconds: float | None, record: Callable[[], None]) -> Iterator[None]:
     """Give a cell up after `seconds`.
 
     In the main thread an alarm raises `CellTimeout`, and again every `AGAIN` seconds, since a bare
-    `except:` may have swallowed it. In any other (a Ray worker runs cells in one)
+    `except:` may have swallowed it; after `GRACE` seconds the process is ended. In any other (a Ray worker runs cells in one)
     nothing can interrupt the code, so a watchdog calls `record` and ends the process; the
     scheduler starts another. C code that never lets go of the interpreter stops the watchdog too:
     `GRACE` seconds later the process is ended without a record, by a thread that needs none.
     """
+
+    def end() -> None:
+        try:
+            record()
+        finally:
+            os._exit(70)
+
     if not seconds:
         yield
     elif threading.current_thread() is threading.main_thread():
+        over = time.monotonic() + seconds + GRACE
 
         def ring(*_: Any) -> None:
+            if time.monotonic() > over:
+                end()
             raise CellTimeout
 
         before = signal.signal(signal.SIGALRM, ring)
@@ -156,13 +167,6 @@ def limit(seconds: float | None, record: Callable[[], None]) -> Iterator[None]:
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, before)
     else:
-
-        def end() -> None:
-            try:
-                record()
-            finally:
-                os._exit(70)
-
         watchdog = threading.Timer(seconds, end)
         watchdog.daemon = True
         watchdog.start()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +13,14 @@ import torch
 from attacks.badnets import BadNets
 from defenses.base import Case, Defense
 from sweeper.core.types import Outcome
+
+
+def lose_process() -> None:
+    """Lose the process of the cell, as a machine's fault would, and with it this child of it."""
+    server = os.getppid()
+    worker = Path(f"/proc/{server}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[1]
+    os.kill(int(worker), signal.SIGKILL)
+    time.sleep(3600)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,12 +105,10 @@ class Dies(Faulty):
     """Loses its process at the first attempt, as a machine's fault would."""
 
     def defend(self, case: Case) -> Outcome:
-        import os
-
         first = not list(Path(self.marks).glob("Dies-*"))
         self.mark()
         if first:
-            os._exit(9)
+            lose_process()
         return Outcome(model=case.fresh_model())
 
 
@@ -112,12 +120,10 @@ class Numbered(Faulty):
     dies: bool = False
 
     def defend(self, case: Case) -> Outcome:
-        import os
-
         first = not list(Path(self.marks).glob(f"Numbered-{self.number}-*"))
         Path(self.marks, f"Numbered-{self.number}-{time.time_ns()}").touch()
         if self.dies and first:
-            os._exit(9)
+            lose_process()
         return Outcome(model=case.fresh_model())
 
 
