@@ -55,8 +55,9 @@ def test_artifacts_and_rows(uri: str) -> None:
     for number in range(3):
         store.write_row({**row, "key": f"{number:020x}", "acc": number / 3})
     store.write_row({**row, "key": f"{0:020x}", "status": "failed"})
+    store.write_row({**row, "key": f"{3:020x}", "status": "failed"})
     before = store.statuses("study")
-    assert sorted(before.values()) == ["failed", "ok", "ok"]
+    assert sorted(before.values()) == ["failed", "ok", "ok", "ok"], "a late failure takes no row"
     store.compact("study")
     assert store.statuses("study") == before and store.sweeps() == ["study"]
     assert len([name for name in objects(store.root) if "/results/" in name]) == 1

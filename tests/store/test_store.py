@@ -252,10 +252,13 @@ def test_a_row_of_unknown_columns_or_state_is_refused(store: Store) -> None:
 
 
 def test_another_state_replaces_a_row(store: Store) -> None:
-    for status in ("blocked", "failed", "ok", "timeout", "diverged"):
+    for status in ("blocked", "failed", "timeout", "diverged", "ok"):
         store.write_row(row(status=status))
         assert store.statuses("study") == {KEY: status}
         assert files(store) == [f"sweeps/study/results/{KEY}.{status}.parquet"]
+    for status in ("failed", "timeout", "diverged"):
+        store.write_row(row(status=status, acc=0.1))
+        assert frame(store).loc[KEY, ["status", "acc"]].tolist() == ["ok", 0.5], "it came too late"
 
 
 def test_states_are_known_without_opening_a_row(
@@ -288,10 +291,10 @@ def test_compacting_keeps_every_row_and_may_be_repeated(store: Store) -> None:
     assert files(store) == once, "a second time changes nothing"
     pd.testing.assert_frame_equal(frame(store), before)
     assert store.statuses("study") == states
-    store.write_row(row(f"{3:020x}", "failed", None, started_at="2026-01-02T00:00:00+00:00"))
-    assert store.statuses("study")[f"{3:020x}"] == "failed", "a newer part counts"
+    store.write_row(row(f"{3:020x}", acc=0.9))
+    assert frame(store).loc[f"{3:020x}", "acc"] == 0.9, "a newer part counts"
     store.compact("study")
-    assert store.statuses("study")[f"{3:020x}"] == "failed" and len(frame(store)) == 30
+    assert frame(store).loc[f"{3:020x}", "acc"] == 0.9 and len(frame(store)) == 30
 
 
 def test_compacting_nothing(store: Store) -> None:
