@@ -14,7 +14,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sweeper.core import rows
@@ -128,7 +128,7 @@ class Step:
 
     key: str = ""
     """A row is written; empty for a compaction."""
-    status: str = ""
+    status: str = "ok"
     start: str = ""
     during: list[Step] = field(default_factory=list)
     """Between what a compaction reads and what it writes."""
@@ -192,6 +192,7 @@ def play(root: str, step: Step, written: dict[str, list[tuple[str, float]]]) -> 
 
 
 @settings(max_examples=60)
+@example([Step(key) for key in KEYS[:2]] + [Step(during=[Step(KEYS[2]), Step()])])
 @given(st.lists(steps, min_size=1, max_size=8))
 def test_whatever_the_order_no_finished_row_is_lost_and_all_readers_agree(
     given_steps: list[Step],
