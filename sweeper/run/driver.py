@@ -71,6 +71,22 @@ class Job:
                 add(key)
         return [key for key in self.plan.cells if key in keys]
 
+    def _defended(self) -> list[Cell]:
+        """The cells that have a row, those that do not apply among them."""
+        every = (*self.plan.cells.values(), *self.plan.inapplicable)
+        return [cell for cell in every if cell.kind == "defend"]
+
+    @property
+    def rows(self) -> int:
+        """How many rows the sweep has once it is done."""
+        return len(self._defended())
+
+    def unfinished(self) -> dict[str, int]:
+        """The rows that are not finished now, whoever left them so: state, or missing -> count."""
+        statuses = self.store.statuses(self.plan.sweep.name)
+        states = Counter(statuses.get(cell.key, "missing") for cell in self._defended())
+        return {state: states[state] for state in sorted(states.keys() - set(rows.FINISHED))}
+
     def summary(self) -> dict[str, Any]:
         """What `sweeper plan --json` prints."""
         todo = self.todo
@@ -156,11 +172,11 @@ def execute(job: Job, walker: Walker, watcher: Watcher) -> Counter[str]:
         How many cells of this call ended in each state, reused ones aside.
 
     Raises:
-        SweepError: Another driver runs this sweep into this store.
+        SweepError: Another driver runs this sweep into this store, or it cannot be written.
     """
     sweep, store = job.plan.sweep, job.store
-    store.save_sweep(sweep.name, as_file(sweep))
     with claimed(store, sweep.name, job.context.run):
+        store.save_sweep(sweep.name, as_file(sweep))
         store.save_plan(sweep.name, _outline(job))
         for key in list(job.adopted):
             try:
@@ -172,7 +188,7 @@ def execute(job: Job, walker: Walker, watcher: Watcher) -> Counter[str]:
         walk = Walk(job.plan.cells, job.todo)
         statuses = store.statuses(sweep.name)
         for cell in job.plan.inapplicable:
-            if statuses.get(cell.key) != "not_applicable":
+            if statuses.get(cell.key) not in rows.FINISHED:
                 store.write_row(_inapplicable(cell, job))
         ending = Ending(job, walk, watcher)
         try:
