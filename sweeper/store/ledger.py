@@ -221,19 +221,8 @@ class Ledger(Files):
     # Sweeps
 
     def save_sweep(self, sweep: str, text: str) -> None:
-        """Keep the sweep as it was run, beside its results; the first write of a run.
-
-        Raises:
-            SweepError: The store cannot be written to.
-        """
-        path = f"{self._sweep(sweep)}/sweep.yaml"
-        try:
-            self._write(path, text.encode())
-        except OSError as error:
-            raise SweepError(
-                f"store: cannot write to {self.root}: {error.strerror or error}; name another "
-                "place with --store"
-            ) from None
+        """Keep the sweep as it was run, beside its results."""
+        self._write(f"{self._sweep(sweep)}/sweep.yaml", text.encode())
 
     def sweep_text(self, sweep: str) -> str:
         """The text `save_sweep` kept; empty before the first run."""

@@ -20,6 +20,7 @@ from sweeper.core import rows
 from sweeper.core.errors import SweepError
 from sweeper.store import ledger
 from sweeper.store.artifacts import DamagedError, Store
+from sweeper.store.claim import claimed
 from sweeper.store.ledger import Ledger
 from sweeper.tables import results
 from tests.support.full_disk import Breaking
@@ -436,8 +437,10 @@ def test_a_file_is_no_store(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(SweepError, match="is a file: give --store a folder"):
         Ledger(str(tmp_path / "file"))
+    below = Ledger(str(tmp_path / "file" / "below"))
     with pytest.raises(SweepError, match="store: cannot write to .*; name another place"):
-        Ledger(str(tmp_path / "file" / "below")).save_sweep("study", "")
+        with claimed(below, "study", "one"):  # the first write of a run
+            raise AssertionError("nobody runs into it")
 
 
 def test_a_table_before_any_run(tmp_path: Path) -> None:
