@@ -201,8 +201,8 @@ def _require_work(job: Job, executor: str) -> None:
     if not job.plan.cells:
         reasons = "\n".join(why_not(job.summary()))
         raise SweepError(
-            f"{job.plan.sweep.name}: none of its {job.rows} defense cells applies, so nothing can "
-            f"run; change what the reasons name:\n{reasons}"
+            f"{job.plan.sweep.name}: none of its {job.row_count} defense cells applies, so nothing "
+            f"can run; change what the reasons name:\n{reasons}"
         )
     if executor == "inline" and job.todo and (lack := lacking(job.context.device)):
         raise SweepError(lack)
@@ -253,7 +253,7 @@ def _ended(
         tell({"event": "end", "cells": counts, "unfinished": states, **bill.sums()})
     if states:
         count, words = sum(states.values()), [f"{n} {state}" for state, n in states.items()]
-        console.print(f"unfinished rows: {count} of {job.rows} ({', '.join(words)})")
+        console.print(f"unfinished rows: {count} of {job.row_count} ({', '.join(words)})")
         counts = {**counts, "unfinished": count}
     return counts
 

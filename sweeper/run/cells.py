@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from sweeper.core import seeds
+from sweeper.core import rows, seeds, text
 from sweeper.core.errors import DivergedError
 from sweeper.core.types import Cell, ImageSet, Outcome, Role
 from sweeper.engine import metrics, training
@@ -45,7 +45,7 @@ def run(
             cell may be tried again alone, with all of its GPU's memory.
     """
     store = Store(context.store)
-    if not force and (stored := stored_result(store, cell, context)):
+    if not force and (stored := stored_result(store, cell, ancestors, context)):
         return stored
     work = _Work(cell, ancestors, context, store, log)
     if lack := lacking(context.device):
@@ -65,7 +65,8 @@ def run(
         return _failed(work, "diverged", str(error))
     except Exception as error:
         if _out_of_memory(error) and not last_try:
-            return {"status": "oom", "error": str(error), "seconds": time.time() - started}
+            seconds = time.time() - started
+            return {"status": "oom", "error": text.error(str(error)), "seconds": seconds}
         return _failed(work, "failed", traceback.format_exc())
 
 
@@ -79,8 +80,13 @@ def _out_of_memory(error: Exception) -> bool:
     return isinstance(error, RuntimeError) and "allocate memory" in str(error)
 
 
-def stored_result(store: Store, cell: Cell, context: Context) -> Result | None:
-    """The result the store already has for a cell; None where it must run."""
+def stored_result(
+    store: Store, cell: Cell, ancestors: Sequence[Cell], context: Context
+) -> Result | None:
+    """The result the store already has for a cell; None where it must run.
+
+    A defense cell's row is entered where whoever had the result was lost before entering it.
+    """
     meta = _meta(store, cell)
     if meta is not None:
         if cell.kind == "defend":
@@ -91,7 +97,12 @@ def stored_result(store: Store, cell: Cell, context: Context) -> Result | None:
         return {"status": "ok", "error": "", **meta.get("result", {}), "reused": True}
     failure = store.failure(context.sweep, cell.key)
     if failure and context.run and failure["run"] == context.run:
-        return {"status": failure["status"], "error": failure["error"], "seconds": None}
+        status, error = failure["status"], failure["error"]
+        known = (*rows.FINISHED, status)
+        if cell.kind == "defend" and store.statuses(context.sweep).get(cell.key) not in known:
+            (victim,) = (item for item in ancestors if item.key == cell.params["victim"])
+            store.write_row(blank_row(cell, victim, context.sweep, status, error))
+        return {"status": status, "error": error, "seconds": None}
     return None
 
 
@@ -105,7 +116,7 @@ def _meta(store: Store, cell: Cell) -> Mapping[str, Any] | None:
 
 def _failed(work: _Work, status: str, error: str) -> Result:
     """Write the failure (and a defense's row) and report it."""
-    cell, context, store = work.cell, work.context, work.store
+    cell, context, store, error = work.cell, work.context, work.store, text.error(error)
     seconds = time.time() - work.started
     failure = {"status": status, "error": error, "run": context.run, "kind": cell.kind}
     store.fail(context.sweep, cell.key, {**failure, "axes": dict(cell.axes)})

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import yaml
 
-from sweeper.core import rows
+from sweeper.core import rows, text
 from sweeper.core.errors import SweepError
 from sweeper.core.types import Cell, Facts
 from sweeper.plan import matrix
@@ -77,7 +77,7 @@ class Job:
         return [cell for cell in every if cell.kind == "defend"]
 
     @property
-    def rows(self) -> int:
+    def row_count(self) -> int:
         """How many rows the sweep has once it is done."""
         return len(self._defended())
 
@@ -232,7 +232,7 @@ class Ending:
         self.counts[result["status"]] += 1
         self.watcher.finished(cell, result)
         for child, failed in blocked:
-            cause = (result["error"] or result["status"]).strip().splitlines()[-1]
+            cause = text.last_line(result["error"]) or "it does not say why"
             words = " ".join(str(value) for value in failed.axes.values())
             error = f"{failed.kind} cell {failed.key} ({words}) {result['status']}: {cause}"
             if child.kind == "defend":
@@ -242,6 +242,7 @@ class Ending:
 
     def lost(self, key: str, why: str) -> None:
         """A cell whose process was lost too often."""
+        why = text.error(why)
         self.record(key, "failed", why)
         self(key, {"status": "failed", "error": why, "seconds": None})
 

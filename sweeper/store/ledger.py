@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from sweeper.core import rows
+from sweeper.core import rows, text
 from sweeper.core.errors import SweepError
 from sweeper.plan.source import NAME
 from sweeper.store.files import Files
@@ -220,9 +220,9 @@ class Ledger(Files):
 
     # Sweeps
 
-    def save_sweep(self, sweep: str, text: str) -> None:
+    def save_sweep(self, sweep: str, content: str) -> None:
         """Keep the sweep as it was run, beside its results."""
-        self._write(f"{self._sweep(sweep)}/sweep.yaml", text.encode())
+        self._write(f"{self._sweep(sweep)}/sweep.yaml", content.encode())
 
     def sweep_text(self, sweep: str) -> str:
         """The text `save_sweep` kept; empty before the first run."""
@@ -255,7 +255,8 @@ class Ledger(Files):
     def fail(self, sweep: str, key: str, failure: Mapping[str, Any]) -> None:
         """Record that a cell did not finish: status, error, run."""
         path = f"{self._sweep(sweep)}/failures/{self._key(key)}.json"
-        self._write(path, json.dumps(dict(failure)).encode())
+        said = {"error": text.error(failure["error"])} if "error" in failure else {}
+        self._write(path, json.dumps({**failure, **said}).encode())
 
     def failure(self, sweep: str, key: str) -> dict[str, Any] | None:
         """The recorded failure of a cell; None where there is none."""
@@ -307,8 +308,8 @@ def _once(table: pa.Table) -> pa.Table:
     def content(place: int) -> str:
         return str(sorted(table.slice(place, 1).to_pylist()[0].items()))
 
-    columns = (table[name].to_pylist() for name in ("key", "status", _AGE))
-    counting = _counting(*columns, content)
+    keys, states, ages = (table[name].to_pylist() for name in ("key", "status", _AGE))
+    counting = _counting(keys, states, ages, content)
     return table if len(counting) == len(table) else table.take(sorted(counting.values()))
 
 

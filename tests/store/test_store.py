@@ -252,6 +252,25 @@ def test_a_row_of_unknown_columns_or_state_is_refused(store: Store) -> None:
     assert files(store) == []
 
 
+def test_any_text_can_be_stored(store: Store) -> None:
+    """A lone surrogate is no UTF-8: Arrow refuses it, and the whole sweep ended there."""
+    wrong = {
+        name: "said \udcff"
+        for name in rows.SCHEMA.names
+        if rows.SCHEMA.field(name).type == pa.string()
+    }
+    wrong = {**wrong, **{name: row()[name] for name in ("sweep", "key", "started_at")}}
+    long = "first \x1b[2J\ud800" + "x" * 50_000_000 + " last"
+    store.write_row({**wrong, "status": "failed", "error": long})
+    found = frame(store).loc[KEY]
+    assert found["notes"] == found["device"] == found["left_behind"] == "said ?"
+    assert found["error"].startswith("first [2J?xx") and found["error"].endswith(" last")
+    store.fail("study", KEY, {"status": "failed", "error": long, "run": "1"})
+    assert (store.failure("study", KEY) or {})["error"] == found["error"]
+    assert len(found["error"]) <= 20_000
+    assert all((Path(store.root) / name).stat().st_size < 60_000 for name in files(store))
+
+
 def test_another_state_replaces_a_row(store: Store) -> None:
     for status in ("blocked", "failed", "timeout", "diverged", "ok"):
         store.write_row(row(status=status))
