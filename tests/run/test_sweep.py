@@ -289,13 +289,8 @@ def test_a_failure_known_without_its_row_enters_it(tmp_path: Path) -> None:
     first = next(cell for cell in job.plan.cells.values() if cell.kind == "defend")
     record = {"status": "timeout", "error": "gave up", "run": job.context.run}
     job.store.fail("small", first.key, record)
-    job.store.write_row(
-        {
-            **cells.blank_row(
-                first, job.plan.cells[first.params["victim"]], "small", "blocked", "before"
-            )
-        }
-    )
+    victim = job.plan.cells[first.params["victim"]]
+    job.store.write_row(cells.blank_row(first, victim, "small", "blocked", "before"))
     counts = driver.execute(job, driver.inline, sweeps.Silent())
     assert counts == {"ok": 4, "timeout": 1}
     row = sweeps.frame(tmp_path / "store").loc[first.key]
