@@ -145,11 +145,12 @@ class Sweep:
             tell: Is given what happens as JSON values, in place of people: `sweeper run --json`.
 
         Returns:
-            How many cells of this call ended in each state, and as `left` how many a Ctrl-C left;
-            `ok` alone where all went well.
+            How many cells of this call ended in each state, as `left` how many a Ctrl-C left, and
+            as `unfinished` how many rows of the sweep are now failed, timed out, blocked or
+            missing, whoever left them so; neither where there are none.
 
         Raises:
-            SweepError: An argument, or the sweep's parts, do not fit together.
+            SweepError: An argument, or the sweep's parts, do not fit together, or no cell applies.
         """
         if executor not in EXECUTORS:
             raise SweepError(
@@ -161,7 +162,7 @@ class Sweep:
         from sweeper.run.display import Display, Lines
 
         job = driver.prepare(self.declared, self.context(store, data))
-        _require_device(job, executor)
+        _require_work(job, executor)
         shape = self.declared.resources
         console = Console(stderr=True, highlight=False, markup=False, quiet=quiet or bool(tell))
         console.soft_wrap = not console.is_terminal
@@ -193,12 +194,30 @@ class Sweep:
         return rows(self.declared.name, store)[0]
 
 
-def _require_device(job: Job, executor: str) -> None:
-    """Refuse to run cells in this process that ask for a GPU where torch sees none."""
+def _require_work(job: Job, executor: str) -> None:
+    """Refuse a sweep of which no cell applies, and a GPU in this process where torch sees none."""
     from sweeper.engine.isolation import lacking
 
+    if not job.plan.cells:
+        reasons = "\n".join(why_not(job.summary()))
+        raise SweepError(
+            f"{job.plan.sweep.name}: none of its {job.row_count} defense cells applies, so nothing "
+            f"can run; change what the reasons name:\n{reasons}"
+        )
     if executor == "inline" and job.todo and (lack := lacking(job.context.device)):
         raise SweepError(lack)
+
+
+def why_not(facts: Mapping[str, Any]) -> list[str]:
+    """A line for each cause why cells of a plan do not apply: how many, of which methods, why."""
+    lines = []
+    for item in facts["why_not"]:
+        some = [
+            item[axis] for axis in ("attacks", "defenses", "datasets", "models") if axis in item
+        ]
+        who = " x ".join(", ".join(labels) if len(labels) < 6 else "..." for labels in some)
+        lines.append(f"{item['cells']:>8,}  {who}{': ' if who else ''}{item['reason']}")
+    return lines
 
 
 def _opened(job: Job, console: Console) -> dict[str, Any]:
@@ -229,8 +248,13 @@ def _ended(
     if left := len(job.todo) - sum(counts.values()):
         console.print(f"{left} cells are left; the same command runs them.")
         counts["left"] = left
+    states = job.unfinished()
     if tell:
-        tell({"event": "end", "cells": counts, **bill.sums()})
+        tell({"event": "end", "cells": counts, "unfinished": states, **bill.sums()})
+    if states:
+        count, words = sum(states.values()), [f"{n} {state}" for state, n in states.items()]
+        console.print(f"unfinished rows: {count} of {job.row_count} ({', '.join(words)})")
+        counts = {**counts, "unfinished": count}
     return counts
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sweeper.api import EXECUTORS, STORE, Sweep, rows
+from sweeper.api import EXECUTORS, STORE, Sweep, rows, why_not
 from sweeper.cli import commands, figures, remote
 from sweeper.cli.arguments import (
     DataOption,
@@ -70,17 +70,17 @@ def run(
     sweep = Sweep.from_yaml(spec, overrides or [])
     tell = (lambda event: typer.echo(json.dumps(event))) if as_json else None
     counts = sweep.run(store=store, data=data, executor=executor, address=address, tell=tell)
+    code = int("unfinished" in counts)
     if as_json:
-        raise typer.Exit(int(bool(set(counts) - {"ok"})))
+        raise typer.Exit(code)
     typer.echo(_table(sweep.declared.name, store, "", sweep.declared.table))
-    if set(counts) - {"ok", "left"}:
+    if code:
         typer.echo(
-            f"Not all cells ended well; run `sweeper run {spec}` again to retry them, or "
-            f"`sweeper cell {spec} KEY`, with the same --set, to see one fail here.",
+            f"Run `sweeper run {spec}` again to finish them, or `sweeper cell {spec} KEY`, with "
+            "the same --set, to see one fail here.",
             err=True,
         )
-    if set(counts) - {"ok"}:
-        raise typer.Exit(1)
+        raise typer.Exit(code)
     store_option = "" if store == os.environ.get("SWEEPER_STORE", STORE) else f" --store {store}"
     typer.echo(
         f"Next: `sweeper report {spec}{store_option}` for one page with all of it, or "
@@ -115,12 +115,8 @@ def plan(
         left = facts["to_run_by_kind"].get(kind, 0)
         if count:
             typer.echo(f"  {kind:<15}{count:>7,}" + (f", {left:,} to run" if left else ""))
-    for item in facts["why_not"]:
-        some = [
-            item[axis] for axis in ("attacks", "defenses", "datasets", "models") if axis in item
-        ]
-        who = " x ".join(", ".join(labels) if len(labels) < 6 else "..." for labels in some)
-        typer.echo(f"{item['cells']:>8,}  {who}{': ' if who else ''}{item['reason']}")
+    for line in why_not(facts):
+        typer.echo(line)
     typer.echo(f"done already     {facts['done']:>7,}")
     cost = Estimate(**facts["estimate"])
     time = f", about {spoken(cost.saved_seconds)}" if cost.saved_seconds else ""

@@ -122,6 +122,7 @@ _WORDS = {
     "finite_number": "needs a finite number, not {input!r}",
     "greater_than": "needs a number above {gt:g}, not {input!r}",
     "greater_than_equal": "needs a number of at least {ge:g}, not {input!r}",
+    "less_than_equal": "needs a number of at most {le}, not {input!r}",
     "less_than": "needs a number below {lt:g}, not {input!r}",
     "model_type": "needs a mapping, such as {{cpus: 1}}, not {input!r}",
     "value_error": "{error}",

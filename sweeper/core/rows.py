@@ -7,6 +7,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from sweeper.core import text
+
 FINISHED = ("ok", "diverged", "not_applicable")
 """States that running again would only repeat."""
 UNFINISHED = ("failed", "timeout", "blocked")
@@ -68,10 +70,20 @@ AXES = ("dataset", "model", "attack", "poison_rate", "target", "clean_budget", "
 def table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
     """Return an Arrow table of `rows`; a column missing in a row is null.
 
+    Any text can be stored: `sweeper.core.text` says what becomes of what Arrow would refuse, and of
+    a long error.
+
     Raises:
         KeyError: A row has a column the schema does not know.
     """
     for row in rows:
         if stray := set(row) - _COLUMNS:
             raise KeyError(f"not a column of a row: {sorted(stray)}")
-    return pa.Table.from_pylist([dict(row) for row in rows], schema=SCHEMA)
+    return pa.Table.from_pylist([_storable(row) for row in rows], schema=SCHEMA)
+
+
+def _storable(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row with its texts as Arrow takes them."""
+    texts = {name: value for name, value in row.items() if isinstance(value, str)}
+    kept = {name: (text.error if name == "error" else text.utf8)(v) for name, v in texts.items()}
+    return {**row, **kept}

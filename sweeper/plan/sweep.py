@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections import Counter
 from typing import Annotated, Any
 
 from pydantic import (
@@ -41,11 +42,15 @@ def _budget(value: Any) -> int | float:
     """A share stays a float, a count becomes an int; 1.0 could be either and is refused."""
     try:
         number = float(_no_bool(value))
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if 0 < number < 1:
         return number
-    if number >= 1 and number.is_integer() and not (number == 1 and isinstance(value, float)):
+    if (
+        1 <= number < LARGEST
+        and number.is_integer()
+        and not (number == 1 and isinstance(value, float))
+    ):
         return int(number)
     raise ValueError(
         f"{value!r} is no clean budget: needs a share between 0 and 1, such as 0.05, or a whole "
@@ -69,10 +74,16 @@ def _pattern(value: Any) -> Any:
     return _mapping(value, "a mapping such as {attack: badnets, poison_rate: 0.1}")
 
 
-Whole = Annotated[int, BeforeValidator(_no_bool), Field(ge=0)]
+LARGEST = 2**63 - 1
+"""The largest whole number a row can hold: what goes into one is checked before anything is run."""
+Whole = Annotated[int, BeforeValidator(_no_bool), Field(ge=0, le=LARGEST)]
 Rate = Annotated[float, BeforeValidator(_no_bool), AfterValidator(_rate)]
 Budget = Annotated[int | float, PlainValidator(_budget)]
 Pattern = Annotated[dict[str, Any], BeforeValidator(_pattern)]
+
+
+MOST_SEEDS = 10_000
+"""Seeds a count may stand for: a larger one is a seed that lacks its brackets."""
 
 
 class Entry(BaseModel):
@@ -145,7 +156,7 @@ class Resources(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    cpus: Annotated[int, BeforeValidator(_no_bool)] = Field(default=1, ge=1)
+    cpus: Annotated[int, BeforeValidator(_no_bool)] = Field(default=1, ge=1, le=LARGEST)
     """CPUs, and threads, of a cell. On two cores, two cells at one thread train 1.4 (ResNet-18)
     to 1.8 (MobileNetV2) times the images/s of one cell at two threads, so the default is 1."""
     gpus: Annotated[float, BeforeValidator(_no_bool)] = Field(default=0.0, ge=0)
@@ -211,12 +222,16 @@ class Sweep(BaseModel):
             return value
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ValueError(f"needs a count above 0, or a list such as [0, 7], not {value!r}")
+        if value > MOST_SEEDS:
+            raise ValueError(
+                f"{value} are too many: needs a count up to {MOST_SEEDS}, or a list: [{value}]"
+            )
         return list(range(value))
 
     @field_validator("targets", "seeds", "poison_rates", "clean_budgets")
     @classmethod
     def _unique(cls, value: list[Any]) -> list[Any]:
-        for item in value:
-            if value.count(item) > 1:
+        for item, count in Counter(value).items():
+            if count > 1:
                 raise ValueError(f"{item!r} stands twice; remove one")
         return value

@@ -126,12 +126,12 @@ def run(
         started = time.perf_counter()
         if started - began > 2 * SECONDS:
             break
+        ancestors = [by_key[parent] for parent in ancestor_keys]
         if again and len(values["run"]) > 1:
-            stored = cells.stored_result(Store(context.store), by_key[key], context)
+            stored = cells.stored_result(Store(context.store), by_key[key], ancestors, context)
             reports += [(key, stored, 0.0)] if stored else []
             continue
         log = starting(by_key[key])
-        ancestors = [by_key[parent] for parent in ancestor_keys]
         result = cells.run(by_key[key], ancestors, context, log, last_try=last_try)
         reports.append((key, result, time.perf_counter() - started))
     return reports

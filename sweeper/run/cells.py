@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
-from sweeper.core import catalog, switches
+from sweeper.core import catalog, rows, switches, text
 from sweeper.core.names import KINDS
 from sweeper.core.types import Cell
 from sweeper.engine.isolation import (
@@ -52,7 +52,7 @@ def run(
         Interrupted: Somebody wants the run to stop now.
     """
     store = Store(context.store)
-    if not force and (stored := stored_result(store, cell, context)):
+    if not force and (stored := stored_result(store, cell, ancestors, context)):
         return stored
     work = Work(cell, ancestors, context, store, log, outside)
     if lack := lacking(context.device):
@@ -70,10 +70,10 @@ def run(
     except Interrupted:
         raise
     except BaseException as error:
-        status, text = blame(error)
+        status, why = blame(error)
         if status == "oom" and not last_try:
-            return {"status": "oom", "error": text, "seconds": time.time() - started}
-        return _failed(work, "failed" if status == "oom" else status, text)
+            return {"status": "oom", "error": why, "seconds": time.time() - started}
+        return _failed(work, "failed" if status == "oom" else status, why)
 
 
 def _run(work: Work, last_try: bool, give_up: Callable[[], None]) -> Result:
@@ -106,8 +106,13 @@ def _quiet(action: Callable[[], Any]) -> None:
     action()
 
 
-def stored_result(store: Store, cell: Cell, context: Context) -> Result | None:
-    """The result the store already has for a cell; None where it must run."""
+def stored_result(
+    store: Store, cell: Cell, ancestors: Sequence[Cell], context: Context
+) -> Result | None:
+    """The result the store already has for a cell; None where it must run.
+
+    A defense cell's row is entered where whoever had the result was lost before entering it.
+    """
     meta = store.about(cell.kind, cell.key)
     if meta is not None:
         if cell.kind == "defend":
@@ -120,13 +125,18 @@ def stored_result(store: Store, cell: Cell, context: Context) -> Result | None:
         return {"status": "ok", "error": "", **result, "reused": True}
     failure = store.failure(context.sweep, cell.key)
     if failure and context.run and failure["run"] == context.run:
-        return {"status": failure["status"], "error": failure["error"], "seconds": None}
+        status, error = failure["status"], failure["error"]
+        known = (*rows.FINISHED, status)
+        if cell.kind == "defend" and store.statuses(context.sweep).get(cell.key) not in known:
+            (victim,) = (item for item in ancestors if item.key == cell.params["victim"])
+            store.write_row(record.blank_row(cell, victim, context.sweep, status, error))
+        return {"status": status, "error": error, "seconds": None}
     return None
 
 
 def _failed(work: Work, status: str, error: str) -> Result:
     """Write the failure (and a defense's row) and report it."""
-    cell, context, store = work.cell, work.context, work.store
+    cell, context, store, error = work.cell, work.context, work.store, text.error(error)
     seconds = time.time() - work.started
     failure = {"status": status, "error": error, "run": context.run, "kind": cell.kind}
     store.fail(context.sweep, cell.key, {**failure, "axes": dict(cell.axes)})

@@ -15,6 +15,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from sweeper.core.text import last_line
 from sweeper.core.types import Cell
 from sweeper.run.costs import Book, Sorts
 from sweeper.run.driver import Job
@@ -95,7 +96,7 @@ class Display:
         if not self.console.is_terminal:
             self.console.print(self._line(cell, result), soft_wrap=True, highlight=False)
         elif status != "ok":
-            cause = cell.kind, status, _last_line(result)
+            cause = cell.kind, status, last_line(result.get("error") or "")
             self.causes[cause] += 1
             if self.causes[cause] == 1:
                 self.live.console.print(self._line(cell, result), soft_wrap=True, highlight=False)
@@ -128,7 +129,7 @@ class Display:
         if result.get("reused"):
             text.append("  (had)")
         if status != "ok" and result.get("error"):
-            text.append(f"  {cell.key}: {_last_line(result)}")
+            text.append(f"  {cell.key}: {last_line(result['error'])}")
         return text
 
     def _render(self) -> Group:
@@ -277,8 +278,3 @@ def _folded(name: str, width: int) -> str:
 
 def _place(cell: Cell) -> tuple[str, str]:
     return str(cell.axes["attack"]), str(cell.axes["defense"])
-
-
-def _last_line(result: Result) -> str:
-    """What went wrong, in a line."""
-    return (result.get("error") or "").strip().rpartition("\n")[2]

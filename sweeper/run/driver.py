@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import yaml
 
-from sweeper.core import rows
+from sweeper.core import rows, text
 from sweeper.core.errors import SweepError
 from sweeper.core.types import Cell, Facts
 from sweeper.plan import matrix
@@ -71,6 +71,22 @@ class Job:
             if cell.kind == "defend":
                 add(key)
         return [key for key in self.plan.cells if key in keys]
+
+    def _defended(self) -> list[Cell]:
+        """The cells that have a row, those that do not apply among them."""
+        every = (*self.plan.cells.values(), *self.plan.inapplicable)
+        return [cell for cell in every if cell.kind == "defend"]
+
+    @property
+    def row_count(self) -> int:
+        """How many rows the sweep has once it is done."""
+        return len(self._defended())
+
+    def unfinished(self) -> dict[str, int]:
+        """The rows that are not finished now, whoever left them so: state, or missing -> count."""
+        statuses = self.store.statuses(self.plan.sweep.name)
+        states = Counter(statuses.get(cell.key, "missing") for cell in self._defended())
+        return {state: states[state] for state in sorted(states.keys() - set(rows.FINISHED))}
 
     def summary(self) -> dict[str, Any]:
         """What `sweeper plan --json` prints."""
@@ -157,11 +173,11 @@ def execute(job: Job, walker: Walker, watcher: Watcher) -> Counter[str]:
         How many cells of this call ended in each state, reused ones aside.
 
     Raises:
-        SweepError: Another driver runs this sweep into this store.
+        SweepError: Another driver runs this sweep into this store, or it cannot be written.
     """
     sweep, store = job.plan.sweep, job.store
-    store.save_sweep(sweep.name, as_file(sweep))
     with claimed(store, sweep.name, job.context.run):
+        store.save_sweep(sweep.name, as_file(sweep))
         store.save_plan(sweep.name, _outline(job))
         for key in list(job.adopted):
             try:
@@ -173,7 +189,7 @@ def execute(job: Job, walker: Walker, watcher: Watcher) -> Counter[str]:
         walk = Walk(job.plan.cells, job.todo)
         statuses = store.statuses(sweep.name)
         for cell in job.plan.inapplicable:
-            if statuses.get(cell.key) != "not_applicable":
+            if statuses.get(cell.key) not in rows.FINISHED:
                 store.write_row(_inapplicable(cell, job))
         ending = Ending(job, walk, watcher)
         try:
@@ -217,7 +233,7 @@ class Ending:
         self.counts[result["status"]] += 1
         self.watcher.finished(cell, result)
         for child, failed in blocked:
-            cause = (result["error"] or result["status"]).strip().splitlines()[-1]
+            cause = text.last_line(result["error"]) or "it does not say why"
             words = " ".join(str(value) for value in failed.axes.values())
             error = f"{failed.kind} cell {failed.key} ({words}) {result['status']}: {cause}"
             if child.kind == "defend":
@@ -227,6 +243,7 @@ class Ending:
 
     def lost(self, key: str, why: str) -> None:
         """A cell whose process was lost too often."""
+        why = text.error(why)
         self.record(key, "failed", why)
         self(key, {"status": "failed", "error": why, "seconds": None})
 

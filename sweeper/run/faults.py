@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from sweeper.core import text
 from sweeper.core.errors import DivergedError
 
 
@@ -49,20 +50,20 @@ class ChildFailed(Exception):
 def blame(error: BaseException) -> tuple[str, str]:
     """Return the status (failed | diverged | oom) an exception of a cell stands for, and its text.
 
-    The last line of the text is the cause.
+    The last line of the text, which is fit for files, is the cause.
     """
     if isinstance(error, ChildFailed):
         return error.status, str(error)
     if isinstance(error, DivergedError):
-        return "diverged", str(error)
+        return "diverged", text.error(str(error))
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return "oom", str(error)
+        return "oom", text.error(str(error))
     if isinstance(error, RuntimeError) and "allocate memory" in str(error):
-        return "oom", str(error)
-    text = "".join(traceback.format_exception(error))
+        return "oom", text.error(str(error))
+    trace = text.error("".join(traceback.format_exception(error)))
     if isinstance(error, SystemExit):
-        return "failed", f"{text}called sys.exit({error.code!r})"
-    return "failed", text
+        trace += f"called sys.exit({error.code!r})"
+    return "failed", trace
 
 
 def ended(code: int | None) -> tuple[str, str]:

@@ -18,6 +18,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from sweeper.core.errors import SweepError
@@ -39,12 +40,19 @@ def claimed(ledger: Ledger, sweep: str, run: str) -> Iterator[None]:
         run: Name of this call, which no other has.
 
     Raises:
-        SweepError: Another driver runs the sweep, or took it over from this one.
+        SweepError: Another driver runs the sweep, or took it over from this one, or the store
+            cannot be written: the claim is the first write of a run.
     """
-    if claim := ledger.claim(sweep):
-        _outlive(ledger, sweep, claim)
     mine = {"run": run, "who": _who(), "pid": os.getpid(), "place": _place(), "since": _now()}
-    ledger.save_claim(sweep, {**mine, "beat": 0})
+    try:
+        if claim := ledger.claim(sweep):
+            _outlive(ledger, sweep, claim)
+        ledger.save_claim(sweep, {**mine, "beat": 0})
+    except OSError as error:
+        raise SweepError(
+            f"store: cannot write to {ledger.root}: {error.strerror or error}; name another place "
+            "with --store"
+        ) from None
     over = threading.Event()
     taken_by: list[dict[str, Any]] = []
 
@@ -87,7 +95,7 @@ def _outlive(ledger: Ledger, sweep: str, claim: dict[str, Any]) -> None:
     Raises:
         SweepError: It shows that it is alive.
     """
-    if claim["place"] == _place() and not _alive(claim["pid"]):
+    if claim.get("place") == _place() and not _alive(claim["pid"]):
         return
     deadline = time.monotonic() + SILENT
     while time.monotonic() < deadline:
@@ -114,10 +122,15 @@ def _alive(pid: int) -> bool:
 
 
 def _place() -> str:
-    """This machine or container: where a process number means something."""
+    """This machine or container since it started: where a process number means something.
+
+    A name alone is not enough: two machines may have the same.
+    """
+    words = [socket.gethostname()]
     with contextlib.suppress(OSError):
-        return f"{socket.gethostname()} {os.readlink('/proc/self/ns/pid')}"
-    return socket.gethostname()
+        words.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip())
+        words.append(os.readlink("/proc/self/ns/pid"))
+    return " ".join(words)
 
 
 def _who() -> str:

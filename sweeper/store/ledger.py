@@ -1,13 +1,12 @@
 """Rows of a store: written one part a cell, listed, compacted, read back. No torch.
 
     sweeps/<sweep>/sweep.yaml, plan.json, driver.json
-    sweeps/<sweep>/results/<key>.<status>.parquet, compact-<n>.parquet
+    sweeps/<sweep>/results/<key>.<status>.parquet, compact-<n>-<any>.parquet
     sweeps/<sweep>/failures/<key>.json
 
-A file is written under a temporary name and moved, or, where renaming is copying (S3), written in
-one piece whose size is checked; a row is there once its part is. A part that cannot be read (a
-power cut) is moved to `damaged/`; the next run enters its row again. The root is a local folder,
-NFS, or any pyarrow filesystem URI.
+A row is there once its part is. The next run enters the row of a part that cannot be read again.
+Several rows of one cell may be there (a node that was given up answered after all, a compaction was
+interrupted): `_rank` says which counts, to every reader.
 """
 
 from __future__ import annotations
@@ -16,9 +15,8 @@ import contextlib
 import datetime
 import json
 import re
-import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -26,13 +24,14 @@ import pyarrow.compute as pc
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from sweeper.core import rows
+from sweeper.core import rows, text
 from sweeper.core.errors import SweepError
 from sweeper.plan.source import NAME
+from sweeper.store.files import Files
 
 KEY = re.compile(r"[0-9a-f]{20}")
 """The key of a cell."""
-STATES = (*rows.UNFINISHED, *rows.FINISHED)
+STATES = (*rows.UNFINISHED, *reversed(rows.FINISHED))
 """The states of a row, those that count less first."""
 RETRIES = 20
 """How often rows are listed anew while another process compacts them."""
@@ -42,7 +41,37 @@ _ONE = {"compression": "none", "use_dictionary": False, "write_statistics": Fals
 """How a part is written otherwise: one row has no use for more, and is sooner read without."""
 _BROKEN = (pa.ArrowException, OSError, ValueError)
 """What reading a damaged or vanished part raises."""
-_PART = re.compile(r"([0-9a-f]{20})\.([a-z_]+)\.parquet")
+_PART = re.compile(rf"({KEY.pattern})\.({'|'.join(STATES)})\.parquet")
+_COMPACT = re.compile(r"compact-(\d+)(-.*)?\.parquet")
+_NEWEST = 2**63 - 1
+"""The age of a part; that of a compaction is its number."""
+_AGE = "_age"
+"""The column that says from what file a row is, while rows are chosen."""
+
+
+def _rank(status: str, age: int) -> tuple[bool, int, int]:
+    """What decides which of several rows of a cell counts: the greatest.
+
+    A finished row beats an unfinished one, a part a compacted row, a newer compaction an older. No
+    clock is asked: those of two machines differ. What is equal in all this is one state in two
+    compactions made at once; there the contents decide.
+    """
+    return status in rows.FINISHED, age, STATES.index(status) if status in STATES else -1
+
+
+def _counting(
+    keys: Sequence[str],
+    states: Sequence[str],
+    ages: Sequence[int],
+    content: Callable[[int], str] = str,
+) -> dict[str, int]:
+    """Key -> place of the row that counts, among rows given by column."""
+    best: dict[str, tuple[tuple[bool, int, int], int]] = {}
+    for place, (key, status, age) in enumerate(zip(keys, states, ages, strict=True)):
+        rank, (other, there) = _rank(status, age), best.get(key, (None, place))
+        if other is None or rank > other or (rank == other and content(place) > content(there)):
+            best[key] = rank, place
+    return {key: place for key, (_, place) in best.items()}
 
 
 def _table(content: bytes, columns: list[str] | None = None) -> pa.Table:
@@ -54,68 +83,8 @@ def _table(content: bytes, columns: list[str] | None = None) -> pa.Table:
     return file.read(columns, use_threads=False)
 
 
-class Ledger:
-    """The rows of one store; cheap to make, holds no open file."""
-
-    def __init__(self, root: str) -> None:
-        """Open a store; the first write creates it.
-
-        Args:
-            root: A folder, or a URI such as s3://bucket/folder.
-
-        Raises:
-            SweepError: The place cannot be reached, or is a file.
-        """
-        try:
-            if "://" in root:
-                base, path = pafs.FileSystem.from_uri(root)
-            else:
-                base, path = pafs.LocalFileSystem(), root
-            kind = base.get_file_info(path or ".").type
-        except (OSError, pa.ArrowInvalid) as error:
-            raise SweepError(f"store: cannot open {root}: {error}") from None
-        if kind == pafs.FileType.File:
-            raise SweepError(f"store: {root} is a file: give --store a folder")
-        self.root = root
-        self.local = isinstance(base, pafs.LocalFileSystem)
-        self._fs = pafs.SubTreeFileSystem(path, base)
-
-    # Files
-
-    def _write(self, path: str, content: bytes) -> None:
-        """Write a file so that it is there whole or not at all."""
-        target = path
-        if self.local:  # an object store has no folders, and shows no object before it is whole
-            folder = path.rpartition("/")[0]
-            self._fs.create_dir(folder, recursive=True)
-            target = f"{folder}/.{uuid.uuid4().hex}.part"
-        try:
-            with self._fs.open_output_stream(target) as stream:
-                stream.write(content)
-            if (size := self._fs.get_file_info(target).size) != len(content):
-                raise OSError(f"{path}: {size} of {len(content)} bytes arrived")
-            if self.local:
-                self._fs.move(target, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                if self.local or self._fs.get_file_info(target).size != len(content):
-                    self._fs.delete_file(target)
-            raise
-
-    def _read(self, path: str) -> bytes:
-        with self._fs.open_input_stream(path) as stream:
-            return bytes(stream.read())
-
-    def _exists(self, path: str) -> bool:
-        return bool(self._fs.get_file_info(path).type != pafs.FileType.NotFound)
-
-    def _delete(self, path: str) -> None:
-        with contextlib.suppress(FileNotFoundError):  # another process may have been faster
-            self._fs.delete_file(path)
-
-    def _list(self, folder: str) -> list[pafs.FileInfo]:
-        selector = pafs.FileSelector(folder, allow_not_found=True)
-        return [f for f in self._fs.get_file_info(selector) if not f.base_name.startswith(".")]
+class Ledger(Files):
+    """The rows of one store, and the sweeps they are of."""
 
     def keys(self, kind: str) -> set[str]:
         """Keys of the artifacts of a kind that are there, by one listing."""
@@ -129,87 +98,72 @@ class Ledger:
             raise SweepError(f"{kind!r} is not a kind of cell")
         return f"artifacts/{kind}/{self._key(key)}"
 
-    def _set_aside(self, path: str) -> None:
-        """Move what cannot be read to `damaged/`, where it can be looked at."""
-        place = f"damaged/{path.replace('/', '-')}-{time.time_ns()}"
-        with contextlib.suppress(FileNotFoundError):
-            if self.local:
-                self._fs.create_dir("damaged", recursive=True)
-                self._fs.move(path, place)
-                return
-            inside = self._fs.get_file_info(pafs.FileSelector(path, allow_not_found=True))
-            for info in sorted(inside, key=lambda f: f.base_name != "manifest.json"):
-                self._fs.move(info.path, place + info.path.removeprefix(path))
-            if not inside:  # an object store moves no folders, and a file has nothing inside
-                self._fs.move(path, place)
-
     # Rows
 
     def write_row(self, row: Mapping[str, Any]) -> None:
-        """Write one row; another state of the same cell is replaced."""
+        """Write one row in place of those it beats: an unfinished one leaves a finished one be."""
         folder, key, status = self._results(row["sweep"]), self._key(row["key"]), row["status"]
         if status not in STATES:
             raise ValueError(f"{status!r} is not the state of a row: {', '.join(STATES)}")
         buffer = pa.BufferOutputStream()
         pq.write_table(rows.table([row]), buffer, **_MANY | _ONE)
         self._write(f"{folder}/{key}.{status}.parquet", buffer.getvalue().to_pybytes())
-        for state in STATES:
+        finished = status in rows.FINISHED  # two that finish at once must not delete each other
+        for state in STATES[: STATES.index(status)] if finished else rows.UNFINISHED:
             if state != status:
                 self._delete(f"{folder}/{key}.{state}.parquet")
 
     def statuses(self, sweep: str) -> dict[str, str]:
-        """Key -> status of every row of a sweep, by one listing and the compacted files.
-
-        Of two states of one cell (a write was interrupted) the finished one counts.
-        """
-        statuses: dict[str, str] = {}
-        for table in self._read_rows(sweep, "compact-", ["key", "status"])[1]:
-            statuses |= dict(zip(*table.to_pydict().values(), strict=True))
-        parts = [_PART.fullmatch(f.base_name) for f in self._list(self._results(sweep)) if f.size]
-        states = [(match[1], match[2]) for match in parts if match and match[2] in STATES]
-        return statuses | dict(sorted(states, key=lambda pair: STATES.index(pair[1])))
+        """Key -> status of every row of a sweep, by one listing and the compacted files."""
+        columns = ["key", "status"]
+        known = _merged([_NONE, *self._read_rows(sweep, "compact-", columns)[1]])
+        parts = _parts(self._list(self._results(sweep)))
+        keys = known["key"].to_pylist() + [match[1] for match, _ in parts]
+        states = known["status"].to_pylist() + [match[2] for match, _ in parts]
+        counting = _counting(keys, states, known[_AGE].to_pylist() + [_NEWEST] * len(parts))
+        return {key: states[place] for key, place in counting.items()}
 
     def tables(self, sweep: str) -> list[pa.Table]:
-        """All row tables of a sweep; several rows of one cell may be among them (latest counts)."""
-        return self._read_rows(sweep)[1]
+        """The rows of a sweep, each cell once, as tables that may differ in their columns."""
+        tables = self._read_rows(sweep)[1]
+        return [_once(_merged(tables)).drop_columns(_AGE)] if tables else []
 
     def recent_rows(self, columns: Sequence[str], parts: int) -> list[dict[str, Any]]:
         """These columns of the rows of all sweeps, one row a cell; null where a row has none.
 
         Args:
-            columns: Names, `key` among them.
+            columns: Names, `key` and `status` among them.
             parts: How many rows not yet compacted are read at most, the newest.
         """
         sweeps = [name for name in self.sweeps() if NAME.fullmatch(name)]
         files = [info for sweep in sweeps for info in self._list(self._results(sweep))]
-        files = [info for info in files if info.base_name.endswith(".parquet")]
-        files.sort(key=lambda info: (info.base_name.startswith("compact-"), info.mtime))
-        single = sum(not info.base_name.startswith("compact-") for info in files)
-        by_key: dict[str, dict[str, Any]] = {}
-        for info in files[max(0, single - parts) :]:
+        single = sorted((info for _, info in _parts(files)), key=lambda info: info.mtime)
+        compact = [info for info in files if _COMPACT.fullmatch(info.base_name)]
+        tables = [_NONE]
+        for info in [*single[max(0, len(single) - parts) :], *compact]:
             with contextlib.suppress(*_BROKEN):
-                table = _table(self._read(info.path))
-                some = table.select([name for name in columns if name in table.column_names])
-                by_key |= {row["key"]: row for row in some.to_pylist()}
-        return [{**dict.fromkeys(columns), **row} for row in by_key.values()]
+                table = _aged(_table(self._read(info.path)), info.base_name)
+                tables.append(table.select([*set(columns) & set(table.column_names), _AGE]))
+        found = _once(_merged(tables)).to_pylist()
+        return [{name: row.get(name) for name in columns} for row in found]
 
     def compact(self, sweep: str) -> None:
-        """Merge the parts of a sweep into one file; safe to interrupt and to repeat."""
-        parts, tables = self._read_rows(sweep)
-        if len(parts) < 2:
+        """Merge the parts of a sweep into one file; safe to interrupt, to repeat, and at once.
+
+        It is numbered after those it read: what it does not have came after it, or is newer.
+        """
+        files, tables = self._read_rows(sweep)
+        if len(files) < 2:
             return
-        merged = _merged([rows.SCHEMA.empty_table(), *tables])
-        latest: dict[str, tuple[str, int]] = {}
-        keys, times = merged["key"].to_pylist(), merged["started_at"].to_pylist()
-        for place, (key, started) in enumerate(zip(keys, times, strict=True)):
-            latest[key] = max(latest.get(key, ("", -1)), (started or "", place))
-        merged = merged.take(sorted(place for _, place in latest.values()))
+        merged = _once(_merged([rows.SCHEMA.empty_table(), *tables])).drop_columns(_AGE)
         buffer = pa.BufferOutputStream()
         pq.write_table(merged, buffer, **_MANY)
-        name = f"compact-{time.time_ns()}.parquet"
+        numbers = [_age(name) for name in files]
+        number = 1 + max((n for n in numbers if n < _NEWEST), default=0)
+        name = f"compact-{number}-{uuid.uuid4().hex[:8]}.parquet"  # another may have this number
         self._write(f"{self._results(sweep)}/{name}", buffer.getvalue().to_pybytes())
-        for path in parts:
-            self._delete(path)
+        for name in files:
+            self._delete(f"{self._results(sweep)}/{name}")
 
     def write_samples(self, key: str, columns: Mapping[str, Any]) -> None:
         """Keep what a defense cell says of each training sample: `samples/<key>.parquet`."""
@@ -225,9 +179,9 @@ class Ledger:
     def _read_rows(
         self, sweep: str, prefix: str = "", columns: list[str] | None = None
     ) -> tuple[list[str], list[pa.Table]]:
-        """Paths of a sweep's files of rows, and their rows; what cannot be read is set aside."""
+        """Names of a sweep's files of rows, and their rows; what cannot be read is set aside."""
         for _ in range(RETRIES):
-            paths: list[str] = []
+            names: list[str] = []
             tables: list[pa.Table] = []
             try:
                 for info in self._list(self._results(sweep)):
@@ -235,13 +189,13 @@ class Ledger:
                     if name.startswith(prefix) and name.endswith(".parquet"):
                         content = self._read(info.path)
                         with contextlib.suppress(*_BROKEN):
-                            tables.append(_table(content, columns))
-                            paths.append(info.path)
+                            tables.append(_aged(_table(content, columns), name))
+                            names.append(name)
                             if len(tables) == 200:  # a table of one row takes 80 kB
                                 tables = [_merged(tables)]
                             continue
                         self._set_aside(info.path)
-                return paths, tables
+                return names, tables
             except FileNotFoundError:
                 continue  # another process compacted the rows meanwhile: list them again
         raise SweepError(
@@ -266,20 +220,9 @@ class Ledger:
 
     # Sweeps
 
-    def save_sweep(self, sweep: str, text: str) -> None:
-        """Keep the sweep as it was run, beside its results; the first write of a run.
-
-        Raises:
-            SweepError: The store cannot be written to.
-        """
-        path = f"{self._sweep(sweep)}/sweep.yaml"
-        try:
-            self._write(path, text.encode())
-        except OSError as error:
-            raise SweepError(
-                f"store: cannot write to {self.root}: {error.strerror or error}; name another "
-                "place with --store"
-            ) from None
+    def save_sweep(self, sweep: str, content: str) -> None:
+        """Keep the sweep as it was run, beside its results."""
+        self._write(f"{self._sweep(sweep)}/sweep.yaml", content.encode())
 
     def sweep_text(self, sweep: str) -> str:
         """The text `save_sweep` kept; empty before the first run."""
@@ -312,7 +255,8 @@ class Ledger:
     def fail(self, sweep: str, key: str, failure: Mapping[str, Any]) -> None:
         """Record that a cell did not finish: status, error, run."""
         path = f"{self._sweep(sweep)}/failures/{self._key(key)}.json"
-        self._write(path, json.dumps(dict(failure)).encode())
+        said = {"error": text.error(failure["error"])} if "error" in failure else {}
+        self._write(path, json.dumps({**failure, **said}).encode())
 
     def failure(self, sweep: str, key: str) -> dict[str, Any] | None:
         """The recorded failure of a cell; None where there is none."""
@@ -342,18 +286,53 @@ class Ledger:
         """Nobody runs the sweep any more."""
         self._delete(f"{self._sweep(sweep)}/driver.json")
 
-    def _json(self, path: str) -> dict[str, Any] | None:
-        """A JSON file; None where there is none that can be read."""
-        try:
-            content: dict[str, Any] = json.loads(self._read(path))
-        except (FileNotFoundError, ValueError):
-            return None
-        return content
-
 
 def _merged(tables: list[pa.Table]) -> pa.Table:
-    """The rows of several tables in one, their schemas in one."""
-    return pa.concat_tables(tables, promote_options="permissive").combine_chunks()
+    """The rows of several tables in one, their schemas in one.
+
+    Raises:
+        SweepError: Two have the same column with types that do not go together.
+    """
+    try:
+        return pa.concat_tables(tables, promote_options="permissive").combine_chunks()
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise SweepError(
+            f"store: the rows of a sweep cannot be read as one table ({error}); move the older "
+            "files out of its results folder and run the sweep again"
+        ) from error
+
+
+def _once(table: pa.Table) -> pa.Table:
+    """Each cell once: the row that counts."""
+
+    def content(place: int) -> str:
+        return str(sorted(table.slice(place, 1).to_pylist()[0].items()))
+
+    keys, states, ages = (table[name].to_pylist() for name in ("key", "status", _AGE))
+    counting = _counting(keys, states, ages, content)
+    return table if len(counting) == len(table) else table.take(sorted(counting.values()))
+
+
+def _age(name: str) -> int:
+    """How new the rows of a file are, by its name: a part the newest, a compaction its number."""
+    match = _COMPACT.fullmatch(name)
+    return min(int(match[1]), _NEWEST - 1) if match else _NEWEST
+
+
+def _aged(table: pa.Table, name: str) -> pa.Table:
+    """A table with the age of its file as a column."""
+    return table.append_column(_AGE, pa.array([_age(name)] * len(table), pa.int64()))
+
+
+def _parts(files: Sequence[pafs.FileInfo]) -> list[tuple[re.Match[str], pafs.FileInfo]]:
+    """The parts that hold something, and (key, state) of each."""
+    matches = ((_PART.fullmatch(info.base_name), info) for info in files if info.size)
+    return [(match, info) for match, info in matches if match]
+
+
+_NONE = pa.table({"key": pa.array([], pa.string()), "status": pa.array([], pa.string())})
+_NONE = _aged(_NONE, "")
+"""No rows."""
 
 
 def load(root: str, sweep: str) -> tuple[list[pa.Table], dict[str, list[str]]]:

@@ -166,9 +166,10 @@ def _source(first: pd.Series[Any], date: str, seeds: Iterable[int]) -> str:
 
 
 def add(files: Sequence[Path], folder: Path) -> list[str]:
-    """Add the rows of files that ended well to those of `folder`, the newest of each cell.
+    """Add the rows of files that ended well to those of `folder`.
 
-    A cell measured on another device or by other code stays beside it.
+    Of a cell, device and code the row of the last file named counts. One measured on another device
+    or by other code stays beside it.
 
     Returns:
         A line for each sweep: how many rows it has now.
@@ -196,13 +197,11 @@ def add(files: Sequence[Path], folder: Path) -> list[str]:
 
 
 def _merged(tables: Iterable[pa.Table]) -> list[dict[str, Any]]:
-    """The newest row of each cell, device and code."""
+    """The last row of each cell, device and code."""
     whole = pa.concat_tables(tables, promote_options="permissive").to_pylist()
-    newest = {}
-    for row in sorted(whole, key=lambda row: str(row["started_at"])):
-        newest[row["key"], row["device"], row["versions"]] = row
+    last = {(row["key"], row["device"], row["versions"]): row for row in whole}
     order = ("dataset", "model", "attack", "poison_rate", "defense", "seed", "device", "versions")
-    return sorted(newest.values(), key=lambda row: [str(row[name]) for name in order])
+    return sorted(last.values(), key=lambda row: [str(row[name]) for name in order])
 
 
 if __name__ == "__main__":

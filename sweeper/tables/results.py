@@ -24,9 +24,9 @@ _NUMBERS = ("poison_rate", "clean_budget", "target", "seed")
 def frame(tables: Iterable[pa.Table]) -> pd.DataFrame:
     """Return the rows of `tables` as one frame, each (sweep, key) once, sorted by axes and key.
 
-    A cell that ran again is the row that started last; of two that started together the finished
-    one. Columns an older file lacks are null; columns the schema does not know stay, after the
-    others. Whole numbers and truth values are pandas' nullable types.
+    A store gives each once; of several from several files `one_each` says which stays. Columns an
+    older file lacks are null; columns the schema does not know stay, after the others. Whole
+    numbers and truth values are pandas' nullable types.
 
     Raises:
         SweepError: Two files hold the same column with types that do not go together.
@@ -44,28 +44,23 @@ def frame(tables: Iterable[pa.Table]) -> pd.DataFrame:
     names = [*SCHEMA.names, *sorted(set(whole.column_names) - set(SCHEMA.names))]
     types = {pa.int64(): pd.Int64Dtype(), pa.bool_(): pd.BooleanDtype()}
     data: pd.DataFrame = whole.select(names).to_pandas(types_mapper=types.get)
-    data = latest(data, ["sweep", "key"])
+    data = one_each(data, ["sweep", "key"])
     return data.sort_values([*AXES, "key", "sweep"], kind="stable", ignore_index=True)
 
 
-def latest(data: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
-    """Return one row for each combination of the columns `by`: the one that started last.
+def one_each(data: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+    """Return one row for each combination of the columns `by`: a finished one, where one is.
 
-    Ties go to a finished status, and then to the contents, so that the order of `data` decides
-    nothing. A row without a start counts as the oldest.
+    Among those the contents decide (`ok` before other states), so the order of `data` does not. No
+    clocks are compared: those of two machines differ.
     """
     data = data.reset_index(drop=True)
     again = data.duplicated(list(by), keep=False)
     if not again.any():
         return data
-    pool = data[again]
-    pool = pool.assign(
-        _started=pd.to_datetime(
-            pool["started_at"], utc=True, format="ISO8601", errors="coerce"
-        ),  # text alone would put 00:00:00Z after 00:00:00.5Z
-        _finished=pool["status"].isin(FINISHED),
-    )
-    pool = pool.sort_values(["_started", "_finished", *SCHEMA.names], na_position="first")
+    pool = data[again].assign(_finished=data["status"].isin(FINISHED), _ok=data["status"] == "ok")
+    names = sorted(SCHEMA.names, key="started_at".__eq__)  # last: only where all else is equal
+    pool = pool.sort_values(["_finished", "_ok", *names], na_position="first")
     kept = pool.drop_duplicates(list(by), keep="last").index
     return data[~again | data.index.isin(kept)].reset_index(drop=True)
 
@@ -115,18 +110,27 @@ def select(data: pd.DataFrame, **filters: Any) -> pd.DataFrame:
 def once(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     """Return each cell once, and the settings that must be axes so that no seed counts twice.
 
-    Sweeps may share a cell: its latest row stays. Rows that agree in all axes come from other
-    settings under the same labels: those that differ are returned. Rows that differ in nothing but
-    their key come from older code: the one that started last stays.
+    Sweeps may share a cell: `one_each` says whose row stays. Rows that agree in all axes come from
+    other settings under the same labels: those that differ are returned.
+
+    Raises:
+        SweepError: Rows differ in nothing but their key: they come from two versions of the code.
     """
-    data = latest(frame, ["key"])
+    data = one_each(frame, ["key"])
     data["clean_budget"] = data["clean_budget"].fillna(0.0)
     again = data[data.duplicated(list(AXES), keep=False)]
     if again.empty:
         return data, []
     same = again.groupby(list(AXES), dropna=False)
     settings = [name for name in SETTINGS if (same[name].nunique() > 1).any()]
-    return latest(data, [*AXES, *settings]), settings
+    twins = data[data.duplicated([*AXES, *settings], keep=False)].sort_values([*AXES, "key"])
+    if not twins.empty:
+        first, second = (str(key)[:12] for key in twins["key"].iloc[:2])
+        raise SweepError(
+            f"results: rows {first} and {second} differ in nothing but their key, so two versions "
+            "of the code made them: keep the rows of one"
+        )
+    return data, settings
 
 
 def spread(data: pd.DataFrame) -> pd.DataFrame:

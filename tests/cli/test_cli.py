@@ -268,6 +268,7 @@ def test_a_failed_cell_gives_exit_code_1_and_says_how_to_go_on(
     assert "\ncost: unknown, " in said.err and "\ncells run: 1 failed, 2 ok in " in said.err
     assert "ValueError: broken on purpose" in said.err and "Traceback" not in said.err
     again = " ".join(said.err.split())
+    assert "\nunfinished rows: 1 of 2 (1 failed)\n" in said.err
     assert f"`sweeper run {path}` again" in again and f"`sweeper cell {path} KEY`" in again
     key = next(key for key, s in Store(str(store)).statuses("tiny").items() if s == "failed")
     said = call(capsys, "cell", path, key[:8], "--store", store)
@@ -450,9 +451,72 @@ def test_a_run_for_machines_is_lines_of_json(
     assert "broken on purpose" in ends[2]["error"] and ends[1]["attack"] == "badnets"
     assert ends[0]["acc"] > 0 and ends[0]["seconds"] > 0 and ends[0]["key"] in store_keys(store)
     assert end["event"] == "end" and end["cells"] == {"ok": 2, "failed": 1}
+    assert end["unfinished"] == {"failed": 1}
     assert end["cell_seconds"] > 0 and end["saved_seconds"] == 0
     path.write_text(SWEEP)
-    assert call(capsys, *words).code == 0
+    said = call(capsys, *words)
+    assert said.code == 0 and json.loads(said.out.splitlines()[-1])["unfinished"] == {}
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_a_row_that_somebody_else_left_unfinished_gives_exit_code_1(
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    as_json: bool,
+) -> None:
+    """Each cell of this call is ok to it, yet the table has a hole: the code is the table's."""
+    path, store = tmp_path / "tiny.yaml", tmp_path / "store"
+    path.write_text(SWEEP)
+    write = Store.write_row
+
+    def lying(store: Store, row: dict[str, object]) -> None:
+        if row["defense"] == "none":
+            write(store, row)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "write_row", lying)
+        words = ("run", path, "--store", store, "--executor", "inline")
+        said = call(capsys, *words, *["--json"] * as_json)
+    assert said.code == 1
+    if as_json:
+        end = json.loads(said.out.splitlines()[-1])
+        assert end["cells"] == {"ok": 3} and end["unfinished"] == {"missing": 1}
+    else:
+        assert "cells run: 3 ok" in said.err
+        assert "\nunfinished rows: 1 of 2 (1 missing)\n" in said.err
+    assert call(capsys, *words).code == 0, "the same command enters them"
+
+
+def test_a_row_that_diverged_is_finished(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path, store = tmp_path / "tiny.yaml", tmp_path / "store"
+    path.write_text(
+        SWEEP.replace("{defense: fine-tuning, epochs: 1}", "tests.support.faulty:Diverges")
+    )
+    for _ in range(2):
+        said = call(capsys, "run", path, "--store", store, "--executor", "inline")
+        assert said.code == 0 and "unfinished" not in said.err, "now and when it is run again"
+
+
+def test_a_run_of_which_nothing_applies_says_why(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path, store = tmp_path / "tiny.yaml", tmp_path / "store"
+    path.write_text(SWEEP)
+    words = (path, "--store", store, "--set", "targets=[10]", "--set", "attacks=[badnets, blend]")
+    for more in ([], ["--json"]):
+        said = call(capsys, "run", *words, *more)
+        assert said.code == 2 and not said.out and not store.exists()
+        first, *reasons = said.err.splitlines()
+        assert first.startswith("tiny: none of its 4 defense cells applies, so nothing can run")
+        assert reasons == ["       4  target label 10 does not exist: labels are 0 to 9"]
+    said = call(capsys, "plan", *words)
+    assert said.code == 0 and reasons[0] in said.out.splitlines()
+    words = (path, "--store", store, "--executor", "inline", "--set", "targets=[0, 10]")
+    some = call(capsys, "run", *words)
+    assert some.code == 0, "some of it applies"
 
 
 def store_keys(store: Path) -> set[str]:

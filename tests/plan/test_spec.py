@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from sweeper.cli import app
-from sweeper.core import catalog
+from sweeper.core import catalog, rows
 from sweeper.core.errors import SweepError
 from sweeper.core.types import Facts
 from sweeper.plan import matrix, source, spec, view
@@ -111,6 +111,15 @@ MISTAKES = [
     ("seeds 0", text("seeds: 0"), 6, ["seeds: needs a count above 0, or a list", "not 0"]),
     ("seeds in words", text("seeds: three"), 6, ["seeds: needs a count above 0", "'three'"]),
     ("seed that is text", text("seeds: [0, a]"), 6, ["seeds: needs a whole number, not 'a'"]),
+    ("seed no row can hold", text(f"seeds: [1, {10**20}]"), 6,
+     [f"seeds: needs a number of at most {2**63 - 1}, not {10**20}"]),
+    ("seed without brackets", text(f"seeds: {10**20}"), 6,
+     ["seeds: 100000000000000000000 are too many: needs a count up to 10000, or a list: [1000"]),
+    ("target no row can hold", text(f"targets: [{2**63}]"), 6, ["targets: needs a number of at m"]),
+    ("budget no row can hold", text(f"clean_budgets: [0.05, {2**63}]"), 6, ["no clean budget"]),
+    ("budget beyond all", text(f"clean_budgets: [{10**400}]"), 6, ["00 is no clean budget: needs"]),
+    ("threads no row can hold", text(f"resources: {{cpus: {2**63}}}"), 6,
+     ["resources.cpus: needs a number of at most"]),
     ("negative seed", text("seeds: [-1]"), 6, ["seeds: needs a number of at least 0, not -1"]),
     ("seed twice", text("seeds: [1, 1]"), 6, ["seeds: 1 stands twice; remove one"]),
     ("negative target", text("targets: [-1]"), 6, ["targets: needs a number of at least 0"]),
@@ -335,6 +344,17 @@ def test_names_and_mappings(tmp_path: Path) -> None:
     assert sweep.clean_budgets == [0.05, 500, 1]
     assert [type(budget) for budget in sweep.clean_budgets] == [float, int, int]
     assert sweep.resources.cpus == 1 and sweep.recipe == "fast" and sweep.reserve == 0.1
+
+
+def test_the_largest_numbers_that_rows_hold_are_stored(tmp_path: Path) -> None:
+    most = 2**63 - 1
+    sweep = loaded(
+        tmp_path, text(f"seeds: [{most}]\ntargets: [{most}]\nclean_budgets: [{2**62}]\n")
+    )
+    (seed,), (target,), (count,) = sweep.seeds, sweep.targets, sweep.clean_budgets
+    made = rows.table([{"key": "0" * 20, "seed": seed, "target": target, "n_clean": count}])
+    assert made["seed"].to_pylist() == made["target"].to_pylist() == [most]
+    assert made["n_clean"].to_pylist() == [2**62]
 
 
 def test_seeds_as_a_list(tmp_path: Path) -> None:

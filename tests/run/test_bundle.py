@@ -185,7 +185,7 @@ def test_a_lost_bundle_reports_what_the_store_has_and_runs_nothing(
     walk, _ = begun(3)
     clock = Clock(monkeypatch, 0.1)
     had = {"d1": {"status": "failed", "error": "x", "seconds": None}}
-    monkeypatch.setattr(cells, "stored_result", lambda store, cell, context: had.get(cell.key))
+    monkeypatch.setattr(cells, "stored_result", lambda store, cell, *_: had.get(cell.key))
     context = Context(store=str(tmp_path), sweep="x")
     packed = bundle.pack([walk.cells[f"d{i}"] for i in range(3)], walk)
     found = bundle.run(packed, context, lambda _: Progress(), again=True)

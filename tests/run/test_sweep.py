@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sklearn.metrics import roc_auc_score
@@ -252,6 +253,49 @@ def test_failures_are_rows_and_leave_the_rest_unharmed(tmp_path: Path) -> None:
 
     retried, _ = sweeps.inline(path, store)
     assert retried == {"failed": 4, "timeout": 1, "blocked": 7}, "only what did not finish"
+
+
+def test_errors_of_any_length_and_letters_end_no_sweep(tmp_path: Path) -> None:
+    shouts = {"attack": "tests.support.faulty:ShoutsAtVictims", "as": "shouts"}
+    entries = [f"tests.support.faulty:{name}" for name in ("Shouts", "Murmurs")]
+    path = sweeps.write(
+        tmp_path,
+        attacks=["badnets", shouts, {**shouts, "diverges": True, "as": "silent"}],
+        poison_rates=[0.1],
+        seeds=1,
+        defenses=["none", *({"defense": name, "as": name.partition(":")[2]} for name in entries)],
+    )
+    told: list[dict[str, Any]] = []
+    watcher = sweeps.Silent()
+    watcher.finished = lambda cell, result: told.append(result)  # type: ignore[method-assign]
+    job = sweeps.prepared(path, tmp_path / "store")
+    counts = driver.execute(job, driver.inline, watcher)
+    assert counts == {"ok": 3, "failed": 2, "diverged": 1, "blocked": 6}
+    assert all(len((result["error"] or "").encode()) <= 20_000 for result in told)
+    found = sweeps.frame(tmp_path / "store").set_index(["attack", "defense"])
+    error = found.loc[("badnets", "Shouts"), "error"]
+    assert "ValueError: said ?[2J xxx" in error and error.strip().endswith("xx on purpose")
+    assert "Traceback" in error and "bytes left out" in error
+    assert json.loads(found.loc[("badnets", "Murmurs"), "notes"])
+    for attack, cause in (("shouts", "xxx..."), ("silent", ": it does not say why")):
+        blocked = found.loc[attack]
+        assert set(blocked["status"]) == {"blocked"}
+        assert all(error.endswith(cause) and len(error) < 500 for error in blocked["error"])
+
+
+def test_a_failure_known_without_its_row_enters_it(tmp_path: Path) -> None:
+    """The process that failed was lost between the record of its failure and its row."""
+    path = sweeps.write(tmp_path, attacks=["badnets"], poison_rates=[0.1], seeds=1, defenses=FOUR)
+    job = sweeps.prepared(path, tmp_path / "store")
+    first = next(cell for cell in job.plan.cells.values() if cell.kind == "defend")
+    record = {"status": "timeout", "error": "gave up", "run": job.context.run}
+    job.store.fail("small", first.key, record)
+    victim = job.plan.cells[first.params["victim"]]
+    job.store.write_row(cells.blank_row(first, victim, "small", "blocked", "before"))
+    counts = driver.execute(job, driver.inline, sweeps.Silent())
+    assert counts == {"ok": 4, "timeout": 1}
+    row = sweeps.frame(tmp_path / "store").loc[first.key]
+    assert (row["status"], row["error"], row["attack"]) == ("timeout", "gave up", "badnets")
 
 
 def test_a_damaged_victim_is_set_aside_and_rebuilt(tmp_path: Path) -> None:

@@ -72,6 +72,25 @@ def test_a_driver_elsewhere_is_replaced_after_its_silence(ledger: Ledger) -> Non
         assert (ledger.claim("small") or {})["run"] == "one"
 
 
+def test_two_machines_of_one_name_are_two(ledger: Ledger) -> None:
+    """Containers are all called alike, and in each the first process is 1 of the same namespace."""
+    with claimed(ledger, "small", "one"):
+        mine = ledger.claim("small") or {}
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    assert boot in mine["place"]
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    ledger.save_claim("small", {**mine, "run": "other", "pid": dead.pid})
+    started = time.monotonic()
+    with claimed(ledger, "small", "one"):
+        assert time.monotonic() - started < 1, "dead on this machine: nobody waits"
+    for place in (mine["place"].replace(boot, "another"), mine["place"].replace(f" {boot}", "")):
+        ledger.save_claim("small", {**mine, "run": "other", "pid": dead.pid, "place": place})
+        started = time.monotonic()
+        with claimed(ledger, "small", "one"):
+            assert time.monotonic() - started >= 2, "what lives there is not seen from here"
+
+
 def test_a_driver_that_ends_while_it_is_watched_makes_room(ledger: Ledger) -> None:
     ledger.save_claim("small", elsewhere())
     threading.Timer(0.1, ledger.drop_claim, ["small"]).start()
@@ -129,6 +148,7 @@ def test_two_drivers_of_one_sweep_and_two_sweeps_of_one_store(tmp_path: Path) ->
         assert first.stdout and first.stdout.readline() == b"running\n"
         with pytest.raises(SweepError, match=rf"being run by .*process {first.pid}"):
             sweeps.inline(path, store)
+        assert Ledger(str(store)).sweep_text("small") == "", "it has written nothing"
         other = sweeps.write(tmp_path, name="other", **few, defenses=["none"])
         assert sweeps.inline(other, store)[0] == {"ok": 2}, "another sweep of the store may run"
     finally:

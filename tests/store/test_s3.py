@@ -16,6 +16,7 @@ import torch
 
 from sweeper.core.errors import SweepError
 from sweeper.store.artifacts import DamagedError, Store
+from sweeper.store.claim import claimed
 from sweeper.store.ledger import Ledger
 from tests.support import s3, sweeps
 from tests.support.full_disk import Breaking
@@ -55,8 +56,9 @@ def test_artifacts_and_rows(uri: str) -> None:
     for number in range(3):
         store.write_row({**row, "key": f"{number:020x}", "acc": number / 3})
     store.write_row({**row, "key": f"{0:020x}", "status": "failed"})
+    store.write_row({**row, "key": f"{3:020x}", "status": "failed"})
     before = store.statuses("study")
-    assert sorted(before.values()) == ["failed", "ok", "ok"]
+    assert sorted(before.values()) == ["failed", "ok", "ok", "ok"], "a late failure takes no row"
     store.compact("study")
     assert store.statuses("study") == before and store.sweeps() == ["study"]
     assert len([name for name in objects(store.root) if "/results/" in name]) == 1
@@ -92,7 +94,8 @@ def test_nothing_half_written_stays(uri: str, monkeypatch: pytest.MonkeyPatch) -
 def test_a_bucket_that_is_not_there_and_a_server_that_is_away(uri: str) -> None:
     missing = Ledger(uri.replace("//bucket/", "//missing/"))
     with pytest.raises(SweepError, match="store: cannot write to s3://missing/.*name another"):
-        missing.save_sweep("study", "")
+        with claimed(missing, "study", "one"):
+            raise AssertionError("nobody runs into it")
     port = uri.partition("127.0.0.1:")[2].partition("&")[0]
     with pytest.raises(SweepError, match="store: cannot open s3://bucket/"):
         Ledger(uri.replace(port, "1"))

@@ -20,6 +20,7 @@ from sweeper.core import rows
 from sweeper.core.errors import SweepError
 from sweeper.store import ledger
 from sweeper.store.artifacts import DamagedError, Store
+from sweeper.store.claim import claimed
 from sweeper.store.ledger import Ledger
 from sweeper.tables import results
 from tests.support.full_disk import Breaking
@@ -251,11 +252,33 @@ def test_a_row_of_unknown_columns_or_state_is_refused(store: Store) -> None:
     assert files(store) == []
 
 
+def test_any_text_can_be_stored(store: Store) -> None:
+    """A lone surrogate is no UTF-8: Arrow refuses it, and the whole sweep ended there."""
+    wrong = {
+        name: "said \udcff"
+        for name in rows.SCHEMA.names
+        if rows.SCHEMA.field(name).type == pa.string()
+    }
+    wrong = {**wrong, **{name: row()[name] for name in ("sweep", "key", "started_at")}}
+    long = "first \x1b[2J\ud800" + "x" * 50_000_000 + " last"
+    store.write_row({**wrong, "status": "failed", "error": long})
+    found = frame(store).loc[KEY]
+    assert found["notes"] == found["device"] == found["left_behind"] == "said ?"
+    assert found["error"].startswith("first [2J?xx") and found["error"].endswith(" last")
+    store.fail("study", KEY, {"status": "failed", "error": long, "run": "1"})
+    assert (store.failure("study", KEY) or {})["error"] == found["error"]
+    assert len(found["error"]) <= 20_000
+    assert all((Path(store.root) / name).stat().st_size < 60_000 for name in files(store))
+
+
 def test_another_state_replaces_a_row(store: Store) -> None:
-    for status in ("blocked", "failed", "ok", "timeout", "diverged"):
+    for status in ("blocked", "failed", "timeout", "diverged", "ok"):
         store.write_row(row(status=status))
         assert store.statuses("study") == {KEY: status}
         assert files(store) == [f"sweeps/study/results/{KEY}.{status}.parquet"]
+    for status in ("failed", "timeout", "diverged"):
+        store.write_row(row(status=status, acc=0.1))
+        assert frame(store).loc[KEY, ["status", "acc"]].tolist() == ["ok", 0.5], "it came too late"
 
 
 def test_states_are_known_without_opening_a_row(
@@ -288,10 +311,10 @@ def test_compacting_keeps_every_row_and_may_be_repeated(store: Store) -> None:
     assert files(store) == once, "a second time changes nothing"
     pd.testing.assert_frame_equal(frame(store), before)
     assert store.statuses("study") == states
-    store.write_row(row(f"{3:020x}", "failed", None, started_at="2026-01-02T00:00:00+00:00"))
-    assert store.statuses("study")[f"{3:020x}"] == "failed", "a newer part counts"
+    store.write_row(row(f"{3:020x}", acc=0.9))
+    assert frame(store).loc[f"{3:020x}", "acc"] == 0.9, "a newer part counts"
     store.compact("study")
-    assert store.statuses("study")[f"{3:020x}"] == "failed" and len(frame(store)) == 30
+    assert frame(store).loc[f"{3:020x}", "acc"] == 0.9 and len(frame(store)) == 30
 
 
 def test_compacting_nothing(store: Store) -> None:
@@ -433,8 +456,10 @@ def test_a_file_is_no_store(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(SweepError, match="is a file: give --store a folder"):
         Ledger(str(tmp_path / "file"))
+    below = Ledger(str(tmp_path / "file" / "below"))
     with pytest.raises(SweepError, match="store: cannot write to .*; name another place"):
-        Ledger(str(tmp_path / "file" / "below")).save_sweep("study", "")
+        with claimed(below, "study", "one"):  # the first write of a run
+            raise AssertionError("nobody runs into it")
 
 
 def test_a_table_before_any_run(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import torch
 
 from attacks.badnets import BadNets
 from defenses.base import Case, Defense
+from sweeper.core.errors import DivergedError
 from sweeper.core.types import Outcome
 
 
@@ -49,6 +50,14 @@ class Raises(Faulty):
     def defend(self, case: Case) -> Outcome:
         self.mark()
         raise ValueError("broken on purpose")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shouts(Faulty):
+    """What it says is long, not UTF-8, and would move the cursor."""
+
+    def defend(self, case: Case) -> Outcome:
+        raise ValueError("said \udcff\x1b[2J " + "x" * 30_000_000 + " on purpose")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +143,14 @@ class Peeks(Faulty):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Murmurs(Faulty):
+    """Its notes are not UTF-8."""
+
+    def defend(self, case: Case) -> Outcome:
+        return Outcome(model=case.fresh_model(), notes={"heard \udcff": "\ud800"})
+
+
+@dataclass(frozen=True, kw_only=True)
 class FailsToPoison(BadNets):
     """An attack whose victim cannot be built."""
 
@@ -143,3 +160,14 @@ class FailsToPoison(BadNets):
 
     def poison(self, *args: object, **kwargs: object) -> None:  # type: ignore[override]
         raise RuntimeError("no poison on purpose")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShoutsAtVictims(FailsToPoison):
+    """An attack whose error is long, or none."""
+
+    message: str = "said \udcff" + "x" * 1_000_000 + " on purpose"
+    diverges: bool = False
+
+    def poison(self, *args: object, **kwargs: object) -> None:  # type: ignore[override]
+        raise DivergedError("") if self.diverges else RuntimeError(self.message)

@@ -31,7 +31,6 @@ from defenses.spectral_signatures import SpectralSignatures
 from defenses.strip import STRIP
 from sweeper.core.types import ImageSet, Outcome
 
-
 OVER = threading.Event()
 """Ends the threads that were left behind."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -208,8 +209,20 @@ def test_rows_are_added_once_and_lose_their_notes(tmp_path: Path) -> None:
     found = pd.read_parquet(folder / "quickstart.parquet").set_index("device")
     assert found.loc["GPU X", "asr"] == 0.5 and found["notes"].isna().all()
     before = (folder / "quickstart.parquet").read_bytes()
-    measured.add([first], folder)
+    measured.add([tmp_path / "b.parquet"], folder)
     assert (folder / "quickstart.parquet").read_bytes() == before
+
+
+def test_the_last_file_named_decides_and_no_clock(tmp_path: Path) -> None:
+    files = [
+        write(tmp_path / f"{number}.parquet", [row(asr=number / 10, started_at=f"20{year}-01-01")])
+        for number, year in enumerate((26, 30, 28))
+    ]
+    folder = tmp_path / "measured"
+    for order in itertools.permutations(range(3)):
+        measured.add([files[number] for number in order], folder)
+        found = pd.read_parquet(folder / "quickstart.parquet")
+        assert found["asr"].tolist() == [order[-1] / 10], "what is shipped counts less"
 
 
 @pytest.mark.parametrize(

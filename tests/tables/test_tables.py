@@ -142,11 +142,24 @@ def test_settings_under_one_label_are_kept_apart():
     assert [line.entries[0].n for line in built.lines] == [2, 2]
 
 
-def test_shared_and_superseded_cells_count_once():
-    old = row("badnets", 0.1, "anp", 0, acc=0.1, asr=0.1, key="old code")
-    new = row("badnets", 0.1, "anp", 0, acc=0.9, asr=0.1, started_at="2026-02-02T00:00:00Z")
-    built = tables.build(frame([new, old, {**new, "sweep": "another"}]))
-    assert built.lines[0].entries[0][1:4] == pytest.approx((0.9, np.nan, 1), nan_ok=True)
+def test_a_cell_that_sweeps_share_counts_once_and_finished():
+    ours = row("badnets", 0.1, "anp", 0, acc=0.9, asr=0.1)
+    late = {**ours, "status": "timeout", "acc": None, "started_at": "2030-01-01T00:00:00Z"}
+    for name in ("a", "z"):
+        built = tables.build(frame([ours, {**ours, "sweep": "same"}, {**late, "sweep": name}]))
+        assert built.lines[0].entries[0][1:4] == pytest.approx((0.9, np.nan, 1), nan_ok=True)
+    assert [line.entries[0].state for line in built.lines] == ["ok"]
+
+
+def test_rows_that_differ_in_nothing_but_their_key_are_refused():
+    """Of two versions of the code neither counts more, whatever their clocks say."""
+    old = row("badnets", 0.1, "anp", 0, acc=0.1, asr=0.1, key="b" * 20)
+    new = {**old, "acc": 0.9, "key": "a" * 20, "started_at": "2030-01-01T00:00:00Z"}
+    for pair in ([old, new], [new, old]):
+        with pytest.raises(
+            SweepError, match=r"rows aaaaaaaaaaaa and bbbbbbbbbbbb .* keep the rows of one"
+        ):
+            tables.build(frame(pair))
 
 
 def test_a_defense_without_clean_data_joins_every_budget():
@@ -336,20 +349,23 @@ def test_wrong_states():
         tables.render(table(), "latec")
 
 
-def test_frame_keeps_the_latest_row_of_a_cell():
+def test_frame_keeps_a_row_of_each_cell_and_asks_no_clock():
     def at(start, **given):
         return row("badnets", 0.1, "anp", 0, started_at=start, **given)
 
-    late = at("2026-01-02T00:00:00.5+00:00", acc=0.2)
-    for pair in (
-        [at("2026-01-02T00:00:00Z", acc=0.1), late],
-        [at(None, acc=0.1), late],
-        [at("2026-01-02T00:00:00.5+00:00", status="failed"), late],
+    early, late = "2026-01-02T00:00:00Z", "2026-01-02T00:00:00.5+00:00"
+    good = at(early, acc=0.2)
+    for other in (
+        at(late, status="timeout"),
+        at(late, status="diverged"),
+        at(late, acc=0.1),
+        at(None, acc=0.1),
+        at("", status="failed", acc=0.9),
     ):
-        for parts in (pair, pair[::-1]):
+        for parts in ([good, other], [other, good]):
             found = results.frame([rows.table([part]) for part in parts])
             assert found["acc"].tolist() == [0.2]
-    assert len(frame([late, {**late, "sweep": "another"}])) == 2
+    assert len(frame([good, {**good, "sweep": "another"}])) == 2
 
 
 def test_frame_of_older_and_newer_files():
