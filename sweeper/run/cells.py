@@ -306,6 +306,7 @@ class _Work(Material):
             row["victim_seconds"] = meta["result"]["seconds"]
             row["victim_device"] = meta["device"]
             row["n_poisoned"] = meta["n_poisoned"]
+            row["n_classes"] = len(meta.get("classes", ())) or None  # older victims do not say
             under = meta.get("conditions", {})  # victims of older code do not say
             for name in ("dtype", "threads", "device_kind", "torch"):
                 row[f"victim_{name}"] = under.get(name)
