@@ -31,7 +31,6 @@ from sweeper.tables.results import once
 _NOTES = {
     "partial": "without the seeds that did not end well",
     "untaken": f"{fair.UNTAKEN}, in one seed at least",
-    "guessing": "at the cost of more ACC than a defense may lose",
     "oracle": "chosen with test data; not a fair comparison",
 }
 
@@ -64,7 +63,14 @@ def build(
     """
     sweep_points = points(frame, order, untaken=untaken, max_acc_loss=max_acc_loss)
     rows, _ = once(frame)
-    states = STATES | _NOTES | {"reached": fair.reaching(fair.reached(rows))}
+    states = (
+        STATES
+        | _NOTES
+        | {
+            "reached": fair.reaching(fair.reached(rows)),
+            "guessing": f"ACC fell by more than {100 * max_acc_loss:g} points",
+        }
+    )
     said = fair.sentence(fair.victims(rows))
     facts = {
         "sweep": sweep,

@@ -440,9 +440,9 @@ function rates(part) {
           encoding: {y: quantity("y", `${item.head} (%)`, y), tooltip: tipped(
             ["attack", "attack"], ["defense", "defense"], ["rate", "poison rate (%)"],
             ["ys", item.head], ["about", "interval"])}},
-        {transform: [{filter: "datum.lost"}],
-          mark: {type: "point", size: 12, filled: true, opacity: 1},
-          encoding: {y: quantity("y", `${item.head} (%)`, y), color: {value: css("--page")}}}]}},
+        {mark: {type: "point", filled: true, opacity: 1},
+          encoding: {y: quantity("y", `${item.head} (%)`, y), color: {value: css("--page")},
+            size: {condition: {test: "datum.lost", value: 12}, value: 0}}}]}},
   ["attack", "defense", "poison rate (%)", item.head, "interval"],
   values.map((value) => [value.attack, value.defense, value.rate, value.ys, value.about]));
 }
