@@ -72,7 +72,7 @@ def warnings(table: Table) -> list[str]:
 
 def _untaken(table: Table, entries: list[Entry]) -> str:
     """Return what follows from a victim that did not take, and how some of the seeds are told."""
-    text = "" if table.counted else "; never bold, and averages, marked too, leave it out"
+    text = "" if table.counted else "; never bold, in no average (one marked ° leaves some out)"
     some = next((e for e in entries if 0 < e.untaken < e.n), None)
     if some and len(table.seeds) > 1:
         text += f"; ({some.n}, {some.untaken}°): {some.untaken} of {some.n} seeds"

@@ -113,16 +113,17 @@ def tradeoff(points: pd.DataFrame, metric: str) -> Figure:
     average, looks = means(points, metric), _looks(points)
     figure = Figure(figsize=(WIDTH / 2, WIDTH / 2.4), layout="constrained")
     axis = figure.subplots()
-    for row in average.to_dict("records"):
-        look = looks[row["defense"]] | {"linestyle": "none"}
-        cells = points[points["defense"] == row["defense"]]
+    for defense, given in looks.items():
+        look = given | {"linestyle": "none"}
+        cells = points[points["defense"] == defense]
         faint = look | {"label": None, "markersize": 2.5, "alpha": 0.35, "markeredgewidth": 0}
         lost = cells["untaken"] > 0
         ring = faint | {"markerfacecolor": "none", "markeredgewidth": 0.5}
         for part, kind in ((cells[~lost], faint), (cells[lost], ring)):
             axis.plot(100 * part["acc_loss"], 100 * part[metric], **kind)
-        hollow = {"markerfacecolor": "none"} if row["barred"] else {}
-        axis.plot(100 * row["x"], 100 * row["y"], **look | {"markersize": 7} | hollow)
+        for row in average[average["defense"] == defense].to_dict("records"):
+            hollow = {"markerfacecolor": "none"} if row["barred"] else {}
+            axis.plot(100 * row["x"], 100 * row["y"], **look | {"markersize": 7} | hollow)
     front = average[average["front"]].sort_values("x")
     axis.plot(100 * front["x"], 100 * front["y"], drawstyle="steps-post", color="0.5", zorder=0)
     axis.set_xlabel("ACC loss (points)" + _note(points, "small, hollow"))

@@ -193,9 +193,10 @@ def ranks(points: pd.DataFrame, name: str = "asr") -> Ranks:
     grid = grid.drop(columns=few).dropna()
     blocks, count = grid.shape
     if blocks < 2 or count < 2:
+        lost = ", victims without a backdoor left out" * bool((points["untaken"] > 0).any())
         raise SweepError(
-            f"ranks: {count} defenses have {name} in {blocks} settings in common, and two of each "
-            "are needed: run more of the sweep"
+            f"ranks: {count} defenses have {name} in {blocks} settings in common{lost}, and two of "
+            "each are needed: run more of the sweep"
         )
     ranking = stats.ranks(grid, higher=MEASURES[name] > 0)
     rank = ranking.frame.set_index("defense")["rank"]

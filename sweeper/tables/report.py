@@ -63,15 +63,6 @@ def build(
     """
     sweep_points = points(frame, order, untaken=untaken, max_acc_loss=max_acc_loss)
     rows, _ = once(frame)
-    states = (
-        STATES
-        | _NOTES
-        | {
-            "reached": fair.reaching(fair.reached(rows)),
-            "guessing": f"ACC fell by more than {100 * max_acc_loss:g} points",
-        }
-    )
-    said = fair.sentence(fair.victims(rows))
     facts = {
         "sweep": sweep,
         "order": {
@@ -84,8 +75,8 @@ def build(
         ],
         "max_acc_loss": max_acc_loss,
         "counted": untaken,
-        "notes": [*[said] * bool(said), *conditions.notes(rows)],
-        "states": {s: {"sign": SIGNS[s], "text": t} for s, t in states.items()},
+        "notes": [*filter(None, [fair.sentence(fair.victims(rows))]), *conditions.notes(rows)],
+        "states": _states(rows, max_acc_loss),
         "sizes": {"points": len(sweep_points), "rows": len(rows)},
         "points": _columns(sweep_points.drop(columns="max_acc_loss")),
         "rows": _columns(rows),
@@ -102,6 +93,13 @@ def build(
     parts |= {"policy": _policy(parts.values()), "style": _part("report.css")}
     parts |= {"title": html.escape(sweep), "data": _json(facts)}
     return re.sub(r"\{\{(\w+)\}\}", lambda hole: parts[hole[1]], _part("report.html"))
+
+
+def _states(rows: pd.DataFrame, max_acc_loss: float) -> dict[str, dict[str, str]]:
+    """Return every sign a cell can have, and what it says."""
+    guessing = f"ACC fell by more than {100 * max_acc_loss:g} points"
+    found = {"guessing": guessing, "reached": fair.reaching(fair.reached(rows))}
+    return {s: {"sign": SIGNS[s], "text": t} for s, t in (STATES | _NOTES | found).items()}
 
 
 def _part(name: str) -> str:

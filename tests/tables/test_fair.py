@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from sweeper.core.errors import SweepError
 from sweeper.plan import source, view
 from sweeper.tables import fair, plots, points, render, report, results, screen, tables
 from sweeper.tables.layout import Table
@@ -82,7 +83,7 @@ def test_an_average_leaves_out_what_never_took_unless_asked() -> None:
     assert whole.mean == pytest.approx(sum(asr for _, asr in VICTIMS.values()) / 4)
     assert {attack for attack, *_ in bold(asked)} >= {"sig", "wanet"}
     assert entry(asked, ("sig",), ("none",), "asr").untaken == 1, "marked all the same"
-    assert "leave it out" not in tables.render(asked, "markdown")
+    assert "in no average" not in tables.render(asked, "markdown")
     none = {attack: took for attack, took in VICTIMS.items() if attack != "badnets"}
     lines = build(sweep(none), average=True).lines
     assert [line.labels[0] for line in lines] == ["blend", "sig", "wanet"], "no average of nothing"
@@ -166,7 +167,7 @@ def test_the_sweep_file_says_how_far_accuracy_may_fall(tmp_path: Any) -> None:
     layout = view.of(source.read(str(path)))
     assert (layout.untaken, layout.max_acc_loss) == (True, 0.2)
     path.write_text("name: a\ntable: {max_acc_loss: 10}\n")
-    with pytest.raises(Exception, match="max_acc_loss"):
+    with pytest.raises(SweepError, match="max_acc_loss"):
         view.of(source.read(str(path)))
 
 
@@ -265,6 +266,15 @@ def test_a_model_that_guesses_ranks_last_and_an_untaken_victim_nowhere() -> None
     for r in given:
         r["seen"] = SPY if r["defense"] == "fip" else None
     assert "fip" not in points.ranks(points.points(frame(given))).rank.index
+
+
+def test_victims_of_which_none_took_have_no_ranks_and_small_spots_alone() -> None:
+    found = points.points(frame(sweep({"sig": (0.8, 0.1), "wanet": (0.8, 0.2)})))
+    with pytest.raises(SweepError, match="victims without a backdoor left out, and two of each"):
+        points.ranks(found)
+    (axis,) = plots.draw("tradeoff", found).axes
+    spots = [line for line in axis.lines if len(line.get_xdata())]
+    assert len(spots) == len(DEFENSES) and all(line.get_markersize() < 3 for line in spots)
 
 
 def test_the_loss_of_older_rows_is_against_the_row_of_none() -> None:
