@@ -248,14 +248,29 @@ def _ended(
     if left := len(job.todo) - sum(counts.values()):
         console.print(f"{left} cells are left; the same command runs them.")
         counts["left"] = left
-    states = job.unfinished()
+    lost, states = _without_backdoor(job, console), job.unfinished()
     if tell:
-        tell({"event": "end", "cells": counts, "unfinished": states, **bill.sums()})
+        told = {"cells": counts, "unfinished": states, **bill.sums(), "no_backdoor": lost}
+        tell({"event": "end", **told})
     if states:
         count, words = sum(states.values()), [f"{n} {state}" for state, n in states.items()]
         console.print(f"unfinished rows: {count} of {job.row_count} ({', '.join(words)})")
         counts = {**counts, "unfinished": count}
     return counts
+
+
+def _without_backdoor(job: Job, console: Console) -> list[dict[str, Any]]:
+    """Say which victims of the sweep did not take, and what helps; returned as JSON values."""
+    from sweeper.tables import fair
+
+    victims = fair.victims(rows(job.context.sweep, job.context.store)[0])
+    if said := fair.sentence(victims):
+        console.print(said)
+    return [
+        {name: value for name, value in victim.items() if name != "untaken"}
+        for victim in victims
+        if victim["untaken"]
+    ]
 
 
 def _with_ray(sweep: Declared, address: str | None, console: Console) -> tuple[Walker, int]:

@@ -188,6 +188,8 @@ def _table(name: str, store: str, style: str, layout: View, compare: bool = Fals
         heads=layout.labels,
         title=layout.caption,
         average=layout.average,
+        untaken=layout.untaken,
+        max_acc_loss=layout.max_acc_loss,
         figures=figures,
     )
     if not style and sys.stdout.isatty():

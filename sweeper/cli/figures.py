@@ -10,7 +10,7 @@ import typer
 
 from sweeper.api import STORE, Sweep, place, rows
 from sweeper.cli.arguments import DataOption, SetOption, Spec, StoreOption, pairs, words
-from sweeper.plan import source
+from sweeper.plan import source, view
 
 
 def plot(
@@ -41,7 +41,13 @@ def plot(
     for text in where or []:
         for axis, value in pairs("--where", [text]).items():
             selection[axis].append(value)
-    plotted = points.points(results.select(frame, **selection), order)
+    layout = view.of(source.read(spec))
+    plotted = points.points(
+        results.select(frame, **selection),
+        order,
+        untaken=layout.untaken,
+        max_acc_loss=layout.max_acc_loss,
+    )
     plots.save(plots.draw(what, plotted, metric), out)
     typer.echo(out)
 
@@ -74,7 +80,17 @@ def report(
         sweep = Sweep.from_yaml(spec, overrides or [])
         shown = list(show.gallery(sweep.declared, sweep.context(store, data)))
     text = kept.sweep_text(name)
-    page = pages.build(frame, name, order, text=text, data=digests, pictures=shown)
+    layout = view.of(source.read(spec))
+    page = pages.build(
+        frame,
+        name,
+        order,
+        untaken=layout.untaken,
+        max_acc_loss=layout.max_acc_loss,
+        text=text,
+        data=digests,
+        pictures=shown,
+    )
     path = out or Path(f"{name}.html")
     path.write_text(page, encoding="utf-8")
     typer.echo(f"{path}: {len(page.encode()) / 1e6:.1f} MB")

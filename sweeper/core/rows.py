@@ -25,7 +25,9 @@ _REAL = (
     "acc_nontarget asr asr_all ra leak cross_acc der tpr fpr precision auroc tpr_at_5 f1 seconds "
     "victim_seconds peak_memory_mb"
 ).split()
-_WHOLE = "target seed n_poisoned n_clean n_test n_triggered threads victim_threads".split()
+_WHOLE = (
+    "target seed n_poisoned n_clean n_test n_triggered n_classes threads victim_threads"
+).split()
 
 SCHEMA = pa.schema(
     [(name, pa.string()) for name in _TEXT]

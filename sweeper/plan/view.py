@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from sweeper.core import options
 from sweeper.core.errors import SweepError, unknown
 from sweeper.core.rows import AXES, METRICS
 from sweeper.plan.source import Source
+
+MAX_ACC_LOSS = 0.1
+"""How far ACC may fall unless a sweep says else: nobody would use a model ten points worse."""
 
 
 class View(BaseModel):
@@ -27,6 +30,11 @@ class View(BaseModel):
     """Axis -> label of the sweep -> what the table writes; the order is the table's too."""
     average: bool = False
     """Whether a last line averages over the attacks."""
+    untaken: bool = False
+    """Whether a victim that carries no backdoor, or has learned nothing, counts in averages, in
+    ranks and for what is bold."""
+    max_acc_loss: float = Field(default=MAX_ACC_LOSS, ge=0, le=1)
+    """How far ACC may fall below that of the victim for a defense to win in ASR, RA or DER."""
     caption: str = ""
     """The first words of the caption."""
 

@@ -257,6 +257,7 @@ class Work(Material):
             row["victim_device"] = meta["device"]
             row["n_poisoned"] = meta["n_poisoned"]
             row["left_behind"] = json.dumps(meta.get("left_behind", []))
+            row["n_classes"] = len(meta["classes"]) if "classes" in meta else None
             under = meta.get("conditions", {})  # victims of older code do not say
             for name in ("dtype", "threads", "device_kind", "torch"):
                 row[f"victim_{name}"] = under.get(name)

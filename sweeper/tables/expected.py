@@ -28,7 +28,8 @@ Expect ours within {100 * TOLERANCE:g} points of a rate, or the spread of the se
 that is more; `sweeper table SWEEP --compare` marks with ≠ what is not. Seconds depend on the device
 and have no tolerance: only their order between defenses is expected. A command runs one cell and
 what it needs, at the size of the paper; what that costs is not measured. An average has no cell of
-its own: it takes the whole sweep.
+its own: it takes the whole sweep; one that we measured leaves out the victims that carry no
+backdoor.
 """
 
 

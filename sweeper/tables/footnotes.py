@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from itertools import count
 from string import ascii_lowercase
 
-from sweeper.tables.layout import PLAIN, STATES, Table, threat
+from sweeper.tables.fair import TRIGGERED, UNTAKEN, reaching
+from sweeper.tables.layout import PLAIN, STATES, Entry, Table, head, threat
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ def footnotes(table: Table, style: Style) -> list[str]:
             f"{style.bold('Bold')}: "
             + style.escape(
                 "better than every other defense (oracles not counted) beyond the noise "
-                "(95 % intervals: paired t over seeds, Wilson for one seed)."
+                "(95 % intervals: paired t over seeds, Wilson for one seed)" + _condition(table)
             )
         )
     signs = [(state, text) for state, text in STATES.items() if state in states]
@@ -45,15 +46,49 @@ def footnotes(table: Table, style: Style) -> list[str]:
         signs.append(("outside", "off by more than 2 points and the seeds' spread"))
     if any(entry.partial for entry in entries):
         signs.append(("partial", "without the seeds that did not end well"))
+    if any(entry.untaken for entry in entries):
+        signs.append(("untaken", UNTAKEN + _untaken(table, entries)))
     if table.oracles:
         signs.append(("oracle", "chosen with test data; not a fair comparison"))
+    if table.reached:
+        signs.append(("reached", reaching(table.reached)))
     lines += [f"{style.signs[sign]}: {style.escape(text)}." for sign, text in signs]
+    lines += [style.escape(note) for note in table.notes]
     if table.devices:
         lines.append(style.escape(f"Seconds and memory on: {'; '.join(table.devices)}."))
     lines += [style.escape(text) for text in _comparison(table)]
     if table.sees:
         lines.append("Sees: " + style.escape("; ".join(threat(*pair) for pair in table.sees)) + ".")
     return lines
+
+
+def warnings(table: Table) -> list[str]:
+    """Return what a reader of the bare numbers must know of them: the last column of a CSV."""
+    entries = [entry for line in table.lines for entry in line.entries]
+    found = [f"untaken: {UNTAKEN}{_untaken(table, [])}."] * any(e.untaken for e in entries)
+    found += [f"{reaching(table.reached)}."] * bool(table.reached)
+    return [*found, *table.notes]
+
+
+def _untaken(table: Table, entries: list[Entry]) -> str:
+    """Return what follows from a victim that did not take, and how some of the seeds are told."""
+    text = "" if table.counted else "; never bold, in no average (one marked ° leaves some out)"
+    some = next((e for e in entries if 0 < e.untaken < e.n), None)
+    if some and len(table.seeds) > 1:
+        text += f"; ({some.n}, {some.untaken}°): {some.untaken} of {some.n} seeds"
+    return text
+
+
+def _condition(table: Table) -> str:
+    """Return what the best in a metric must fulfil beside, and the end of the sentence."""
+    shown = dict.fromkeys(column.metric for column in table.columns)
+    heads = [head(metric) for metric in shown if metric in TRIGGERED]
+    if not heads or table.max_acc_loss >= 1:
+        return "."
+    return (
+        f"; in {', '.join(heads)} only where ACC fell by no more than "
+        f"{100 * table.max_acc_loss:g} points."
+    )
 
 
 def _comparison(table: Table) -> list[str]:

@@ -67,6 +67,9 @@ class Entry(NamedTuple):
     """Some seeds did not end well and are not in the mean."""
     best: bool
     """Better than every other defense of its line beyond the noise."""
+    untaken: int = 0
+    """The seeds in the mean whose victim did not take; in a line of averages, those that leave a
+    victim out."""
     published: Reference | None = None
     """The published figure; None where there is none, or none was asked for."""
     measured: Reference | None = None
@@ -133,12 +136,25 @@ class Table:
     """On what, when and how the measured figures in the entries were measured."""
     measured_settings: tuple[str, ...] = ()
     """Where their setting is not that of the rows."""
+    reached: Mapping[Any, str] = field(default_factory=dict)
+    """Defense -> what it was seen to reach beyond what it was given."""
+    notes: tuple[str, ...] = ()
+    """What else must be known of the rows, a sentence each."""
+    max_acc_loss: float = 1.0
+    """The fall of ACC beyond which no ASR is bold; 1: nothing is asked."""
+    counted: bool = False
+    """Whether untaken victims count in averages and for what is bold."""
 
 
 def label(table: Table, axis: str, value: Any) -> str:
-    """Return how people read a value of an axis: `10 %`, `500`, `anp`; an oracle carries ‡."""
+    """Return how people read a value of an axis: `10 %`, `500`, `anp`.
+
+    An oracle carries ‡, a defense that was seen to reach beyond what it was given §.
+    """
     text = table.heads.get(axis, {}).get(str(value)) or word(axis, value)
-    return f"{text}‡" if axis == "defense" and value in table.oracles else text
+    if axis != "defense":
+        return text
+    return text + "‡" * (value in table.oracles) + "§" * (value in table.reached)
 
 
 def word(axis: str, value: Any) -> str:

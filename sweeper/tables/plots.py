@@ -94,12 +94,15 @@ def rates(points: pd.DataFrame, metric: str) -> Figure:
             x = 100 * line["poison_rate"]
             axis.plot(x, values, **look)
             axis.fill_between(x, low, high, color=look["color"], alpha=0.15, lw=0)
+            lost = line["untaken"].to_numpy() > 0
+            hollow = look | {"label": None, "linestyle": "none", "markerfacecolor": "white"}
+            axis.plot(x[lost], values[lost], **hollow)
         axis.set_xscale("log")
         axis.set_xticks(ticks := sorted(100 * rated["poison_rate"].unique()))
         axis.set_xticklabels([f"{tick:g}" for tick in ticks])
         axis.minorticks_off()
         axis.set_title(attack)
-    figure.supxlabel("poison rate (%)", fontsize=8)
+    figure.supxlabel("poison rate (%)" + _note(rated, "hollow"), fontsize=8)
     figure.supylabel(f"{head(metric)} (%)", fontsize=8)
     _legend(figure, looks)
     return figure
@@ -107,19 +110,23 @@ def rates(points: pd.DataFrame, metric: str) -> Figure:
 
 def tradeoff(points: pd.DataFrame, metric: str) -> Figure:
     """Draw the metric against the ACC loss: small a cell, large a defense's mean, its front."""
-    average, looks = means(points, y=metric), _looks(points)
+    average, looks = means(points, metric), _looks(points)
     figure = Figure(figsize=(WIDTH / 2, WIDTH / 2.4), layout="constrained")
     axis = figure.subplots()
-    for row in average.to_dict("records"):
-        look = looks[row["defense"]] | {"linestyle": "none"}
-        cells = points[points["defense"] == row["defense"]]
+    for defense, given in looks.items():
+        look = given | {"linestyle": "none"}
+        cells = points[points["defense"] == defense]
         faint = look | {"label": None, "markersize": 2.5, "alpha": 0.35, "markeredgewidth": 0}
-        axis.plot(100 * cells["acc_loss"], 100 * cells[metric], **faint)
-        hollow = {"markerfacecolor": "none"} if row["oracle"] else {}
-        axis.plot(100 * row["x"], 100 * row["y"], **look | {"markersize": 7} | hollow)
+        lost = cells["untaken"] > 0
+        ring = faint | {"markerfacecolor": "none", "markeredgewidth": 0.5}
+        for part, kind in ((cells[~lost], faint), (cells[lost], ring)):
+            axis.plot(100 * part["acc_loss"], 100 * part[metric], **kind)
+        for row in average[average["defense"] == defense].to_dict("records"):
+            hollow = {"markerfacecolor": "none"} if row["barred"] else {}
+            axis.plot(100 * row["x"], 100 * row["y"], **look | {"markersize": 7} | hollow)
     front = average[average["front"]].sort_values("x")
     axis.plot(100 * front["x"], 100 * front["y"], drawstyle="steps-post", color="0.5", zorder=0)
-    axis.set_xlabel("ACC loss (points)")
+    axis.set_xlabel("ACC loss (points)" + _note(points, "small, hollow"))
     axis.set_ylabel(f"{head(metric)} (%)")
     _legend(figure, {label: look | {"linestyle": "none"} for label, look in looks.items()}, 3)
     return figure
@@ -152,6 +159,8 @@ def bars(points: pd.DataFrame, metric: str) -> Figure:
             thin = {"elinewidth": 0.6, "ecolor": "0.2"}
             hatch = "////" if place >= len(COLORS) else None
             axis.bar(at, values, width, color=look["color"], hatch=hatch, yerr=error, error_kw=thin)
+            for spot, lost in zip(zip(at, high, strict=True), part["untaken"] > 0, strict=True):
+                axis.annotate("°" * lost, spot, ha="center", va="bottom", fontsize=7)
         if together:
             below = [
                 f"\n{word('poison_rate', rates_of[a][0])}" if a in rates_of else "" for a in attacks
@@ -161,6 +170,8 @@ def bars(points: pd.DataFrame, metric: str) -> Figure:
             axis.set_xticks(range(len(attacks)), attacks)
             axis.set_title(f"poison rate {word('poison_rate', level)}" if level else "no rate")
     figure.supylabel(f"{head(metric)} (%)", fontsize=8)
+    if note := _note(given, "°"):
+        figure.supxlabel(note.strip(), fontsize=8)
     _legend(figure, looks)
     return figure
 
@@ -197,11 +208,14 @@ def critical(points: pd.DataFrame, metric: str) -> Figure:
     for place, (first, last) in enumerate(joined):
         y = 0.1 + 0.16 * place - 0.3
         axis.plot([rank.iloc[first] - 0.05, rank.iloc[last] + 0.05], [y, y], color="k", lw=3)
+    most = 100 * float(points["max_acc_loss"].max())
     figure.text(
         0.5,
         0.0,
         f"average rank by {head(metric)} over {ranking.blocks} settings; "
-        f"critical difference {ranking.difference:.2f}",
+        f"critical difference {ranking.difference:.2f}"
+        + f"\nlast where it lost more than {most:g} points of ACC: {', '.join(ranking.guessing)}"
+        * bool(ranking.guessing),
         ha="center",
         va="bottom",
     )
@@ -233,6 +247,13 @@ def single(points: pd.DataFrame, *free: str) -> None:
             )
 
 
+def _note(points: pd.DataFrame, mark: str) -> str:
+    """Return the line that explains the mark of victims that did not take, where there are any."""
+    if not (points["untaken"] > 0).any():
+        return ""
+    return f"\n{mark}: the victim carries no backdoor\nor has learned nothing"
+
+
 def _cliques(rank: Any, difference: float) -> list[tuple[int, int]]:
     """Return the longest runs (first, last) of sorted ranks no further apart than `difference`."""
     runs: list[tuple[int, int]] = []
@@ -253,13 +274,14 @@ def _looks(points: pd.DataFrame) -> dict[str, dict[str, Any]]:
     pairs = itertools.product(
         ("-", "--", ":", "-.", (0, (5, 1))), zip(COLORS, MARKERS, strict=True)
     )
-    oracle = set(points.loc[points["oracle"].astype(bool), "defense"])
+    marks = {"‡": "oracle", "§": "reached"}
+    marked = {sign: set(points.loc[points[name], "defense"]) for sign, name in marks.items()}
     return {
         defense: {
             "color": color,
             "marker": marker,
             "linestyle": style,
-            "label": defense + "‡" * (defense in oracle),
+            "label": defense + "".join(s for s, found in marked.items() if defense in found),
         }
         for defense, (style, (color, marker)) in zip(
             _present(points, "defense"), pairs, strict=False

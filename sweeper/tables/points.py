@@ -11,7 +11,8 @@ import pandas as pd
 
 from sweeper.core.errors import SweepError, unknown
 from sweeper.core.rows import AXES
-from sweeper.tables import stats
+from sweeper.plan.view import MAX_ACC_LOSS
+from sweeper.tables import fair, stats
 from sweeper.tables.layout import STATES
 from sweeper.tables.results import once, require, spread
 
@@ -30,18 +31,28 @@ _RANKING = ("ok", *STATES)
 _LABELS = ("dataset", "model", "attack", "defense")
 
 
-def points(frame: pd.DataFrame, order: Mapping[str, Sequence[Any]] | None = None) -> pd.DataFrame:
+def points(
+    frame: pd.DataFrame,
+    order: Mapping[str, Sequence[Any]] | None = None,
+    *,
+    untaken: bool = False,
+    max_acc_loss: float = MAX_ACC_LOSS,
+) -> pd.DataFrame:
     """Return one line for each combination of `PLACE` that has rows, in the order of the labels.
 
     Columns: `PLACE` (labels are ordered categories); `state`, `ok` or the worst state where no seed
-    is; `runs`, the seeds; `partial`, some of them did not end well; `oracle`, `sees`, `kind`; mean
-    `seconds` and `victim_seconds`; for every measure M of `MEASURES` its mean `M` over the `M_n`
-    seeds that are ok, with the 95 % interval from `M_low` to `M_high`: t over seeds, Wilson's for
-    one seed of a proportion, else nan.
+    is; `runs`, the seeds; `partial`, some of them did not end well; `untaken`, how many of those
+    that did have a victim that did not take; `oracle`, `reached`, what `fair.barred` bars; `sees`,
+    `kind`; mean `seconds` and `victim_seconds`; for every measure M of `MEASURES` its mean `M` over
+    the `M_n` seeds that are ok, with the 95 % interval from `M_low` to `M_high`: t over seeds,
+    Wilson's for one seed of a proportion, else nan; and `M_counted`, the mean over the seeds that
+    count in averages and ranks. `max_acc_loss` is as given.
 
     Args:
         frame: From `results.frame` or `results.select`, rows of one sweep.
         order: Axis -> its labels in the order to show; others follow, sorted.
+        untaken: Whether seeds whose victim did not take (`fair.untaken`) count.
+        max_acc_loss: The fall of ACC beyond which a defense leads nothing and ranks last.
 
     Raises:
         SweepError: No rows, or rows of several settings under one label.
@@ -53,13 +64,7 @@ def points(frame: pd.DataFrame, order: Mapping[str, Sequence[Any]] | None = None
             f"figures: rows under the same labels differ in {', '.join(settings)}: draw one sweep, "
             "or give its entries names with `as`"
         )
-    data = spread(data)
-    for axis in _LABELS:
-        present = sorted(data[axis].dropna().unique())
-        ordered = [label for label in (order or {}).get(axis, ()) if label in present]
-        labels = [*ordered, *(label for label in present if label not in ordered)]
-        data[axis] = pd.Categorical(data[axis], labels, ordered=True)
-    data = data.assign(acc_loss=data["acc_before"] - data["acc"])
+    data = _ordered(_judged(spread(data)), order or {})
     values = data[list(MEASURES)].astype(np.float64).where(data["status"] == "ok")
     counts = data[["n_test", "n_triggered"]].astype("Float64").astype(np.float64)
     data = data.assign(**values, **counts, place=data["status"].map(_RANKING.index))
@@ -68,8 +73,8 @@ def points(frame: pd.DataFrame, order: Mapping[str, Sequence[Any]] | None = None
         best=("place", "min"),
         worst=("place", "max"),
         runs=("place", "size"),
-        oracle=("oracle", "any"),
-        **{name: (name, "first") for name in ("sees", "kind")},
+        untaken=("lost", "sum"),
+        **{name: (name, "first") for name in ("oracle", "reached", "sees", "kind")},
         **{name: (name, "mean") for name in ("seconds", "victim_seconds", *counts)},
     )
     whole["state"] = np.array(_RANKING, dtype=object)[whole.pop("best")]
@@ -81,7 +86,31 @@ def points(frame: pd.DataFrame, order: Mapping[str, Sequence[Any]] | None = None
         lowest = -1.0 if name == "acc_loss" else 0.0
         for end, value in zip(("low", "high"), _interval(summary, trials), strict=True):
             whole[f"{name}_{end}"] = np.clip(value, lowest, 1.0)
+    counted = data if untaken else data[~data["lost"]]
+    means = counted.groupby(list(PLACE), dropna=False, observed=True)[list(MEASURES)].mean()
+    whole = whole.join(means.add_suffix("_counted")).assign(max_acc_loss=max_acc_loss)
     return whole.drop(columns=list(counts)).reset_index()
+
+
+def _ordered(data: pd.DataFrame, order: Mapping[str, Sequence[Any]]) -> pd.DataFrame:
+    """Return the rows with their labels as categories, those of `order` first."""
+    named = {}
+    for axis in _LABELS:
+        present = sorted(data[axis].dropna().unique())
+        ordered = [label for label in order.get(axis, ()) if label in present]
+        labels = [*ordered, *(label for label in present if label not in ordered)]
+        named[axis] = pd.Categorical(data[axis], labels, ordered=True)
+    return data.assign(**named)
+
+
+def _judged(data: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows with their loss of ACC, and with what keeps them from being compared."""
+    return data.assign(
+        acc_loss=fair.acc_loss(data),
+        lost=fair.untaken(data) & data["status"].eq("ok"),
+        oracle=data["defense"].isin(fair.oracles(data)),
+        reached=data["defense"].isin(fair.reached(data)),
+    )
 
 
 def _interval(summary: pd.DataFrame, trials: pd.Series[Any]) -> tuple[stats.Floats, stats.Floats]:
@@ -103,19 +132,28 @@ def measure(name: str) -> str:
     return name
 
 
-def means(points: pd.DataFrame, x: str = "acc_loss", y: str = "asr") -> pd.DataFrame:
-    """Return each defense's mean `x` and `y` over the points that have both, and whether it leads.
+def means(points: pd.DataFrame, name: str = "asr") -> pd.DataFrame:
+    """Return each defense's mean ACC loss and `name` over the points that count in both.
 
-    Columns: `defense`, `x`, `y`, `n` points, `oracle`, `front`: no other defense is as good in one
-    and better in the other. Oracles are on no front and keep nobody from it.
+    Columns: `defense`, `x` (the ACC loss), `y`, `n` points, `barred`, `front`: no other defense is
+    as good in one and better in the other. What is barred, or lost more ACC than allowed, is on no
+    front and keeps nobody from it.
     """
-    both = points.dropna(subset=[x, y])
+    x, y = "acc_loss_counted", f"{name}_counted"
+    both = points.assign(barred=points["oracle"] | points["reached"]).dropna(subset=[x, y])
     by = both.groupby("defense", observed=True)
-    out = by.agg(x=(x, "mean"), y=(y, "mean"), n=(x, "size"), oracle=("oracle", "any"))
-    loss = out[["x", "y"]].to_numpy() * [-MEASURES[x], -MEASURES[y]]
-    rivals = loss[~out["oracle"].to_numpy(dtype=bool)]
+    out = by.agg(x=(x, "mean"), y=(y, "mean"), n=(x, "size"), barred=("barred", "any"))
+    out["barred"] = out["barred"].astype(bool)
+    loss = out[["x", "y"]].to_numpy() * [1, -MEASURES[name]]
+    fit = ~out["barred"] & ~lost_acc(out["x"], both["max_acc_loss"].max())
+    rivals = loss[fit.to_numpy(dtype=bool)]
     dominated = [((rivals <= point).all(1) & (rivals < point).any(1)).any() for point in loss]
-    return out.assign(front=~np.array(dominated, dtype=bool) & ~out["oracle"]).reset_index()
+    return out.assign(front=~np.array(dominated, dtype=bool) & fit).reset_index()
+
+
+def lost_acc(acc_loss: pd.Series[float], most: Any) -> pd.Series[bool]:
+    """Return which losses of ACC are more than `most`; an unknown one is not."""
+    return acc_loss.gt(most + stats.ROUNDING)
 
 
 @dataclass(frozen=True)
@@ -129,31 +167,41 @@ class Ranks:
     blocks: int
     """How many settings were compared."""
     left_out: tuple[str, ...]
-    """Oracles aside, the defenses with a value in fewer than half of the settings."""
+    """Barred ones aside, the defenses with a value in fewer than half of the settings."""
+    guessing: tuple[str, ...] = ()
+    """The defenses that lost more ACC than allowed in some setting, and are last there."""
 
 
 def ranks(points: pd.DataFrame, name: str = "asr") -> Ranks:
     """Rank the defenses by measure `name` in every setting (Demsar, JMLR 2006, section 3.2.2).
 
-    A setting is a data set, model, attack, rate, target and budget. Oracles do not compete.
+    A setting is a data set, model, attack, rate, target and budget. What is barred (`fair.barred`)
+    does not compete, seeds whose victim did not take do not count, and in what triggered images
+    measure a defense that lost more ACC than allowed is last.
 
     Raises:
         SweepError: Fewer than two defenses have values in two settings in common.
     """
-    fair = points[~points["oracle"].astype(bool)].dropna(subset=[measure(name)])
+    value = f"{measure(name)}_counted"
+    rivals = points[~(points["oracle"] | points["reached"])].dropna(subset=[value])
+    guessing = lost_acc(rivals["acc_loss_counted"], rivals["max_acc_loss"])
+    guessing &= name in fair.TRIGGERED
+    rivals = rivals.assign(_score=rivals[value].mask(guessing, -MEASURES[name] * np.inf))
     setting = [axis for axis in PLACE if axis != "defense"]
-    grid = fair.pivot_table(index=setting, columns="defense", values=name, observed=True)
+    grid = rivals.pivot_table(index=setting, columns="defense", values="_score", observed=True)
     few = grid.columns[grid.notna().sum() < len(grid) / 2]
     grid = grid.drop(columns=few).dropna()
-    blocks, rivals = grid.shape
-    if blocks < 2 or rivals < 2:
+    blocks, count = grid.shape
+    if blocks < 2 or count < 2:
+        lost = ", victims without a backdoor left out" * bool((points["untaken"] > 0).any())
         raise SweepError(
-            f"ranks: {rivals} defenses have {name} in {blocks} settings in common, and two of each "
-            "are needed: run more of the sweep"
+            f"ranks: {count} defenses have {name} in {blocks} settings in common{lost}, and two of "
+            "each are needed: run more of the sweep"
         )
     ranking = stats.ranks(grid, higher=MEASURES[name] > 0)
     rank = ranking.frame.set_index("defense")["rank"]
-    return Ranks(rank, ranking.difference, blocks, tuple(map(str, few)))
+    last = [defense for defense in grid if np.isinf(grid[defense]).any()]
+    return Ranks(rank, ranking.difference, blocks, tuple(map(str, few)), tuple(map(str, last)))
 
 
 @dataclass(frozen=True)

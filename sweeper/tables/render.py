@@ -13,7 +13,7 @@ from typing import Any
 from tabulate import tabulate
 
 from sweeper.core.errors import SweepError, unknown
-from sweeper.tables.footnotes import Style, footnotes, letter, number
+from sweeper.tables.footnotes import Style, footnotes, letter, number, warnings
 from sweeper.tables.layout import (
     PLAIN,
     STATES,
@@ -117,28 +117,33 @@ def _markdown(table: Table) -> str:
 
 
 def _csv(table: Table) -> str:
-    """Return fractions in full precision; constants are columns, and a state stands as its name."""
+    """Return fractions in full precision; constants are columns, and a state stands as its name.
+
+    What a reader must be warned of is a last column, the same in all lines.
+    """
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     names = [axis for axis, _ in table.constants] + list(table.row_axes)
+    untaken = ["untaken"] * any(e.untaken for line in table.lines for e in line.entries)
+    notes = [" ".join(warnings(table))] * bool(warnings(table))
     for column in table.columns:
         stem = " ".join([*map(_word, column.groups), column.metric])
-        parts = ["mean", "sd", "n"]
+        parts = ["mean", "sd", "n", *untaken]
         parts += ["published", "source"] if table.sources else []
         parts += ["measured", "measured on"] if table.measured else []
         names += [f"{stem} {part}" for part in parts]
-    writer.writerow(names)
+    writer.writerow(names + ["notes"] * len(notes))
     constants = [_word(value) for _, value in table.constants]
     for line in table.lines:
         cells = constants + [_word(value) for value in line.labels]
         for e in line.entries:
             value = (repr(e.mean), repr(e.sd)) if e.state == "ok" else (e.state, e.state)
-            cells += [*value, str(e.n)]
+            cells += [*value, str(e.n), *[str(e.untaken)] * len(untaken)]
             for sources, found in ((table.sources, e.published), (table.measured, e.measured)):
                 if sources:
                     said = "; ".join(sources[i] for i in found.sources) if found else "null"
                     cells += [repr(found.value) if found else "null", said]
-        writer.writerow(cells)
+        writer.writerow(cells + notes)
     return out.getvalue()
 
 
@@ -223,10 +228,13 @@ def _entry(table: Table, column: Column, e: Entry, style: Style) -> str:
         text = f"{scale * e.mean:.1f}"
         if e.n > 1:
             text += f" {signs['pm']} {scale * e.sd:.1f}"
-        if len(table.seeds) > 1:
+        some = signs["untaken"] if e.untaken else ""
+        if len(table.seeds) > 1 and 0 < e.untaken < e.n:
+            text, some = f"{text} ({e.n}, {e.untaken}{some})", ""
+        elif len(table.seeds) > 1:
             text += f" ({e.n})"
         text = style.bold(text) if e.best else text
-        text += signs["partial"] if e.partial else ""
+        text += (signs["partial"] if e.partial else "") + some
     else:
         text = signs[e.state]
     first = e.published or e.measured
@@ -277,7 +285,10 @@ SIGNS = {
     "mixed": "≋",
     "outside": "≠",
     "partial": "†",
+    "untaken": "°",
+    "guessing": "↓",
     "oracle": "‡",
+    "reached": "§",
     "pm": "±",
 }
 _TEX_SIGNS = {
@@ -291,7 +302,9 @@ _TEX_SIGNS = {
     "mixed": r"$\approx$",
     "outside": r"$^{\neq}$",
     "partial": r"$^\dagger$",
+    "untaken": r"$^\circ$",
     "oracle": r"$^\ddagger$",
+    "reached": r"$^\S$",
     "pm": r"$\pm$",
 }
 _TEX_CODES = str.maketrans(
@@ -306,6 +319,8 @@ _TEX_CODES = str.maketrans(
         "±": r"$\pm$",
         "–": "--",
         "‡": r"$^\ddagger$",
+        "§": r"$^\S$",
+        "°": r"$^\circ$",
         "\n": " ",
     }
 )

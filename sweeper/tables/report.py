@@ -21,6 +21,8 @@ import numpy as np
 import pandas as pd
 
 from sweeper.core.errors import SweepError
+from sweeper.plan.view import MAX_ACC_LOSS
+from sweeper.tables import conditions, fair
 from sweeper.tables.layout import STATES, head, threat
 from sweeper.tables.points import MEASURES, PLACE, costs, points, ranks
 from sweeper.tables.render import SIGNS
@@ -28,6 +30,7 @@ from sweeper.tables.results import once
 
 _NOTES = {
     "partial": "without the seeds that did not end well",
+    "untaken": f"{fair.UNTAKEN}, in one seed at least",
     "oracle": "chosen with test data; not a fair comparison",
 }
 
@@ -37,6 +40,8 @@ def build(
     sweep: str,
     order: Mapping[str, Sequence[str]],
     *,
+    untaken: bool = False,
+    max_acc_loss: float = MAX_ACC_LOSS,
     text: str = "",
     data: Mapping[str, str] | None = None,
     pictures: Iterable[tuple[str, bytes]] = (),
@@ -47,6 +52,8 @@ def build(
         frame: The sweep's rows, from `results.frame`.
         sweep: Its name.
         order: Axis -> its labels in the order of the sweep file.
+        untaken: Whether victims that did not take (`fair.untaken`) count in means and ranks.
+        max_acc_loss: The fall of ACC beyond which a defense leads nothing and ranks last.
         text: The sweep file.
         data: Data set -> its digest.
         pictures: (title, PNG) of triggered images.
@@ -54,7 +61,7 @@ def build(
     Raises:
         SweepError: No rows, or rows of several settings under one label.
     """
-    sweep_points = points(frame, order)
+    sweep_points = points(frame, order, untaken=untaken, max_acc_loss=max_acc_loss)
     rows, _ = once(frame)
     facts = {
         "sweep": sweep,
@@ -62,10 +69,16 @@ def build(
             axis: list(sweep_points[axis].cat.categories)
             for axis in ("dataset", "model", "attack", "defense")
         },
-        "measures": [{"name": m, "head": head(m), "better": MEASURES[m]} for m in MEASURES],
-        "states": {s: {"sign": SIGNS[s], "text": t} for s, t in (STATES | _NOTES).items()},
+        "measures": [
+            {"name": m, "head": head(m), "better": MEASURES[m], "triggered": m in fair.TRIGGERED}
+            for m in MEASURES
+        ],
+        "max_acc_loss": max_acc_loss,
+        "counted": untaken,
+        "notes": [*filter(None, [fair.sentence(fair.victims(rows))]), *conditions.notes(rows)],
+        "states": _states(rows, max_acc_loss),
         "sizes": {"points": len(sweep_points), "rows": len(rows)},
-        "points": _columns(sweep_points),
+        "points": _columns(sweep_points.drop(columns="max_acc_loss")),
         "rows": _columns(rows),
         "ranks": _ranks(sweep_points),
         "costs": _costs(frame),
@@ -80,6 +93,13 @@ def build(
     parts |= {"policy": _policy(parts.values()), "style": _part("report.css")}
     parts |= {"title": html.escape(sweep), "data": _json(facts)}
     return re.sub(r"\{\{(\w+)\}\}", lambda hole: parts[hole[1]], _part("report.html"))
+
+
+def _states(rows: pd.DataFrame, max_acc_loss: float) -> dict[str, dict[str, str]]:
+    """Return every sign a cell can have, and what it says."""
+    guessing = f"ACC fell by more than {100 * max_acc_loss:g} points"
+    found = {"guessing": guessing, "reached": fair.reaching(fair.reached(rows))}
+    return {s: {"sign": SIGNS[s], "text": t} for s, t in (STATES | _NOTES | found).items()}
 
 
 def _part(name: str) -> str:
@@ -143,6 +163,7 @@ def _ranks(sweep_points: pd.DataFrame) -> list[dict[str, Any]]:
                     "difference": _number(ranking.difference),
                     "blocks": ranking.blocks,
                     "left_out": ranking.left_out,
+                    "guessing": ranking.guessing,
                 }
             out.append(entry)
     return out

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from sweeper.core.errors import SweepError, unknown
 from sweeper.core.rows import AXES, DEVICES, FINISHED, METRICS, SCHEMA, UNFINISHED
+from sweeper.tables import fair
 
 SETTINGS = (
     "attack_name attack_options rule defense_name defense_options dataset_options model_options "
@@ -163,13 +164,19 @@ def spread(data: pd.DataFrame) -> pd.DataFrame:
     return out.assign(clean_budget=np.concatenate(given))
 
 
-def averages(data: pd.DataFrame, label: str) -> pd.DataFrame:
+def averages(data: pd.DataFrame, label: str, *, untaken: bool = False) -> pd.DataFrame:
     """Return `data` with rows of attack `label`: the means over the attacks, seed by seed.
 
     There is one only where every attack of the data set and model has ended well: a mean of the
     attacks that happened to end is another table's. Where each attack has one poison rate, the rows
     have it too, or none if the rates differ. The clean model (attack `none`) does not count. Costs
     have no mean over several devices.
+
+    Args:
+        data: From `frame`.
+        label: What to call the average.
+        untaken: Whether victims that did not take (`fair.untaken`) count. Else they are left out,
+            and the column `left_out` says of which averages.
 
     Raises:
         SweepError: An attack is already called so.
@@ -180,19 +187,29 @@ def averages(data: pd.DataFrame, label: str) -> pd.DataFrame:
     axes = [a for a in AXES if a != "attack" and not (single and a == "poison_rate")]
     cells = once(data[data["attack"] != "none"])[0]
     peers = cells.groupby(["dataset", "model"], dropna=False)["attack"].transform("nunique")
-    by = cells.assign(_of=peers, _ok=cells["status"] == "ok").groupby(axes, dropna=False)
+    lost = fair.untaken(cells) & (not untaken)
+    cells = cells.assign(
+        **cells[list(METRICS)].mask(lost),
+        status=cells["status"].mask(lost, "ok"),  # whatever became of it, no average waits for it
+        _of=peers,
+        _lost=lost,
+    )
+    by = cells.assign(_ok=cells["status"] == "ok").groupby(axes, dropna=False)
     kept = ["defense_name", "sees", "oracle", "sweep", "kind", "device", "victim_device"]
     constant = by[kept + ["poison_rate"] * single].agg(_only)
     mean = by[list(METRICS)].mean()
     for cost, device in DEVICES.items():
         mean.loc[by[device].nunique(dropna=False) > 1, cost] = np.nan
-    complete = by["_ok"].sum() == by["_of"].first()
-    rows = pd.concat([constant, mean], axis=1).assign(status=by["status"].agg(_worst))
+    complete = (by["_ok"].sum() == by["_of"].first()) & ~by["_lost"].all()
+    rows = pd.concat([constant, mean], axis=1).assign(
+        status=by["status"].agg(_worst), left_out=by["_lost"].any()
+    )
     rows = rows[complete | (rows["status"] != "ok")].reset_index()  # else one has not run yet
     if rows.empty:
         return data
     rows = rows.assign(attack=label, attack_name=label)
     rows["key"] = rows[axes].astype(str).agg("/".join, axis=1) + f"/{label}"
+    data = data.assign(left_out=False)
     return pd.concat([data, rows.astype(data.dtypes[rows.columns])], ignore_index=True)
 
 

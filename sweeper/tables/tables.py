@@ -13,7 +13,8 @@ import pandas as pd
 
 from sweeper.core.errors import SweepError, unknown
 from sweeper.core.rows import AXES, DEVICES, METRICS
-from sweeper.tables import published, stats
+from sweeper.plan.view import MAX_ACC_LOSS
+from sweeper.tables import conditions, fair, published, stats
 from sweeper.tables.layout import STATES, Column, Entry, Line, Table
 from sweeper.tables.published import AVERAGE
 from sweeper.tables.render import render
@@ -40,6 +41,8 @@ def build(
     heads: Mapping[str, Mapping[str, str]] | None = None,
     title: str = "",
     average: bool = False,
+    untaken: bool = False,
+    max_acc_loss: float = MAX_ACC_LOSS,
     figures: Sequence[published.Figure] = (),
 ) -> Table:
     """Return the table of `frame`; the order of its rows decides nothing.
@@ -57,49 +60,47 @@ def build(
         heads: Axis -> label -> what to write for it.
         title: The first words of the caption.
         average: Whether lines that average over attacks follow, by `results.averages`.
+        untaken: Whether victims that did not take are averaged over and compete; marked they are.
+        max_acc_loss: How far ACC may fall below the victims' for the best of `fair.TRIGGERED`.
         figures: Figures to compare with; each published one has an entry, run or not.
 
     Raises:
         SweepError: No rows, an unknown name, or a name given twice.
     """
     _check(frame, rows, cols, values)
-    frame = _completed(frame, figures, average)
-    data, row_axes, cols, constants = _layout(frame, rows, cols)
+    whole = _completed(frame, figures, average, untaken)
+    data, row_axes, cols, constants = _layout(whole, rows, cols)
     axes = [*row_axes, *cols]
     codes, labels = _codes(data, axes, order or {})
     place, data, codes = _place(data, codes, row_axes, cols)
-    grid = [_numbers(data, place, metric) for metric in values]
-    _mark(grid, data, values, _rivals(codes, axes, place))
+    lost, rivals = fair.untaken(data), _rivals(codes, axes, place)
+    grid = [_numbers(data, place, metric, lost) for metric in values]
+    _mark(grid, data, values, rivals, lost & (not untaken), max_acc_loss)
     columns = tuple(starmap(Column, product(_labels(codes, place.column, cols, labels), values)))
     lines = _lines(_labels(codes, place.line, row_axes, labels), grid, place.width)
-    comparison = published.compare(lines, (row_axes, cols), columns, dict(constants), figures)
+    compared = published.compare(lines, (row_axes, cols), columns, dict(constants), figures)
     return Table(
         row_axes=tuple(row_axes),
         col_axes=tuple(cols),
         columns=columns,
-        lines=comparison.lines,
         constants=constants,
-        seeds=() if "seed" in axes else tuple(s for s in labels["seed"] if s is not None),
-        sees=_sees(data, labels["defense"]),
-        oracles=frozenset(data.loc[_oracle(data), "defense"]),
         heads=heads or {},
         title=title,
-        devices=_devices(data, values),
-        sources=comparison.sources,
-        settings=comparison.settings,
-        measured=comparison.measured,
-        measured_settings=comparison.measured_settings,
+        **_about(data, values, axes, labels),
+        **vars(compared),
+        max_acc_loss=max_acc_loss,
+        counted=untaken,
     )
 
 
 def _completed(
-    frame: pd.DataFrame, figures: Sequence[published.Figure], average: bool
+    frame: pd.DataFrame, figures: Sequence[published.Figure], average: bool, untaken: bool
 ) -> pd.DataFrame:
     """Return the rows with those of the averages, and one for each published cell they lack."""
     printed = [figure for figure in figures if not figure.measured]
     frame = published.add_missing(frame, [f for f in printed if f.attack != AVERAGE])
     if average:  # after: no average of ours where an attack of the published one has not run
-        frame = published.add_missing(averages(frame, AVERAGE), printed)
+        frame = published.add_missing(averages(frame, AVERAGE, untaken=untaken), printed)
     return frame
 
 
@@ -197,6 +198,7 @@ class _Numbers:
     n: Whole
     partial: npt.NDArray[np.bool_]
     best: npt.NDArray[np.bool_]
+    untaken: Whole
 
 
 def _joint(codes: pd.DataFrame, axes: Sequence[str]) -> Whole:
@@ -221,8 +223,15 @@ def _place(
     return place, data.iloc[sort], codes.iloc[sort]
 
 
-def _numbers(data: pd.DataFrame, place: _Place, metric: str) -> _Numbers:
-    """Average one metric over the rows that are ok, and say what the others are."""
+def _numbers(data: pd.DataFrame, place: _Place, metric: str, lost: pd.Series[bool]) -> _Numbers:
+    """Average one metric over the rows that are ok, and say what the others are.
+
+    Args:
+        data: The rows, by cell.
+        place: Where they go.
+        metric: The metric.
+        lost: Which of them have a victim that did not take.
+    """
     rank = data["status"].map({state: i for i, state in enumerate(_RANK)}).to_numpy(dtype=np.int64)
     ends = pd.Series(rank).groupby(place.cell).agg(["min", "max"])
     state = np.full(place.size, "missing", dtype=object)
@@ -239,7 +248,11 @@ def _numbers(data: pd.DataFrame, place: _Place, metric: str) -> _Numbers:
         where = data[DEVICES[metric]].where(value.notna().to_numpy())
         several = pd.Series(where.to_numpy()).groupby(place.cell).nunique() > 1
         state[several.index[several]] = "mixed"
-    return _Numbers(state, mean, sd, n, partial & (n > 0), np.zeros(place.size, dtype=np.bool_))
+    left_out = data.get("left_out", pd.Series(False, data.index)).eq(True)
+    marked = (lost | left_out).to_numpy() & value.notna().to_numpy()
+    untaken = np.bincount(place.cell[marked], minlength=place.size)
+    best = np.zeros(place.size, dtype=np.bool_)
+    return _Numbers(state, mean, sd, n, partial & (n > 0), best, untaken)
 
 
 def _rivals(codes: pd.DataFrame, axes: Sequence[str], place: _Place) -> pd.DataFrame:
@@ -249,15 +262,22 @@ def _rivals(codes: pd.DataFrame, axes: Sequence[str], place: _Place) -> pd.DataF
 
 
 def _mark(
-    grid: Sequence[_Numbers], data: pd.DataFrame, values: Sequence[str], rivals: pd.DataFrame
+    grid: Sequence[_Numbers],
+    data: pd.DataFrame,
+    values: Sequence[str],
+    rivals: pd.DataFrame,
+    lost: pd.Series[bool],
+    max_acc_loss: float,
 ) -> None:
     """Mark for each metric the defense that beats every other of its group beyond the noise.
 
-    `none` and oracles do not compete. A defense some of whose seeds did not end well can keep
-    another from winning, but cannot win itself: its mean is that of the survivors.
+    `none`, what is barred and the rows that are `lost` do not compete. A defense some of whose
+    seeds did not end well can keep another from winning, but cannot win itself: its mean is that of
+    the survivors. One whose mean ACC fell too far competes in nothing triggered images measure.
     """
-    nothing = data["defense_name"].eq("none").fillna(False) | data["defense"].eq("none")
-    fair = (data["status"].eq("ok") & ~_oracle(data) & ~nothing).to_numpy(dtype=bool)
+    fit = data["status"].eq("ok") & ~fair.bare(data) & ~fair.barred(data) & ~lost
+    loss = fair.acc_loss(data).where(fit).groupby(rivals["cell"].to_numpy()).transform("mean")
+    guessing = (loss > max_acc_loss + stats.ROUNDING).to_numpy()
     for part, metric in zip(grid, values, strict=True):
         if metric not in (*_HIGHER, *_LOWER):
             continue
@@ -266,7 +286,8 @@ def _mark(
         if metric in _COUNTS:
             count = data[_COUNTS[metric]].astype("Float64").to_numpy(np.float64, na_value=np.nan)
         score = value if metric in _HIGHER else -value
-        competing = rivals.assign(score=score, count=count)[fair & ~np.isnan(value)]
+        out = np.isnan(value) | (guessing & (metric in fair.TRIGGERED))
+        competing = rivals.assign(score=score, count=count)[fit.to_numpy() & ~out]
         won = stats.winners(competing)
         part.best[won] = ~part.partial[won]
 
@@ -285,7 +306,7 @@ def _labels(
 def _lines(labels: list[tuple[Any, ...]], grid: list[_Numbers], width: int) -> tuple[Line, ...]:
     """Return the lines with their entries, the metrics of a group side by side."""
     entries = [
-        map(Entry, *(array.tolist() for array in (g.state, g.mean, g.sd, g.n, g.partial, g.best)))
+        map(Entry, *(array.tolist() for array in vars(g).values()))  # in the order of its fields
         for g in grid
     ]
     flat = list(chain.from_iterable(zip(*entries, strict=True)))
@@ -293,6 +314,23 @@ def _lines(labels: list[tuple[Any, ...]], grid: list[_Numbers], width: int) -> t
     return tuple(
         Line(label, tuple(flat[i * step : (i + 1) * step])) for i, label in enumerate(labels)
     )
+
+
+def _about(
+    data: pd.DataFrame,
+    values: Sequence[str],
+    axes: Sequence[str],
+    labels: Mapping[str, Sequence[Any]],
+) -> Mapping[str, Any]:
+    """Return what the rows say of the defenses, and of how they were measured."""
+    return {
+        "seeds": () if "seed" in axes else tuple(s for s in labels["seed"] if s is not None),
+        "sees": _sees(data, labels["defense"]),
+        "oracles": fair.oracles(data),
+        "reached": fair.reached(data),
+        "devices": _devices(data, values),
+        "notes": conditions.notes(data[data["attack"] != AVERAGE]),
+    }
 
 
 def _sees(data: pd.DataFrame, defenses: Sequence[Any]) -> tuple[tuple[Any, str | None], ...]:
@@ -307,11 +345,6 @@ def _devices(data: pd.DataFrame, values: Sequence[str]) -> tuple[str, ...]:
     columns = {DEVICES[metric] for metric in values if metric in DEVICES}
     well = data[data["status"] == "ok"]
     return tuple(sorted({name for column in columns for name in well[column].dropna()}))
-
-
-def _oracle(data: pd.DataFrame) -> pd.Series[bool]:
-    """Return which rows are an oracle's; null is no."""
-    return data["oracle"].astype("boolean").fillna(False).astype(bool)
 
 
 def _plain(value: Any) -> Any:

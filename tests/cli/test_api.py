@@ -104,6 +104,39 @@ def test_a_run_from_python_is_the_run_of_the_command(
     assert (grown["total"], grown["to_run"]) == (9, 3)
 
 
+def test_a_run_ends_with_the_victims_that_carry_no_backdoor(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = {**sweeps.SMALL, "attacks": ["badnets", "none"], "poison_rates": [0.02], "seeds": 1}
+    sweep, store = sweeper.Sweep.from_values(values), tmp_path / "store"
+    sweep.run(store=store, executor="inline")
+    said = " ".join(capsys.readouterr().err.split())
+    found = sweep.results(store=store)
+    badnets = found[found["attack"] == "badnets"].iloc[0]
+    assert badnets["asr_before"] < 0.5, "the test needs a victim that does not take"
+    assert "victims carry no backdoor" in said or "victims carries no backdoor" in said
+    assert f"badnets 2 % (ASR {100 * badnets['asr_before']:.1f}" in said and "poison_rates" in said
+    assert said.index("cells run: ") < said.index("no backdoor (ASR below 50 %)")
+    assert set(found["n_classes"]) == {10}
+    told: list[dict] = []
+    sweep.run(store=store, executor="inline", tell=told.append)
+    end = told[-1]
+    lost = {victim["attack"]: victim for victim in end["no_backdoor"]}
+    assert end["event"] == "end" and lost["badnets"]["victim"] == badnets["victim"]
+    assert lost["badnets"]["asr"] == badnets["asr_before"] and json.dumps(end)
+
+
+def test_a_run_whose_victims_all_took_says_nothing_of_them(
+    done: tuple[sweeper.Sweep, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep, store = done
+    assert (sweep.results(store=store)["asr_before"] > 0.5).all(), (
+        "the test needs victims that took"
+    )
+    sweep.run(store=store, executor="inline")
+    assert "no backdoor" not in capsys.readouterr().err
+
+
 def test_a_second_run_runs_nothing_and_a_quiet_one_says_nothing(
     done: tuple[sweeper.Sweep, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:

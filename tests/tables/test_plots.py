@@ -72,17 +72,21 @@ def test_labels_of_two_settings_are_refused() -> None:
 def cloud(**defenses: tuple[float, float]) -> pd.DataFrame:
     data = pd.DataFrame(
         [(name, loss, asr, name.endswith("oracle")) for name, (loss, asr) in defenses.items()],
-        columns=["defense", "acc_loss", "asr", "oracle"],
+        columns=["defense", "acc_loss_counted", "asr_counted", "oracle"],
     )
+    data = data.assign(reached=data["defense"] == "spy", max_acc_loss=0.1)
     return data.astype({"defense": "category"})
 
 
 def test_the_front_by_hand() -> None:
     given = cloud(
-        none=(0.0, 1.0), good=(0.01, 0.1), worse=(0.02, 0.1), best=(0.05, 0.0), oracle=(0.0, 0.0)
-    )
+        none=(0.0, 1.0), good=(0.01, 0.1), worse=(0.02, 0.1), best=(0.05, 0.02), oracle=(0.0, 0.0),
+        spy=(0.0, 0.0), guess=(0.7, 0.0),
+    )  # fmt: skip
     found = points.means(given).set_index("defense")
     assert set(found.index[found.front]) == {"none", "good", "best"}, "the oracle beats nobody"
+    free = points.means(given.assign(max_acc_loss=1.0)).set_index("defense")
+    assert free.front["guess"], "nothing beats the ASR of a model that guesses"
     assert points.means(cloud(a=(0.1, 0.1), b=(0.1, 0.1))).front.all(), "equals do not beat"
 
 
@@ -102,7 +106,7 @@ def test_ranks_by_hand(found: pd.DataFrame) -> None:
 
 def test_ranks_leave_out_what_rarely_ran(found: pd.DataFrame) -> None:
     rare = found.copy()
-    rare.loc[(rare.defense == "nad") & (rare.attack != "sig"), "asr"] = np.nan
+    rare.loc[(rare.defense == "nad") & (rare.attack != "sig"), "asr_counted"] = np.nan
     about = points.ranks(rare)
     assert about.left_out == ("nad",) and about.blocks == 9
     with pytest.raises(SweepError, match="two of each are needed"):

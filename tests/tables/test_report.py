@@ -301,3 +301,35 @@ def test_nothing_keeps_anyone_out(browser: Any, large: Path, scheme: str, width:
         view.evaluate("document.querySelector('.matrix td a').click()")
         view.wait_for_selector("dialog[open]")
     assert told == []
+
+
+@pytest.mark.slow
+def test_what_never_took_and_what_guesses_stand_out(browser: Any, tmp_path: Path) -> None:
+    given = invented.sweep(attacks=["badnets", "blend"], rates=[0.05, 0.1])
+    for row in given:
+        if row["attack"] == "blend":
+            row["asr_before"] = 0.2
+        if row["defense"] == "nad":
+            row.update(acc=0.1, asr=0.0)
+    order = {"attack": ["badnets", "blend"], "defense": invented.DEFENSES[:5]}
+    page = report.build(results.frame([rows.table(given)]), "odd", order)
+    (tmp_path / "page.html").write_text(page)
+    view, told = opened(browser, tmp_path / "page.html")
+    texts = "all => all.map(one => one.innerText)"
+    lines = [view.eval_on_selector_all(f".matrix {at} td", texts) for at in ("tbody", "tfoot")]
+    badnets, blend = lines[0][:5], lines[0][5:]
+    assert [text[-1] == "↓" for text in badnets] == [False, False, False, True, False]
+    assert all("°" in text for text in blend) and blend[3].endswith("°↓")
+    assert lines[1] == badnets, "the mean is that of the one attack that took"
+    assert "ACC fell by more than 10 points" in view.inner_text(".key")
+    view.select_option("[name=sort]", label="by mean, best first")
+    view.evaluate("ready()")
+    assert view.eval_on_selector_all(".matrix thead th", texts)[-1] == "nad"
+    view.click("#tradeoff summary")
+    found = view.eval_on_selector_all(
+        "#tradeoff details tbody tr", "all => all.map(one => [...one.cells].map(c => c.innerText))"
+    )
+    assert {line[0]: line[-1] for line in found}["nad"] == "no"
+    assert {line[-2] for line in found} == {"1"}, "a cell of each defense counts"
+    assert "4 of 8 victims carry no backdoor" in view.inner_text("#matrix")
+    assert told == []

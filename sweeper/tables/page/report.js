@@ -47,7 +47,10 @@ const oracles = new Set(points.filter((point) => point.oracle).map((point) => po
 const measures = data.measures.filter((item) =>
   points.some((point) => point[item.name] !== null));
 const measure = (name) => measures.find((item) => item.name === name);
-const marked = (defense) => defense + (oracles.has(defense) ? data.states.oracle.sign : "");
+const reached = new Set(points.filter((point) => point.reached).map((point) => point.defense));
+const marked = (defense) => defense + (oracles.has(defense) ? data.states.oracle.sign : "")
+  + (reached.has(defense) ? data.states.reached.sign : "");
+const tooLossy = (loss) => loss !== null && loss > data.max_acc_loss + 1e-12;
 const one = (value) => value.toFixed(1).replace(/^-0\.0$/, "0.0");
 const percent = (value) => value === null ? "n/a" : one(100 * value);
 const share = (value) => `${+(100 * value).toPrecision(6)} %`;
@@ -57,6 +60,10 @@ const time = (seconds) => seconds === null ? "not recorded" : seconds < 0.1 ? "<
   : seconds < 90 ? `${+seconds.toPrecision(3)} s` : seconds < 5400 ? `${one(seconds / 60)} min`
   : `${one(seconds / 3600)} h`;
 const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;
+const averaged = (all, name) => { // over the seeds that count
+  const values = all.map((point) => point[`${name}_counted`]).filter((value) => value !== null);
+  return values.length ? mean(values) : null;
+};
 const unique = (values) => [...new Set(values)];
 
 // What is shown.
@@ -148,17 +155,17 @@ const interval = (point, name) => point[`${name}_low`] === null ? "no interval"
 function matrix() {
   const here = chosen(), item = measure(shown.metric), name = item.name;
   const cells = new Map(here.map((point) => [`${point.attack}\n${point.defense}`, point]));
-  const average = (axis, label) => {
-    const values = here.filter((point) => point[axis] === label && point[name] !== null);
-    return values.length ? mean(values.map((point) => point[name])) : null;
-  };
+  const average = (axis, label, what = name) =>
+    averaged(here.filter((point) => point[axis] === label), what);
+  const guesses = (defense) => item.triggered && tooLossy(average("defense", defense, "acc_loss"));
   const labels = (axis) => {
     const found = data.order[axis].filter((label) => here.some((point) => point[axis] === label));
     if (shown.sort === "name") return found.sort((a, b) => a.localeCompare(b));
     if (shown.sort === "file") return found;
     const worst = -Infinity, score = (label) => {
       const value = average(axis, label);
-      return value === null ? worst : item.better * value;
+      const guessing = axis === "defense" && guesses(label);
+      return value === null || guessing ? worst : item.better * value;
     };
     return found.sort((a, b) => score(b) - score(a));
   };
@@ -168,14 +175,18 @@ function matrix() {
   const low = rate ? 0 : Math.min(...values), high = rate ? 1 : Math.max(...values);
   const tint = (value) => color(high > low ? (value - low) / (high - low) : 0);
   const states = new Set();
+  const signs = (marks) => Object.keys(marks).filter((mark) => marks[mark]).map((mark) => {
+    states.add(mark);
+    return data.states[mark].sign;
+  }).join("");
   const named = (attack) => shown.poison_rate === OWN && rated.get(attack).length
     ? `${attack} ${share(Math.max(...rated.get(attack)))}` : attack;
   const cell = (attack, defense) => {
     const point = cells.get(`${attack}\n${defense}`);
     if (point && point[name] !== null) {
       const {background, color: ink} = tint(point[name]);
-      if (point.partial) states.add("partial");
-      const text = percent(point[name]) + (point.partial ? data.states.partial.sign : "");
+      const text = percent(point[name]) + signs({partial: point.partial,
+        untaken: point.untaken > 0, guessing: item.triggered && tooLossy(point.acc_loss)});
       const link = make("a", {href: `#row-${keys(point)[0]}`, tabindex: -1,
         "aria-label": `${attack} against ${defense}: ${item.head} ${text}`}, text);
       link.point = point;
@@ -200,9 +211,11 @@ function matrix() {
       make("th", {scope: "row"}, named(attack)),
       ...defenses.map((defense) => cell(attack, defense))))),
     make("tfoot", {}, make("tr", {}, make("th", {scope: "row"}, "mean"),
-      ...defenses.map((defense) => make("td", {}, percent(average("defense", defense)))))));
+      ...defenses.map((defense) => make("td", {}, percent(average("defense", defense)) +
+        signs({guessing: guesses(defense)}))))));
   body.addEventListener("keydown", (event) => walk(event, body));
   if (defenses.some((defense) => oracles.has(defense))) states.add("oracle");
+  if (defenses.some((defense) => reached.has(defense))) states.add("reached");
   const ramp = make("span", {class: "ramp", role: "img", "aria-label": "colour scale"});
   const stops = [0, 0.25, 0.5, 0.75, 1].map((at) => color(at).background);
   ramp.style.background = `linear-gradient(90deg, ${stops.join(", ")})`;
@@ -212,7 +225,8 @@ function matrix() {
       `${data.states[state].sign} ${data.states[state].text}`)));
   const empty = make("p", {}, "Nothing in the sweep has these names; clear the two search fields.");
   matrixPart.body.replaceChildren(...(attacks.length
-    ? [make("div", {class: "scroll"}, body), legend] : [empty]));
+    ? [make("div", {class: "scroll"}, body), legend,
+      ...data.notes.map((note) => make("p", {class: "note"}, note))] : [empty]));
   body.querySelector("td a")?.setAttribute("tabindex", 0);
 }
 
@@ -240,7 +254,8 @@ function tip(link) {
   const item = measure(shown.metric), value = point[item.name];
   const lines = value === null ? [data.states[stateOf(point)].text]
     : [`${item.head} ${percent(value)} %, ${interval(point, item.name)}`,
-      `${point[`${item.name}_n`]} of ${point.runs} seed${point.runs > 1 ? "s" : ""}`];
+      `${point[`${item.name}_n`]} of ${point.runs} seed${point.runs > 1 ? "s" : ""}` +
+      (point.untaken ? `, ${point.untaken} marked ${data.states.untaken.sign}` : "")];
   lines.push(`${time(point.seconds)} a cell, victim ${time(point.victim_seconds)}`,
     `sees ${point.sees ?? "not recorded"}`);
   byId("tip").replaceChildren(make("b", {}, `${point.attack} against ${marked(point.defense)}`),
@@ -328,9 +343,10 @@ const tipped = (...names) => names.map(([field, title]) => ({field, title}));
 
 function tradeoff(part) {
   const name = shown.metric === "acc_loss" ? "asr" : shown.metric, item = measure(name);
-  const both = chosen().filter((point) => point[name] !== null && point.acc_loss !== null)
-    .map((point) => ({attack: point.attack, defense: point.defense, x: 100 * point.acc_loss,
-      y: 100 * point[name], oracle: Boolean(point.oracle)}));
+  const both = chosen().filter((point) => point[`${name}_counted`] !== null
+    && point.acc_loss_counted !== null).map((point) => ({attack: point.attack,
+      defense: point.defense, x: 100 * point.acc_loss_counted, y: 100 * point[`${name}_counted`],
+      oracle: Boolean(point.oracle || point.reached)}));
   const means = data.order.defense.map((defense) => {
     const own = both.filter((point) => point.defense === defense);
     return own.length && {defense, label: marked(defense), n: own.length, oracle: own[0].oracle,
@@ -339,8 +355,9 @@ function tradeoff(part) {
   const loss = (point) => [point.x, -item.better * point.y];
   const beats = (a, b) => loss(a).every((value, i) => value <= loss(b)[i])
     && loss(a).some((value, i) => value < loss(b)[i]);
-  for (const point of means) point.front = !point.oracle
-    && !means.some((rival) => !rival.oracle && beats(rival, point));
+  const leads = (point) => !point.oracle && !tooLossy(point.x / 100);
+  for (const point of means) point.front = leads(point)
+    && !means.some((rival) => leads(rival) && beats(rival, point));
   const round = (point) => ({...point, xs: one(point.x), ys: one(point.y)});
   const x = quantity("x", "ACC loss (points)", {scale: {zero: false, padding: 24},
     axis: {tickCount: 8}});
@@ -394,7 +411,7 @@ function rates(part) {
   const values = all.map((point) => ({attack: point.attack, defense: marked(point.defense),
     line: first.includes(point.defense) ? marked(point.defense) : "others",
     rate: 100 * point.poison_rate, y: 100 * point[name], ys: percent(point[name]),
-    low: hundred(point[`${name}_low`]), high: hundred(point[`${name}_high`]),
+    low: hundred(point[`${name}_low`]), high: hundred(point[`${name}_high`]), lost: point.untaken,
     about: interval(point, name)}));
   const attacks = data.order.attack.filter((attack) =>
     values.some((value) => value.attack === attack));
@@ -422,7 +439,10 @@ function rates(part) {
         {mark: {type: "line", point: {size: 34, filled: true}, strokeWidth: 1.6},
           encoding: {y: quantity("y", `${item.head} (%)`, y), tooltip: tipped(
             ["attack", "attack"], ["defense", "defense"], ["rate", "poison rate (%)"],
-            ["ys", item.head], ["about", "interval"])}}]}},
+            ["ys", item.head], ["about", "interval"])}},
+        {mark: {type: "point", filled: true, opacity: 1},
+          encoding: {y: quantity("y", `${item.head} (%)`, y), color: {value: css("--page")},
+            size: {condition: {test: "datum.lost", value: 12}, value: 0}}}]}},
   ["attack", "defense", "poison rate (%)", item.head, "interval"],
   values.map((value) => [value.attack, value.defense, value.rate, value.ys, value.about]));
 }
@@ -440,7 +460,9 @@ function ranking(part) {
     `${shown.dataset} in which all have a value, 1 is best; the other choices above do not ` +
     "matter here. Each bar is the critical difference wide (Nemenyi, 5 %): where two bars do not " +
     "overlap, the defenses differ by more than chance." + (found.left_out.length
-    ? ` Left out, with a value in fewer than half: ${found.left_out.join(", ")}.` : "");
+    ? ` Left out, with a value in fewer than half: ${found.left_out.join(", ")}.` : "") +
+    (found.guessing.length ? ` Last where they lost more than ${100 * data.max_acc_loss} points ` +
+    `of ACC: ${found.guessing.join(", ")}.` : "");
   const half = found.difference / 2;
   const values = found.defenses.map((defense, i) => ({defense, rank: found.rank[i],
     low: found.rank[i] - half, high: found.rank[i] + half, text: found.rank[i].toFixed(2)}));
@@ -551,21 +573,24 @@ function draw() {
 }
 
 function start() {
+  const lost = points.some((point) => point.untaken);
+  const leftOut = lost && !data.counted ? " without the victims marked °" : "";
   summary();
   if (!measures.length) {
     byId("main").append(make("p", {}, "No cell of this sweep has ended well yet."));
   } else {
     controls();
     matrixPart = section("matrix", "Attacks against defenses", "Mean over seeds, in percent; the " +
-      "last line is the mean of its column. Arrow keys move between the cells; Enter opens a " +
-      "cell's record.");
+      `last line is the mean of its column${leftOut}. Arrow keys move between the cells; Enter ` +
+      "opens a cell's record.");
     parts = [];
     if (measure("acc_loss") && measure("asr")) parts.push([tradeoff, section("tradeoff",
-      "Trade-off", "Small: one attack. Large: a defense's mean over the attacks shown. Dashed: " +
-      "the front, the defenses no other beats in both; oracles (hollow) are not on it.")]);
+      "Trade-off", `Small: one attack. Large: a defense's mean over the attacks shown${leftOut}. ` +
+      "Dashed: the front, the defenses no other beats in both; oracles (hollow) are not on it, nor " +
+      `what lost more than ${100 * data.max_acc_loss} points of ACC.`)]);
     if ([...rated.values()].some((own) => own.length > 1)) parts.push([rates, section("rates",
       "Poison rates", "Mean over seeds with its 95 % interval; the first seven defenses that pass " +
-      "the filter have a colour.")]);
+      `the filter have a colour.${lost ? " Hollow: with victims marked ° above." : ""}`)]);
     parts.push([ranking, section("ranks", "Ranks", "")]);
     const {cells, victims, training, saved} = data.costs;
     parts.push([costs, section("costs", "Cost", `${victims} victims were trained in ` +

@@ -1,0 +1,98 @@
+"""Under what the rows of a table were measured: said where it differs, and only there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from sweeper.core import rows
+from sweeper.tables import conditions, tables
+from tests.support.recorded import frame, row
+
+SAME: dict[str, Any] = {
+    "dtype": "fp32",
+    "victim_dtype": "fp32",
+    "threads": 1,
+    "victim_threads": 1,
+    "device_kind": "cpu",
+    "victim_device_kind": "cpu",
+    "capability": "AVX512",
+    "torch": "2.10.0",
+    "victim_torch": "2.10.0",
+    "python": "3.12.1",
+    "data_hash": "ab" * 10,
+}
+OLD: dict[str, Any] = dict.fromkeys(SAME)
+
+
+def said(*changes: dict[str, Any]) -> str:
+    """The sentence about rows of one condition each, the first as it is."""
+    given = [SAME, *({**SAME, **change} for change in changes)]
+    found = [row("badnets", 0.1, "anp", seed, acc=0.5, **one) for seed, one in enumerate(given)]
+    return conditions.sentence(frame(found))
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({}, ""),
+        ({"dtype": "bf16"}, "Measured with precision bf16 and fp32."),
+        (
+            {"dtype": "bf16", "victim_dtype": "bf16"},
+            "Measured with precision bf16 and fp32 (victims too).",
+        ),
+        ({"victim_threads": 2}, "Measured with threads of the victim 1 and 2."),
+        (
+            {"threads": 2, "victim_threads": 4},
+            "Measured with threads 1 and 2; threads of the victim 1 and 4.",
+        ),
+        ({"python": "3.12.9"}, ""),
+        ({"python": "3.9.1"}, "Measured with Python 3.9 and 3.12."),
+        ({"capability": "AVX2"}, "Measured with instructions of the device AVX2 and AVX512."),
+        (
+            {"device_kind": "cuda", "capability": "sm_90", "cuda": "12.8"},
+            "Measured with device cpu and cuda.",
+        ),
+        (
+            {"data_hash": "cd" * 10},
+            "Measured with content of the data set digits abababab and digits cdcdcdcd.",
+        ),
+        ({"data_hash": "cd" * 10, "dataset": "cifar10"}, ""),
+        ({"dtype": None}, ""),
+        (OLD, "Older rows do not say under what they were measured."),
+        ({"victim_torch": None, "victim_dtype": None},
+         "Older rows do not say under what they were measured."),
+        ({"dtype": "bf16", "status": "failed"}, ""),
+    ],
+)  # fmt: skip
+def test_one_difference(change: dict[str, Any], sentence: str) -> None:
+    assert said(change) == sentence
+
+
+def test_several_differences_are_one_sentence() -> None:
+    assert said({"dtype": "bf16"}, {"threads": 2}, {"threads": 16}, OLD) == (
+        "Measured with precision bf16 and fp32; threads 1, 2 and 16; older rows do not say."
+    )
+
+
+@pytest.mark.parametrize("name", rows.CONDITIONS)
+def test_every_condition_is_told(name: str) -> None:
+    first, second = (1, 2) if "threads" in name else ("3.10", "3.11")
+    given = [
+        row("badnets", 0.1, "anp", seed, acc=0.5, **{name: value})
+        for seed, value in enumerate((first, second))
+    ]
+    for one in given:
+        one["device_kind"] = one.get("device_kind", "cuda")
+    assert conditions.sentence(frame(given)).startswith("Measured with "), name
+
+
+def test_rows_of_none_and_averages_of_attacks_count_alike() -> None:
+    given = [
+        row(attack, 0.1, defense, 0, acc=0.9, asr_before=1.0, **SAME | {"threads": threads})
+        for attack in ("badnets", "blend")
+        for defense, threads in (("none", 2), ("anp", 1))
+    ]
+    built = tables.build(frame(given), rows=("attack",), average=True)
+    assert built.notes == ("Measured with threads 1 and 2.",), "an average is not an older row"
