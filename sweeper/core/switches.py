@@ -84,15 +84,19 @@ def kept(but: Collection[str] = ()) -> Iterator[list[str]]:
         yield left
     finally:
         for switch, value in before:
-            if _read(switch) != value:
-                with contextlib.suppress(Exception):
-                    switch.put(value)
-                if _read(switch) != value:
-                    left.append(switch.name)
+            if _read(switch) != value and not _put_back(switch, value):
+                left.append(switch.name)
         sys.modules.update(modules)
         left += _rebind(bound)
         left += sorted(name for key, name in _running().items() if key not in running)
         LEFT.extend(name for name in left if name not in LEFT)
+
+
+def _put_back(switch: Switch, value: Any) -> bool:
+    """Put a switch back that was flipped; whether that worked."""
+    with contextlib.suppress(Exception):
+        switch.put(value)
+    return bool(_read(switch) == value)
 
 
 def _read(switch: Switch) -> Any:
@@ -346,7 +350,11 @@ def _rebind(bound: Bindings) -> list[str]:
                 try:
                     setattr(owner, name, value)
                 except (AttributeError, TypeError):
-                    left.append(f"{getattr(owner, '__name__', owner)}.{name}")
+                    left.append(f"{owner.__name__}.{name}")
+        if isinstance(owner, type):  # what is new and hides what was inherited replaces that
+            new = [name for name in vars(owner) if name not in names]
+            for name in [name for name in new if hasattr(super(owner, owner), name)]:
+                delattr(owner, name)
     return left
 
 

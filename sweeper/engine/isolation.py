@@ -137,10 +137,11 @@ def limit(seconds: float | None, record: Callable[[], None]) -> Iterator[None]:
     """Give a cell up after `seconds`.
 
     In the main thread an alarm raises `CellTimeout`, and again every `AGAIN` seconds, since a bare
-    `except:` may have swallowed it; after `GRACE` seconds the process is ended. In any other (a Ray worker runs cells in one)
-    nothing can interrupt the code, so a watchdog calls `record` and ends the process; the
-    scheduler starts another. C code that never lets go of the interpreter stops the watchdog too:
-    `GRACE` seconds later the process is ended without a record, by a thread that needs none.
+    `except:` may have swallowed it; after `GRACE` seconds `record` is called and the process ended.
+    In any other thread (a Ray worker runs cells in one) nothing can interrupt the code, so a
+    watchdog does that at once; the scheduler starts another. C code that never lets go of the
+    interpreter stops the watchdog too: `GRACE` seconds later the process is ended without a record,
+    by a thread that needs none.
     """
 
     def end() -> None:

@@ -167,12 +167,7 @@ def _call(function: Callable[..., Any], arguments: tuple[Any, ...], wire: Wire) 
 @contextlib.contextmanager
 def defended(work: Material, state: Mapping[str, Tensor], seconds: float | None) -> Iterator[Made]:
     """Run a defense in a child, which answers about what it made until this ends."""
-    with _at_work(work, work.defense.sees, state, seconds, stage=False) as (process, done):
-
-        def ask(kind: str, images: Tensor) -> Tensor:
-            process.wire.send(kind, {"images": images})
-            return process.receive(work.log).tensors["answer"]
-
+    with _at_work(work, work.defense.sees, state, seconds, stage=False) as (ask, done):
         values = done.values
         yield Made(
             predict=functools.partial(ask, "predict") if values["predict"] else None,
@@ -195,6 +190,10 @@ def staged(work: Material, seconds: float | None) -> tuple[dict[str, Tensor], tu
         return dict(done.tensors), _reached(done.values["seen"], work)
 
 
+Ask = Callable[[str, Tensor], Tensor]
+"""What is asked about uint8 images [N, C, H, W] (predict | score) -> the answers [N]."""
+
+
 @contextlib.contextmanager
 def _at_work(
     work: Material,
@@ -203,8 +202,8 @@ def _at_work(
     seconds: float | None,
     *,
     stage: bool,
-) -> Iterator[tuple[Child, Message]]:
-    """A child that has done its work, and what it said of it."""
+) -> Iterator[tuple[Ask, Message]]:
+    """A child that has done its work: what asks it, and what it said of it."""
     given = work.given(sees)
     tensors = {f"state.{name}": value for name, value in state.items()}
     if "model" in given:
@@ -212,27 +211,26 @@ def _at_work(
     for name in {"clean", "train"} & set(given):
         tensors |= {f"{name}.images": given[name].images, f"{name}.labels": given[name].labels}
     with started(child.run, seconds) as process:
+
+        def hear() -> Message:
+            """Wait for what the child has to say; what it asks meanwhile is answered."""
+            while True:
+                message = process.receive(work.log)
+                if message.kind == "queries":
+                    answer = given["queries"](message.tensors["images"])
+                    process.wire.send("answer", {"answer": answer})
+                elif message.kind == "oracle":
+                    rates = work.rates(functools.partial(ask, "predict"))
+                    process.wire.send("rates", rates=list(rates))
+                else:
+                    return message
+
+        def ask(kind: str, images: Tensor) -> Tensor:
+            process.wire.send(kind, {"images": images})
+            return hear().tensors["answer"]
+
         process.wire.send("order", tensors, **child.told(_order(work, sees, stage)))
-        while True:
-            message = process.receive(work.log)
-            if message.kind == "queries":
-                answer = given["queries"](message.tensors["images"])
-                process.wire.send("answer", {"answer": answer})
-            elif message.kind == "oracle":
-                process.wire.send("rates", rates=list(_oracle(work, process)))
-            else:
-                break
-        yield process, message
-
-
-def _oracle(work: Material, process: Child) -> tuple[float, float]:
-    """ACC and ASR of a model in the child, as an oracle may ask for."""
-
-    def predict(images: Tensor) -> Tensor:
-        process.wire.send("predict", {"images": images})
-        return process.receive(work.log).tensors["answer"]
-
-    return work.rates(predict)
+        yield ask, hear()
 
 
 def _order(work: Material, sees: frozenset[str], stage: bool) -> child.Order:

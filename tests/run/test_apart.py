@@ -1,4 +1,4 @@
-"""Methods that do not ship run in processes of their own: same bits, nothing left, nothing reached."""
+"""Methods that do not ship run in children: the same bits, nothing left, nothing reached."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from sweeper.core import switches
 from sweeper.core.types import Cell
 from sweeper.run import cells
 from sweeper.run.walk import Walk
+from sweeper.tables import results
 from tests.support import sweeps
 from tests.support.outside import OVER
 from tests.support.places import ROOT
@@ -55,6 +56,11 @@ def each(folder: Path, **changes: Any) -> tuple[dict[str, Cell], Any, Walk]:
     return labels, job, Walk(job.plan.cells, [])
 
 
+def row(job: Any, cell: Cell) -> pd.Series:
+    """The row of a cell, whoever ran it."""
+    return results.frame(job.store.tables("small")).set_index("key").loc[cell.key]
+
+
 def test_a_child_gives_the_bits_of_the_process(tmp_path: Path) -> None:
     entries = [
         {"defense": f"tests.support.outside:{name}", "as": f"{name}-oracle", **given}
@@ -68,7 +74,7 @@ def test_a_child_gives_the_bits_of_the_process(tmp_path: Path) -> None:
             above = walk.ancestors(cell.key)
             result = cells.run(cell, above, job.context, force=True, outside=kinds)
             assert result["status"] == "ok", result["error"]
-            rows.append(sweeps.frame(tmp_path / "store").loc[cell.key])
+            rows.append(row(job, cell))
             for parent in above:
                 if parent.kind == "stage":
                     path = tmp_path / "store" / "artifacts" / "stage" / parent.key
@@ -151,18 +157,18 @@ def test_a_shipped_method_is_cleaned_up_after(tmp_path: Path) -> None:
     for way in ways:
         above = walk.ancestors(labels[way].key)
         assert cells.run(labels[way], above, job.context, outside=())["status"] == "ok"
-    found = sweeps.frame(tmp_path / "store").set_index("defense")
+    found = {way: row(job, labels[way]) for way in ways}
     assert torch.get_default_dtype() is torch.float32 and "LEFT" not in os.environ
-    assert len(found.loc["nothing", "left_behind"]) == 2
-    (left,) = json.loads(found.loc["thread", "left_behind"])
+    assert found["nothing"]["left_behind"] == "[]"
+    (left,) = json.loads(found["thread"]["left_behind"])
     assert left.startswith("thread ") and switches.LEFT == [left]
     none = labels["none"]  # this process will not do any more: even what ships goes to a child
     cells.run(none, walk.ancestors(none.key), job.context)
-    row = sweeps.frame(tmp_path / "store").loc[none.key]
+    apart = row(job, none)
     switches.LEFT.clear()
     OVER.set()
-    assert row["status"] == "ok" and row["left_behind"] == "[]"
-    assert row["peak_memory_mb"] < found.loc["thread", "peak_memory_mb"]
+    assert apart["status"] == "ok" and apart["left_behind"] == "[]"
+    assert apart["peak_memory_mb"] < found["thread"]["peak_memory_mb"]
 
 
 def test_memory_is_the_methods_own(tmp_path: Path) -> None:
@@ -204,6 +210,7 @@ def test_a_filter_that_counts_is_right_by_chance(tmp_path: Path) -> None:
 SCRIPT = """
 import sys
 from pathlib import Path
+from sweeper.tables import results
 from tests.support import sweeps
 sweeps.inline(Path(sys.argv[1]), Path(sys.argv[2]))
 """
