@@ -326,7 +326,8 @@ class Victim:
     params: Mapping[str, Any]
     """All that made it: options after defaults, recipe, versions."""
     metrics: Mapping[str, Any]
-    """ACC, ASR, RA and their variants on the test set, in [0, 1]; seconds of training."""
+    """ACC, ASR, RA and their variants on the test set, in [0, 1]; seconds of training. Older code
+    measured them where no cell has needed them since."""
     shape: tuple[int, int, int]
     """(C, H, W) of an image."""
     classes: tuple[str, ...]
@@ -346,6 +347,7 @@ def load_victim(key: str, *, store: str | Path | None = None) -> Victim:
     """
     from sweeper import models
     from sweeper.core import seeds
+    from sweeper.run.material import measured
     from sweeper.store.artifacts import Store
 
     opened = Store(place(store))
@@ -374,7 +376,7 @@ def load_victim(key: str, *, store: str | Path | None = None) -> Victim:
         model=model.eval(),
         axes=about["axes"],
         params=about["params"],
-        metrics=about["result"],
+        metrics={**about["result"], **(measured(opened, whole) or {})},
         shape=(channels, height, width),
         classes=tuple(about["classes"]),
     )

@@ -108,7 +108,7 @@ def export(sweep: Sweep, context: Context, victim: str, folder: Path) -> dict[st
         "target": params["target"],
         "rule": "all2one" if work.attack.targeted else work.attack.rule,
         **{name: params[name] for name in ("attack", "poison_rate", "seed", "recipe", "reserve")},
-        "metrics": dict(job.store.meta("train", key)["result"]),
+        "metrics": {**job.store.meta("train", key)["result"], **work.measured()},
         "victim": key,
     }
     samples = _samples(work)

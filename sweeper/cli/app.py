@@ -237,8 +237,14 @@ def cell(
     store: StoreOption = STORE,
     data: DataOption = None,
     overrides: SetOption = None,
+    here: Annotated[
+        bool,
+        typer.Option(
+            "--here", help="A method of yours in this process too, for a debugger; its row says so."
+        ),
+    ] = False,
 ) -> None:
-    """Run one cell again in this process, for debugging.
+    """Run one cell again, without Ray, for debugging.
 
     Example: sweeper cell quickstart 3fa9
     """
@@ -251,7 +257,8 @@ def cell(
     selected = job.plan.cells[one_key(job.plan.cells, key, f"cells of {sweep.declared.name}")]
     ancestors = Walk(job.plan.cells, []).ancestors(selected.key)
 
-    result = cells.run(selected, ancestors, context, _say, force=True, last_try=True)
+    apart: dict[str, Any] = {"outside": ()} if here else {}
+    result = cells.run(selected, ancestors, context, _say, force=True, last_try=True, **apart)
     error = result.pop("error", "")
     typer.echo(json.dumps({"key": selected.key, "kind": selected.kind, **selected.axes, **result}))
     if error:
@@ -339,11 +346,19 @@ app.add_typer(remote.clusters, name="cluster")
 
 def main() -> None:
     """Entry point: what the user can fix is one sentence and exit code 2, not a traceback."""
+    code: Any = 0
     try:
         app()
     except SweepError as error:
         sys.stderr.write(f"{error}\n")
-        raise SystemExit(2) from None
+        code = 2
+    except SystemExit as end:
+        code = end.code
+    switches = sys.modules.get("sweeper.core.switches")
+    if switches and switches.LEFT:  # a thread that a method left would keep the process alive
+        sys.stdout.flush()
+        os._exit(code if isinstance(code, int) else 1)
+    raise SystemExit(code)
 
 
 if __name__ == "__main__":

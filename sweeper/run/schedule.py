@@ -33,7 +33,7 @@ from ray._raylet import setproctitle  # type: ignore[attr-defined]
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
-from sweeper.core import catalog
+from sweeper.core import catalog, switches
 from sweeper.core.errors import SweepError
 from sweeper.core.types import Cell
 from sweeper.engine.isolation import GRACE
@@ -42,6 +42,7 @@ from sweeper.run.bundle import Bundles
 from sweeper.run.driver import Ending, Job, Watcher, gentle_interrupt
 from sweeper.run.material import Context, Log
 from sweeper.run.meter import Meter
+from sweeper.run.nodes import require_alike
 from sweeper.run.relay import Listener, Teller
 from sweeper.run.walk import Walk
 
@@ -127,7 +128,8 @@ def walk_with_tune(
         live: Whether the watcher shows how far the running cells are.
 
     Raises:
-        SweepError: Several nodes and a store only this machine can see.
+        SweepError: Several nodes and a store only this machine can see, or nodes that would
+            compute in different precisions.
     """
     nodes, shape = [node for node in ray.nodes() if node["Alive"]], job.plan.sweep.resources
     elsewhere = len(nodes) > 1 or not room(shape.cpus, shape.gpus)
@@ -137,6 +139,8 @@ def walk_with_tune(
             "--store a place all of them see (s3://..., or a shared folder with "
             "SWEEPER_SHARED_STORE=1)"
         )
+    if elsewhere:
+        require_alike(job)
     watcher = ending.watcher = Meter(job, watcher)
     bundles = Bundles(walk)
     with gentle_interrupt() as stopped, Listener(job.context.run, live).listening() as listener:
@@ -189,6 +193,8 @@ def room(cpus: int, gpus: float) -> int:
 
 def run_trial(config: dict[str, Any], context: Context) -> None:
     """What a worker runs: its cells; their results are the trial's only report."""
+    if switches.LEFT:  # a cell left something behind: another process takes this one
+        os._exit(71)
     if context.code:
         catalog.look_in(context.code)
     again, last_try = config.get("again", False), config["last_try"]

@@ -179,3 +179,30 @@ def test_a_cluster_grows_with_the_sweep(tmp_path: Path) -> None:
     assert counts == {"ok": 16} and seen == [2], "machines came because cells waited"
     sweeps.inline(path, tmp_path / "undisturbed")
     sweeps.assert_same(sweeps.frame(tmp_path / "store"), sweeps.frame(tmp_path / "undisturbed"))
+
+
+def test_nodes_that_would_compute_differently_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ray.cluster_utils import Cluster
+
+    from sweeper.core.errors import SweepError
+    from sweeper.run import nodes, schedule
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    try:
+        cluster.add_node(num_cpus=1)
+        schedule.connect(cluster.address, 1)
+        found = nodes.ask("cpu")
+        assert len(found) == 2 and len(set(found.values())) == 1
+        job = sweeps.prepared(sweep(tmp_path), tmp_path / "store")
+        nodes.require_alike(job)
+        one, other = found
+        monkeypatch.setattr(nodes, "ask", lambda device: {one: "bf16", other: "fp32"})
+        with pytest.raises(SweepError, match=r"auto is bf16 on .* and fp32 on .*precision=fp32"):
+            nodes.require_alike(job)
+        said = {**sweeps.SMALL, "recipe": {"epochs": 1, "precision": "fp32"}}
+        nodes.require_alike(sweeps.prepared(sweeps.write(tmp_path, **said), tmp_path / "store"))
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
