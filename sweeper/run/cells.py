@@ -140,6 +140,7 @@ class _Work(Material):
             "stage": self.stage,
             "defend": self.defend,
         }
+        self.check_code()
         for _ in range(1 + len(self.ancestors)):
             for parent in self.ancestors.values():
                 if not self.store.has(parent.kind, parent.key):
@@ -243,6 +244,7 @@ class _Work(Material):
             "device": record.device_name(self.device),
             "versions": json.loads(record.versions()),
             "conditions": self.conditions(),
+            "code": record.trained_by(self.attack, self.family),
         }
 
     def conditions(self) -> dict[str, Any]:
@@ -300,7 +302,9 @@ class _Work(Material):
             "data_hash": victim.params["data"],
             **self.conditions(),
         }
-        if meta := _meta(self.store, victim):
+        meta = _meta(self.store, victim)
+        row["code"] = record.ran(self.defense, self.family, (meta or {}).get("code", {}))
+        if meta:
             for name in ("acc", "acc_nontarget", "asr", "ra"):
                 row[f"{name}_before"] = meta["result"][name]
             row["victim_seconds"] = meta["result"]["seconds"]

@@ -17,12 +17,13 @@ from torch import Generator, nn
 from attacks.base import Attack
 from defenses.base import Case, Defense
 from sweeper import data, models
-from sweeper.core import catalog, options, seeds
+from sweeper.core import catalog, code, options, seeds
 from sweeper.core.types import Cell, ImageSet, Poisoned, State, Triggered
 from sweeper.data import splits
 from sweeper.engine import metrics, training
 from sweeper.engine.recipes import Recipe
 from sweeper.models.base import Net
+from sweeper.plan import forms
 from sweeper.store.artifacts import Store
 
 Log = Callable[..., None]
@@ -146,6 +147,12 @@ class Material:
         return attack
 
     @functools.cached_property
+    def family(self) -> type:
+        """The family of the victim's architecture."""
+        local = dict(self.victim.local["model"])
+        return type(models.family(local.pop("model"), local))
+
+    @functools.cached_property
     def recipe(self) -> Recipe:
         """The victim's recipe."""
         return options.construct(Recipe, self.victim.params["recipe"], "recipe")
@@ -199,6 +206,22 @@ class Material:
         local = dict(self.cell.local["defense"])
         defense: Defense = catalog.make("defense", local.pop("defense"), local)
         return defense
+
+    def check_code(self) -> None:
+        """See that this process runs the code the keys were made with.
+
+        Raises:
+            RuntimeError: It has other code: the cell's numbers would stand under a wrong key.
+        """
+        victim, params = self.victim.params, self.cell.params
+        if "model" in victim:  # a trigger that is learned may need no model
+            code.expect(victim["model"]["version"], self.family)
+        code.expect(victim["attack"]["version"], *catalog.classes(self.attack))
+        if self.cell.kind == "defend":
+            code.expect(params["defense"]["version"], *catalog.classes(self.defense))
+        if self.cell.kind == "stage" and (stage := self.defense.stage()):
+            running = forms.stage_classes(self.defense, stage)
+            code.expect(params["stage"]["version"], *running)
 
     def model(self) -> Net:
         """The victim's model with its trained weights."""

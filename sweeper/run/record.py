@@ -19,7 +19,7 @@ import torch
 
 from attacks.base import Attack
 from defenses.base import Defense
-from sweeper.core import catalog
+from sweeper.core import catalog, code
 from sweeper.core.rows import AXES
 from sweeper.core.types import Cell
 from sweeper.engine import training
@@ -69,6 +69,30 @@ def versions() -> str:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             installed[name] = importlib.metadata.version(package)
     return json.dumps(installed, sort_keys=True)
+
+
+def trained_by(attack: Attack, family: type) -> dict[str, str]:
+    """The hashes of the code that prepares and trains, as a victim's manifest has them."""
+    return {"attack": code.of(*catalog.classes(attack)), "engine": code.engine(family)}
+
+
+def ran(defense: Defense, family: type, trained: Mapping[str, Any]) -> str:
+    """The column `code`: the hashes of what a row comes from.
+
+    Args:
+        defense: The defense.
+        family: Of the victim's model.
+        trained: What `trained_by` said where the victim was trained; empty for one of older code.
+    """
+    stage = defense.stage()
+    classes = (*catalog.classes(defense), *([type(stage)] if stage else []))
+    found = {
+        "attack": trained.get("attack"),
+        "defense": code.of(*classes),
+        "engine": code.engine(family),
+        "victim_engine": trained.get("engine"),
+    }
+    return json.dumps(found)
 
 
 def conditions(recipe: Recipe | None, device: torch.device, threads: int) -> dict[str, Any]:
