@@ -29,10 +29,7 @@ from sweeper.engine.recipes import Recipe
 def describe(cell: Cell, victim: Cell) -> dict[str, Any]:
     """The columns of a row that the cells themselves say, before anything has run."""
     attack, defense = victim.params["attack"], cell.params["defense"]
-    defense_entry = dict(cell.local["defense"])
-    defender: Defense = catalog.make("defense", defense_entry.pop("defense"), defense_entry)
-    attack_entry = dict(victim.local["attack"])
-    attacker: Attack = catalog.make("attack", attack_entry.pop("attack"), attack_entry)
+    attacker, defender = attack_of(victim), defense_of(cell)
     return {
         "victim": victim.key,
         "attack_name": attack["name"],
@@ -49,6 +46,20 @@ def describe(cell: Cell, victim: Cell) -> dict[str, Any]:
         "oracle": "oracle" in defender.sees,
         "n_clean": cell.params["n_clean"],
     }
+
+
+def attack_of(victim: Cell) -> Attack:
+    """The attack of a victim's cell, with its options."""
+    options = dict(victim.local["attack"])
+    attack: Attack = catalog.make("attack", options.pop("attack"), options)
+    return attack
+
+
+def defense_of(cell: Cell) -> Defense:
+    """The defense of a cell, with its options."""
+    options = dict(cell.local["defense"])
+    defense: Defense = catalog.make("defense", options.pop("defense"), options)
+    return defense
 
 
 def labels(cell: Cell) -> dict[str, Any]:
