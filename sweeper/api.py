@@ -131,6 +131,7 @@ class Sweep:
         data: str | Path | None = None,
         executor: str = "ray",
         address: str | None = None,
+        fresh: Sequence[str] = (),
         quiet: bool = False,
         tell: Callable[[dict[str, Any]], None] | None = None,
     ) -> dict[str, int]:
@@ -141,6 +142,7 @@ class Sweep:
             data: Folder of the data sets; default SWEEPER_DATA.
             executor: ray, or inline: in this process, one cell at a time.
             address: A running Ray cluster; default: this machine.
+            fresh: What is run again though it is done, with all below: see `sweeper run --fresh`.
             quiet: Say nothing on the way.
             tell: Is given what happens as JSON values, in place of people: `sweeper run --json`.
 
@@ -153,9 +155,8 @@ class Sweep:
             SweepError: An argument, or the sweep's parts, do not fit together, or no cell applies.
         """
         if executor not in EXECUTORS:
-            raise SweepError(
-                f"--executor: {executor!r} is not one of {', '.join(EXECUTORS)}: write one of them"
-            )
+            known = ", ".join(EXECUTORS)
+            raise SweepError(f"--executor: {executor!r} is not one of {known}: write one of them")
         from rich.console import Console
 
         from sweeper.run import driver, estimate
@@ -166,7 +167,7 @@ class Sweep:
         shape = self.declared.resources
         console = Console(stderr=True, highlight=False, markup=False, quiet=quiet or bool(tell))
         console.soft_wrap = not console.is_terminal
-        facts = _opened(job, console)
+        facts = _opened(job, console, fresh)
         book = estimate.known_costs(job, elsewhere=bool(address))
         walker: Walker = driver.inline
         slots = estimate.at_once(shape.cpus, shape.gpus) if executor == "ray" else 1
@@ -220,8 +221,17 @@ def why_not(facts: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _opened(job: Job, console: Console) -> dict[str, Any]:
-    """Say what a run will do; returned as `sweeper plan --json` has it."""
+def _opened(job: Job, console: Console, fresh: Sequence[str]) -> dict[str, Any]:
+    """Take what is to be fresh out of what is done, and say what a run will do.
+
+    Returns:
+        What `sweeper plan --json` has.
+    """
+    from sweeper.run.fresh import sentence
+
+    job.resume()
+    if fresh:
+        console.print(job.again(fresh))
     facts = job.summary()
     console.print(
         f"{facts['sweep']}: {facts['total']} cells, {facts['done']} done, {facts['to_run']} to "
@@ -232,6 +242,8 @@ def _opened(job: Job, console: Console) -> dict[str, Any]:
             f"{job.hidden} finished rows in the store are of cells this call leaves out: no table "
             "shows them until a call has those cells again, which repeats nothing"
         )
+    for item in facts["other_code"]:
+        console.print(sentence(item))
     return facts
 
 

@@ -59,6 +59,14 @@ def run(
     address: Annotated[
         str | None, typer.Option(help="A running Ray cluster; default: this machine.")
     ] = None,
+    fresh: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME|KEY",
+            help="Run again, with all below: an attack, a defense, a key, engine or all; may be "
+            "repeated.",
+        ),
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="A line of JSON for each event, and no table.")
     ] = False,
@@ -69,7 +77,10 @@ def run(
     """
     sweep = Sweep.from_yaml(spec, overrides or [])
     tell = (lambda event: typer.echo(json.dumps(event))) if as_json else None
-    counts = sweep.run(store=store, data=data, executor=executor, address=address, tell=tell)
+    again = fresh or []
+    counts = sweep.run(
+        store=store, data=data, executor=executor, address=address, fresh=again, tell=tell
+    )
     code = int("unfinished" in counts)
     if as_json:
         raise typer.Exit(code)
@@ -105,6 +116,7 @@ def plan(
     Example: sweeper plan quickstart --json
     """
     from sweeper.run.estimate import Estimate, sentences, spoken
+    from sweeper.run.fresh import sentence
 
     facts = Sweep.from_yaml(spec, overrides or []).plan(store=store, data=data, calibrate=calibrate)
     if as_json:
@@ -118,6 +130,8 @@ def plan(
     for line in why_not(facts):
         typer.echo(line)
     typer.echo(f"done already     {facts['done']:>7,}")
+    for item in facts["other_code"]:
+        typer.echo(sentence(item))
     cost = Estimate(**facts["estimate"])
     time = f", about {spoken(cost.saved_seconds)}" if cost.saved_seconds else ""
     saved = facts["trainings_saved"]

@@ -134,3 +134,10 @@ class Cell:
     changes no number."""
     reason: str = ""
     """Why the cell does not apply; empty where it does."""
+    draws: str = ""
+    """What its random draws derive from, where that is not `key`."""
+
+    @property
+    def seed(self) -> str:
+        """What its random draws derive from."""
+        return self.draws or self.key

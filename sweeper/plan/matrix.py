@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,12 @@ import torch
 from attacks.base import Attack
 from defenses.base import Defense, Needs
 from sweeper import data, models
-from sweeper.core import catalog, options, seeds
+from sweeper.core import catalog, code, options, seeds
 from sweeper.core.errors import SweepError
 from sweeper.core.types import Cell, Facts
 from sweeper.data import splits
-from sweeper.engine import metrics, recipes, training
+from sweeper.engine import recipes, training
+from sweeper.plan.forms import Defender, Place
 from sweeper.plan.sweep import Entry, Sweep
 
 UNKNOWN = 50_000
@@ -103,7 +104,7 @@ class _Expansion:
         self.cells: dict[str, Cell] = {}
         self.inapplicable: dict[str, Cell] = {}
         self.defenses = [
-            _Defender.of(entry, catalog.make("defense", entry.name, entry.options))
+            Defender.of(entry, catalog.make("defense", entry.name, entry.options))
             for entry in sweep.defenses
         ]
         self.attacks: list[tuple[Entry, Attack]] = [
@@ -111,6 +112,7 @@ class _Expansion:
         ]
         self.no_attack: Attack = catalog.make("attack", "none", {})
         self.fits: dict[tuple[Any, ...], str] = {}
+        self.versions: dict[tuple[type, ...], int | str] = {}
 
     def run(self) -> Plan:
         sweep = self.sweep
@@ -137,7 +139,7 @@ class _Expansion:
             self.facts,
         )
 
-    def place(self, dataset: Entry, model: Entry) -> _Place:
+    def place(self, dataset: Entry, model: Entry) -> Place:
         facts = self.facts[dataset.label]
         family = models.family(model.name, model.options)
         classes = facts.classes or 10
@@ -146,7 +148,8 @@ class _Expansion:
         except SweepError as error:
             raise SweepError(f"model {model.label} on data set {dataset.label}: {error}") from None
         recipe = recipes.resolve(self.sweep.recipe, dataset.name, model.name)
-        model_params = {"name": model.name, **options.canonical(family), "version": family.version}
+        version = code.version(family, type(family))
+        model_params = {"name": model.name, **options.canonical(family), "version": version}
         local = {
             "dataset": {"dataset": dataset.name, **dataset.options},
             "model": {"model": model.name, **model.options},
@@ -157,10 +160,10 @@ class _Expansion:
             "model": model_params,
         }
         axes = {"dataset": dataset.label, "model": model.label}
-        return _Place(facts, batchnorm, common, recipe, local, axes)
+        return Place(facts, batchnorm, common, recipe, local, axes)
 
     def victims(
-        self, place: _Place, entry: Entry, sample: Attack
+        self, place: Place, entry: Entry, sample: Attack
     ) -> Iterator[tuple[Cell | None, str, dict[str, Any]]]:
         """The victims of one attack on one data set and model: (cell, why not, axes)."""
         rates = (entry.poison_rates or self.sweep.poison_rates) if sample.rated else [0.0]
@@ -177,7 +180,7 @@ class _Expansion:
 
     def train(
         self,
-        place: _Place,
+        place: Place,
         entry: Entry,
         attack: Attack,
         rate: float,
@@ -187,7 +190,7 @@ class _Expansion:
     ) -> Cell:
         """The victim's cell, with its prepared state where the attack has one."""
         parents: tuple[str, ...] = ()
-        attack_params = _attack_params(entry.name, attack)
+        attack_params = self.attack_params(entry, attack)
         if attack.prepares:
             parents = (self.prepare(place, entry, attack, rate, seed, axes, keep).key,)
         params = {
@@ -206,7 +209,7 @@ class _Expansion:
 
     def prepare(
         self,
-        place: _Place,
+        place: Place,
         entry: Entry,
         attack: Attack,
         rate: float,
@@ -238,7 +241,7 @@ class _Expansion:
         params = {
             "kind": "prepare",
             **common,
-            "attack": _attack_params(entry.name, attack),
+            "attack": self.attack_params(entry, attack),
             **on,
             "clean_model": parents[0] if parents else None,
             "recipe": options.canonical(place.recipe) if "model" in common else None,
@@ -249,12 +252,20 @@ class _Expansion:
         cell = Cell("prepare", seeds.digest(params), params, parents, words, local)
         return self.add(cell, keep)
 
+    def attack_params(self, entry: Entry, attack: Attack) -> dict[str, Any]:
+        """What stands of an attack in the keys of its cells."""
+        running = catalog.classes(attack)
+        if running not in self.versions:
+            self.versions[running] = code.version(attack, *running)
+        version = self.versions[running]
+        return {"name": entry.name, **options.canonical(attack), "version": version}
+
     def defend(
         self,
-        place: _Place,
+        place: Place,
         victim: Cell | None,
         why: str,
-        defender: _Defender,
+        defender: Defender,
         axes: dict[str, Any],
         budget: float | int,
     ) -> None:
@@ -280,8 +291,11 @@ class _Expansion:
             cell = Cell("stage", key, shared, (victim.key,), words, defender.local)
             parents.append(self.add(cell, not why).key)
         parent_keys = {"victim": victim.key, "stage": parents[1] if stage is not None else None}
-        key, params = form.key(parent_keys["stage"], victim.key), {**form.params, **parent_keys}
-        cell = Cell("defend", key, params, tuple(parents), axes, defender.local)
+        keys = parent_keys["stage"], victim.key
+        key, params = form.key(*keys), {**form.params, **parent_keys}
+        cell = Cell(
+            "defend", key, params, tuple(parents), axes, defender.local, draws=form.draws(*keys)
+        )
         self.refuse_twin(cell)
         if why:
             local = {**defender.local, "victim_cell": victim}
@@ -300,7 +314,7 @@ class _Expansion:
                 f"{' with '.join(twins)} are the same in every number ({where}): leave one out"
             )
 
-    def unfit(self, place: _Place, defender: _Defender, count: int) -> str:
+    def unfit(self, place: Place, defender: Defender, count: int) -> str:
         """Why this defense cannot be run on this model and data; empty where it can."""
         case = (place.axes["dataset"], place.axes["model"], defender.entry.label, count)
         if case not in self.fits:
@@ -319,78 +333,6 @@ class _Expansion:
             all(axes.get(axis, ...) == value for axis, value in pattern.items())
             for pattern in self.sweep.exclude
         )
-
-
-@dataclass(frozen=True)
-class _Place:
-    """A data set with a model: what all victims there share."""
-
-    facts: Facts
-    batchnorm: bool
-    common: dict[str, Any]
-    recipe: recipes.Recipe
-    local: dict[str, Any]
-    axes: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class _Defender:
-    """A defense with what all its cells share."""
-
-    entry: Entry
-    defense: Defense
-    stage: Any
-    params: dict[str, Any]
-    local: dict[str, Any]
-    forms: dict[int, _Form] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, entry: Entry, defense: Defense) -> _Defender:
-        params = {"name": entry.name, **options.canonical(defense), "version": defense.version}
-        local = {"defense": {"defense": entry.name, **entry.options}}
-        return cls(entry, defense, defense.stage(), params, local)
-
-    def form(self, count: int) -> _Form:
-        """What its cells with so many clean images have in their keys, whatever the victim."""
-        if count not in self.forms:
-            self.forms[count] = _Form.of(self, count)
-        return self.forms[count]
-
-
-@dataclass(frozen=True)
-class _Form:
-    """The keys of a defense's cells, but for the victim."""
-
-    params: dict[str, Any]
-    key: Callable[..., str]
-    """(stage's key or None, victim's key) -> the cell's key."""
-    stage: dict[str, Any]
-    stage_key: Callable[..., str]
-    """Victim's key -> the stage's key."""
-
-    @classmethod
-    def of(cls, defender: _Defender, count: int) -> _Form:
-        params = {
-            "kind": "defend",
-            "victim": None,
-            "defense": defender.params,
-            "n_clean": count,
-            "stage": None,
-            "versions": {"metrics": metrics.VERSION},
-        }
-        stage = defender.stage
-        shared: dict[str, Any] = {"kind": "stage", "victim": None}
-        if stage is not None:
-            shared |= {
-                "stage": {"name": stage.name, **options.canonical(stage), "version": stage.version},
-                "n_clean": count if "clean" in stage.sees else 0,
-            }
-        key = seeds.digester(params, "stage", "victim")
-        return cls(params, key, shared, seeds.digester(shared, "victim"))
-
-
-def _attack_params(name: str, attack: Attack) -> dict[str, Any]:
-    return {"name": name, **options.canonical(attack), "version": attack.version}
 
 
 def misfit(defense: Defense, needs: Needs, label: str) -> str:

@@ -239,7 +239,7 @@ def _order(work: Material, sees: frozenset[str], stage: bool) -> child.Order:
         defense=dict(work.cell.local["defense"]),
         stage=stage,
         sees=sorted(sees),
-        key=work.cell.key,
+        key=work.cell.seed,
         recipe=dict(work.victim.params["recipe"]),
         model=work.architecture,
         names=list(work.dataset.train.classes),

@@ -86,7 +86,7 @@ def _run(work: Work, last_try: bool, give_up: Callable[[], None]) -> Result:
         return result
     spare = GRACE if work.apart else 0.0  # its child ends sooner
     seconds = context.timeout and context.timeout + spare
-    with isolated(work.cell.key, context.threads) as left, limit(seconds, give_up):
+    with isolated(work.cell.seed, context.threads) as left, limit(seconds, give_up):
         bound_memory(work.device, 1.0 if last_try else context.gpus)
         write = work.build()
     return write(left)

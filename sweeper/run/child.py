@@ -41,7 +41,7 @@ class Order:
     sees: list[str]
     """What it, or its stage, declares."""
     key: str
-    """The cell's own key, for its random draws."""
+    """What its random draws derive from."""
     recipe: dict[str, Any]
     """How models are trained on this data set."""
     model: dict[str, Any]

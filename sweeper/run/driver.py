@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import time
 import uuid
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +21,7 @@ from sweeper.core.errors import SweepError
 from sweeper.core.types import Cell, Facts
 from sweeper.plan import matrix
 from sweeper.plan.sweep import Sweep
-from sweeper.run import cells, record
+from sweeper.run import cells, fresh, record
 from sweeper.run.faults import Interrupted
 from sweeper.run.material import Context, Progress
 from sweeper.run.walk import Walk
@@ -88,6 +89,34 @@ class Job:
         states = Counter(statuses.get(cell.key, "missing") for cell in self._defended())
         return {state: states[state] for state in sorted(states.keys() - set(rows.FINISHED))}
 
+    @functools.cached_property
+    def other_code(self) -> list[dict[str, Any]]:
+        """What is done by other code than today's; see `fresh.other_code`."""
+        return fresh.other_code(self.plan, self.store, self.done)
+
+    def resume(self) -> None:
+        """End what an interrupted `again` began."""
+        fresh.resume(self.plan, self.store, self.context.run)
+
+    def again(self, names: Sequence[str]) -> str:
+        """Have cells run again that are done, with all below them; say what that is.
+
+        Args:
+            names: See `fresh.chosen`.
+
+        Raises:
+            SweepError: One names nothing, or another driver runs a sweep that has such a cell.
+        """
+        keys = fresh.chosen(self.plan, self.store, self.done, names)
+        if not keys:
+            return "--fresh: no other engine has done any of these cells, none is run again"
+        self.store.save_sweep(self.plan.sweep.name, as_file(self.plan.sweep))
+        moved, others = fresh.replace(self.plan, self.store, self.context.run, keys)
+        for group in moved.values():
+            self.done -= set(group)
+            self.adopted -= set(group)
+        return fresh.spoken(moved, others, self.context.run)
+
     def summary(self) -> dict[str, Any]:
         """What `sweeper plan --json` prints."""
         todo = self.todo
@@ -101,6 +130,7 @@ class Job:
             "trainings_saved": self.plan.trainings_saved(),
             "why_not": self._why_not(),
             "unresolved": list(self.plan.unresolved),
+            "other_code": self.other_code,
         }
 
     def _why_not(self) -> list[dict[str, Any]]:
@@ -156,9 +186,12 @@ def prepare(sweep: Sweep, context: Context, *, need_data: bool = True) -> Job:
         if cell.kind != "defend" and key in stored[cell.kind]
     }
     done |= {key for key, status in statuses.items() if status in rows.FINISHED} & set(plan.cells)
+    away = {key for gone in store.replacing().values() for keys in gone.values() for key in keys}
+    done -= away
     shown = set(plan.cells) | {cell.key for cell in plan.inapplicable}
     hidden = sum(statuses[key] in rows.FINISHED for key in set(statuses) - shown)
-    return Job(plan, store, context, done, (stored["defend"] & set(plan.cells)) - done, hidden)
+    adopted = (stored["defend"] & set(plan.cells)) - done - away
+    return Job(plan, store, context, done, adopted, hidden)
 
 
 def execute(job: Job, walker: Walker, watcher: Watcher) -> Counter[str]:

@@ -17,12 +17,13 @@ from torch import Generator, nn
 from attacks.base import Attack
 from defenses.base import Case, Defense
 from sweeper import data, models
-from sweeper.core import catalog, options, seeds
+from sweeper.core import catalog, code, options, seeds
 from sweeper.core.types import Cell, ImageSet, Poisoned, State, Triggered
 from sweeper.data import splits
 from sweeper.engine import metrics, training
 from sweeper.engine.recipes import Recipe
 from sweeper.models.base import Net
+from sweeper.plan import forms
 from sweeper.store.artifacts import Store
 
 Log = Callable[..., None]
@@ -151,6 +152,12 @@ class Material:
         return attack
 
     @functools.cached_property
+    def family(self) -> type:
+        """The family of the victim's architecture."""
+        local = dict(self.victim.local["model"])
+        return type(models.family(local.pop("model"), local))
+
+    @functools.cached_property
     def recipe(self) -> Recipe:
         """The victim's recipe."""
         return options.construct(Recipe, self.victim.params["recipe"], "recipe")
@@ -223,7 +230,7 @@ class Material:
     def filtering(self, score: metrics.Score, threshold: float | None) -> dict[str, float | None]:
         """The rates of an input filter on the test set."""
         test = self.attack.clean_test(self.dataset.test, self.state(self.victim))
-        rng = seeds.generator(self.cell.key, "measure a filter")
+        rng = seeds.generator(self.cell.seed, "measure a filter")
         return dict(metrics.filtering(score, threshold, test, self.triggered(), rng))
 
     @functools.cached_property
@@ -232,6 +239,22 @@ class Material:
         local = dict(self.cell.local["defense"])
         defense: Defense = catalog.make("defense", local.pop("defense"), local)
         return defense
+
+    def check_code(self) -> None:
+        """See that this process runs the code the keys were made with.
+
+        Raises:
+            RuntimeError: It has other code: the cell's numbers would stand under a wrong key.
+        """
+        victim, params = self.victim.params, self.cell.params
+        if "model" in victim:  # a trigger that is learned may need no model
+            code.expect(victim["model"]["version"], self.family)
+        code.expect(victim["attack"]["version"], *catalog.classes(self.attack))
+        if self.cell.kind == "defend":
+            code.expect(params["defense"]["version"], *catalog.classes(self.defense))
+        if self.cell.kind == "stage" and (stage := self.defense.stage()):
+            running = forms.stage_classes(self.defense, stage)
+            code.expect(params["stage"]["version"], *running)
 
     def model(self) -> Net:
         """The victim's model with its trained weights."""
@@ -263,7 +286,7 @@ class Material:
         """What a defense or stage is given in this process."""
         return Case(
             sees=sees,
-            key=self.cell.key,
+            key=self.cell.seed,
             device=self.device,
             recipe=self.recipe,
             given=self.given(sees),
@@ -278,7 +301,7 @@ class Material:
 
     def rates(self, predict: metrics.Predict) -> tuple[float, float]:
         """ACC and ASR of predictions."""
-        measured = self.evaluate(predict, self.cell.key)
+        measured = self.evaluate(predict, self.cell.seed)
         return float(measured["acc"] or 0), float(measured["asr"] or 0)
 
     def progress(self, epoch: int, epochs: int, loss: float) -> None:
@@ -307,7 +330,7 @@ class Lab:
 
     def rng(self, name: str) -> Generator:
         """A generator of its own for each named draw."""
-        return seeds.generator(self._work.cell.key, name)
+        return seeds.generator(self._work.cell.seed, name)
 
     def clean_model(self) -> Net:
         """The cleanly trained model this cell's parent left."""
@@ -342,7 +365,7 @@ class Lab:
             model,
             data,
             dataclasses.replace(work.recipe, **changes),
-            key="/".join(filter(None, (work.cell.key, name))),
+            key="/".join(filter(None, (work.cell.seed, name))),
             device=work.device,
             hooks=hooks,
             progress=work.progress,

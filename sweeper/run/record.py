@@ -19,7 +19,7 @@ import torch
 
 from attacks.base import Attack
 from defenses.base import Defense
-from sweeper.core import catalog
+from sweeper.core import catalog, code
 from sweeper.core.rows import AXES
 from sweeper.core.types import Cell
 from sweeper.engine import training
@@ -29,10 +29,7 @@ from sweeper.engine.recipes import Recipe
 def describe(cell: Cell, victim: Cell) -> dict[str, Any]:
     """The columns of a row that the cells themselves say, before anything has run."""
     attack, defense = victim.params["attack"], cell.params["defense"]
-    defense_entry = dict(cell.local["defense"])
-    defender: Defense = catalog.make("defense", defense_entry.pop("defense"), defense_entry)
-    attack_entry = dict(victim.local["attack"])
-    attacker: Attack = catalog.make("attack", attack_entry.pop("attack"), attack_entry)
+    attacker, defender = attack_of(victim), defense_of(cell)
     return {
         "victim": victim.key,
         "attack_name": attack["name"],
@@ -49,6 +46,20 @@ def describe(cell: Cell, victim: Cell) -> dict[str, Any]:
         "oracle": "oracle" in defender.sees,
         "n_clean": cell.params["n_clean"],
     }
+
+
+def attack_of(victim: Cell) -> Attack:
+    """The attack of a victim's cell, with its options."""
+    options = dict(victim.local["attack"])
+    attack: Attack = catalog.make("attack", options.pop("attack"), options)
+    return attack
+
+
+def defense_of(cell: Cell) -> Defense:
+    """The defense of a cell, with its options."""
+    options = dict(cell.local["defense"])
+    defense: Defense = catalog.make("defense", options.pop("defense"), options)
+    return defense
 
 
 def labels(cell: Cell) -> dict[str, Any]:
@@ -76,6 +87,30 @@ def versions() -> str:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             installed[name] = importlib.metadata.version(package)
     return json.dumps(installed, sort_keys=True)
+
+
+def trained_by(attack: Attack, family: type) -> dict[str, str]:
+    """The hashes of the code that prepares and trains, as a victim's manifest has them."""
+    return {"attack": code.of(*catalog.classes(attack)), "engine": code.engine(family)}
+
+
+def ran(defense: Defense, family: type, trained: Mapping[str, Any]) -> str:
+    """The column `code`: the hashes of what a row comes from.
+
+    Args:
+        defense: The defense.
+        family: Of the victim's model.
+        trained: What `trained_by` said where the victim was trained; empty for one of older code.
+    """
+    stage = defense.stage()
+    classes = (*catalog.classes(defense), *([type(stage)] if stage else []))
+    found = {
+        "attack": trained.get("attack"),
+        "defense": code.of(*classes),
+        "engine": code.engine(family),
+        "victim_engine": trained.get("engine"),
+    }
+    return json.dumps(found)
 
 
 def conditions(recipe: Recipe | None, device: torch.device, threads: int) -> dict[str, Any]:

@@ -62,6 +62,7 @@ class Work(Material):
             "stage": self.stage,
             "defend": self.defend,
         }
+        self.check_code()
         for _ in range(1 + len(self.ancestors)):
             for parent in self.ancestors.values():
                 if not self.store.has(parent.kind, parent.key):
@@ -196,6 +197,7 @@ class Work(Material):
             "device": record.device_name(self.device),
             "versions": json.loads(record.versions()),
             "conditions": self.conditions(),
+            "code": record.trained_by(self.attack, self.family),
             **(more or {}),
         }
 
@@ -214,7 +216,7 @@ class Work(Material):
         """The metrics a defense's kind decides."""
         measured: dict[str, Any] = {}
         if made.predict is not None:
-            measured |= self.evaluate(made.predict, self.cell.key)
+            measured |= self.evaluate(made.predict, self.cell.seed)
             before = self.measured()
             if measured["asr"] is not None:
                 measured["der"] = metrics.der(
@@ -252,7 +254,9 @@ class Work(Material):
             "data_hash": victim.params["data"],
             **self.conditions(),
         }
-        if meta := self.store.about("train", victim.key):
+        meta = self.store.about("train", victim.key)
+        row["code"] = record.ran(self.defense, self.family, (meta or {}).get("code", {}))
+        if meta:
             row["victim_seconds"] = meta["result"]["seconds"]
             row["victim_device"] = meta["device"]
             row["n_poisoned"] = meta["n_poisoned"]

@@ -21,7 +21,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from sweeper.store.ledger import Ledger
+from sweeper.store.fresh import Fresh
 
 _DAMAGE = (FileNotFoundError, ValueError, KeyError, TypeError)
 """What reading an artifact raises where it is not what was written."""
@@ -41,7 +41,7 @@ class Artifact:
     """File name -> tensors."""
 
 
-class Store(Ledger):
+class Store(Fresh):
     """A store's rows and artifacts."""
 
     def put(

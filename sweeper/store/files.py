@@ -82,10 +82,13 @@ class Files:
 
     def _set_aside(self, path: str) -> None:
         """Move what cannot be read to `damaged/`, where it can be looked at."""
-        place = f"damaged/{path.replace('/', '-')}-{time.time_ns()}"
+        self._move(path, f"damaged/{path.replace('/', '-')}-{time.time_ns()}")
+
+    def _move(self, path: str, place: str) -> None:
+        """Move a file, or a folder of files, whose manifest goes first; another may be faster."""
         with contextlib.suppress(FileNotFoundError):
             if self.local:
-                self._fs.create_dir("damaged", recursive=True)
+                self._fs.create_dir(place.rpartition("/")[0], recursive=True)
                 self._fs.move(path, place)
                 return
             inside = self._fs.get_file_info(pafs.FileSelector(path, allow_not_found=True))

@@ -1,0 +1,110 @@
+"""What of a data set, model, attack and defense stands in the keys of their cells."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from defenses.base import Defense, Stage
+from sweeper.core import catalog, code, options, seeds
+from sweeper.core.types import Facts
+from sweeper.engine import metrics, recipes
+from sweeper.plan.sweep import Entry
+
+DRAWN = {"metrics": 1}
+"""The versions of the first draws: a repaired metric measures the same defense anew."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A data set with a model: what all victims there share."""
+
+    facts: Facts
+    """What is known of the data set."""
+    batchnorm: bool
+    """Whether the model has BatchNorm layers."""
+    common: dict[str, Any]
+    """What stands in the key of every victim."""
+    recipe: recipes.Recipe
+    """The data set's and model's, with the sweep's changes."""
+    local: dict[str, Any]
+    """Where the two are found; in no key."""
+    axes: dict[str, Any]
+    """Their labels."""
+
+
+@dataclass(frozen=True)
+class Defender:
+    """A defense with what all its cells share."""
+
+    entry: Entry
+    """As the sweep file has it."""
+    defense: Defense
+    """With its options."""
+    stage: Stage | None
+    """What it starts from."""
+    params: dict[str, Any]
+    """What stands of it in its cells' keys."""
+    local: dict[str, Any]
+    """How it is built again; in no key."""
+    forms: dict[int, Form] = field(default_factory=dict)
+    """Number of clean images -> the form of its keys."""
+
+    @classmethod
+    def of(cls, entry: Entry, defense: Defense) -> Defender:
+        """Take an entry of a sweep file and the defense built from it."""
+        version = code.version(defense, *catalog.classes(defense))
+        params = {"name": entry.name, **options.canonical(defense), "version": version}
+        local = {"defense": {"defense": entry.name, **entry.options}}
+        return cls(entry, defense, defense.stage(), params, local)
+
+    def form(self, count: int) -> Form:
+        """What its cells with so many clean images have in their keys, whatever the victim."""
+        if count not in self.forms:
+            self.forms[count] = Form.of(self, count)
+        return self.forms[count]
+
+
+@dataclass(frozen=True)
+class Form:
+    """The keys of a defense's cells, but for the victim."""
+
+    params: dict[str, Any]
+    """What a cell's key is made from, less its parents."""
+    key: Callable[..., str]
+    """(stage's key or None, victim's key) -> the cell's key."""
+    draws: Callable[..., str]
+    """Likewise -> what its random draws derive from: its key but for the metrics' version."""
+    stage: dict[str, Any]
+    """What a key of its stage's cell is made from, less its parents."""
+    stage_key: Callable[..., str]
+    """Victim's key -> the stage's key."""
+
+    @classmethod
+    def of(cls, defender: Defender, count: int) -> Form:
+        """The form for so many clean images."""
+        params = {
+            "kind": "defend",
+            "victim": None,
+            "defense": defender.params,
+            "n_clean": count,
+            "stage": None,
+            "versions": {"metrics": metrics.VERSION},
+        }
+        stage = defender.stage
+        shared: dict[str, Any] = {"kind": "stage", "victim": None}
+        if stage is not None:
+            version = code.version(stage, *stage_classes(defender.defense, stage))
+            shared |= {
+                "stage": {"name": stage.name, **options.canonical(stage), "version": version},
+                "n_clean": count if "clean" in stage.sees else 0,
+            }
+        key = seeds.digester(params, "stage", "victim")
+        draws = seeds.digester({**params, "versions": DRAWN}, "stage", "victim")
+        return cls(params, key, draws, shared, seeds.digester(shared, "victim"))
+
+
+def stage_classes(defense: Defense, stage: Stage) -> tuple[type, ...]:
+    """Return the classes whose code a stage runs: its own, and the detector's of a chain."""
+    return (type(stage), *catalog.classes(defense)[1:])
