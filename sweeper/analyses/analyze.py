@@ -66,7 +66,7 @@ def pictures(
         work = Material(cell, walk.ancestors(cell.key), context, job.store)
         if log:
             log(victim=f"{number}/{len(cells)}: {_label(work, after)}")
-        with isolated(cell.key, context.threads):
+        with isolated(cell.seed, context.threads):
             subject = _subject(work, after)
             frame = analysis.compute(subject)
         path = out / f"{name}-{_slug(subject.label)}.png"

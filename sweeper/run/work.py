@@ -20,8 +20,9 @@ from sweeper.core.types import Cell, ImageSet, Outcome, Role, State
 from sweeper.engine import metrics, training
 from sweeper.engine.isolation import isolated
 from sweeper.run import apart, record
+from sweeper.run.lab import Lab
 from sweeper.run.made import Made, made
-from sweeper.run.material import Context, Lab, Log, Material, measured
+from sweeper.run.material import Context, Log, Material, measured
 from sweeper.store.artifacts import Artifact, DamagedError, Store
 
 UNWATCHED = "ran in the sweeper's own process"
