@@ -154,9 +154,7 @@ class Sweep:
         Raises:
             SweepError: An argument, or the sweep's parts, do not fit together, or no cell applies.
         """
-        if executor not in EXECUTORS:
-            known = ", ".join(EXECUTORS)
-            raise SweepError(f"--executor: {executor!r} is not one of {known}: write one of them")
+        _require_executor(executor)
         from rich.console import Console
 
         from sweeper.run import driver, estimate
@@ -193,6 +191,12 @@ class Sweep:
             SweepError: The sweep has not been run into this store.
         """
         return rows(self.declared.name, store)[0]
+
+
+def _require_executor(executor: str) -> None:
+    if executor not in EXECUTORS:
+        known = ", ".join(EXECUTORS)
+        raise SweepError(f"--executor: {executor!r} is not one of {known}: write one of them")
 
 
 def _require_work(job: Job, executor: str) -> None:

@@ -13,7 +13,7 @@ from sweeper.engine import metrics, recipes
 from sweeper.plan.sweep import Entry
 
 DRAWN = {"metrics": 1}
-"""The versions of the first draws: a repaired metric measures the same defense anew."""
+"""The versions at the first draws: a repaired metric measures the same defense anew."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Form:
     key: Callable[..., str]
     """(stage's key or None, victim's key) -> the cell's key."""
     draws: Callable[..., str]
-    """Likewise -> what its random draws derive from: its key but for the metrics' version."""
+    """Likewise -> what its random draws derive from: neither an edit nor a repaired metric."""
     stage: dict[str, Any]
     """What a key of its stage's cell is made from, less its parents."""
     stage_key: Callable[..., str]
@@ -101,7 +101,9 @@ class Form:
                 "n_clean": count if "clean" in stage.sees else 0,
             }
         key = seeds.digester(params, "stage", "victim")
-        draws = seeds.digester({**params, "versions": DRAWN}, "stage", "victim")
+        declared = {**defender.params, "version": defender.defense.version}
+        drawn = {**params, "defense": declared, "versions": DRAWN}
+        draws = seeds.digester(drawn, "stage", "victim")
         return cls(params, key, draws, shared, seeds.digester(shared, "victim"))
 
 

@@ -177,6 +177,7 @@ def test_plan(
         "trainings_saved": 2,
         "why_not": [],
         "unresolved": [],
+        "other_code": [],
     }
     words = call(capsys, "plan", path, "--store", store).out
     assert "sweep tiny: 3 cells" in words and "trainings saved" in words

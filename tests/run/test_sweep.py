@@ -17,6 +17,7 @@ from sweeper.core.types import Role
 from sweeper.plan import source, spec
 from sweeper.run import cells, driver
 from sweeper.run.faults import Interrupted
+from sweeper.run.record import blank_row
 from sweeper.run.walk import Walk
 from sweeper.store.artifacts import Store
 from tests.support import sweeps
@@ -291,7 +292,7 @@ def test_a_failure_known_without_its_row_enters_it(tmp_path: Path) -> None:
     record = {"status": "timeout", "error": "gave up", "run": job.context.run}
     job.store.fail("small", first.key, record)
     victim = job.plan.cells[first.params["victim"]]
-    job.store.write_row(cells.blank_row(first, victim, "small", "blocked", "before"))
+    job.store.write_row(blank_row(first, victim, "small", "blocked", "before"))
     counts = driver.execute(job, driver.inline, sweeps.Silent())
     assert counts == {"ok": 4, "timeout": 1}
     row = sweeps.frame(tmp_path / "store").loc[first.key]
