@@ -38,7 +38,7 @@ def sentence(data: pd.DataFrame) -> str:
         elif values[name]:
             alike = values.get(twin) == values[name]
             parts.append(text + " (victims too)" * alike)
-    old = any(0 < data[name].isna().sum() < len(data) for name in _OLD)
+    old = any(data[name].isna().any() for name in _OLD)
     if not parts:
         return "Older rows do not say under what they were measured." if old else ""
     return f"Measured with {'; '.join(parts)}{'; older rows do not say' * old}."

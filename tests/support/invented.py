@@ -78,6 +78,8 @@ def _whole(row: dict[str, Any], status: str, number: int) -> dict[str, Any]:
         "n_test": 10000,
         "n_triggered": 9000,
         "device": "NVIDIA H200",
+        "torch": "2.15.0",
+        "victim_torch": "2.15.0",
         "versions": json.dumps({"torch": "2.15.0", "ray": "2.60.0", "sweeper": "0.1.0"}),
         "notes": json.dumps({"curve": [[i / 20, 0.9 - i / 50] for i in range(20)]}),
         "started_at": f"2026-01-02T03:{number // 60 % 60:02d}:{number % 60:02d}+00:00",

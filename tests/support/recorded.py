@@ -58,6 +58,8 @@ def row(attack, rate, defense, seed, **given):
         "oracle": defense.endswith("oracle"),
         "n_test": 1797,
         "n_triggered": 1617,
+        "torch": "2.10.0",
+        "victim_torch": "2.10.0",
         "seconds": 12.34,
         "started_at": "2026-01-02T03:04:05+00:00",
     }

@@ -76,6 +76,12 @@ def test_several_differences_are_one_sentence() -> None:
     )
 
 
+def test_a_store_written_before_says_what_it_lacks() -> None:
+    given = [row("badnets", 0.1, "anp", seed, acc=0.5, **SAME | OLD) for seed in range(2)]
+    words = "Older rows do not say under what they were measured."
+    assert conditions.sentence(frame(given)) == words
+
+
 @pytest.mark.parametrize("name", rows.CONDITIONS)
 def test_every_condition_is_told(name: str) -> None:
     first, second = (1, 2) if "threads" in name else ("3.10", "3.11")
