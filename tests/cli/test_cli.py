@@ -533,3 +533,18 @@ def test_a_method_beside_the_sweep_file_is_found(tmp_path: Path) -> None:
     words = [sys.executable, "-c", "from sweeper.cli import main; main()", "plan", "tiny.yaml"]
     ran = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, env=environment)
     assert ran.returncode == 0 and "  defend               1, 1 to run" in ran.stdout, ran.stderr
+
+
+def test_fresh_runs_again_what_is_done(
+    done: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, store = done
+    words = ("run", path, "--store", store, "--executor", "inline")
+    said = call(capsys, *words, "--fresh", "fine-tuning")
+    assert "--fresh: 1 defend to be run again" in said.err and "cells run: 1 ok" in said.err
+    assert "cells run: none" in call(capsys, *words).err
+    unknown = call(capsys, *words, "--fresh", "fine-tunning")
+    assert "did you mean 'fine-tuning'?" in unknown.sentence
+    assert (
+        json.loads(call(capsys, "plan", path, "--store", store, "--json").out)["other_code"] == []
+    )

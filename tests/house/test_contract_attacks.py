@@ -21,6 +21,7 @@ from sweeper.core.types import Facts, ImageSet, Poisoned, Role
 from sweeper.engine import training
 from sweeper.engine.recipes import Recipe
 from sweeper.engine.training import Hooks
+from tests.house import outcomes
 from tests.support import toys
 
 NAMES = catalog.names("attack")
@@ -152,6 +153,20 @@ def check_poison(attack: Attack, data: ImageSet, found: Poisoned, rate: float) -
         )
 
 
+def made(
+    attack: Attack, data: ImageSet, state: dict[str, Tensor], found: Poisoned
+) -> dict[str, Tensor]:
+    """All tensors an attack makes: its state, the poisoned set and the triggered one."""
+    hit = attack.trigger_set(data, state, rng())
+    groups = {"poisoned": vars(found), "triggered": vars(hit), "state": state}
+    return {
+        f"{group}.{field}": value
+        for group, fields in groups.items()
+        for field, value in fields.items()
+        if value is not None
+    }
+
+
 @every
 def test_declarations_are_from_the_closed_sets(name: str) -> None:
     cls = catalog.method("attack", name)
@@ -214,6 +229,8 @@ def test_poisons_toy_images_as_declared(name: str, preset: str, classes: int) ->
         assert not torch.equal(found.images[poison], original), (
             "no poisoned image differs from its original: is the trigger stamped?"
         )
+    if not preset and classes == 10:
+        outcomes.check(f"attack {name}", attack.version, made(attack, data, state, found))
 
 
 @pytest.mark.parametrize(
@@ -369,6 +386,9 @@ def test_hooks_and_recipe_train_a_finite_model(name: str, preset: str) -> None:
     assert len(losses) == 1
     finite = all(bool(v.isfinite().all()) for v in model.state_dict().values())
     assert finite, "one epoch of training leaves weights that are not finite"
+    if hooks is not None and not preset:
+        learned = {f"learned.{item}": value for item, value in hooks.learned().items()}
+        outcomes.check(f"training by {name}", attack.version, toys.weights(model) | learned)
 
 
 def test_the_suite_can_fail() -> None:

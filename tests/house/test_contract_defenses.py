@@ -21,6 +21,7 @@ from sweeper.core import catalog, options, seeds
 from sweeper.core.errors import AccessDenied
 from sweeper.core.types import ImageSet, Outcome
 from sweeper.run import record
+from tests.house import outcomes
 from tests.support import toys
 
 NAMES = catalog.names("defense")
@@ -118,6 +119,8 @@ def numbers(outcome: Outcome) -> dict[str, Tensor]:
             found[f"outcome.{name}"] = getattr(outcome, name)
     if outcome.filter is not None:
         found["outcome.filter"] = outcome.filter(toys.image_set(32, seed=5).images)
+    if outcome.threshold is not None:
+        found["outcome.threshold"] = torch.tensor(outcome.threshold)
     return found
 
 
@@ -189,6 +192,9 @@ def test_defends_a_toy_victim_as_declared(name: str, preset: str) -> None:
     assert record.plain(outcome.notes) == record.plain(again.notes), (
         "two runs under one key leave different notes: no times and no addresses in them"
     )
+    if not preset:
+        found = {**numbers(outcome), **(state or {})}
+        outcomes.check(f"defense {name}", defense.version, found)
 
 
 @every

@@ -20,7 +20,7 @@ class Template(Defense):
 
     epochs: int = 20
     """Passes over the clean images that are not held out."""
-    lr: float = 0.1
+    lr: float = 0.05
     """Learning rate at its highest; the schedule is that of the victim's recipe."""
 
     title = "Template"
