@@ -1,4 +1,7 @@
-"""What a cell costs beside its own work: no-op cells under Ray, and a Tune trial a cell beside it.
+"""What a cell costs beside its own work: cells of CLP under Ray, and a Tune trial a cell beside it.
+
+CLP takes some milliseconds here. It runs as it ships, in bundles in the workers, and as a method
+from outside, each cell in a child process.
 
 `SWEEPER_CELLS` says how many cells, separated by commas (2000,10000); the trials, the peers' way,
 with Tune's default loggers and an actor a trial, are 20.
@@ -18,10 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from defenses.base import Case, Defense
-from sweeper.core.types import Outcome
+from defenses.clp import CLP
 
 CELLS = [int(count) for count in os.environ.get("SWEEPER_CELLS", "2000,10000").split(",")]
+OUTSIDE = 200
 TRIALS = 20
 SWEEP = {
     "name": "overhead",
@@ -43,25 +46,13 @@ print("seconds", time.perf_counter() - start)
 """
 
 
-@dataclass(frozen=True, kw_only=True)
-class NoOp(Defense):
-    """Does nothing; its number makes it another cell."""
-
-    number: int = 0
-
-    title = "No-op"
-    paper = "benchmark"
-    kind = "detection"
-    sees = frozenset[str]()
-
-    def defend(self, case: Case) -> Outcome:
-        return Outcome()
+class Outside(CLP):
+    """CLP as somebody else's method."""
 
 
-def sweep(folder: Path, cells: int) -> Path:
-    """A sweep of one victim and this many no-op cells."""
-    noop = "tests.benchmarks.overhead:NoOp"
-    defenses = [{"defense": noop, "number": i, "as": f"noop-{i}"} for i in range(cells)]
+def sweep(folder: Path, cells: int, defense: str) -> Path:
+    """A sweep of one victim and this many cells of CLP."""
+    defenses = [{"defense": defense, "u": 3 + i / 1000, "as": f"clp-{i}"} for i in range(cells)]
     path = folder / "overhead.yaml"
     path.write_text(json.dumps({**SWEEP, "defenses": defenses}), encoding="utf-8")
     return path
@@ -95,9 +86,9 @@ def peaks(root: int) -> dict[int, float]:
     return found
 
 
-def run(folder: Path, cells: int) -> Run:
+def run(folder: Path, cells: int, defense: str) -> Run:
     """`sweeper run` from start to table; what the store has is not run again."""
-    words = ["run", str(sweep(folder, cells)), "--store", str(folder / "store")]
+    words = ["run", str(sweep(folder, cells, defense)), "--store", str(folder / "store")]
     most: dict[int, float] = {}
     start = time.perf_counter()
     with (folder / "log").open("wb") as log:
@@ -129,13 +120,17 @@ def rows() -> list[dict[str, Any]]:
     def add(what: str, number: int, seconds: float) -> None:
         found.append({"what": what, "number": number, "ms each": round(1000 * seconds / number, 1)})
 
-    for count in CELLS:
-        with tempfile.TemporaryDirectory() as place:
-            run(Path(place), 1)  # trains the victim
-            once, whole = run(Path(place), 2), run(Path(place), 2 + count)
-        add("cells, all of a run", count, whole.seconds)
-        add("cells, each more", count, whole.seconds - once.seconds)
-        found[-2] |= {"MB driver": round(whole.driver), "MB largest other": round(whole.other)}
+    for what, defense, counts in (
+        ("shipped", "clp", CELLS),
+        ("from outside", "tests.benchmarks.overhead:Outside", [OUTSIDE]),
+    ):
+        for count in counts:
+            with tempfile.TemporaryDirectory() as place:
+                run(Path(place), 1, defense)  # trains the victim
+                once, whole = (run(Path(place), cells, defense) for cells in (2, 2 + count))
+            add(f"cells, {what}, all of a run", count, whole.seconds)
+            add(f"cells, {what}, each more", count, whole.seconds - once.seconds)
+            found[-2] |= {"MB driver": round(whole.driver), "MB largest other": round(whole.other)}
     few, many = peer(2), peer(2 + TRIALS)
     add("Tune trials, each more", TRIALS, many - few)
     return found
