@@ -21,7 +21,7 @@ from sweeper.engine.isolation import (
 from sweeper.run import apart, record
 from sweeper.run.faults import Interrupted, blame, interruptible
 from sweeper.run.material import Context, Log, measured
-from sweeper.run.work import Result, Work
+from sweeper.run.work import Result, Work, is_foreign
 from sweeper.store.artifacts import Store
 
 
@@ -79,7 +79,7 @@ def run(
 def _run(work: Work, last_try: bool, give_up: Callable[[], None]) -> Result:
     """Run a cell here, or all of it in a child where its attack does not ship."""
     context = work.context
-    if "attack" in work.outside and (switches.LEFT or not catalog.ships(work.attack)):
+    if "attack" in work.outside and (switches.LEFT or is_foreign(work.attack)):
         alone = dataclasses.replace(context, timeout=None)  # this side has the clock
         arguments = (work.cell, list(work.ancestors.values()), alone, last_try)
         result: Result = apart.call(_whole, arguments, context.timeout, work.log)

@@ -34,6 +34,12 @@ Write = Callable[[list[str]], Result]
 """Writes what a cell made, given what it left behind in its process."""
 
 
+def is_foreign(method: Any) -> bool:
+    """Whether a method does not ship, and a child can import it: not one made in a notebook."""
+    here = any(cls.__module__ == "__main__" for cls in catalog.classes(method))
+    return not (here or catalog.ships(method))
+
+
 class Work(Material):
     """One cell at work."""
 
@@ -53,7 +59,7 @@ class Work(Material):
     def apart(self) -> bool:
         """Whether its defense runs in a child."""
         defends = self.cell.kind in ("stage", "defend")
-        return defends and "defense" in self.outside and not catalog.ships(self.defense)
+        return defends and "defense" in self.outside and is_foreign(self.defense)
 
     def build(self) -> Write:
         """Build the cell from its parents, which are rebuilt first where they are damaged."""

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from sweeper.run import cells
 from sweeper.run.walk import Walk
 from sweeper.tables import results
 from tests.support import sweeps
-from tests.support.outside import OVER
+from tests.support.outside import OVER, Way
 from tests.support.places import ROOT
 
 ONE: dict[str, Any] = {"attacks": ["badnets"], "poison_rates": [0.1], "seeds": 1}
@@ -196,6 +197,18 @@ def test_who_opens_the_store_or_the_data_is_seen(tmp_path: Path) -> None:
     seen = json.loads(found.loc["opens", "seen"])
     assert seen and all(text.startswith(f"open {store}") for text in seen)
     assert "import sweeper.data" in json.loads(found.loc["imports", "seen"])
+
+
+def test_a_method_of_a_notebook_runs_here_and_its_row_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = dataclass(frozen=True, kw_only=True)(type("Mine", (Way,), {"__module__": "__main__"}))
+    monkeypatch.setattr(sys.modules["__main__"], "Mine", made, raising=False)
+    path = sweeps.write(tmp_path, **{**ONE, "defenses": [{"defense": "__main__:Mine"}]})
+    counts, _ = sweeps.inline(path, tmp_path / "store")
+    (found,) = sweeps.frame(tmp_path / "store").to_dict("records")
+    assert counts == {"ok": 2}, found["error"]
+    assert json.loads(found["seen"]) == ["ran in the sweeper's own process"]
 
 
 def test_a_filter_that_counts_is_right_by_chance(tmp_path: Path) -> None:
