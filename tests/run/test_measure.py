@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import platform
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 
 from sweeper import api
-from sweeper.engine import metrics
+from sweeper.engine import metrics, training
 from tests.support import sweeps
 
 ONE: dict[str, Any] = {"attacks": ["badnets"], "poison_rates": [0.1], "seeds": 1}
@@ -38,6 +40,27 @@ def test_a_repaired_metric_measures_anew_and_trains_nothing(
     for name in ("asr", "asr_before", "ra", "notes", "victim_seconds"):
         pd.testing.assert_series_equal(after[name], before[name])
     assert len(list((store / "artifacts" / "measure").iterdir())) == 2
+
+
+def test_a_row_says_under_what_it_was_measured(tmp_path: Path) -> None:
+    """One key, two precisions: columns tell them apart."""
+    path, store = sweeps.write(tmp_path, **ONE, recipe={"epochs": 1}), tmp_path / "store"
+    sweeps.inline(path, store)
+    native = training.native_bf16(torch.device("cpu"))
+    for row in sweeps.frame(store).to_dict("records"):
+        assert row["dtype"] == row["victim_dtype"] == ("bf16" if native else "fp32")
+        assert row["threads"] == row["victim_threads"] == 1
+        assert row["device_kind"] == row["victim_device_kind"] == "cpu" and pd.isna(row["cuda"])
+        assert row["capability"] == torch.backends.cpu.get_cpu_capability()
+        assert row["torch"] == row["victim_torch"] == torch.__version__
+        assert row["python"] == platform.python_version() and len(row["data_hash"]) > 9
+        assert set(json.loads(row["code"])) == {"attack", "defense", "engine", "victim_engine"}
+        assert (row["seen"], row["left_behind"]) == ("[]", "[]")
+    again = tmp_path / "again"
+    again.mkdir()
+    asked = sweeps.write(again, **ONE, recipe={"epochs": 1, "precision": "fp32"})
+    sweeps.inline(asked, store)
+    assert set(sweeps.frame(store)["dtype"]) == {"fp32"}
 
 
 def test_a_victim_trained_again_is_measured_again(tmp_path: Path) -> None:

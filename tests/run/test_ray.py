@@ -404,3 +404,16 @@ def test_a_start_that_fails_is_tried_once_more(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(SweepError, match="^--address 1.2.3.4:1: cannot reach Ray .* check that"):
         schedule._started("1.2.3.4:1", {})
     assert tried == ["local", "local", "1.2.3.4:1"]
+
+
+def test_nodes_of_two_precisions_are_refused_in_one_sentence() -> None:
+    from sweeper.run import nodes
+
+    nodes.refuse({})
+    nodes.refuse({"a (1)": "fp32", "b (2)": "fp32"})
+    with pytest.raises(SweepError) as caught:
+        nodes.refuse({"a (1)": "fp32", "b (2)": "bf16", "c (3)": "fp32"})
+    assert str(caught.value) == (
+        "recipe.precision: auto is bf16 on b (2) and fp32 on c (3), so one cell would have two "
+        "results: write --set recipe.precision=fp32, which every node computes, or bf16"
+    )
