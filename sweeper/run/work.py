@@ -97,7 +97,7 @@ class Work(Material):
         return self.artifact({"state": state}, {"seconds": time.time() - started})
 
     def train(self) -> Write:
-        """Train a victim; it is measured once it is kept."""
+        """Train a victim and measure it."""
         poisoned = self.poisoned()
         model = self.new_model(seeds.generator(self.cell.key, "model"))
         state, rng = self.state(self.cell), seeds.generator(self.cell.key, "hooks")
