@@ -124,14 +124,18 @@ def attribute(owner: Any, name: str) -> list[Switch]:
     return [Switch(f"{called}.{name}", get, put)]
 
 
-def contents(name: str, held: Any) -> Switch:
-    """A list or dict that is one object for ever, by what is in it."""
+def contents(name: str, owner: Any, attribute_name: str) -> Switch:
+    """A list or dict by what is in it, whichever object it is by then."""
+
+    def get() -> Any:
+        return getattr(owner, attribute_name).copy()
 
     def put(before: Any) -> None:
+        held = getattr(owner, attribute_name)
         held.clear()
         (held.extend if isinstance(held, list) else held.update)(before)
 
-    return Switch(name, held.copy, put)
+    return Switch(name, get, put)
 
 
 # Torch and NumPy
@@ -188,9 +192,10 @@ def _autograd() -> list[Switch]:
         Switch("autocast cache", torch.is_autocast_cache_enabled, torch.set_autocast_cache_enabled),
     ]
     for cls in (torch.nn.Module, torch.optim.Optimizer):
-        for name, held in vars(sys.modules[cls.__module__]).items():
+        module = sys.modules[cls.__module__]
+        for name, held in vars(module).items():
             if name.startswith("_global_") and isinstance(held, dict):
-                found.append(contents(f"hooks of every {cls.__name__} ({name})", held))
+                found.append(contents(f"hooks of every {cls.__name__} ({name})", module, name))
     return found
 
 
@@ -225,9 +230,9 @@ def _python() -> list[Switch]:
         warnings._filters_mutated()  # type: ignore[attr-defined]
 
     found = [
-        contents("search path of modules", sys.path),
-        contents("finders of modules", sys.meta_path),
-        contents("hooks of the search path", sys.path_hooks),
+        contents("search path of modules", sys, "path"),
+        contents("finders of modules", sys, "meta_path"),
+        contents("hooks of the search path", sys, "path_hooks"),
         Switch(
             "garbage collection",
             gc.isenabled,
@@ -239,7 +244,7 @@ def _python() -> list[Switch]:
             lambda numbers: gc.set_threshold(*numbers),
         ),
         Switch("debugging of garbage collection", gc.get_debug, gc.set_debug),
-        contents("callbacks of garbage collection", gc.callbacks),
+        contents("callbacks of garbage collection", gc, "callbacks"),
         Switch("filters of warnings", lambda: list(warnings.filters), filters),
         Switch("recursion limit", sys.getrecursionlimit, sys.setrecursionlimit),
         Switch("switch interval", sys.getswitchinterval, sys.setswitchinterval),
@@ -300,7 +305,7 @@ def _words() -> list[Switch]:
     return [
         Switch("logging", lambda: root.manager.disable, logging.disable),
         Switch("level of logging", lambda: root.level, root.setLevel),
-        contents("handlers of logging", root.handlers),
+        contents("handlers of logging", root, "handlers"),
         Switch(
             "locale",
             lambda: locale.setlocale(locale.LC_ALL),

@@ -52,6 +52,12 @@ FLIPS: dict[str, Flip] = {
     "thresholds of garbage collection": lambda: gc.set_threshold(7, 7, 7),
     "debugging of garbage collection": lambda: gc.set_debug(gc.DEBUG_UNCOLLECTABLE),
     "filters of warnings": lambda: warnings.simplefilter("error"),
+    "search path of modules": lambda: setattr(sys, "path", ["/nowhere", *sys.path]),
+    "finders of modules": lambda: sys.meta_path.insert(0, sys.meta_path[0]),
+    "handlers of logging": lambda: logging.getLogger().addHandler(logging.NullHandler()),
+    "hooks of every Module (_global_forward_hooks)": lambda: (
+        torch.nn.modules.module.register_module_forward_hook(print)
+    ),
     "recursion limit": lambda: sys.setrecursionlimit(sys.getrecursionlimit() + 7),
     "switch interval": lambda: sys.setswitchinterval(0.5),
     "tracing": lambda: sys.settrace(lambda *_: None),
@@ -80,14 +86,11 @@ def flips(switch: switches.Switch) -> Iterator[Flip]:
         others = {bool: lambda: not value, int: lambda: value + 1, str: lambda: "greedy"}
         yield lambda: setattr(owner, name, others.get(type(value), io.StringIO)())
         return
-    held = getattr(switch.get, "__self__")  # noqa: B009  # the list or dict it copies
-    assert isinstance(held, list | dict), f"{switch.name}: say in FLIPS how it is flipped"
-    if isinstance(held, list):
-        yield lambda: held.append(held)
-    else:
-        yield lambda: held.update({7: lambda *_: None})
-    if held:
-        yield held.clear
+    assert isinstance(value, list | dict), f"{switch.name}: say in FLIPS how it is flipped"
+    more = [*value, value] if isinstance(value, list) else {**value, 7: lambda *_: None}
+    yield lambda: switch.put(more)
+    if value:
+        yield lambda: switch.put(type(value)())
 
 
 @pytest.mark.parametrize("name", [switch.name for switch in switches.table()])
