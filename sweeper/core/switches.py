@@ -324,7 +324,7 @@ Bindings = list[tuple[Any, dict[str, Any]]]
 def _bound() -> Bindings:
     """What the names of watched modules, and of the classes in them, are bound to now."""
     loaded = [name for name in sys.modules if name.partition(".")[0] in OURS]
-    return [(owner, dict(vars(owner))) for owner in _owners(tuple(loaded))]
+    return [(owner, vars(owner).copy()) for owner in _owners(tuple(loaded))]
 
 
 @functools.lru_cache(maxsize=1)
@@ -347,9 +347,11 @@ def _rebind(bound: Bindings) -> list[str]:
     left = []
     for owner, names in bound:
         now = vars(owner)
-        with contextlib.suppress(Exception):  # an array has no truth
+        try:
             if now == names:  # most owners; fast, as what is the same object is equal
                 continue
+        except Exception:  # an array has no truth
+            pass
         for name, value in names.items():
             if now.get(name) is not value and (callable(value) or _is_ours(owner)):
                 try:

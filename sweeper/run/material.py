@@ -24,7 +24,7 @@ from sweeper.engine import metrics, training
 from sweeper.engine.recipes import Recipe
 from sweeper.models.base import Net
 from sweeper.plan import forms
-from sweeper.store.artifacts import Store
+from sweeper.store.artifacts import Artifact, Store
 
 Log = Callable[..., None]
 """Takes progress as keywords."""
@@ -113,6 +113,8 @@ class Material:
         self.log = log
         self.learned: State = {}
         """What the attack learned while this cell trained its victim."""
+        self.before: dict[str, Any] | None = None
+        """The victim's metrics, once they are known."""
         self.started = time.time()
         self.device = torch.device(context.device)
 
@@ -179,30 +181,39 @@ class Material:
             "std": list(self.dataset.std),
         }
 
-    def state(self, victim: Cell) -> State:
-        """What the attack's `prepare` left for this victim."""
-        prepared: State = {}
-        if victim.params.get("state"):
-            prepared = self.store.get("prepare", victim.params["state"]).tensors["state"]
-        if self.cell.key == victim.key:
-            return {**prepared, **self.learned}
-        return {**prepared, **self.store.get("train", victim.key).tensors.get("attack", {})}
+    @functools.cached_property
+    def trained(self) -> Artifact:
+        """The victim as the store has it."""
+        return self.store.get("train", self.victim.key)
+
+    @functools.cached_property
+    def prepared(self) -> State:
+        """What the attack's `prepare` left for the victim."""
+        key = self.victim.params.get("state")
+        return self.store.get("prepare", key).tensors["state"] if key else {}
+
+    @property
+    def state(self) -> State:
+        """What the attack prepared, and learned in training."""
+        if self.cell.key == self.victim.key:
+            return {**self.prepared, **self.learned}
+        return {**self.prepared, **self.trained.tensors.get("attack", {})}
 
     def poisoned(self) -> Poisoned:
         """The poisoned training set; the same tensors at every call for one victim."""
         victim = self.victim
         rng = seeds.generator(victim.key, "poison")
         rate = victim.params["poison_rate"]
-        return self.attack.poison(self.attacker, rate, self.state(victim), rng)
+        return self.attack.poison(self.attacker, rate, self.state, rng)
 
     def triggered(self) -> Triggered:
         """The triggered test set."""
         rng = seeds.generator(self.victim.key, "trigger")
-        return self.attack.trigger_set(self.dataset.test, self.state(self.victim), rng)
+        return self.attack.trigger_set(self.dataset.test, self.state, rng)
 
     def evaluate(self, predict: metrics.Predict, key: str) -> dict[str, float | int | None]:
         """ACC, ASR, RA and their variants on the test set, shuffled by the cell `key`."""
-        attack, test, state = self.attack, self.dataset.test, self.state(self.victim)
+        attack, test, state = self.attack, self.dataset.test, self.state
         rng = seeds.generator(self.victim.key, "cross")
         return metrics.evaluate(
             predict,
@@ -220,16 +231,18 @@ class Material:
             model: The victim as it has just been trained; default: what the store has of it.
         """
         victim = self.victim.key
-        if model is None and (found := measured(self.store, victim)):
-            return found
-        predict = metrics.predictor(model or self.model(), self.recipe, self.device)
-        result = self.evaluate(predict, victim)
-        self.store.put(MEASURE, _measure_key(victim), {}, {"victim": victim, "result": result})
-        return dict(result)
+        if model is None:
+            self.before = self.before or measured(self.store, victim)
+        if model is not None or self.before is None:
+            predict = metrics.predictor(model or self.model(), self.recipe, self.device)
+            self.before = dict(self.evaluate(predict, victim))
+            about = {"victim": victim, "result": self.before}
+            self.store.put(MEASURE, _measure_key(victim), {}, about)
+        return self.before
 
     def filtering(self, score: metrics.Score, threshold: float | None) -> dict[str, float | None]:
         """The rates of an input filter on the test set."""
-        test = self.attack.clean_test(self.dataset.test, self.state(self.victim))
+        test = self.attack.clean_test(self.dataset.test, self.state)
         rng = seeds.generator(self.cell.seed, "measure a filter")
         return dict(metrics.filtering(score, threshold, test, self.triggered(), rng))
 
@@ -258,9 +271,8 @@ class Material:
 
     def model(self) -> Net:
         """The victim's model with its trained weights."""
-        tensors = self.store.get("train", self.victim.key).tensors["model"]
         model = self.new_model(seeds.generator(self.victim.key, "model"))
-        model.load_state_dict(dict(tensors))
+        model.load_state_dict(dict(self.trained.tensors["model"]))
         return model.to(self.device).eval()
 
     def given(self, sees: frozenset[str]) -> dict[str, Any]:

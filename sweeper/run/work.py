@@ -100,7 +100,7 @@ class Work(Material):
         """Train a victim and measure it."""
         poisoned = self.poisoned()
         model = self.new_model(seeds.generator(self.cell.key, "model"))
-        state, rng = self.state(self.cell), seeds.generator(self.cell.key, "hooks")
+        state, rng = self.state, seeds.generator(self.cell.key, "hooks")
         hooks = self.attack.hooks(self.attacker, state, rng) or training.Hooks()
         started = time.time()
         losses = training.fit(
@@ -272,7 +272,7 @@ class Work(Material):
             under = meta.get("conditions", {})  # victims of older code do not say
             for name in ("dtype", "threads", "device_kind", "torch"):
                 row[f"victim_{name}"] = under.get(name)
-        if before := measured(self.store, victim.key):
+        if before := self.before or measured(self.store, victim.key):
             for name in ("acc", "acc_nontarget", "asr", "ra"):
                 row[f"{name}_before"] = before[name]
         return {**row, **values}
