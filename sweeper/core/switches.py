@@ -33,6 +33,7 @@ from typing import Any
 import numpy as np
 import torch
 
+_SIGNALS = tuple(sorted(map(int, signal.valid_signals())))
 LEFT: list[str] = []
 """What could not be put back in this process so far: it should run no other cell."""
 OURS = ("sweeper", "attacks", "defenses")
@@ -291,7 +292,7 @@ def _handlers() -> dict[int, Any]:
     """Signal handlers Python knows; only the main thread may set them."""
     if threading.current_thread() is not threading.main_thread():
         return {}
-    return {int(number): signal.getsignal(number) for number in signal.valid_signals()}
+    return {number: signal.getsignal(number) for number in _SIGNALS}
 
 
 def _handle(before: dict[int, Any]) -> None:
@@ -323,14 +324,13 @@ Bindings = list[tuple[Any, dict[str, Any]]]
 
 def _bound() -> Bindings:
     """What the names of watched modules, and of the classes in them, are bound to now."""
-    loaded = [name for name in sys.modules if name.partition(".")[0] in OURS]
-    return [(owner, vars(owner).copy()) for owner in _owners(tuple(loaded))]
+    return [(owner, vars(owner).copy()) for owner in _owners(len(sys.modules))]
 
 
 @functools.lru_cache(maxsize=1)
-def _owners(loaded: tuple[str, ...]) -> tuple[Any, ...]:
-    """The modules and classes whose names are watched; `loaded` are the modules of ours."""
-    ours = [sys.modules[name] for name in loaded]
+def _owners(_loaded: int) -> tuple[Any, ...]:
+    """The modules and classes whose names are watched; looked for again where more is loaded."""
+    ours = [module for name, module in sys.modules.items() if name.partition(".")[0] in OURS]
     named = (torch.nn, torch.optim, *ours)
     classes = [item for module in named for item in vars(module).values() if inspect.isclass(item)]
     owners = (*WATCHED, *ours, *classes, torch.Tensor)
