@@ -157,19 +157,19 @@ def test_short_cells_share_a_trial_and_a_lost_process_costs_one_cell(
             "defense": "tests.support.faulty:Numbered",
             "marks": str(tmp_path),
             "number": i,
-            "dies": i == 30,
+            "dies": i == 15,
         }
-        for i in range(48)
+        for i in range(24)
     ]
     labelled = [{**entry, "as": f"n{entry['number']}"} for entry in defenses]
     one = {"attacks": ["badnets"], "poison_rates": [0.1], "seeds": 1}
     path = sweeps.write(tmp_path, **one, defenses=labelled)
     counts, _ = with_ray(path, tmp_path / "store")
-    assert counts == {"ok": 49} and sum(sizes) > 49, "what a lost bundle had not run came back"
-    assert max(sizes) > 3 and len(sizes) < 40, sizes
-    assert sweeps.frame(tmp_path / "store")["status"].to_list() == ["ok"] * 48
+    assert counts == {"ok": 25} and sum(sizes) > 25, "what a lost bundle had not run came back"
+    assert max(sizes) > 2 and len(sizes) < 22, sizes
+    assert sweeps.frame(tmp_path / "store")["status"].to_list() == ["ok"] * 24
     tries = Counter(mark.name.split("-")[1] for mark in tmp_path.glob("Numbered-*"))
-    assert tries == {str(i): 1 + (i == 30) for i in range(48)}, "what had ended is not run again"
+    assert tries == {str(i): 1 + (i == 15) for i in range(24)}, "what had ended is not run again"
 
 
 def test_a_trial_that_waits_for_its_actor_gets_no_other() -> None:

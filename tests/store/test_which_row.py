@@ -191,7 +191,7 @@ def play(root: str, step: Step, written: dict[str, list[tuple[str, float]]]) -> 
         pass
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @example([Step(key) for key in KEYS[:2]] + [Step(during=[Step(KEYS[2]), Step()])])
 @given(st.lists(steps, min_size=1, max_size=8))
 def test_whatever_the_order_no_finished_row_is_lost_and_all_readers_agree(
@@ -213,7 +213,7 @@ def test_whatever_the_order_no_finished_row_is_lost_and_all_readers_agree(
             assert shown(Ledger(folder)) == before, "compacting changes what nobody sees"
 
 
-@settings(max_examples=25)
+@settings(max_examples=12)
 @given(st.lists(st.tuples(st.sampled_from(STATES), st.sampled_from([EARLY, LATE])), max_size=3))
 def test_the_order_of_files_decides_nothing(given_rows: list[tuple[str, str]]) -> None:
     made = [
