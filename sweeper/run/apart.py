@@ -30,6 +30,7 @@ from sweeper.run import child, faults
 from sweeper.run.faults import ChildFailed
 from sweeper.run.made import Made
 from sweeper.run.material import Log, Material
+from sweeper.run.watch import begins, has_packages
 from sweeper.run.wire import Message, Wire
 
 _FORKS = multiprocessing.get_context("forkserver")
@@ -249,25 +250,27 @@ def _order(work: Material, sees: frozenset[str], stage: bool) -> child.Order:
         code=work.context.code,
         families=list(models.__path__),
         ours=[folder for package in packages for folder in package.__path__],
-        theirs=_folders(work),
+        theirs=_places(work),
     )
 
 
-def _folders(work: Material) -> list[str]:
-    """Where the code of a cell's outside methods lies."""
+def _places(work: Material) -> list[str]:
+    """Where the code of a cell's defense lies that does not ship: folders, or a file."""
     found = []
     for cls in catalog.classes(work.defense):
         top = sys.modules[cls.__module__.partition(".")[0]]
-        found += list(getattr(top, "__path__", [])) or [str(Path(top.__file__ or "").parent)]
+        file = top.__file__ or ""
+        alone = file if has_packages(str(Path(file).parent)) else str(Path(file).parent)
+        found += list(getattr(top, "__path__", [])) or [alone]
     return found
 
 
 def _reached(seen: Sequence[str], work: Material) -> tuple[str, ...]:
     """What was seen, less files of the method's own folder that are none of ours."""
-    theirs = tuple(f"{os.path.realpath(folder)}{os.sep}" for folder in _folders(work))
+    theirs = begins(_places(work))
     context = work.context
     places = [context.store, context.data, context.cache, os.environ.get("SWEEPER_DATA")]
-    ours = tuple(f"{os.path.realpath(place)}{os.sep}" for place in places if place)
+    ours = begins(place for place in places if place)
 
     def own(text: str) -> bool:
         path = text.removeprefix("open ")

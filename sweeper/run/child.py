@@ -61,7 +61,7 @@ class Order:
     ours: list[str]
     """Folders of the sweeper's own code."""
     theirs: list[str]
-    """Folders of the method's."""
+    """Folders, or the file, of the method's."""
 
 
 def run(wire: Wire) -> None:

@@ -10,6 +10,7 @@ import os
 import sys
 import sysconfig
 from collections.abc import Iterable
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -22,6 +23,17 @@ _PROCESSES = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "soc
 _LOOKS = ("sys._getframe", "sys._current_frames", "gc.get_objects", "gc.get_referrers")
 
 
+def begins(paths: Iterable[str]) -> tuple[str, ...]:
+    """How the paths of all that lies in folders, or is one of these files, begin."""
+    whole = {os.path.realpath(path) for path in paths}
+    return tuple(f"{path}{os.sep}" if os.path.isdir(path) else path for path in whole)
+
+
+def has_packages(folder: str) -> bool:
+    """Whether packages are installed in a folder."""
+    return any(Path(folder).glob("*.dist-info"))
+
+
 class Watch:
     """What a method was seen to do."""
 
@@ -30,19 +42,13 @@ class Watch:
 
         Args:
             ours: Folders of the sweeper, read like Python's own.
-            theirs: Folders of the method, of which its code may be read.
+            theirs: Folders, or the file, of the method, of which its code may be read.
         """
         paths = sysconfig.get_paths()
-        own = [
-            sys.prefix,
-            sys.base_prefix,
-            paths["stdlib"],
-            paths["purelib"],
-            paths["platlib"],
-            *ours,
-        ]
-        self._libraries = tuple({f"{os.path.realpath(path)}{os.sep}" for path in own})
-        self._theirs = tuple({f"{os.path.realpath(path)}{os.sep}" for path in theirs})
+        python = [paths[name] for name in ("stdlib", "purelib", "platlib")]
+        sites = filter(has_packages, sys.path)
+        self._libraries = begins([sys.prefix, sys.base_prefix, *python, *sites, *ours])
+        self._theirs = begins(theirs)
         self._seen: dict[str, None] = {}
         self._busy = self._over = False
         sys.addaudithook(self._hear)
@@ -72,8 +78,10 @@ class Watch:
             return f"import {args[0]}"
         if event in _PROCESSES:
             return f"{event}: {args[0] if event != 'socket.connect' else args[1]}"
-        if event in _LOOKS and not self._is_library(self._caller()):
-            return event
+        if event in _LOOKS:
+            caller = self._caller()  # of code that was never in a file the name is no path
+            unnamed = caller.startswith("<") and not caller.startswith("<frozen")
+            return event if unnamed or caller.startswith(self._theirs) else ""
         return ""
 
     def _opened(self, path: Any) -> str:
@@ -87,11 +95,12 @@ class Watch:
         return f"open {whole}"
 
     def _is_library(self, path: str) -> bool:
-        return path.startswith((*self._libraries, "<frozen"))
+        return path.startswith(self._libraries)
 
     def _caller(self) -> str:
         """The file of who raised the event; of who asked `inspect` to."""
         frame: FrameType | None = sys._getframe(3)
         while frame and frame.f_code.co_filename.endswith(f"{os.sep}inspect.py"):
             frame = frame.f_back
-        return os.path.realpath(frame.f_code.co_filename) if frame else ""
+        name = frame.f_code.co_filename if frame else ""
+        return name if name.startswith("<") else os.path.realpath(name)

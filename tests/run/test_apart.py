@@ -180,8 +180,10 @@ def test_memory_is_the_methods_own(tmp_path: Path) -> None:
 
 
 def test_who_walks_the_frames_finds_nothing_and_is_seen(tmp_path: Path) -> None:
-    found = ran(tmp_path, "walks", "objects", "nothing")
-    assert json.loads(found.loc["nothing", "seen"]) == []
+    found = ran(tmp_path, "walks", "objects", "ordinary", "asks_inspect")
+    assert found.loc["ordinary", "status"] == "ok", found.loc["ordinary", "error"]
+    assert json.loads(found.loc["ordinary", "seen"]) == []
+    assert json.loads(found.loc["asks_inspect", "seen"]) == ["sys._getframe"]
     walked = json.loads(found.loc["walks", "notes"])["found"]
     assert json.loads(found.loc["walks", "seen"]) == ["sys._getframe"]
     assert "Case" in walked and "Way" in walked, "it did look"

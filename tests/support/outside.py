@@ -5,12 +5,17 @@ Some are shipped ones under another name; the others do what a method should not
 
 from __future__ import annotations
 
+import collections
 import ctypes
+import dataclasses
 import gc
+import inspect
+import logging
 import os
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -191,6 +196,22 @@ def imports(way: Way) -> dict[str, Any]:
     return {"found": len(test)}
 
 
+def ordinary(way: Way) -> dict[str, Any]:
+    """What honest code does; some of it looks at frames, far from here."""
+    import colorsys  # of Python's own, not loaded before
+
+    warnings.warn("once", stacklevel=1)
+    logging.getLogger("method").info("said")
+    pair = collections.namedtuple("pair", "one two")  # type: ignore[name-match]  # noqa: PYI024
+    made = dataclasses.make_dataclass("Made", ["one"])
+    source = inspect.getsource(ordinary)
+    return {"found": [pair(1, 2).one, made(2).one, colorsys.rgb_to_hsv(0, 0, 0)[0], len(source)]}
+
+
+def asks_inspect(way: Way) -> dict[str, Any]:
+    return {"found": len(inspect.stack())}
+
+
 def nothing(way: Way) -> None:
     pass
 
@@ -210,6 +231,7 @@ WAYS: dict[str, Callable[[Way], dict[str, Any] | None]] = {
             float64,
             replaces,
         ),
-        *(thread, allocates, walks, objects, opens, imports, nothing),
+        *(thread, allocates, walks, objects, opens, imports, ordinary),
+        *(asks_inspect, nothing),
     )
 }
