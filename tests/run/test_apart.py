@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -222,6 +222,19 @@ def test_a_filter_that_counts_is_right_by_chance(tmp_path: Path) -> None:
     sweeps.inline(path, tmp_path / "store")
     (row,) = sweeps.frame(tmp_path / "store").to_dict("records")
     assert row["status"] == "ok" and row["auroc"] == pytest.approx(0.5, abs=0.05)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_child_may_use_the_gpu_beside_its_cell(tmp_path: Path) -> None:
+    tuning = {"defense": "tests.support.outside:Tuning", "as": "own", "epochs": 1}
+    labels, job, walk = each(tmp_path, defenses=[tuning])
+    context = replace(job.context, device="cuda", gpus=0.5)
+    for cell in (labels["train"], labels["own"]):
+        result = cells.run(cell, walk.ancestors(cell.key), context)
+        assert result["status"] == "ok", result["error"]
+    found = row(job, labels["own"])
+    assert found["device_kind"] == "cuda" and found["seen"] == "[]" and found["peak_memory_mb"] > 0
 
 
 SCRIPT = """
