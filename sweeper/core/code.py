@@ -269,9 +269,12 @@ def _committed(cls: type) -> bool:
 
 @functools.cache
 def _uncommitted() -> frozenset[Path]:
-    """Files that git says are changed or new, by one call; none without git or a repository."""
+    """Files that git says are changed or new; none without git, or where it does not have ours.
+
+    An installed copy may lie in a repository of somebody else's, as untracked as all of its `venv`.
+    """
     top = next((place for place in (HOUSE, *HOUSE.parents) if (place / ".git").exists()), None)
-    if top is None:
+    if top is None or not _git("ls-files", "--", *_SHIPPED):
         return frozenset()
     what = ["status", "--porcelain", "-z", "--untracked-files=all", "--no-renames", "--", *_SHIPPED]
     return frozenset(top / line[3:] for line in _git(*what).split("\0") if line)

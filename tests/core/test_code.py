@@ -194,6 +194,7 @@ def test_git_says_what_is_edited_and_no_git_is_no_error(
     monkeypatch.setattr(code, "_of_head", of_head)
     assert uncommitted() == frozenset(), "no repository"
     git("init")
+    assert uncommitted() == frozenset(), "of somebody else's, in which this is installed"
     git("add", ".")
     git("commit", "-m", "first")
     assert uncommitted() == frozenset()
