@@ -230,7 +230,7 @@ def _at_work(
             process.wire.send(kind, {"images": images})
             return hear().tensors["answer"]
 
-        process.wire.send("order", tensors, **child.told(_order(work, sees, stage)))
+        process.wire.send("order", tensors, **vars(_order(work, sees, stage)))
         yield ask, hear()
 
 

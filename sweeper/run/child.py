@@ -10,7 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -173,8 +173,3 @@ def _answer(wire: Wire, result: Made) -> None:
         ask = result.predict if message.kind == "predict" else result.score
         assert ask is not None
         wire.send("answer", {"answer": ask(message.tensors["images"])})
-
-
-def told(order: Order) -> dict[str, Any]:
-    """An order as the values of a message."""
-    return asdict(order)
