@@ -58,6 +58,11 @@ class Child:
         self.wire = Wire(ours)
         self._until = None if seconds is None else time.monotonic() + seconds
 
+    def send(self, kind: str, tensors: Mapping[str, Tensor] | None = None, **values: Any) -> None:
+        """Send it a message; whether it is still there `receive` finds out, with the cause."""
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            self.wire.send(kind, tensors, **values)
+
     def receive(self, log: Log | None = None) -> Message:
         """Wait for a message; progress on the way goes to `log`.
 
@@ -219,18 +224,18 @@ def _at_work(
                 message = process.receive(work.log)
                 if message.kind == "queries":
                     answer = given["queries"](message.tensors["images"])
-                    process.wire.send("answer", {"answer": answer})
+                    process.send("answer", {"answer": answer})
                 elif message.kind == "oracle":
                     rates = work.rates(functools.partial(ask, "predict"))
-                    process.wire.send("rates", rates=list(rates))
+                    process.send("rates", rates=list(rates))
                 else:
                     return message
 
         def ask(kind: str, images: Tensor) -> Tensor:
-            process.wire.send(kind, {"images": images})
+            process.send(kind, {"images": images})
             return hear().tensors["answer"]
 
-        process.wire.send("order", tensors, **vars(_order(work, sees, stage)))
+        process.send("order", tensors, **vars(_order(work, sees, stage)))
         yield ask, hear()
 
 

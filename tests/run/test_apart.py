@@ -129,6 +129,16 @@ def test_whatever_a_method_does_its_row_has_the_cause(tmp_path: Path) -> None:
     assert found.loc["nothing", "status"] == found.loc["none", "status"] == "ok"
 
 
+@pytest.mark.parametrize("way", ["before", "while"])
+def test_a_child_that_ends_while_it_is_measured_is_told_so(tmp_path: Path, way: str) -> None:
+    entry = {"defense": "tests.support.outside:Late", "as": "late", "way": way}
+    many = {"dataset": "digits", "train_size": 300}
+    path = sweeps.write(tmp_path, **{**ONE, "defenses": [entry], "datasets": [many]})
+    sweeps.inline(path, tmp_path / "store")
+    (found,) = sweeps.frame(tmp_path / "store").to_dict("records")
+    assert found["status"] == "failed" and found["error"] == "ended its process with code 5"
+
+
 def test_a_method_of_the_process_itself_cannot_end_it_either(tmp_path: Path) -> None:
     ways = ("exits", "interrupts", "leaves", "dull")
     labels, job, walk = each(tmp_path, defenses=["none", *outside(*ways)], timeout=2)

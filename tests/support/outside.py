@@ -107,6 +107,19 @@ class Counting(Way):
         return Outcome(filter=score)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Late(Way):
+    """Ends its process when its model is measured, or just before."""
+
+    def defend(self, case: Case) -> Outcome:
+        model = case.fresh_model()
+        if self.way == "before":
+            threading.Timer(0.0, os._exit, [5]).start()
+        else:
+            model.register_forward_hook(lambda *_: os._exit(5))
+        return Outcome(model=model)
+
+
 def exits(way: Way) -> None:
     sys.exit(0)
 
