@@ -379,10 +379,19 @@ def _running() -> dict[Any, str]:
         getattr(forkserver._forkserver, "_forkserver_pid", None),
         getattr(resource_tracker._resource_tracker, "_pid", None),
     )
-    for task in Path("/proc/self/task").glob("*/children"):
+    for task in Path("/proc/self/task").glob("*/children") if _has_children() else ():
         with contextlib.suppress(OSError):  # the thread has ended meanwhile
             for pid in map(int, task.read_text(encoding="ascii").split()):
                 state = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2]
                 if pid not in own and state.split()[0] != "Z":
                     found[pid] = f"process {pid}"
     return found
+
+
+def _has_children() -> bool:
+    """Whether this process has child processes; a worker has many threads to look through else."""
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return False
+    return True
