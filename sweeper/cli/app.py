@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -267,12 +268,13 @@ def cell(
 
     sweep = Sweep.from_yaml(spec, overrides or [])
     context = sweep.context(store, data)
+    if here:
+        context = dataclasses.replace(context, outside=())
     job = driver.prepare(sweep.declared, context)
     selected = job.plan.cells[one_key(job.plan.cells, key, f"cells of {sweep.declared.name}")]
     ancestors = Walk(job.plan.cells, []).ancestors(selected.key)
 
-    apart: dict[str, Any] = {"outside": ()} if here else {}
-    result = cells.run(selected, ancestors, context, _say, force=True, last_try=True, **apart)
+    result = cells.run(selected, ancestors, context, _say, force=True, last_try=True)
     error = result.pop("error", "")
     typer.echo(json.dumps({"key": selected.key, "kind": selected.kind, **selected.axes, **result}))
     if error:

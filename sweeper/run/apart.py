@@ -174,17 +174,23 @@ def _call(function: Callable[..., Any], arguments: tuple[Any, ...], wire: Wire) 
 def defended(work: Material, state: Mapping[str, Tensor], seconds: float | None) -> Iterator[Made]:
     """Run a defense in a child, which answers about what it made until this ends."""
     with _at_work(work, work.defense.sees, state, seconds, stage=False) as (ask, done):
-        values = done.values
+        values, seen = done.values, list(_reached(done.values["seen"], work))
+
+        def answer(kind: str, images: Tensor) -> Tensor:
+            message = ask(kind, images)
+            seen[:] = _reached(message.values["seen"], work)
+            return message.tensors["answer"]
+
         yield Made(
-            predict=functools.partial(ask, "predict") if values["predict"] else None,
-            score=functools.partial(ask, "score") if values["score"] else None,
+            predict=functools.partial(answer, "predict") if values["predict"] else None,
+            score=functools.partial(answer, "score") if values["score"] else None,
             scores=done.tensors.get("scores"),
             flagged=done.tensors.get("flagged"),
             threshold=values["threshold"],
             notes=values["notes"],
             seconds=values["seconds"],
             peak_memory_mb=values["peak_memory_mb"],
-            seen=_reached(values["seen"], work),
+            seen=seen,
         )
 
 
@@ -196,8 +202,8 @@ def staged(work: Material, seconds: float | None) -> tuple[dict[str, Tensor], tu
         return dict(done.tensors), _reached(done.values["seen"], work)
 
 
-Ask = Callable[[str, Tensor], Tensor]
-"""What is asked about uint8 images [N, C, H, W] (predict | score) -> the answers [N]."""
+Ask = Callable[[str, Tensor], Message]
+"""What is asked about uint8 images [N, C, H, W] (predict | score) -> `answer`, a tensor [N]."""
 
 
 @contextlib.contextmanager
@@ -226,14 +232,14 @@ def _at_work(
                     answer = given["queries"](message.tensors["images"])
                     process.send("answer", {"answer": answer})
                 elif message.kind == "oracle":
-                    rates = work.rates(functools.partial(ask, "predict"))
+                    rates = work.rates(lambda images: ask("predict", images).tensors["answer"])
                     process.send("rates", rates=list(rates))
                 else:
                     return message
 
-        def ask(kind: str, images: Tensor) -> Tensor:
+        def ask(kind: str, images: Tensor) -> Message:
             process.send(kind, {"images": images})
-            return hear().tensors["answer"]
+            return hear()
 
         process.send("order", tensors, **vars(_order(work, sees, stage)))
         yield ask, hear()

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from sweeper.core import catalog, rows, switches, text
-from sweeper.core.names import KINDS
 from sweeper.core.types import Cell
 from sweeper.engine.isolation import (
     GRACE,
@@ -33,7 +32,6 @@ def run(
     *,
     force: bool = False,
     last_try: bool = False,
-    outside: Collection[str] = KINDS,
 ) -> Result:
     """Run a cell unless the store has it; never raises for what the cell's own code does.
 
@@ -45,8 +43,6 @@ def run(
         force: Run it even if the store has it.
         last_try: Whether running out of memory is final; else the result says `oom` and the
             cell may be tried again alone, with all of its GPU's memory.
-        outside: Kinds of methods (attack, defense) that run in a child process where they do not
-            ship; a row says where its defense did not.
 
     Raises:
         Interrupted: Somebody wants the run to stop now.
@@ -54,7 +50,7 @@ def run(
     store = Store(context.store)
     if not force and (stored := stored_result(store, cell, ancestors, context)):
         return stored
-    work = Work(cell, ancestors, context, store, log, outside)
+    work = Work(cell, ancestors, context, store, log)
     if lack := lacking(context.device):
         return _failed(work, "failed", lack)
 
@@ -79,8 +75,9 @@ def run(
 def _run(work: Work, last_try: bool, give_up: Callable[[], None]) -> Result:
     """Run a cell here, or all of it in a child where its attack does not ship."""
     context = work.context
-    if "attack" in work.outside and (switches.LEFT or is_foreign(work.attack)):
-        alone = dataclasses.replace(context, timeout=None)  # this side has the clock
+    if "attack" in context.outside and (switches.LEFT or is_foreign(work.attack)):
+        within = tuple(kind for kind in context.outside if kind != "attack")
+        alone = dataclasses.replace(context, outside=within, timeout=None)  # the clock is here
         arguments = (work.cell, list(work.ancestors.values()), alone, last_try)
         result: Result = apart.call(_whole, arguments, context.timeout, work.log)
         return result
@@ -98,8 +95,7 @@ def _whole(
     """What the child of a whole cell runs."""
     if context.code:
         catalog.look_in(context.code)
-    within = tuple(kind for kind in KINDS if kind != "attack")
-    return run(cell, ancestors, context, log, force=True, last_try=last_try, outside=within)
+    return run(cell, ancestors, context, log, force=True, last_try=last_try)
 
 
 def _quiet(action: Callable[[], Any]) -> None:

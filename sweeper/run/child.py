@@ -83,15 +83,15 @@ def run(wire: Wire) -> None:
             if order.stage:
                 stage = defense.stage()
                 assert stage is not None
-                wire.send("done", stage.run(case), seen=watch.end())
+                wire.send("done", stage.run(case), seen=watch.seen)
                 return
             started = time.time()
             outcome = defense.defend(case)
             if device.type == "cuda":
                 torch.cuda.synchronize()
             result = made(outcome, case.recipe, device, time.time() - started)
-            _tell(wire, result, watch.end())
-            _answer(wire, result)
+            _tell(wire, result, watch)
+            _answer(wire, result, watch)
         except EOFError:  # the cell is gone, nobody wants to know
             return
         except BaseException as error:
@@ -155,7 +155,7 @@ def _case(wire: Wire, order: Order, given: Mapping[str, Tensor], device: torch.d
     )
 
 
-def _tell(wire: Wire, result: Made, seen: list[str]) -> None:
+def _tell(wire: Wire, result: Made, watch: Watch) -> None:
     """Say what was made: numbers whole, and what can be asked."""
     named = {"scores": result.scores, "flagged": result.flagged}
     tensors = {name: value for name, value in named.items() if value is not None}
@@ -163,13 +163,14 @@ def _tell(wire: Wire, result: Made, seen: list[str]) -> None:
     values = {
         name: getattr(result, name) for name in ("threshold", "notes", "seconds", "peak_memory_mb")
     }
-    wire.send("done", tensors, **asked, **values, seen=seen)
+    wire.send("done", tensors, **asked, **values, seen=watch.seen)
 
 
-def _answer(wire: Wire, result: Made) -> None:
-    """Answer about images until the other end hangs up."""
+def _answer(wire: Wire, result: Made, watch: Watch) -> None:
+    """Answer about images until the other end hangs up; what the method reaches for is told too."""
     while True:
         message = wire.receive()
         ask = result.predict if message.kind == "predict" else result.score
         assert ask is not None
-        wire.send("answer", {"answer": ask(message.tensors["images"])})
+        answer = ask(message.tensors["images"])
+        wire.send("answer", {"answer": answer}, seen=watch.seen)

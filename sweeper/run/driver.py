@@ -110,7 +110,6 @@ class Job:
         keys = fresh.chosen(self.plan, self.store, self.done, names)
         if not keys:
             return "--fresh: no other engine has done any of these cells, none is run again"
-        self.store.save_sweep(self.plan.sweep.name, as_file(self.plan.sweep))
         moved, others = fresh.replace(self.plan, self.store, self.context.run, keys)
         for group in moved.values():
             self.done -= set(group)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -38,8 +38,8 @@ class Made:
     """What the defense took."""
     peak_memory_mb: float
     """Of its process, or its share of the GPU."""
-    seen: tuple[str, ...] = ()
-    """What it was seen to reach beyond its case."""
+    seen: list[str] = field(default_factory=list)
+    """What it was seen to reach beyond its case; it grows while the defense is asked."""
 
 
 def made(outcome: Outcome, recipe: Recipe, device: torch.device, seconds: float) -> Made:

@@ -18,6 +18,7 @@ from attacks.base import Attack
 from defenses.base import Case, Defense
 from sweeper import data, models
 from sweeper.core import catalog, code, options, seeds
+from sweeper.core.names import KINDS
 from sweeper.core.types import Cell, ImageSet, Poisoned, State, Triggered
 from sweeper.data import splits
 from sweeper.engine import metrics, training
@@ -93,6 +94,9 @@ class Context:
     """GPUs of the cell; below 1, its share of one."""
     timeout: float | None = None
     """Seconds after which the cell is given up."""
+    outside: tuple[str, ...] = KINDS
+    """Kinds of methods (attack, defense) that run in a child process where they do not ship; a row
+    says where its defense did not."""
 
 
 class Material:

@@ -50,16 +50,16 @@ class Watch:
         self._libraries = begins([sys.prefix, sys.base_prefix, *python, *sites, *ours])
         self._theirs = begins(theirs)
         self._seen: dict[str, None] = {}
-        self._busy = self._over = False
+        self._busy = False
         sys.addaudithook(self._hear)
 
-    def end(self) -> list[str]:
-        """Look no more; what was seen, each thing once."""
-        self._over = True
+    @property
+    def seen(self) -> list[str]:
+        """What was seen so far, each thing once."""
         return list(self._seen)
 
     def _hear(self, event: str, args: tuple[Any, ...]) -> None:
-        if self._busy or self._over or len(self._seen) >= MOST:
+        if self._busy or len(self._seen) >= MOST:
             return
         self._busy = True
         try:

@@ -9,21 +9,20 @@ import contextlib
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 
 from sweeper.core import catalog, seeds
-from sweeper.core.names import KINDS
 from sweeper.core.types import Cell, ImageSet, Outcome, Role, State
 from sweeper.engine import metrics, training
 from sweeper.engine.isolation import isolated
 from sweeper.run import apart, record
 from sweeper.run.lab import Lab
 from sweeper.run.made import Made, made
-from sweeper.run.material import Context, Log, Material, measured
-from sweeper.store.artifacts import Artifact, DamagedError, Store
+from sweeper.run.material import Material, measured
+from sweeper.store.artifacts import Artifact, DamagedError
 
 UNWATCHED = "ran in the sweeper's own process"
 """Seen of a defense that does not ship and had no child."""
@@ -43,23 +42,11 @@ def is_foreign(method: Any) -> bool:
 class Work(Material):
     """One cell at work."""
 
-    def __init__(
-        self,
-        cell: Cell,
-        ancestors: Sequence[Cell],
-        context: Context,
-        store: Store,
-        log: Log | None = None,
-        outside: Collection[str] = KINDS,
-    ) -> None:
-        super().__init__(cell, ancestors, context, store, log)
-        self.outside = outside
-
     @property
     def apart(self) -> bool:
         """Whether its defense runs in a child."""
         defends = self.cell.kind in ("stage", "defend")
-        return defends and "defense" in self.outside and is_foreign(self.defense)
+        return defends and "defense" in self.context.outside and is_foreign(self.defense)
 
     def build(self) -> Write:
         """Build the cell from its parents, which are rebuilt first where they are damaged."""
@@ -85,7 +72,7 @@ class Work(Material):
         ancestors = list(self.ancestors.values())
         older = ancestors[: ancestors.index(parent)]
         with isolated(parent.key, self.context.threads) as left:
-            write = Work(parent, older, self.context, self.store, self.log, self.outside).build()
+            write = Work(parent, older, self.context, self.store, self.log).build()
         write(left)
 
     # The kinds of cells
@@ -184,7 +171,7 @@ class Work(Material):
         if self.device.type == "cuda":
             torch.cuda.synchronize()
         result = made(outcome, self.recipe, self.device, time.time() - started)
-        yield dataclasses.replace(result, seen=self.unwatched())
+        yield dataclasses.replace(result, seen=list(self.unwatched()))
 
     def unwatched(self) -> tuple[str, ...]:
         """What a row says of a defense that ran here and should not have."""

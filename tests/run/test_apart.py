@@ -73,7 +73,7 @@ def test_a_child_gives_the_bits_of_the_process(tmp_path: Path) -> None:
         rows = []
         for kinds in ((), ("attack", "defense")):
             above = walk.ancestors(cell.key)
-            result = cells.run(cell, above, job.context, force=True, outside=kinds)
+            result = cells.run(cell, above, replace(job.context, outside=kinds), force=True)
             assert result["status"] == "ok", result["error"]
             rows.append(row(job, cell))
             for parent in above:
@@ -100,7 +100,8 @@ def test_an_attack_that_does_not_ship_runs_in_a_child_with_all_its_cell(tmp_path
     labels, job, walk = each(tmp_path, attacks=attacks[:1], defenses=["none"])
     cell = labels["train"]
     first = job.store.get("train", cell.key)
-    result = cells.run(cell, walk.ancestors(cell.key), job.context, force=True, outside=())
+    here = replace(job.context, outside=())
+    result = cells.run(cell, walk.ancestors(cell.key), here, force=True)
     again = job.store.get("train", cell.key)
     assert result["status"] == "ok"
     for name, value in first.tensors["model"].items():
@@ -144,7 +145,7 @@ def test_a_method_of_the_process_itself_cannot_end_it_either(tmp_path: Path) -> 
     labels, job, walk = each(tmp_path, defenses=["none", *outside(*ways)], timeout=2)
     for way in ways:
         above = walk.ancestors(labels[way].key)
-        result = cells.run(labels[way], above, job.context, outside=())
+        result = cells.run(labels[way], above, replace(job.context, outside=()))
         status, cause = CAUSES[way]
         assert result["status"] == status
         assert result["error"].strip().splitlines()[-1].endswith(cause.replace("3 s", "2 s"))
@@ -169,7 +170,7 @@ def test_a_shipped_method_is_cleaned_up_after(tmp_path: Path) -> None:
     labels, job, walk = each(tmp_path, defenses=["none", *outside(*ways)])
     for way in ways:
         above = walk.ancestors(labels[way].key)
-        assert cells.run(labels[way], above, job.context, outside=())["status"] == "ok"
+        assert cells.run(labels[way], above, replace(job.context, outside=()))["status"] == "ok"
     found = {way: row(job, labels[way]) for way in ways}
     assert torch.get_default_dtype() is torch.float32 and "LEFT" not in os.environ
     assert found["nothing"]["left_behind"] == "[]"
@@ -211,6 +212,15 @@ def test_who_opens_the_store_or_the_data_is_seen(tmp_path: Path) -> None:
     seen = json.loads(found.loc["opens", "seen"])
     assert seen and all(text.startswith(f"open {store}") for text in seen)
     assert "import sweeper.data" in json.loads(found.loc["imports", "seen"])
+
+
+def test_who_looks_only_while_it_is_measured_is_seen_too(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    entry = {"defense": "tests.support.outside:Patient", "as": "patient", "path": str(store)}
+    sweeps.inline(sweeps.write(tmp_path, **{**ONE, "defenses": [entry]}), store)
+    (found,) = sweeps.frame(store).to_dict("records")
+    seen = json.loads(found["seen"])
+    assert found["status"] == "ok" and seen and seen[0].startswith(f"open {store}")
 
 
 def test_a_method_of_a_notebook_runs_here_and_its_row_says_so(

@@ -346,3 +346,23 @@ def test_other_sweeps_of_the_store_lose_the_rows_and_take_over_the_new(
     after = started(other, store)
     assert after["badnets", "none"] == started(path, store)["badnets", "none"]
     assert after["blend", "none"] == before["blend", "none"]
+
+
+def test_a_refused_fresh_run_has_written_nothing(
+    done: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another driver is at work on the sweep: its file stays its own, and nothing is moved."""
+    path, store = done
+    ledger, before = Store(str(store)), started(path, store)
+    (name,) = ledger.sweeps()
+    text = ledger.sweep_text(name)
+    path.write_text(path.read_text(encoding="utf-8").replace("epochs: 1", "epochs: 2"))
+
+    def taken(*_: Any) -> Any:
+        raise SweepError("is being run by somebody else")
+
+    monkeypatch.setattr(fresh, "claimed", taken)
+    with pytest.raises(SweepError, match="somebody else"):
+        run(path, store, "all")
+    assert ledger.sweep_text(name) == text
+    assert started(path, store) == before and not (store / "replaced").exists()
