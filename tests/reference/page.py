@@ -1,0 +1,126 @@
+"""docs/reference.md: method by method, how far ours is from the authors' code."""
+
+from __future__ import annotations
+
+from itertools import groupby
+
+from tests.reference.golden import COMMAND, Row, load
+
+RELEASES = {
+    "activation_clustering": (
+        "vtu81/backdoor-toolbox@9d4d909, SCLBD/BackdoorBench@f02e353",
+        "cleansers_tool_box/activation_clustering.py:cleanser; detection_pretrain/ac.py",
+    ),
+    "anp": (
+        "csdongxian/ANP_backdoor@ec7b179",
+        "optimize_mask_cifar.py:mask_train; prune_neuron_cifar.py:pruning",
+    ),
+    "br": (
+        "SCLBD/Effective_backdoor_defense@63fda0e",
+        "unlearn_relearn.py:train_step_unlearning, train_step_relearning",
+    ),
+    "clp": ("SCLBD/BackdoorBench@f02e353", "defense/clp.py:CLP_prune"),
+    "curvature": (
+        "nazmul-karim170/FIP-Fisher-Backdoor-Removal@b787f04",
+        "dense float64 derivatives, and the release's copy of PyHessian",
+    ),
+    "fct": (
+        "SCLBD/Effective_backdoor_defense@63fda0e",
+        "calculate_consistency; calculate_gamma.py; separate_samples",
+    ),
+    "fip": (
+        "nazmul-karim170/FIP-Fisher-Backdoor-Removal@b787f04",
+        "src/Regularizer.py:CDA_Regularizer",
+    ),
+    "ft_sam": ("SCLBD/BackdoorBench@f02e353", "utils/defense_utils/sam; defense/ft-sam.py"),
+    "i_bau": ("vtu81/backdoor-toolbox@9d4d909", "other_defenses_tool_box/IBAU.py:detect"),
+    "mce": ("SCLBD/Effective_backdoor_defense@63fda0e", "ST/train_classifier.py:train"),
+    "mcr": (
+        "IBM/model-sanitization@1eff7e9",
+        "backdoor/backdoor-cifar/curves.py:CurveNet; utils.py:train, update_bn",
+    ),
+    "nad": ("SCLBD/BackdoorBench@f02e353", "defense/nad.py:AT"),
+    "sam": (
+        "nazmul-karim170/FIP-Fisher-Backdoor-Removal@b787f04",
+        "src/sam.py:SAM; src/sam_model/smooth_cross_entropy.py; bypass_bn",
+    ),
+    "scan": ("vtu81/backdoor-toolbox@9d4d909", "cleansers_tool_box/scan.py"),
+    "sd": (
+        "SCLBD/Effective_backdoor_defense@63fda0e",
+        "train_attack_noTrans.py, finetune_attack_noTrans.py:train_epoch",
+    ),
+    "sibp": ("liminghaoya/SIBP@112f823", "defense.py:SIBP"),
+    "soda": (
+        "sunbing7/SODA@d8fc90c",
+        "semantic_mitigation.py:analyze_hidden, analyze_pcc, detect_pcc, analyze_source_class, "
+        "locate_outstanding_neuron, gen_trigger",
+    ),
+    "spectral_signatures": (
+        "vtu81/backdoor-toolbox@9d4d909, SCLBD/BackdoorBench@f02e353",
+        "cleansers_tool_box/spectral_signature.py:cleanser; defense/spectral.py",
+    ),
+    "ss_ctl": (
+        "SCLBD/Effective_backdoor_defense@63fda0e",
+        "ST/losses.py:SupConLoss_Consistency",
+    ),
+    "strip": (
+        "vtu81/backdoor-toolbox@9d4d909",
+        "other_defenses_tool_box/strip.py; cleansers_tool_box/strip.py",
+    ),
+}
+"""Golden file of a defense -> repository and commit, files and functions."""
+
+HEAD = f"""# Beside the authors' code
+
+Written by `{COMMAND}`. The authors' own code was given small inputs, and `tests/reference/`
+gives ours the same inputs, weights and draws. A line is a golden file of
+`tests/reference/golden/`, which holds the inputs and the figures that came out, and no code.
+
+Behind each comparison stands the largest difference, measured on the machine that wrote this page:
+of pixels in levels of 0..255 with the share that differs, of floats absolute unless it says
+relative. 0 is equality of every value. Every commit is tested against a tolerance a little above
+these, so an edit that moves a result fails. The last column is what differs on purpose.
+"""
+
+
+def text(rows: list[Row]) -> str:
+    """The page of these comparisons."""
+    parts = [HEAD]
+    for kind in ("attacks", "defenses"):
+        lines = ["| Golden file | Release | Compared | Deviates |", "|---|---|---|---|"]
+        mine = sorted((row for row in rows if row.name.startswith(kind)), key=lambda r: r.name)
+        for name, group in groupby(mine, key=lambda row: row.name):
+            lines.append(_line(name, list(group)))
+        parts.append(f"## {kind.capitalize()}\n\n" + "\n".join(lines) + "\n")
+    return "\n".join(parts)
+
+
+def release(name: str) -> tuple[str, str]:
+    """Repository and commit, files and functions behind a golden file."""
+    if name.startswith("defenses/"):
+        return RELEASES[name.removeprefix("defenses/")]
+    meta = load(name).meta
+    return meta["repository"].replace(";", ","), meta["function"]
+
+
+def _line(name: str, rows: list[Row]) -> str:
+    """One golden file."""
+    where, function = release(name)
+    cells = [
+        f"`{name}`",
+        f"{where} {function}",
+        "; ".join(f"{row.what} {size(row)}" for row in rows),
+        " ".join(dict.fromkeys(row.why for row in rows if row.why)),
+    ]
+    return "| " + " | ".join(cells) + " |"
+
+
+def size(row: Row) -> str:
+    """A difference in words."""
+    if not row.difference:
+        return "0"
+    if row.relative:
+        return f"{row.difference:.0e} relative"
+    if row.whole:
+        return f"{row.difference:.0f} in {100 * row.share:.2g} %"
+    return f"{row.difference:.0e}" if row.difference < 0.01 else f"{row.difference:.2g}"
