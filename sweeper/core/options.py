@@ -145,12 +145,16 @@ def _key(item: dataclasses.Field[Any]) -> str:
 def canonical(instance: Any) -> dict[str, Any]:
     """Return the options of `instance` after defaults, as JSON values.
 
-    Axes stand in the cell on their own; a path is replaced by the hash of its file (`content`).
+    Axes stand in the cell on their own; a path is replaced by the hash of its file (`content`). An
+    option `added` after the first keys were made stands in none at its default, so that it makes
+    nothing anew.
     """
     values = {}
     for item in dataclasses.fields(instance):
         if not (item.metadata.get("axis") or item.metadata.get("path")):
             value = getattr(instance, item.name)
+            if item.metadata.get("added") and value == item.default:
+                continue
             values[_key(item)] = list(value) if isinstance(value, tuple) else value
     content: dict[str, str] = instance.content() if hasattr(instance, "content") else {}
     return {**values, **content}
