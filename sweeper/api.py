@@ -375,7 +375,8 @@ def load_victim(key: str, *, store: str | Path | None = None) -> Victim:
             f"victim {whole} was trained before victims kept the shape of their images: "
             f"`sweeper cell SPEC {whole[:8]}` trains it anew"
         )
-    options = {k: v for k, v in about["params"]["model"].items() if k not in ("name", "version")}
+    kept = ("name", "version", "weights")  # its own weights follow
+    options = {k: v for k, v in about["params"]["model"].items() if k not in kept}
     channels, height, width = about["shape"]
     model = models.build(
         about["params"]["model"]["name"],

@@ -24,15 +24,11 @@ from sweeper import models
 from sweeper.core import seeds
 from sweeper.core.errors import SweepError, one_key
 from sweeper.core.types import Role
+from sweeper.core.weights import COUNTER, read_weights
 from sweeper.plan.sweep import Sweep
 from sweeper.run import driver
 from sweeper.run.material import Context, Material
 from sweeper.run.walk import Walk
-
-WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "netC", "weights")
-"""Under which names checkpoints of others hold their weights."""
-COUNTER = "num_batches_tracked"
-"""BatchNorm's count of steps, which changes no output."""
 
 
 def save(folder: Path, about: Mapping[str, Any], tensors: Mapping[str, dict[str, Tensor]]) -> None:
@@ -98,7 +94,7 @@ def export(sweep: Sweep, context: Context, victim: str, folder: Path) -> dict[st
             for name in ("images", "labels", "true_labels", "counts", "leaks")
         },
     }
-    model = work.victim.local["model"]
+    model = {k: v for k, v in work.victim.local["model"].items() if k != "weights"}
     about = {
         "model": model if len(model) > 1 else model["model"],
         "dataset": work.victim.local["dataset"],
@@ -208,38 +204,6 @@ def import_model(given: Foreign, folder: Path) -> dict[str, Any]:
     }
     save(folder, about, {victim_folder.MODEL: fitted, victim_folder.TRIGGER: trigger})
     return about
-
-
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """Read named tensors from safetensors, or from a file of torch without running its code.
-
-    Raises:
-        SweepError: It is neither, or holds something else than tensors.
-    """
-    try:
-        if path.suffix == ".safetensors":
-            return dict(load_file(path))
-        weights: Any = torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251
-    except OSError as error:
-        raise SweepError(
-            f"{path}: cannot be read ({error.strerror or error}): correct it"
-        ) from None
-    except SafetensorError as error:
-        raise SweepError(f"{path}: is no safetensors file ({error}): write it anew") from None
-    except Exception:  # torch raises whatever a broken or a foreign pickle leads it to
-        raise SweepError(
-            f"{path}: torch cannot read it without running code from it, which is not done here: "
-            "save the weights alone, `torch.save(model.state_dict(), FILE)`, or as safetensors"
-        ) from None
-    for name in WRAPPERS:
-        if isinstance(weights, dict) and isinstance(weights.get(name), dict):
-            weights = weights[name]
-    if not isinstance(weights, dict) or not all(isinstance(v, Tensor) for v in weights.values()):
-        raise SweepError(
-            f"{path}: needs names with tensors, at the top or under one of {', '.join(WRAPPERS)}: "
-            "save `model.state_dict()`"
-        )
-    return weights
 
 
 def matched(net: nn.Module, weights: Mapping[str, Tensor], what: str) -> dict[str, Tensor]:

@@ -85,7 +85,8 @@ def build(
             left as it was.
 
     Raises:
-        SweepError: Unknown name or option, or the architecture does not fit the image size.
+        SweepError: Unknown name or option, the architecture does not fit the image size, or the
+            file of `weights` does not fit the architecture.
     """
     import torch
 
@@ -98,7 +99,12 @@ def build(
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.default_generator.manual_seed(seed)
         trunk, head = architecture.build(classes, shape)
-        return Net(trunk, head, mean, std)
+        net = Net(trunk, head, mean, std)
+    if architecture.weights:
+        from sweeper.models import _weights
+
+        _weights.start(net, architecture.weights, name)
+    return net
 
 
 def has_batchnorm(

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+
+from sweeper.core.errors import SweepError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,11 +21,29 @@ class Family(ABC):
 
     name: str = field(metadata={"axis": True})
     """Which member of the family, one of `names`."""
+    weights: str = field(default="", metadata={"path": True})
+    """File of weights every new model starts from, such as torchvision's; default: drawn."""
 
     names: ClassVar[tuple[str, ...]]
     """The architectures this file provides."""
     version: ClassVar[int] = 1
     """Raised when the same options build another network or another initialisation."""
+
+    def __post_init__(self) -> None:
+        """Check the options.
+
+        Raises:
+            SweepError: There is no such file of weights.
+        """
+        if self.weights and not Path(self.weights).expanduser().is_file():
+            raise SweepError(f"weights: no file {self.weights}: correct it")
+
+    def content(self) -> dict[str, str]:
+        """The hash of the file of weights, which stands in the key in place of its path."""
+        if not self.weights:
+            return {}
+        with Path(self.weights).expanduser().open("rb") as file:
+            return {"weights": hashlib.file_digest(file, "sha256").hexdigest()}
 
     @abstractmethod
     def build(self, classes: int, shape: tuple[int, int, int]) -> tuple[nn.Module, nn.Module]:
