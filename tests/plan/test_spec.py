@@ -80,7 +80,7 @@ MISTAKES = [
     ("preset that is no name", text(attacks=f"{ATTACK}preset: [d-br]"), 5,
      ["preset: needs the name of one, not ['d-br']"]),
     ("unknown option of a model", text(models="[{model: resnet18, widht: 8}]"), 3,
-     ["resnet18: no option 'widht'", "did you mean 'width'?"]),
+     ["resnet18: no option 'widht'", "did you mean 'width'"]),
     ("unknown option of a data set", text(datasets="\n  - dataset: digits\n    train_sise: 9"), 4,
      ["digits: no option 'train_sise'", "did you mean 'train_size'?"]),
     ("rate 0", text("poison_rates:\n  - 0.1\n  - 0"), 8,
