@@ -7,6 +7,7 @@ import functools
 import re
 import types
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -134,6 +135,20 @@ def wording(item: Mapping[str, Any]) -> str:
     """Return one of pydantic's errors, as `ValidationError.errors()` gives it, in our words."""
     words = _WORDS.get(item["type"], str(item["msg"]))
     return words.format(input=item.get("input"), **item.get("ctx", {}))
+
+
+def placed(owner: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options as given, their paths absolute: a cell may run in another folder.
+
+    Args:
+        owner: The dataclass they are of, or an instance.
+        given: Option name -> value as the sweep file has it.
+    """
+    paths = {item.name for item in dataclasses.fields(owner) if item.metadata.get("path")}
+    return {
+        name: str(Path(value).expanduser().absolute()) if name in paths and value else value
+        for name, value in given.items()
+    }
 
 
 def _key(item: dataclasses.Field[Any]) -> str:

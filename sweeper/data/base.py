@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
@@ -30,7 +30,7 @@ class Source(ABC):
 
     name: str
     """The data set's name in the sweep file."""
-    path: str | None = None
+    path: str | None = field(default=None, metadata={"path": True})
     """File or folder of the data; default: looked for under the data folder by name."""
     size: int | None = None
     """Side in pixels to resize images to; default: as stored (all must then be of one size)."""

@@ -56,7 +56,7 @@ class Defender:
         """Take an entry of a sweep file and the defense built from it."""
         version = code.version(defense, *catalog.classes(defense))
         params = {"name": entry.name, **options.canonical(defense), "version": version}
-        local = {"defense": {"defense": entry.name, **entry.options}}
+        local = {"defense": {"defense": entry.name, **options.placed(defense, entry.options)}}
         return cls(entry, defense, defense.stage(), params, local)
 
     def form(self, count: int) -> Form:

@@ -24,6 +24,7 @@ from sweeper.core import catalog, code, options, seeds
 from sweeper.core.errors import SweepError
 from sweeper.core.types import Cell, Facts
 from sweeper.data import splits
+from sweeper.data.base import Source
 from sweeper.engine import recipes, training
 from sweeper.plan.forms import Defender, Place
 from sweeper.plan.sweep import Entry, Sweep
@@ -151,8 +152,8 @@ class _Expansion:
         version = code.version(family, type(family))
         model_params = {"name": model.name, **options.canonical(family), "version": version}
         local = {
-            "dataset": {"dataset": dataset.name, **dataset.options},
-            "model": {"model": model.name, **model.options},
+            "dataset": {"dataset": dataset.name, **options.placed(Source, dataset.options)},
+            "model": {"model": model.name, **options.placed(family, model.options)},
         }
         common = {
             "data": facts.digest or f"unresolved {dataset.label}",
@@ -204,7 +205,7 @@ class _Expansion:
             "state": parents[0] if parents else None,
             "versions": {"training": training.VERSION},
         }
-        local = {**place.local, "attack": {"attack": entry.name, **entry.options}}
+        local = self.found(place, entry, attack)
         return self.add(Cell("train", seeds.digest(params), params, parents, axes, local), keep)
 
     def prepare(
@@ -248,9 +249,16 @@ class _Expansion:
             "versions": {"training": training.VERSION},
         }
         words = {**place.axes, "attack": entry.label, **on}
-        local = {**place.local, "attack": {"attack": entry.name, **entry.options}}
+        local = self.found(place, entry, attack)
         cell = Cell("prepare", seeds.digest(params), params, parents, words, local)
         return self.add(cell, keep)
+
+    def found(self, place: Place, entry: Entry, attack: Attack) -> dict[str, Any]:
+        """How an attack, its data set and its model are built again; in no key."""
+        return {
+            **place.local,
+            "attack": {"attack": entry.name, **options.placed(attack, entry.options)},
+        }
 
     def attack_params(self, entry: Entry, attack: Attack) -> dict[str, Any]:
         """What stands of an attack in the keys of its cells."""

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, make_dataclass
+from pathlib import Path
 
+import pytest
+
+from attacks.badnets import BadNets
+from sweeper import models
 from sweeper.core import options
 
 
@@ -27,3 +32,13 @@ def test_an_added_option_at_its_default_leaves_the_key_alone() -> None:
     assert options.canonical(grown()) == {"steps": 100, "plain": False}
     assert options.canonical(grown(stem="cifar")) == {"steps": 100, "stem": "cifar", "plain": False}
     assert options.names(grown) == ["steps", "stem", "plain"]
+
+
+def test_paths_are_made_absolute_for_cells_that_run_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    family = models.family("tiny", {})
+    given = {"width": 4, "weights": "here.pth"}
+    assert options.placed(family, given) == {"width": 4, "weights": str(tmp_path / "here.pth")}
+    assert options.placed(BadNets, {"size": 3}) == {"size": 3}

@@ -13,6 +13,7 @@ from sweeper import api, models
 from sweeper.core import options
 from sweeper.core.errors import SweepError
 from sweeper.models.base import Net
+from sweeper.run import driver
 from tests.support import sweeps, toys
 
 
@@ -87,21 +88,26 @@ def test_a_file_that_does_not_fit_says_so(tmp_path: Path) -> None:
         make("resnet18", weights=str(file))
 
 
-def test_a_victim_starts_there_and_outlives_the_file(tmp_path: Path) -> None:
+def test_a_victim_starts_there_and_outlives_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     start = toys.network(torch.Generator().manual_seed(3), shape=(1, 8, 8), width=4)
     file = tmp_path / "start.safetensors"
     save_file(start.state_dict(), file)
     still = {"epochs": 1, "lr": 1e-12, "weight_decay": 0.0}
     spec = sweeps.write(
         tmp_path,
-        models=[{"model": "tiny", "width": 4, "weights": str(file)}],
+        models=[{"model": "tiny", "width": 4, "weights": file.name}],
         attacks=["badnets"],
         poison_rates=[0.1],
         defenses=["none"],
         seeds=1,
         recipe=still,
     )
-    states, _ = sweeps.inline(spec, tmp_path / "store")
+    monkeypatch.chdir(tmp_path)
+    job = sweeps.prepared(spec, tmp_path / "store")
+    monkeypatch.chdir("/")  # as a worker of a cluster may
+    states = driver.execute(job, driver.inline, sweeps.Silent())
     assert set(states) == {"ok"}
     (row,) = sweeps.frame(tmp_path / "store").to_dict("records")
     file.unlink()
