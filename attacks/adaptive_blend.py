@@ -29,7 +29,7 @@ class AdaptiveBlend(CoverAttack):
     """Blend with partial training triggers and covers."""
 
     picture: str = "generated"
-    """noise | strip | generated | file, as in `blend`."""
+    """noise | strip | sine | generated | file, as in `blend`."""
     trigger_image: str = field(default="", metadata={"path": True})
     """The picture of `picture: file`; its content, not its path, is part of the key."""
     opacity: float = 0.15

@@ -3,10 +3,8 @@
 `T(x) = (1 - a m) x + a m p`, m the cells of the patch p. The attacker controls the data only; the
 same patch triggers at training and test time, stamped before any augmentation. Variants of the
 releases are presets; patches keep their pixel size on larger canvases as the releases' do, except
-`white`, whose side grows with the width (3 px at 32).
-
-Deviation: BackdoorBench resizes a picture of the patch at 64 px, which softens its border; `white`
-has hard edges instead.
+`white`, whose side grows with the width (3 px at 32), and `softened`: BackdoorBench resizes the
+picture of the patch at 32 px with its canvas, which softens the border.
 """
 
 from __future__ import annotations
@@ -15,11 +13,16 @@ from dataclasses import dataclass
 
 import torch
 from torch import Generator, Tensor
+from torch.nn import functional
 
 from attacks.base import Attack
-from attacks.parts.stamp import GRID, paste
+from attacks.parts.stamp import GRID, mix, paste
 from sweeper.core.errors import SweepError
 from sweeper.core.types import State
+
+TRIGGERS = ("grid", "white", "softened", "square")
+REFERENCE = 32
+"""Side of the canvas a softened patch is drawn on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,9 +30,10 @@ class BadNets(Attack):
     """Patch attack with all-to-one or all-to-all labels."""
 
     trigger: str = "grid"
-    """grid (3x3 checkerboard, flush) | white (flush) | square (white, side W/10, 1 px margin)."""
+    """grid (3x3 checkerboard, flush) | white (flush) | softened (white at 32 px, resized) | square
+    (white, side W/10, 1 px margin)."""
     size: int = 0
-    """Side of a white or square patch in pixels; 0: the trigger's own rule."""
+    """Side of a white patch in pixels, of a softened one at 32 px; 0: the trigger's own rule."""
     margin: int = -1
     """Pixels between patch and corner; -1: the trigger's own rule."""
     opacity: float = 1.0
@@ -45,8 +49,12 @@ class BadNets(Attack):
         "anp": {},
         "fip": {"opacity": 0.6},
         "backdoor-toolbox": {"rate_base": "all"},
-        "backdoorbench": {"trigger": "white", "rate_base": "all", "rounding": "nearest"},
-        "backdoorbench-all2all": {"rule": "all2all", "trigger": "white", "rounding": "nearest"},
+        "backdoorbench": {"trigger": "softened", "rate_base": "all", "rounding": "nearest"},
+        "backdoorbench-all2all": {
+            "rule": "all2all",
+            "trigger": "softened",
+            "rounding": "nearest",
+        },
         "backdoorbox": {"trigger": "white", "rate_base": "all"},
     }
 
@@ -57,8 +65,8 @@ class BadNets(Attack):
             SweepError: Unknown trigger, or an opacity outside (0, 1].
         """
         super().__post_init__()
-        if self.trigger not in ("grid", "white", "square"):
-            raise SweepError(f"trigger: {self.trigger!r} is not one of grid, white, square")
+        if self.trigger not in TRIGGERS:
+            raise SweepError(f"trigger: {self.trigger!r} is not one of {', '.join(TRIGGERS)}")
         if not 0 < self.opacity <= 1:
             raise SweepError(f"opacity: {self.opacity} is not in (0, 1]")
         if self.trigger == "grid" and self.size:
@@ -67,10 +75,31 @@ class BadNets(Attack):
     def stamp(self, images: Tensor, *, split: str, state: State, rng: Generator) -> Tensor:
         """Paste the patch at the bottom-right corner."""
         height, width = images.shape[2:]
+        if self.trigger == "softened":
+            picture = self._softened(height, width)
+            return torch.where(picture > 0, mix(images, picture, self.opacity), images)
+        patch, top, left = self._placed(height, width)
+        return paste(images, patch, top, left, self.opacity)
+
+    def _softened(self, height: int, width: int) -> Tensor:
+        """Float [H, W] of whole 0..255: the white patch on black at 32 px, resized."""
+        patch, top, left = self._placed(REFERENCE, REFERENCE)
+        side = len(patch)
+        picture = torch.zeros(1, 1, REFERENCE, REFERENCE)
+        picture[:, :, top : top + side, left : left + side] = patch
+        resized = functional.interpolate(picture, (height, width), mode="bilinear", antialias=True)
+        return resized[0, 0].round()
+
+    def _placed(self, height: int, width: int) -> tuple[Tensor, int, int]:
+        """The patch [h, h], its top and its left.
+
+        Raises:
+            SweepError: It does not fit the canvas.
+        """
         if self.trigger == "grid":
             patch = torch.tensor(GRID)
         else:
-            default_side = round(3 * width / 32) if self.trigger == "white" else int(0.1 * width)
+            default_side = int(0.1 * width) if self.trigger == "square" else round(3 * width / 32)
             side = self.size or max(2, default_side)
             patch = torch.full((side, side), 255)
         margin = self.margin if self.margin >= 0 else int(self.trigger == "square")
@@ -80,4 +109,4 @@ class BadNets(Attack):
                 f"badnets: a {side} px patch with margin {margin} does not fit {height}x{width} "
                 "px: lower `size` or `margin`, or use larger images"
             )
-        return paste(images, patch, height - margin - side, width - margin - side, self.opacity)
+        return patch, height - margin - side, width - margin - side

@@ -5,28 +5,36 @@ images of the target class are perturbed, `max CE(g(x + d), y)` over `|d| <= eps
 model g, and patched, their labels kept; the test trigger is the patch alone. All target-class
 images are perturbed once, shared by every rate and seed.
 
-Deviations: pixels stay in [0, 255] between PGD's steps (D-BR clips only by its last cast), and the
-model normalises its input (D-BR's sees raw pixels). The label-consistent releases perturb with
-adversarially trained models or ship stored images (anp-clb, backdoorbench, backdoorbox,
-backdoor-toolbox); here PGD with their radius and steps runs on the clean model, so their images
-are less adversarial to other architectures. FIP's FC and CLB do without PGD: `epsilon: 0`.
+By default pixels stay in [0, 255] between PGD's steps and in the cast; D-BR's release clips in
+neither, so its values wrap modulo 256 (`wrap`, preset d-br). BackdoorBench enlarges its 32 px patch
+with the canvas (`enlarged`, its preset). FIP's FC (the grid in one corner) and CLB (D-BR's four
+corners) do without PGD: `epsilon: 0`.
+
+Deviations: the model normalises its input (D-BR's sees raw pixels). The label-consistent releases
+perturb with adversarially trained models or ship stored images (anp-clb, backdoorbench,
+backdoorbox, backdoor-toolbox); here PGD with their radius and steps runs on the clean model, so
+their images are less adversarial to other architectures.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Generator, Tensor
+from torch.nn import functional
 
 from attacks.base import Lab
 from attacks.parts.clean_label import CleanLabel
-from attacks.parts.pgd import perturb
+from attacks.parts.pgd import perturb, perturb_unclipped
 from attacks.parts.stamp import GRID, add
 from sweeper.core.errors import SweepError
 from sweeper.core.types import Facts, ImageSet, Poisoned, Role, State
 
-CORNERS = ("d-br", "mirrored", "flipped", "flush", "squares", "grid")
+CORNERS = ("d-br", "mirrored", "flush", "squares", "grid")
+REFERENCE = 32
+"""Side of the canvas an enlarged patch is drawn on."""
 LONG = {"step": 1.5, "steps": 100}
 """PGD of the label-consistent releases."""
 
@@ -44,8 +52,12 @@ class CL(CleanLabel):
     norm: str = "inf"
     """inf | two: the norm `epsilon` is measured in."""
     corners: str = "d-br"
-    """The grid of BadNets in all corners: flush | mirrored (at the left) | flipped (also on top) |
-    d-br (flipped, 1 px off the top and left border); squares (white, 6 px); grid (one corner)."""
+    """The grid of BadNets in all corners: flush | mirrored (at the left) | d-br (also on top, and
+    1 px off the top and left border); squares (white, 6 px); grid (one corner)."""
+    enlarged: bool = field(default=False, metadata={"added": True})
+    """Whether the corners are those of 32 px, resized with the canvas by nearest pixel."""
+    wrap: bool = field(default=False, metadata={"added": True})
+    """Whether PGD may leave 0..255, where its values wrap modulo 256 (D-BR)."""
     amplitude: float = 1.0
     """Strength: 255 x amplitude is added where white and taken where black; 1 overwrites."""
 
@@ -53,10 +65,11 @@ class CL(CleanLabel):
     paper = "Turner et al., 2019 (arXiv 1912.02771)"
     state_axes = frozenset({"target"})
     presets = {
-        "d-br": {},
+        "d-br": {"wrap": True},
         "anp-clb": {"epsilon": 16.0, "corners": "mirrored", **LONG},
         "backdoorbench": {
-            "corners": "flipped",
+            "corners": "mirrored",
+            "enlarged": True,
             "rate_base": "all",
             "rounding": "nearest",
             **LONG,
@@ -71,19 +84,21 @@ class CL(CleanLabel):
             **LONG,
             "step": 15.0,  # 2.5 x epsilon / steps
         },
-        "fip-fc": {"epsilon": 0.0, "corners": "mirrored"},
-        "fip-clb": {"epsilon": 0.0, "corners": "grid"},
+        "fip-fc": {"epsilon": 0.0, "corners": "grid"},
+        "fip-clb": {"epsilon": 0.0, "corners": "d-br"},
     }
 
     def __post_init__(self) -> None:
         """Check the options.
 
         Raises:
-            SweepError: Unknown norm or corners, or a number out of range.
+            SweepError: Unknown norm or corners, a number out of range, or `wrap` with norm two.
         """
         super().__post_init__()
         if self.norm not in ("inf", "two"):
             raise SweepError(f"norm: {self.norm!r} is not one of inf, two")
+        if self.wrap and self.norm != "inf":
+            raise SweepError("wrap: needs norm: inf, as in the D-BR release")
         if self.corners not in CORNERS:
             raise SweepError(f"corners: {self.corners!r} is not one of {', '.join(CORNERS)}")
         if not 0 < self.amplitude <= 1:
@@ -110,14 +125,14 @@ class CL(CleanLabel):
     def prepare(self, train: ImageSet, lab: Lab) -> dict[str, Tensor]:
         """Perturb every image of the target class: `index` int64 [T] and `images` uint8."""
         index = torch.nonzero(self.pool(train.labels)).flatten()
-        images = perturb(
+        ascend = perturb_unclipped if self.wrap else partial(perturb, norm=self.norm)
+        images = ascend(
             lab.clean_model(),
             train.images[index],
             train.labels[index],
             epsilon=self.epsilon,
             step=self.step,
             steps=self.steps,
-            norm=self.norm,
             rng=lab.rng("pgd"),
         )
         return {"index": index, "images": images}
@@ -139,16 +154,16 @@ class CL(CleanLabel):
             raise SweepError(
                 f"clean-label: the patches need 8x8 px, not {height}x{width}: use larger images"
             )
-        if self.amplitude == 1:
-            out = images.clone()
-            for block, top, left in self.blocks(height, width):
-                out[:, :, top : top + len(block), left : left + len(block)] = block.to(torch.uint8)
-            return out
-        pattern = torch.zeros(height, width)
-        for block, top, left in self.blocks(height, width):
-            signed = torch.where(block > 0, 255 * self.amplitude, -255 * self.amplitude)
-            pattern[top : top + len(block), left : left + len(block)] = signed
-        return add(images, pattern)
+        return add(images, 255 * self.amplitude * self._sign(height, width))
+
+    def _sign(self, height: int, width: int) -> Tensor:
+        """Float [H, W]: 1 where the patch is white, -1 where it is black, 0 elsewhere."""
+        drawn = (REFERENCE, REFERENCE) if self.enlarged else (height, width)
+        sign = torch.zeros(1, 1, *drawn)
+        for block, top, left in self.blocks(*drawn):
+            signs = torch.where(block > 0, 1.0, -1.0)
+            sign[:, :, top : top + len(block), left : left + len(block)] = signs
+        return functional.interpolate(sign, (height, width))[0, 0]  # nearest pixel
 
     def blocks(self, height: int, width: int) -> list[tuple[Tensor, int, int]]:
         """The patch's blocks: (values 0 or 255 [h, h], top, left)."""
@@ -161,6 +176,5 @@ class CL(CleanLabel):
             return [(square, y, x) for y in (0, height - side) for x in (0, width - side)]
         edge = int(self.corners == "d-br")
         lower = [(grid if self.corners == "flush" else grid.flip(1), edge), (grid, right)]
-        flipped = self.corners in ("d-br", "flipped")
-        upper = [(block.flip(0) if flipped else block, x) for block, x in lower]
+        upper = [(block.flip(0) if edge else block, x) for block, x in lower]
         return [(b, bottom, x) for b, x in lower] + [(b, edge, x) for b, x in upper]

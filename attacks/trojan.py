@@ -5,20 +5,23 @@ victim. The same patch triggers at training and test time, stamped before any au
 
 Deviations: the array the D-BR and FIP releases load is not shipped. `drawn` is one fixed draw with
 its channel means and standard deviation; `optimised` is the recipe behind such arrays (units with
-the largest weights of the last layer driven to 100 by Adam: `min sum_u (|h_u| - 100)^2`). The
-releases' uint8 sum wraps modulo 256; that is preset d-br (`mode: wrap`), while the default clips.
+the largest weights of the last layer driven to 100 by Adam: `min sum_u (|h_u| - 100)^2`); `file`
+takes whoever has the array, saved as a picture, to the release's own pixels. The releases' uint8
+sum wraps modulo 256: presets d-br and fip (`mode: wrap`), while the default clips.
 The patch keeps its pixels on larger canvases. The translucent watermark used at 224 px is not
 reproduced.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
+from PIL import Image
 from torch import Generator, Tensor
 
 from attacks.base import Attack, Lab
+from attacks.parts import pictures
 from attacks.parts.patch import drawn, excite
 from attacks.parts.stamp import paste
 from sweeper.core.errors import SweepError
@@ -30,9 +33,11 @@ class Trojan(Attack):
     """Adds, or pastes, a small high-contrast patch near the bottom-right corner."""
 
     trigger: str = "drawn"
-    """drawn (no model needed) | optimised (activation maximisation on a clean model)."""
+    """drawn (no model needed) | optimised (activation maximisation on a clean model) | file."""
+    trigger_image: str = field(default="", metadata={"path": True})
+    """The patch of `trigger: file`, resized to `size`; its content is part of the key."""
     mode: str = "add"
-    """add (clipped) | replace (overwrite) | wrap (sum modulo 256, the D-BR release)."""
+    """add (clipped) | replace (overwrite) | wrap (sum modulo 256, the D-BR and FIP releases)."""
     size: int = 3
     """Side of the patch in pixels."""
     margin: int = 4
@@ -46,7 +51,7 @@ class Trojan(Attack):
     paper = "Liu et al., NDSS 2018"
     presets = {
         "d-br": {"mode": "wrap"},
-        "fip": {},
+        "fip": {"mode": "wrap", "rate_base": "all"},
         "backdoor-toolbox": {
             "trigger": "optimised",
             "mode": "replace",
@@ -61,11 +66,12 @@ class Trojan(Attack):
         """Check the options.
 
         Raises:
-            SweepError: Unknown trigger or mode, or a size that is no size.
+            SweepError: Unknown trigger or mode, no file of a patch, or a size that is no size.
         """
         super().__post_init__()
-        if self.trigger not in ("drawn", "optimised"):
-            raise SweepError(f"trigger: {self.trigger!r} is not one of drawn, optimised")
+        if self.trigger not in ("drawn", "optimised", "file"):
+            raise SweepError(f"trigger: {self.trigger!r} is not one of drawn, optimised, file")
+        pictures.check(self.trigger_image, self.trigger == "file", "trigger: file")
         if self.mode not in ("add", "replace", "wrap"):
             raise SweepError(f"mode: {self.mode!r} is not one of add, replace, wrap")
         for name in ("size", "units", "steps"):
@@ -73,6 +79,10 @@ class Trojan(Attack):
                 raise SweepError(f"{name}: {getattr(self, name)} is not a whole number >= 1")
         if self.margin < 0:
             raise SweepError(f"margin: {self.margin} is negative")
+
+    def content(self) -> dict[str, str]:
+        """The hash of the user's patch."""
+        return pictures.content(self.trigger_image)
 
     @property
     def prepares(self) -> bool:  # type: ignore[override]  # read on the instance: an option decides
@@ -102,7 +112,7 @@ class Trojan(Attack):
     def stamp(self, images: Tensor, *, split: str, state: State, rng: Generator) -> Tensor:
         """Put the patch on every image."""
         top, left = self._corner(*images.shape[2:])
-        patch = state["patch"] if self.prepares else drawn(images.shape[1], self.size)
+        patch = state["patch"] if self.prepares else self._patch(images.shape[1])
         if self.mode == "replace":
             return paste(images, patch, top, left)
         out = images.clone()
@@ -110,6 +120,12 @@ class Trojan(Attack):
         total = window.to(torch.int16) + patch.to(torch.int16)
         window.copy_(total.clamp(max=255) if self.mode == "add" else total.remainder(256))
         return out
+
+    def _patch(self, channels: int) -> Tensor:
+        """Float [C, size, size] of whole 0..255: the patch no model is needed for."""
+        if self.trigger == "drawn":
+            return drawn(channels, self.size)
+        return pictures.fitted(Image.open(self.trigger_image), channels, self.size, self.size)
 
     def _corner(self, height: int, width: int) -> tuple[int, int]:
         """Top and left of the patch."""

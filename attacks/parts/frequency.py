@@ -1,7 +1,8 @@
 """Triggers made of a few DCT coefficients of the chroma channels.
 
 Colour conversion and DCT are linear: adding a constant to a coefficient of every image is adding
-one fixed pattern to its pixels, so no image is ever transformed.
+one fixed pattern to its pixels, so no image is ever transformed. Rounding in between is not linear:
+`add_in_integers` converts.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import math
 import torch
 from torch import Tensor
 
+from attacks.parts.stamp import CHUNK, wrapped
 from sweeper.core.errors import SweepError
 
 REFERENCE = 32
@@ -61,6 +63,39 @@ def coloured(pattern: Tensor, weights: tuple[tuple[float, float], ...], channels
         )
     gains = torch.tensor(weights, dtype=torch.float64).sum(1)
     return (gains[:, None, None] * pattern).float()
+
+
+def add_in_integers(images: Tensor, wave: Tensor) -> Tensor:
+    """Add a wave to Cr and Cb with conversions in whole numbers, as OpenCV's on uint8 are.
+
+    The sum is truncated and wraps modulo 256, as BackdoorBench's cast does; the constants are
+    OpenCV's, in units of 2^-14.
+
+    Args:
+        images: uint8 [B, 3, H, W].
+        wave: Float64 [H, W], added to both chroma channels.
+
+    Returns:
+        uint8 [B, 3, H, W].
+    """
+    out = torch.empty_like(images)
+    for part, done in zip(images.split(CHUNK), out.split(CHUNK), strict=True):
+        red, green, blue = part.int().unbind(1)
+        luma = _rounded(4899 * red + 9617 * green + 1868 * blue)
+        cr, cb = (
+            # a sum that is a whole number must not fall to the level below
+            wrapped(_rounded(chroma + (128 << 14)).clamp(0, 255) + wave + 1e-9).int() - 128
+            for chroma in (11682 * (red - luma), 9241 * (blue - luma))
+        )
+        colours = 22987 * cr, -11698 * cr - 5636 * cb, 29049 * cb
+        rgb = torch.stack([luma + _rounded(colour) for colour in colours], 1)
+        done.copy_(rgb.clamp(0, 255))
+    return out
+
+
+def _rounded(scaled: Tensor) -> Tensor:
+    """A whole number in units of 2^-14, rounded to a whole number."""
+    return (scaled + 8192) >> 14
 
 
 def checked(places: Places, magnitude: float) -> None:

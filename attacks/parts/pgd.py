@@ -6,6 +6,8 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional
 
+from attacks.parts.stamp import wrapped
+
 BATCH = 256
 
 
@@ -49,6 +51,38 @@ def perturb(
             direction = gradient.sign() if norm == "inf" else gradient / _length(gradient)
             delta = _within(pixels, delta.detach() + step * direction, epsilon, norm)
         perturbed.append((pixels + delta).to(torch.uint8).cpu())
+    return torch.cat(perturbed)
+
+
+def perturb_unclipped(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    epsilon: float,
+    step: float,
+    steps: int,
+    rng: Generator,
+) -> Tensor:
+    """As `perturb` under norm inf, but free to leave 0..255, where the cast wraps (D-BR).
+
+    It works in [0, 1] and sums in the release's order: many moved pixels are whole levels, and the
+    last bit decides whether they are truncated to the level below.
+    """
+    device = next(model.parameters()).device
+    radius, stride = epsilon / 255, step / 255
+    perturbed = [torch.empty_like(images[:0])]
+    for part, true in zip(images.split(BATCH), labels.split(BATCH), strict=True):
+        noise = 2 * radius * torch.rand(part.shape, generator=rng) - radius
+        pixels, true = part.to(device).float() / 255, true.to(device)
+        moved = pixels + noise.to(device)
+        for _ in range(steps):
+            moved.requires_grad_()
+            loss = functional.cross_entropy(model(moved), true, reduction="sum")
+            (gradient,) = torch.autograd.grad(loss, moved)
+            moved = moved.detach() + stride * gradient.sign()
+            moved = pixels + (moved - pixels).clamp(-radius, radius)
+        perturbed.append(wrapped(255 * moved).cpu())
     return torch.cat(perturbed)
 
 

@@ -18,6 +18,11 @@ def quantise(pixels: Tensor) -> Tensor:
     return pixels.clamp(0, 255).to(torch.uint8)
 
 
+def wrapped(pixels: Tensor) -> Tensor:
+    """Truncate float pixels and wrap them modulo 256: a cast to uint8 without clipping, on x86."""
+    return pixels.to(torch.int32).remainder(256).to(torch.uint8)
+
+
 def paste(images: Tensor, patch: Tensor, top: int, left: int, opacity: float = 1.0) -> Tensor:
     """Overwrite (or blend, at opacity < 1) the cells below `patch` [h, w] or [C, h, w].
 
@@ -38,10 +43,10 @@ def paste(images: Tensor, patch: Tensor, top: int, left: int, opacity: float = 1
 
 
 def mix(images: Tensor, picture: Tensor, opacity: float) -> Tensor:
-    """`(1 - opacity) * image + opacity * picture` for a picture [C, H, W] of 0..255."""
-    share, out = opacity * picture.float(), torch.empty_like(images)
+    """`(1 - opacity) * image + opacity * picture`, in the precision of a float [C, H, W]."""
+    share, out = opacity * picture, torch.empty_like(images)
     for part, mixed in zip(images.split(CHUNK), out.split(CHUNK), strict=True):
-        mixed.copy_(part.float().mul_(1 - opacity).add_(share).clamp_(0, 255))
+        mixed.copy_(part.to(share.dtype).mul_(1 - opacity).add_(share).clamp_(0, 255))
     return out
 
 
@@ -53,6 +58,14 @@ def stripes(height: int, width: int) -> Tensor:
     step = 0.8 * 32 / width if width > 32 else 0.8
     row = torch.tensor([math.trunc(20 * math.sin(step * j)) % 256 for j in range(width)])
     return row.float().expand(height, width)
+
+
+def add_wrapped(images: Tensor, pattern: Tensor) -> Tensor:
+    """Truncate `image + pattern`, wrapped modulo 256, for a float pattern [C, H, W]."""
+    out = torch.empty_like(images)
+    for part, total in zip(images.split(CHUNK), out.split(CHUNK), strict=True):
+        total.copy_(wrapped(part.float().add_(pattern)))
+    return out
 
 
 def add(images: Tensor, pattern: Tensor) -> Tensor:

@@ -62,6 +62,7 @@ def cells(rows: range, columns: range) -> set[tuple[int, int]]:
     ("name", "preset", "rate", "count", "pool"),
     [
         ("trojan", "d-br", 0.1, 4500, 45000),
+        ("trojan", "fip", 0.1, 5000, 50000),
         ("trojan", "backdoor-toolbox", 0.003, 150, 50000),
         ("sig", "d-br", 0.1, 500, 5000),
         ("sig", "fip", 0.1, 500, 5000),
@@ -118,7 +119,7 @@ def test_the_trojan_patch_adds_clips_replaces_or_wraps() -> None:
             assert torch.equal(found[0, :, rows, rows].int(), expected)
             found[:, :, rows, rows] = value
             assert torch.equal(found, images)
-    assert make("trojan", "d-br").mode == "wrap"
+    assert make("trojan", "d-br").mode == make("trojan", "fip").mode == "wrap"
     assert changed(make("trojan", mode="replace"), 64) == cells(range(57, 60), range(57, 60))
 
 
@@ -157,6 +158,21 @@ def test_the_optimised_patch_excites_the_units_more_than_a_drawn_one() -> None:
 
     best = reached(made.prepare(data, toys.ToyLab(data))["patch"].float())
     assert best < reached(drawn(3, 8))
+
+
+def test_a_patch_of_one_s_own_counts_by_content_and_is_resized(tmp_path: Path) -> None:
+    known = []
+    for name, shade in (("a", 10), ("b", 10), ("c", 11)):
+        Image.new("RGB", (6, 6), (shade, 2, 3)).save(tmp_path / f"{name}.png")
+        path = str(tmp_path / f"{name}.png")
+        known.append(make("trojan", "d-br", trigger="file", trigger_image=path))
+    keys = [options.canonical(attack) for attack in known]
+    assert keys[0] == keys[1] != keys[2] and str(tmp_path) not in str(keys)
+    assert "trigger_image" not in options.canonical(make("trojan"))
+    assert not known[0].prepares and not known[0].needs_clean_model
+    found = stamp(known[0], flat(250))[0, :, 25:28, 25:28]
+    assert found.flatten(1).unique(dim=1).flatten().tolist() == [4, 252, 253]
+    assert stamp(known[0], flat(0, channels=1)).shape == (2, 1, 32, 32)
 
 
 # SIG
@@ -205,9 +221,9 @@ UP, LEFT, BOTH = (
     [
         ("d-br", 1, (BOTH, UP, LEFT, GRID)),
         ("anp-clb", 0, (LEFT, GRID, LEFT, GRID)),
-        ("backdoorbench", 0, (BOTH, UP, LEFT, GRID)),
+        ("backdoorbench", 0, (LEFT, GRID, LEFT, GRID)),
         ("backdoor-toolbox", 0, (GRID, GRID, GRID, GRID)),
-        ("fip-fc", 0, (LEFT, GRID, LEFT, GRID)),
+        ("fip-clb", 1, (BOTH, UP, LEFT, GRID)),
     ],
 )
 @pytest.mark.parametrize("value", [0, 99, 255])
@@ -222,20 +238,38 @@ def test_the_four_corners(preset: str, edge: int, blocks: tuple[Any, ...], value
     assert set(found.unique().tolist()) <= {0, value, 255}
 
 
+def test_fc_of_fip_is_the_one_grid() -> None:
+    attack = make("clean-label", "fip-fc")
+    assert block(stamp(attack, flat(99)), 29, 29) == GRID
+    assert changed(attack) == cells(range(29, 32), range(29, 32))
+
+
+def test_an_enlarged_patch_grows_with_the_canvas_and_others_do_not() -> None:
+    small = stamp(make("clean-label", "backdoorbench"), flat(99))
+    large = stamp(make("clean-label", "backdoorbench"), flat(99, 64))
+    twice = small.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    assert torch.equal(large, twice)
+    assert len(changed(make("clean-label", "anp-clb"), 64)) == 36
+
+
 def test_a_reduced_amplitude_adds_and_takes() -> None:
-    attack = make("clean-label", "fip-clb", amplitude=0.2)
+    attack = make("clean-label", "fip-fc", amplitude=0.2)
     found = stamp(attack, flat(100))[0, 0, 29:, 29:]
     assert torch.equal(found.int(), torch.tensor(GRID) * 102 + 49)
 
 
-def test_cl_replaces_target_images_by_perturbed_and_patched_ones() -> None:
+@pytest.mark.parametrize("wrap", [False, True])
+def test_cl_replaces_target_images_by_perturbed_and_patched_ones(wrap: bool) -> None:
     data = toys.image_set(200)
-    attack = make("clean-label", "d-br")
+    attack = make("clean-label", wrap=wrap)
     state = attack.prepare(data, toys.ToyLab(data))
     own = data.images[state["index"]].int()
     assert torch.equal(state["index"], (data.labels == 0).nonzero().flatten())
     distance = (state["images"].int() - own).abs()
-    assert 4 <= int(distance.max()) <= 8, "PGD stays within its ball"
+    if wrap:
+        assert bool((distance > 240).any()), "black and white pixels wrap"
+        distance = torch.minimum(distance, 256 - distance)
+    assert 4 <= int(distance.max()) <= 8 + wrap, "PGD stays within its ball, but for truncation"
     found = attack.poison(data, 0.5, state, rng())
     chosen = (found.role == int(Role.POISON)).nonzero().flatten()
     assert len(chosen) == 10 and torch.equal(found.labels, data.labels)
@@ -391,6 +425,26 @@ def test_energy_lies_at_the_stated_coefficients_only(name: str, weights: Any) ->
         assert torch.equal(stamp(attack, images, split), exact)
 
 
+def test_ctrl_wraps_where_it_would_clip() -> None:
+    images = torch.randint(256, (3, 3, 32, 32), generator=rng(), dtype=torch.uint8)
+    clipped, wrapping = make("ctrl"), make("ctrl", "backdoorbench")
+    total = images.float() + clipped.pattern(3, 32, 32)
+    assert torch.equal(stamp(wrapping, images).int(), total.trunc().int() % 256)
+    inside = (total >= 0) & (total < 256)
+    assert torch.equal(stamp(wrapping, images)[inside], stamp(clipped, images)[inside])
+    assert not inside.all()
+
+
+def test_ftrojan_in_whole_numbers_is_the_formula_within_the_rounding() -> None:
+    images = torch.randint(60, 196, (3, 3, 32, 32), generator=rng(), dtype=torch.uint8)
+    exact, whole = make("ftrojan"), make("ftrojan", "backdoorbench")
+    gap = stamp(whole, images).int() - stamp(exact, images).int()
+    assert int(gap.abs().max()) <= 4, "two truncated chroma channels, a rounded luma"
+    assert bool(gap.any())
+    grey = flat(99, channels=1)
+    assert torch.equal(stamp(whole, grey), stamp(exact, grey)), "grey images have no chroma"
+
+
 def test_windows_and_small_canvases() -> None:
     large, small = make("ftrojan").pattern(3, 64, 64), make("ftrojan").pattern(3, 32, 32)
     assert torch.equal(large, small.repeat(1, 2, 2)), "FTrojan works in windows of 32"
@@ -474,6 +528,9 @@ def test_a_folder_counts_by_its_pictures_not_by_its_path(tmp_path: Path) -> None
     [
         ("trojan", {"trigger": "x"}, "trigger"),
         ("trojan", {"mode": "x"}, "mode"),
+        ("trojan", {"trigger": "file"}, "only with, trigger: file"),
+        ("trojan", {"trigger_image": "x.png"}, "only with, trigger: file"),
+        ("trojan", {"trigger": "file", "trigger_image": "no/such.png"}, "no file"),
         ("trojan", {"size": 0}, "size"),
         ("trojan", {"margin": -1}, "margin"),
         ("sig", {"pattern": "x"}, "pattern"),
@@ -481,6 +538,7 @@ def test_a_folder_counts_by_its_pictures_not_by_its_path(tmp_path: Path) -> None
         ("sig", {"opacity": 0}, "opacity"),
         ("sig", {"rule": "all2one"}, "rule"),
         ("clean-label", {"norm": "one"}, "norm"),
+        ("clean-label", {"norm": "two", "wrap": True}, "wrap"),
         ("clean-label", {"corners": "x"}, "corners"),
         ("clean-label", {"amplitude": 2}, "amplitude"),
         ("clean-label", {"steps": 0}, "steps"),

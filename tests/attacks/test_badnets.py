@@ -75,7 +75,8 @@ def test_exactly_the_listed_cells_carry_the_listed_values(preset: str, value: in
     ("preset", "side", "cells"),
     [
         ("d-br", 64, (slice(61, 64), slice(61, 64))),
-        ("backdoorbench", 64, (slice(58, 64), slice(58, 64))),
+        ("backdoorbox", 64, (slice(58, 64), slice(58, 64))),
+        ("backdoorbench", 64, (slice(57, 64), slice(57, 64))),
         ("d-br-all2all", 64, (slice(57, 63), slice(57, 63))),
         ("d-br-imagenet", 224, (slice(202, 224), slice(202, 224))),
         ("d-br-all2all", 8, (slice(5, 7), slice(5, 7))),
@@ -86,6 +87,14 @@ def test_larger_and_smaller_canvases(preset: str, side: int, cells: tuple[slice,
     changed = torch.zeros(side, side, dtype=torch.bool)
     changed[cells] = True
     assert torch.equal(found[0, 0] != 100, changed)
+
+
+def test_a_softened_patch_has_a_darker_border() -> None:
+    found = stamp(make("backdoorbench"), flat(100, 64))[0, 0, 57:, 57:]
+    assert found[1:, 1:].flatten().min() >= 100 and bool((found[2:, 2:] == 255).all())
+    assert found[0].tolist() == found[:, 0].tolist() and int(found[0].max()) < 100
+    half = stamp(make("backdoorbench", opacity=0.5), flat(100, 64))[0, 0]
+    assert int(half[63, 63]) == 177 and int(half[0, 0]) == 100
 
 
 def test_fip_blends_at_opacity_six_tenths() -> None:
@@ -99,7 +108,7 @@ def test_fip_blends_at_opacity_six_tenths() -> None:
 @settings(max_examples=25, deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),
-    trigger=st.sampled_from(["grid", "white", "square"]),
+    trigger=st.sampled_from(["grid", "white", "softened", "square"]),
     height=st.integers(6, 40),
     width=st.integers(6, 40),
     channels=st.sampled_from([1, 3]),
@@ -174,7 +183,7 @@ def test_the_draw_takes_the_pool_without_replacement() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"trigger": "gird"}, "not one of grid, white, square"),
+        ({"trigger": "gird"}, "not one of grid, white, softened, square"),
         ({"opacity": 0.0}, "not in"),
         ({"opacity": 1.5}, "not in"),
         ({"size": 5}, "always 3x3"),

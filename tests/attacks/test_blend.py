@@ -61,7 +61,19 @@ def test_the_strip_adds_little_where_dark_and_fifty_levels_where_bright() -> Non
     assert int(change[dark].max()) <= 4 and int(change[~dark].min()) >= 47
 
 
-@pytest.mark.parametrize("picture", ["noise", "strip", "generated"])
+def test_the_sine_is_signed_and_has_six_periods() -> None:
+    for channels, width in ((3, 224), (1, 32)):
+        wave = make(preset="d-br-strip-imagenet").pattern(channels, 8, width)
+        assert wave.shape == (channels, 8, width)
+        assert float(wave.max()) == pytest.approx(20, rel=0.02)
+        assert float(wave.min()) == pytest.approx(-20, rel=0.02)
+        assert int((wave[0, 0] > 1e-9).int().diff().eq(1).sum()) == 6
+    grey = torch.full((1, 3, 32, 32), 100, dtype=torch.uint8)
+    change = stamp(make(preset="d-br-strip-imagenet"), grey).int() - 80
+    assert int(change.min()) == -4 and int(change.max()) in (3, 4)
+
+
+@pytest.mark.parametrize("picture", ["noise", "strip", "sine", "generated"])
 def test_a_brighter_pixel_never_becomes_darker_than_a_darker_one(picture: str) -> None:
     for channels in (1, 3):
         found = stamp(make(picture=picture), ramp(channels)).int()
@@ -69,7 +81,7 @@ def test_a_brighter_pixel_never_becomes_darker_than_a_darker_one(picture: str) -
         picture_itself = make(picture=picture).pattern(channels, 32, 32)
         exact = 0.8 * torch.arange(256)[:, None, None, None] + 0.2 * picture_itself
         assert bool(((found - exact.clamp(0, 255).floor()).abs() <= 1).all())
-        assert bool((found <= exact + 1e-3).all()), "values are truncated, not rounded"
+        assert bool((found <= exact.clamp(min=0) + 1e-3).all()), "truncated, not rounded"
 
 
 def test_the_noise_picture_is_n_125_75_rounded_and_clipped() -> None:
@@ -140,10 +152,21 @@ def test_a_picture_file_is_resized_to_the_canvas(tmp_path: Path) -> None:
     assert attack.pattern(1, 32, 32).shape == (1, 32, 32)
 
 
+def test_a_shrunken_picture_is_averaged_or_sampled(tmp_path: Path) -> None:
+    path = tmp_path / "p.png"
+    pixels = torch.zeros(64, 64, 3, dtype=torch.uint8)
+    pixels[:, ::8] = 240
+    Image.fromarray(pixels.numpy()).save(path)
+    averaged = make(picture="file", trigger_image=str(path)).pattern(3, 8, 8)
+    sampled = make(preset="d-br-kitty", picture="file", trigger_image=str(path)).pattern(3, 8, 8)
+    assert float(averaged.min()) > 0, "every pixel counts"
+    assert float(sampled.max()) == 0, "between the bright columns"
+
+
 @pytest.mark.parametrize(
     ("given_options", "words"),
     [
-        ({"picture": "cat"}, "not one of noise, strip, generated, file"),
+        ({"picture": "cat"}, "not one of noise, strip, sine, generated, file"),
         ({"picture": "file"}, "trigger_image"),
         ({"trigger_image": "x.png"}, "only with"),
         ({"picture": "file", "trigger_image": "no/such.png"}, "no file"),
