@@ -46,7 +46,7 @@ class Trojan(Attack):
     paper = "Liu et al., NDSS 2018"
     presets = {
         "d-br": {"mode": "wrap"},
-        "fip": {},
+        "fip": {"rate_base": "all"},
         "backdoor-toolbox": {
             "trigger": "optimised",
             "mode": "replace",
