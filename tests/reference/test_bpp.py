@@ -75,7 +75,9 @@ def counts(z: Golden, preset: str) -> np.ndarray:
 
 def test_counts_of_a_batch() -> None:
     z = load("attacks/bpp")
-    assert z.attack("bpp").extras(20, 100) == 20, "as many negatives as poisoned by default"
+    injection_rate, neg_rate = z["released_rates"].tolist()
+    share = z.attack("bpp").extras(round(1000 * injection_rate), 1000) / 1000
+    z.agree("share of negatives of the release", share, neg_rate)
     share = z.attack("backdoorbench").extras(0, 1000) / 1000
     z.agree("share of negatives of BackdoorBench", share, z["backdoorbench_rates"][1])
     ours = counts(z, "bpp")
