@@ -222,7 +222,10 @@ class Attack(ABC):
         Raises:
             SweepError: The rate asks for more samples than there are.
         """
-        count = self.count(train.labels, rate)
+        return self.poisoned(train, self.count(train.labels, rate), state, rng)
+
+    def poisoned(self, train: ImageSet, count: int, state: State, rng: Generator) -> Poisoned:
+        """Draw `count` samples of the pool, stamp and relabel them."""
         poisoned = draw(self.pool(train.labels), count, rng)
         images, labels = train.images.clone(), train.labels.clone()
         role = torch.full((len(train),), int(Role.CLEAN), dtype=torch.uint8)

@@ -4,21 +4,24 @@ Each channel is rounded to b = `levels` values, `T(x) = 255 round(x / 255 (b - 1
 `dithering` spreads the rounding error over the next pixels (Floyd and Steinberg). The attacker
 controls training: of every batch the first share is quantised and relabelled; as many negatives
 carry the residual of another image, `x + T(z) - z`, and keep their labels (`cross_acc`), so that
-only the true rounding triggers; augmentation follows. `static: true` stamps poisoned and negative
-images once, before training, on data alone.
+only the true rounding triggers; augmentation follows. Its image z is drawn from the training set.
+As many are negative as are poisoned, or `negatives` of every batch whatever the poison rate
+(BackdoorBench: a tenth). `static: true` stamps poisoned and negative images once, before training,
+on data alone.
 
-Deviations: a negative's residual comes from another negative of its batch, not from a list drawn
-once from the whole training set; levels are rounded to uint8. Augmentation and schedule are the
-sweep's recipe (the paper: 20 % poisoned and negative each, SGD 0.02, 1,000 epochs; BackdoorBench
-10 % each, SGD 0.01): the share is the sweep's poison rate.
+Deviations: levels are rounded to uint8; images z are drawn with replacement (release: without, from
+a list that has each five times); at test time z is another test image. Augmentation and schedule
+are the sweep's recipe, but presets `bpp` (the release: 20 % poisoned by default) and
+`backdoorbench` bring their source's (`training`), of 1,000 and 100 epochs. A batch with less than
+one poisoned image has one by chance, as in BackdoorBench; in the release it has none.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 from torch.nn import functional
 
 from attacks.parts.loop import STAMP_BATCH, LoopAttack, LoopHooks, others
@@ -37,6 +40,8 @@ class Bpp(LoopAttack):
     """Whether the rounding error is diffused (Floyd-Steinberg)."""
     cross_ratio: float = 1.0
     """Negatives for each poisoned sample."""
+    negatives: float | None = field(default=None, metadata={"added": True})
+    """Share of every batch that is negative, in place of `cross_ratio`."""
     static: bool = False
     """Whether images are stamped once before training, the loop left alone."""
 
@@ -44,9 +49,15 @@ class Bpp(LoopAttack):
     paper = "Wang et al., CVPR 2022 (arXiv 2205.13383)"
     rules = ("all2one", "all2all")
     extra_role = Role.NEGATIVE
+    version = 2
     presets = {
-        "bpp": {"dithering": True},
-        "backdoorbench": {"rounding": "nearest"},
+        "bpp": {"chance": False, "training": "released", "epochs": 1000},
+        "backdoorbench": {
+            "rounding": "nearest",
+            "negatives": 0.1,
+            "training": "backdoorbench",
+            "epochs": 100,
+        },
         "backdoor-toolbox": {"dithering": True},
         "static": {"static": True, "cross_ratio": 0.0},
     }
@@ -55,13 +66,15 @@ class Bpp(LoopAttack):
         """Check the options.
 
         Raises:
-            SweepError: Fewer than two levels, or a negative ratio.
+            SweepError: Fewer than two levels, a negative ratio, or a share that is none.
         """
         super().__post_init__()
         if not 2 <= self.levels <= 256:
             raise SweepError(f"levels: {self.levels} is not in 2..256")
         if self.cross_ratio < 0:
             raise SweepError(f"cross_ratio: {self.cross_ratio} is below 0")
+        if self.negatives is not None and not 0 <= self.negatives <= 1:
+            raise SweepError(f"negatives: {self.negatives} is not in [0, 1]")
 
     @property
     def on_disk(self) -> bool:
@@ -73,22 +86,46 @@ class Bpp(LoopAttack):
         """Negatives for each poisoned sample."""
         return self.cross_ratio
 
+    @property
+    def extra_share(self) -> float | None:
+        """The share of negatives, where it is an option of its own."""
+        return self.negatives
+
     def stamp(self, images: Tensor, *, split: str, state: State, rng: Generator) -> Tensor:
         """Quantise; a `cover` image gets the residual of another image of the call instead."""
+        if split == "cover":
+            # alone, an image would get its own residual: the trigger itself under a true label
+            partner = others(len(images), rng).to(images.device)
+            return self.negative(images, images[partner]) if len(images) > 1 else images.clone()
+        return self.quantised(images).to(torch.uint8)
+
+    def crossed(self, images: Tensor, train: Tensor, state: State, rng: Generator) -> Tensor:
+        """Add to every image the residual of a training image."""
+        drawn = torch.randint(len(train), (len(images),), generator=rng).to(train.device)
+        return self.negative(images, train[drawn].to(images.device))
+
+    def negative(self, images: Tensor, sources: Tensor) -> Tensor:
+        """Add the residuals of `sources` to as many images; uint8, clipped."""
+        residual = self.quantised(sources) - sources.float()
+        return (images + residual).clamp_(0, 255).to(torch.uint8)
+
+    def quantised(self, images: Tensor) -> Tensor:
+        """Quantise; float, whole numbers of 0..255."""
         change = dithered if self.dithering else squeezed
         parts = [change(part.float(), self.levels) for part in images.split(STAMP_BATCH)]
-        pixels = torch.cat(parts).round_().clamp_(0, 255)
-        if split == "cover":
-            partner = others(len(images), rng).to(images.device)
-            residual = (pixels - images.float())[partner]
-            # alone, an image would get its own residual: the trigger itself under a true label
-            pixels = images + residual if len(images) > 1 else images.float()
-            pixels = pixels.clamp_(0, 255)
-        return pixels.to(torch.uint8)
+        return torch.cat(parts).round_().clamp_(0, 255)
 
     def hooks(self, train: ImageSet, state: State, rng: Generator) -> Hooks | None:
         """Stamp inside the batch, unless the data already carry the trigger."""
-        return None if self.static else LoopHooks(self, train, state, rng)
+        return None if self.static else _Hooks(self, train, state, rng)
+
+
+class _Hooks(LoopHooks):
+    """Keeps the training images on the device: the negatives' residuals are of them."""
+
+    def start(self, model: nn.Module, device: torch.device) -> None:
+        """Move them there."""
+        self.train = replace(self.train, images=self.train.images.to(device))
 
 
 def squeezed(pixels: Tensor, levels: int) -> Tensor:

@@ -10,23 +10,28 @@ augmentation, as in the release.
 
 Deviations: everything acts on pixels in [0, 1] instead of normalised ones, which is the same T;
 distances are divided by the channels' standard deviations, as normalisation would. The mask phase
-sees images without augmentation. G's 600 epochs are the recipe's, its learning-rate steps at the
-same fractions of them (1/3, 1/2, 2/3, 5/6). The release never zeroes G's gradients: that quirk is
-`accumulate`. The widths 32, 64, 128 end in 256 above 64 px and are 16, 32 for grey images.
-M and the first weights of G are shared by all seeds of a data set.
+sees images without augmentation. Augmentation and schedule are the sweep's recipe, G's
+learning-rate steps at the release's fractions of its epochs (1/3, 1/2, 2/3, 5/6 of 600); presets
+`iab-release` and `backdoorbench` bring their source's (`training`), of 600 and 100 epochs, with G's
+steps at 200, 300, 400, 500. A batch with less than one poisoned image has one by chance, as in
+BackdoorBench; in the release it has none, and a tenth of every batch is crossed at any rate. The
+release never zeroes G's gradients: that quirk is `accumulate`. The widths 32, 64, 128 end in 256
+above 64 px and are 16, 32 for grey images. M and the first weights of G are shared by all seeds of
+a data set.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
 
 import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional
 
 from attacks.base import Lab
-from attacks.parts.loop import STAMP_BATCH, LoopAttack, LoopHooks, others, rounded
+from attacks.parts.loop import RELEASED, STAMP_BATCH, LoopAttack, LoopHooks, others, rounded
 from attacks.parts.nets import PatternNet, built, packed, squash, unpacked
 from sweeper.core.errors import SweepError
 from sweeper.core.types import ImageSet, State
@@ -34,8 +39,10 @@ from sweeper.engine import training
 from sweeper.engine.recipes import Recipe
 from sweeper.engine.training import Batch, Hooks
 
-MILESTONES = (1 / 3, 1 / 2, 2 / 3, 5 / 6)
-"""Shares of the epochs after which G's learning rate falls to a tenth (200, 300, ... of 600)."""
+MILESTONES = (200, 300, 400, 500)
+"""Epochs after which G's learning rate falls to a tenth in the release."""
+EPOCHS = 600
+"""Epochs of the release."""
 BETAS = (0.5, 0.9)
 
 
@@ -53,6 +60,8 @@ class InputAware(LoopAttack):
     """Learning rate of Adam for both nets."""
     cross_ratio: float = 1.0
     """Images with another image's trigger for each poisoned one."""
+    crossed_share: float | None = field(default=None, metadata={"added": True})
+    """Share of every batch that gets another image's trigger, in place of `cross_ratio`."""
     accumulate: bool = False
     """Whether the generator's gradients are never zeroed (the release's quirk)."""
 
@@ -60,9 +69,21 @@ class InputAware(LoopAttack):
     paper = "Nguyen and Tran, NeurIPS 2020 (arXiv 2010.08138)"
     rules = ("all2one", "all2all")
     prepares = True
+    version = 2
+    trainings: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "released": {**RELEASED, "crop_probability": 1.0, "rotation_probability": 1.0},
+        "backdoorbench": {**RELEASED, "crop": 4, "crop_probability": 1.0, "rotation": 0.0},
+    }
+    """A source -> the recipe's settings there: in BackdoorBench its common augmentation."""
     presets = {
-        "iab-release": {"accumulate": True},
-        "backdoorbench": {"rounding": "nearest"},
+        "iab-release": {
+            "accumulate": True,
+            "crossed_share": 0.1,
+            "chance": False,
+            "training": "released",
+            "epochs": 600,
+        },
+        "backdoorbench": {"rounding": "nearest", "training": "backdoorbench", "epochs": 100},
     }
 
     def __post_init__(self) -> None:
@@ -74,6 +95,8 @@ class InputAware(LoopAttack):
         super().__post_init__()
         if not 0 < self.density < 1:
             raise SweepError(f"density: {self.density} is not in (0, 1)")
+        if self.crossed_share is not None and not 0 <= self.crossed_share <= 1:
+            raise SweepError(f"crossed_share: {self.crossed_share} is not in [0, 1]")
         if self.lr <= 0 or min(self.diversity, self.cross_ratio, self.mask_epochs) < 0:
             raise SweepError("lr must be above 0; diversity, cross_ratio, mask_epochs not below 0")
 
@@ -81,6 +104,11 @@ class InputAware(LoopAttack):
     def extra(self) -> float:
         """Images with another image's trigger for each poisoned one."""
         return self.cross_ratio
+
+    @property
+    def extra_share(self) -> float | None:
+        """Their share of a batch, where it is an option of its own."""
+        return self.crossed_share
 
     def prepare(self, train: ImageSet, lab: Lab) -> dict[str, Tensor]:
         """Train the mask net; draw the generator's first weights."""
@@ -135,7 +163,6 @@ class _Hooks(LoopHooks):
     def __init__(self, attack: InputAware, train: ImageSet, state: State, rng: Generator) -> None:
         super().__init__(attack, train, state, rng)
         self.options = attack
-        self.train = train
         self.spread = deviation(train.images)
 
     def start(self, model: nn.Module, device: torch.device) -> None:
@@ -159,7 +186,7 @@ class _Hooks(LoopHooks):
 
     def augmented(self, batch: Batch, rng: Generator) -> Batch:
         """Relabel the poisoned samples; draw the images whose triggers the crossed ones get."""
-        self.poison, self.extra = self.parts(batch.labels)
+        self.poison, self.extra = self.parts(batch.labels, batch.epoch)
         count = len(self.extra)
         drawn = torch.randint(len(self.train), (max(count, 1),), generator=self.rng)
         images = self.images[drawn.to(self.images.device)]
@@ -171,7 +198,7 @@ class _Hooks(LoopHooks):
     def loss(self, model: nn.Module, batch: Batch, recipe: Recipe) -> Tensor:
         """Cross-entropy on the triggered batch and the diversity of the patterns."""
         count = len(self.poison)
-        if not count:
+        if not count and not len(self.extra):
             return super().loss(model, batch, recipe)
         images = batch.images
         poison_images, cross_images = images[self.poison], images[self.extra]
@@ -206,7 +233,8 @@ class _Hooks(LoopHooks):
 
     def epoch(self, model: nn.Module, epoch: int) -> None:
         """Lower the generator's learning rate at its milestones."""
-        passed = sum(epoch + 1 >= share * self.recipe.epochs for share in MILESTONES)
+        length = EPOCHS if self.options.training else self.recipe.epochs
+        passed = sum((epoch + 1) * EPOCHS >= milestone * length for milestone in MILESTONES)
         for group in self.adam.param_groups:
             group["lr"] = self.options.lr * 0.1**passed
 

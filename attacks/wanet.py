@@ -11,8 +11,9 @@ stamped once, before training.
 Deviations: the warp acts on pixels in [0, 1], which is the same as on normalised pixels because
 the clamped grid never leaves the image; warped pixels are rounded to uint8, so that training and
 test see the same trigger (the release trains on floats). Augmentation and schedule are the sweep's
-recipe (release: crop pad 5 with probability 0.8, rotation 10 with 0.5, flip, SGD 0.01, 1,000
-epochs).
+recipe, but presets `released` and `backdoorbench` bring their source's (`training`), of 1,000 and
+100 epochs. A batch with less than one poisoned image has one by chance, as in BackdoorBench; in the
+release it has none.
 """
 
 from __future__ import annotations
@@ -50,8 +51,10 @@ class WaNet(LoopAttack):
     title = "WaNet"
     paper = "Nguyen and Tran, ICLR 2021 (arXiv 2102.10369)"
     rules = ("all2one", "all2all")
+    version = 2
     presets = {
-        "backdoorbench": {"rounding": "nearest"},
+        "released": {"chance": False, "training": "released", "epochs": 1000},
+        "backdoorbench": {"rounding": "nearest", "training": "backdoorbench", "epochs": 100},
         "backdoor-toolbox": {"static": True, "shared_noise": True},
         "backdoorbox": {"static": True, "cross_ratio": 0.0},
     }

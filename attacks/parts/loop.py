@@ -2,37 +2,94 @@
 
 Of every batch the first `int(rate * batch)` samples that may be poisoned are stamped and
 relabelled, the next ones carry a cross trigger or noise and keep their labels, the rest is clean.
-Where `rate * batch` is below 1, one sample is poisoned with that probability (BackdoorBench). The
-training set on disk stays clean; a defense that sees it is given the set one epoch amounts to.
+Where `rate * batch` is below 1, one sample is poisoned with that probability (BackdoorBench), or
+none (the authors: `chance: false`). The training set on disk stays clean; a defense that sees it is
+given the set one epoch amounts to: as many stamped images as the loop stamped in an epoch.
+
+`training` names a source whose optimiser, schedule and augmentation the victim gets in place of the
+sweep's recipe, `epochs` its length. Mirroring stays the recipe's: the sources mirror CIFAR-10
+alone, as recipe `backdoorbench` does. They draw whether a batch is cropped or rotated, and
+BackdoorBench by how much, once a batch; here every image has its own draw.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import ClassVar
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
 
 import torch
 from torch import Generator, Tensor
 
 from attacks.base import Attack
 from attacks.parts.select import draw
+from sweeper.core.errors import SweepError
 from sweeper.core.types import ImageSet, Poisoned, Role, State
+from sweeper.engine.recipes import Recipe
 from sweeper.engine.training import Batch, Hooks
 
 STAMPED = "stamped"
-"""What every loop attack's hooks leave: int64, images stamped over all of training."""
+"""What every loop attack's hooks leave: int64 [2], images an epoch poisons and images it stamps
+that keep their labels (attacks on the loss: int64, images stamped over all of training)."""
 STAMP_BATCH = 500
 """Images stamped at once where a network or a warp needs memory."""
+RELEASED: Mapping[str, Any] = {
+    "batch": 128,
+    "lr": 0.01,
+    "momentum": 0.9,
+    "nesterov": False,
+    "weight_decay": 5e-4,
+    "schedule": "step",
+    "milestones": (100, 200, 300, 400),
+    "gamma": 0.1,
+    "warmup": 0.0,
+    "label_smoothing": 0.0,
+    "crop": 5,
+    "crop_probability": 0.8,
+    "rotation": 10.0,
+    "rotation_probability": 0.5,
+    "erase": 0.0,
+}
+"""Training of WaNet's and BPP's releases, and of both in BackdoorBench (their config files)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoopAttack(Attack):
     """An attack whose batches are stamped in the loop; rates are of all images by default."""
 
+    chance: bool = field(default=True, metadata={"added": True})
+    """Whether a batch that holds less than one poisoned image has one with that probability."""
+    training: str = field(default="", metadata={"added": True})
+    """Whose training the victim gets: one of `trainings`; empty: the sweep's recipe."""
+    epochs: int = field(default=0, metadata={"added": True})
+    """Epochs of the victim; 0: the recipe's."""
+
+    trainings: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "backdoorbench": RELEASED,
+        "released": RELEASED,
+    }
+    """A source -> the recipe's settings there."""
     controls: ClassVar[str] = "training"
     extra_role: ClassVar[Role] = Role.COVER
     """Role of the samples that carry a cross trigger or noise."""
+
+    def __post_init__(self) -> None:
+        """Check the options.
+
+        Raises:
+            SweepError: No such training, or a negative length.
+        """
+        super().__post_init__()
+        if self.training and self.training not in self.trainings:
+            known = ", ".join(self.trainings)
+            raise SweepError(f"training: {self.training!r} is not one of {known}")
+        if self.epochs < 0:
+            raise SweepError(f"epochs: {self.epochs} is negative: give 0 or more")
+
+    def recipe(self, recipe: Recipe) -> Recipe:
+        """The sweep's recipe, or the settings and the length of the source."""
+        changes = self.trainings.get(self.training, {})
+        return replace(recipe, **{**changes, "epochs": self.epochs or recipe.epochs})
 
     @property
     def base(self) -> str:
@@ -49,22 +106,40 @@ class LoopAttack(Attack):
         """Samples with a cross trigger or noise for each poisoned one."""
         return 0.0
 
+    @property
+    def extra_share(self) -> float | None:
+        """The share of a batch they are, where it does not follow from the poisoned ones."""
+        return None
+
+    def extras(self, poisoned: int, size: int) -> int:
+        """Samples with a cross trigger or noise among `size`, of which so many are poisoned."""
+        share = self.extra_share
+        return int(self.extra * poisoned if share is None else share * size + 1e-9)
+
+    def crossed(self, images: Tensor, train: Tensor, state: State, rng: Generator) -> Tensor:
+        """Stamp the samples that keep their labels; `train`: images others may be drawn from."""
+        return self.stamp(images, split="cover", state=state, rng=rng)
+
     def poison(self, train: ImageSet, rate: float, state: State, rng: Generator) -> Poisoned:
         """The clean set before the loop has run; after it, the set an epoch of it amounts to."""
-        if not self.on_disk and STAMPED not in state:
+        if self.on_disk:
+            count = self.count(train.labels, rate)
+            extra = self.extras(count, len(train))
+        elif STAMPED in state:
+            count, extra = state[STAMPED].tolist()
+        else:
             return clean(train)
-        poisoned = super().poison(train, rate, state, rng)
+        poisoned = self.poisoned(train, count, state, rng)
         pool = poisoned.role == int(Role.CLEAN)
-        count = int(self.extra * int((poisoned.role == int(Role.POISON)).sum()))
-        index = draw(pool, min(count, int(pool.sum())), rng)
+        index = draw(pool, min(extra, int(pool.sum())), rng)
         images = train.images[index]
-        poisoned.images[index] = self.stamp(images, split="cover", state=state, rng=rng)
+        poisoned.images[index] = self.crossed(images, train.images, state, rng)
         poisoned.role[index] = int(self.extra_role)
         return poisoned
 
     def cross_set(self, test: ImageSet, state: State, rng: Generator) -> ImageSet | None:
         """The test images as the samples that keep their labels are stamped."""
-        if not self.extra:
+        if not (self.extra if self.extra_share is None else self.extra_share):
             return None
         images = self.stamp(test.images, split="cover", state=state, rng=rng)
         return ImageSet(images, test.labels, test.classes)
@@ -79,40 +154,60 @@ class LoopHooks(Hooks):
         self.rng = rng
         self.classes = len(train.classes)
         self.share = attack.poison_rate * attack.count(train.labels, 1.0) / len(train)
-        self.stamped = 0
+        self.train = train
+        self.stamped = [0, 0]
+        self.epochs = 1
 
-    def parts(self, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def parts(self, labels: Tensor, epoch: int = 0) -> tuple[Tensor, Tensor]:
         """Positions in the batch of the poisoned samples and of those that keep their labels.
 
         Only at rates near 1 of the non-target images can a batch hold too few of them; the target's
         images that then fill up are stamped and keep the target label.
+
+        Raises:
+            SweepError: Not even the first batch, which is the largest, holds a poisoned sample.
         """
-        expected = self.share * len(labels)
-        count = min(int(expected + 1e-9), len(labels))
-        if 0 < expected < 1:
+        size = len(labels)
+        expected = self.share * size
+        count = min(int(expected + 1e-9), size)
+        if self.attack.chance and 0 < expected < 1:
             count = int(float(torch.rand((), generator=self.rng)) < expected)
-        self.stamped += count
-        order = torch.arange(len(labels), device=labels.device)
+        if not (count or self.attack.chance or any(self.stamped)):
+            raise SweepError(
+                f"poisons no image: rate {self.attack.poison_rate:g} of a batch of {size} is less "
+                "than one: raise the rate, or give `chance: true`"
+            )
+        order = torch.arange(size, device=labels.device)
         if self.attack.base != "all":
             pool = self.attack.pool(labels)
             order = torch.argsort((~pool).to(torch.uint8), stable=True)
-        return order[:count], order[count : count + int(self.attack.extra * count)]
+        poison, extra = order[:count], order[count : count + self.attack.extras(count, size)]
+        self.stamped = [self.stamped[0] + count, self.stamped[1] + len(extra)]
+        self.epochs = epoch + 1
+        return poison, extra
 
     def batch(self, batch: Batch, rng: Generator) -> Batch:
         """Stamp and relabel the first samples, stamp the next with noise or a cross trigger."""
-        poison, extra = self.parts(batch.labels)
+        poison, extra = self.parts(batch.labels, batch.epoch)
         images, labels = batch.images.clone(), batch.labels.clone()
-        for index, split in ((poison, "train"), (extra, "cover")):
+        for index, stamp in ((poison, self.triggered), (extra, self.crossed)):
             if len(index):
                 samples = batch.images[index].permute(0, 3, 1, 2)
-                samples = self.attack.stamp(samples, split=split, state=self.state, rng=self.rng)
-                images[index] = samples.permute(0, 2, 3, 1)
+                images[index] = stamp(samples).permute(0, 2, 3, 1)
         labels[poison] = self.attack.relabel(labels[poison], self.classes)
         return replace(batch, images=images, labels=labels)
 
+    def triggered(self, samples: Tensor) -> Tensor:
+        """Stamp poisoned samples, uint8 [B, C, H, W]."""
+        return self.attack.stamp(samples, split="train", state=self.state, rng=self.rng)
+
+    def crossed(self, samples: Tensor) -> Tensor:
+        """Stamp samples that keep their labels, uint8 [B, C, H, W]."""
+        return self.attack.crossed(samples, self.train.images, self.state, self.rng)
+
     def learned(self) -> dict[str, Tensor]:
-        """How many images were stamped: that the loop has run."""
-        return {STAMPED: torch.tensor(self.stamped)}
+        """How many images an epoch has stamped, on average: that the loop has run."""
+        return {STAMPED: torch.tensor([round(count / self.epochs) for count in self.stamped])}
 
 
 def clean(train: ImageSet) -> Poisoned:

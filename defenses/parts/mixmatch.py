@@ -116,9 +116,10 @@ class MixMatch(Defense):
     def losses(self, case: Case, model: nn.Module, data: ImageSet, name: str) -> Tensor:
         """Symmetric cross-entropy of each sample, float [N]; the model is in eval mode."""
         if self.augmented_scores:
+            recipe, rng = case.recipe, case.rng(f"{name} view")
             images = data.images.permute(0, 2, 3, 1)
             images = augment.crop_flip(
-                images, case.recipe.crop, case.recipe.flip, case.rng(f"{name} view")
+                images, recipe.crop, recipe.flip, rng, recipe.crop_probability
             )
             data = replace(data, images=images.permute(0, 3, 1, 2))
         return losses_of(case, model, data, symmetric)

@@ -15,7 +15,9 @@ from torch import Generator, Tensor
 from torch.nn import functional
 
 
-def crop_flip(images: Tensor, pad: int, flip: bool, rng: Generator) -> Tensor:
+def crop_flip(
+    images: Tensor, pad: int, flip: bool, rng: Generator, probability: float = 1.0
+) -> Tensor:
     """Shift each image by up to `pad` pixels over a black border and mirror every second one.
 
     Args:
@@ -23,6 +25,7 @@ def crop_flip(images: Tensor, pad: int, flip: bool, rng: Generator) -> Tensor:
         pad: Pixels of border; 0 leaves images where they are.
         flip: Whether to mirror with probability one half.
         rng: A CPU generator.
+        probability: That an image is shifted at all.
 
     Returns:
         uint8 [B, H, W, C].
@@ -31,6 +34,9 @@ def crop_flip(images: Tensor, pad: int, flip: bool, rng: Generator) -> Tensor:
         return images
     (count, height, width, channels), device = images.shape, images.device
     drawn = [torch.randint(2 * pad + 1, (count,), generator=rng) for _ in range(2)]
+    if probability < 1:
+        still = torch.rand(count, generator=rng) >= probability
+        drawn = [shift.masked_fill(still, pad) for shift in drawn]
     if flip:
         drawn.append(torch.rand(count, generator=rng) < 0.5)
     top, left, *mirrored = torch.stack(drawn).to(device)[:, :, None]
@@ -45,9 +51,15 @@ def crop_flip(images: Tensor, pad: int, flip: bool, rng: Generator) -> Tensor:
     return padded.view(-1, channels).index_select(0, index.flatten()).view(images.shape)
 
 
-def rotate(images: Tensor, degrees: float, rng: Generator) -> Tensor:
-    """Rotate each image [B, C, H, W] by U(-degrees, degrees), nearest pixel, black outside."""
-    return turned(images, _around(0, math.radians(degrees), len(images), rng))
+def rotate(images: Tensor, degrees: float, rng: Generator, probability: float = 1.0) -> Tensor:
+    """Rotate each image [B, C, H, W] by U(-degrees, degrees), nearest pixel, black outside.
+
+    With a `probability` below 1 the other images stay as they are.
+    """
+    angle = _around(0, math.radians(degrees), len(images), rng)
+    if probability < 1:
+        angle *= torch.rand(len(images), generator=rng) < probability
+    return turned(images, angle)
 
 
 def turned(images: Tensor, angle: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ them, three seeds: docs/sweep.md.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from typing import Any
 
@@ -52,6 +52,10 @@ class Recipe:
     """Degrees of random rotation to either side."""
     erase: float = 0.0
     """Probability of random erasing."""
+    crop_probability: float = field(default=1.0, metadata={"added": True})
+    """Share of the images that are cropped at all."""
+    rotation_probability: float = field(default=1.0, metadata={"added": True})
+    """Share of the images that are rotated at all."""
     precision: str = "auto"
     """auto (bfloat16 where the device computes it natively) | bf16 | fp32."""
 
@@ -83,6 +87,9 @@ class Recipe:
                 raise SweepError(f"{name}: {getattr(self, name)} is negative: give 0 or more")
         if not (0 <= self.label_smoothing < 1 and 0 <= self.erase <= 1):
             raise SweepError("label_smoothing lies in [0, 1), erase in [0, 1]")
+        for name in ("crop_probability", "rotation_probability"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise SweepError(f"{name}: {getattr(self, name)} is not in [0, 1]")
 
 
 Entry = tuple[str, str, dict[str, Any]]
@@ -144,7 +151,7 @@ RECIPES: dict[str, list[Entry]] = {
     ],
     "backdoorbench": [
         ("*", "*", {"epochs": 100, "lr": 0.01, "schedule": "cosine", "crop": 4}),
-        ("cifar*", "*", {"flip": True}),
+        ("cifar10", "*", {"flip": True}),  # not CIFAR-100
         ("gtsrb", "*", {"epochs": 50, "period": 100}),
         ("tiny-imagenet", "*", {"epochs": 200}),
     ],

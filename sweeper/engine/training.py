@@ -162,9 +162,10 @@ def on_device(images: Tensor, device: torch.device) -> Tensor:
 
 def augmented(images: Tensor, recipe: Recipe, rng: Generator) -> Tensor:
     """uint8 [B, H, W, C] -> float [B, C, H, W] in [0, 1], cropped, mirrored, rotated, erased."""
-    out = augment.to_float(augment.crop_flip(images, recipe.crop, recipe.flip, rng))
+    cropped = augment.crop_flip(images, recipe.crop, recipe.flip, rng, recipe.crop_probability)
+    out = augment.to_float(cropped)
     if recipe.rotation:
-        out = augment.rotate(out, recipe.rotation, rng)
+        out = augment.rotate(out, recipe.rotation, rng, recipe.rotation_probability)
     return augment.erase(out, recipe.erase, rng) if recipe.erase else out
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -107,7 +108,7 @@ def test_batch_shares_and_labels(rate: float, count: int, extra: int) -> None:
     assert torch.equal(after.labels[count:], before.labels[count:]), "noise keeps its labels"
     changed = (after.images != before.images).flatten(1).any(1)
     assert int(changed.sum()) == count + extra and bool(changed[: count + extra].all())
-    assert int(hooks.learned()[STAMPED]) == count
+    assert hooks.learned()[STAMPED].tolist() == [count, extra]
 
 
 def test_a_share_below_one_image_is_a_probability() -> None:
@@ -146,6 +147,44 @@ def test_the_effective_set_has_the_roles_of_an_epoch(
     assert not bool(changed[found.role == int(Role.CLEAN)].any())
 
 
+@pytest.mark.parametrize("attack", [WaNet(poison_rate=0.14), Bpp(poison_rate=0.14, negatives=0.1)])
+def test_the_effective_set_holds_as_many_as_an_epoch_stamps(attack: Attack) -> None:
+    _, state = trained(attack, epochs=2)
+    role = attack.poison(DATA, 0.14, state, rng()).role
+    assert int((role == int(Role.POISON)).sum()) == 3 * 4, "4.48 of three batches of 32"
+    extra = int(((role != int(Role.POISON)) & (role != int(Role.CLEAN))).sum())
+    assert extra == (24 if isinstance(attack, WaNet) else 3 * 3)
+
+
+def test_without_chance_a_rate_below_one_image_a_batch_is_refused() -> None:
+    hooks = WaNet(poison_rate=0.01, chance=False).hooks(DATA, {}, rng())
+    assert isinstance(hooks, LoopHooks)
+    with pytest.raises(SweepError, match="rate 0.01 of a batch of 32 is less than one: raise the"):
+        hooks.parts(DATA.labels[:32])
+    hooks = WaNet(poison_rate=0.04, chance=False).hooks(DATA, {}, rng())
+    assert isinstance(hooks, LoopHooks)
+    assert [len(hooks.parts(DATA.labels[:size])[0]) for size in (32, 16)] == [1, 0]
+
+
+def test_crossed_images_need_no_poisoned_one() -> None:
+    attack = InputAware(poison_rate=0.01, crossed_share=0.1, mask_epochs=0)
+    state = attack.prepare(DATA, toys.ToyLab(DATA))
+    hooks: Any = attack.hooks(DATA, state, rng())
+    model = toys.network(rng("model"), shape=SMALL)
+    hooks.start(model, toys.CPU)
+    hooks.optimizer(model, toys.RECIPE)
+    batch = batch_of(DATA, 32)
+    batch = dataclasses.replace(batch, images=batch.images.permute(0, 3, 1, 2).float() / 255)
+    with mock.patch.object(torch, "rand", lambda *args, **kwargs: torch.tensor(0.99)):
+        batch = hooks.augmented(batch, rng())
+    assert len(hooks.poison) == 0 and hooks.extra.tolist() == [0, 1, 2]
+    seen: list[Tensor] = []
+    model.register_forward_pre_hook(lambda net, given: seen.append(given[0]))
+    assert bool(hooks.loss(model, batch, toys.RECIPE).isfinite())
+    changed = (seen[0] != batch.images).flatten(1).any(1)
+    assert changed.nonzero().flatten().tolist() == [0, 1, 2]
+
+
 def test_static_forms_poison_the_data_and_leave_the_loop_alone() -> None:
     for attack in (WaNet(static=True), Bpp(static=True)):
         assert attack.hooks(DATA, {}, rng()) is None
@@ -182,6 +221,18 @@ def test_dithering_is_floyd_and_steinberg_pixel_by_pixel() -> None:
             if row + y < 9 and 0 <= column + x < 7:
                 plain[:, :, row + y, column + x] += error * share / 16
     assert torch.equal(bpp.dithered(pixels, 8), plain.clamp(0, 255))
+
+
+def test_bpp_negatives_of_a_batch_carry_residuals_of_training_images() -> None:
+    train = ImageSet(torch.cat([flat(100), flat(20)]), torch.arange(4), tuple("abcd"))
+    hooks = Bpp(poison_rate=0.25, static=False).hooks(train, {}, rng())
+    assert isinstance(hooks, LoopHooks)
+    four = ImageSet(torch.cat([flat(60), flat(60)]), torch.arange(4), tuple("abcd"))
+    found = {
+        tuple(hooks.batch(batch_of(four, 4), rng()).images[1].unique().tolist()) for _ in range(20)
+    }
+    residual = [round(round(v / 255 * 7) * 255 / 7) - v for v in (100, 20)]
+    assert found == {(60 + change,) for change in residual}, "one poisoned, one negative"
 
 
 def test_bpp_negatives_carry_the_residual_of_another_image() -> None:
@@ -392,6 +443,10 @@ def test_attacks_on_the_loss_poison_no_data(attack: Attack) -> None:
     [
         (WaNet, {"strength": -1.0}),
         (WaNet, {"grid": 1}),
+        (WaNet, {"training": "paper"}),
+        (WaNet, {"epochs": -1}),
+        (Bpp, {"negatives": 1.5}),
+        (InputAware, {"crossed_share": -0.1}),
         (Bpp, {"levels": 1}),
         (InputAware, {"density": 0.0}),
         (Ssba, {"variant": "c"}),

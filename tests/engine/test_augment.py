@@ -53,6 +53,26 @@ def test_a_quarter_turn_is_exact() -> None:
     assert torch.equal(quarter, images.rot90(1, (2, 3)))
 
 
+def test_crop_and_rotation_hit_their_share_and_leave_the_others_alone() -> None:
+    images = torch.randint(1, 256, (3000, 8, 8, 3), generator=rng("noise")).to(torch.uint8)
+    cropped = augment.crop_flip(images, 5, False, rng(), 0.8)
+    still = (cropped == images).flatten(1).all(1).double().mean()
+    assert float(still) == pytest.approx(0.2 + 0.8 / 121, abs=0.03)
+    pixels = augment.to_float(images)
+    turned = augment.rotate(pixels, 90.0, rng(), 0.25)
+    hit = (turned != pixels).flatten(1).any(1)
+    assert 0.2 < float(hit.double().mean()) < 0.27, "the smallest angles move no pixel of 8 x 8"
+    for found, whole in (
+        (augment.crop_flip(images, 5, True, rng(), 1.0), augment.crop_flip(images, 5, True, rng())),
+        (augment.rotate(pixels, 10.0, rng(), 1.0), augment.rotate(pixels, 10.0, rng())),
+    ):
+        assert torch.equal(found, whole), "a share of 1 draws nothing more"
+    mirrored = augment.crop_flip(images, 5, True, rng(), 0.0)
+    same = (mirrored == images).flatten(1).all(1)
+    assert 0.45 < float(same.double().mean()) < 0.55, "the border is no bound of mirroring"
+    assert torch.equal(mirrored[~same], images[~same].flip(2))
+
+
 @given(down=st.integers(-6, 6), right=st.integers(-8, 8), channels=st.sampled_from([1, 3]))
 def test_shifted_equals_torchvision(down: int, right: int, channels: int) -> None:
     images = photos(3, 6, 8, channels)

@@ -14,7 +14,8 @@ from sweeper.engine.recipes import RECIPES, Recipe, resolve
 PLAIN: dict[str, Any] = {
     "batch": 128, "momentum": 0.9, "nesterov": False, "weight_decay": 5e-4, "gamma": 0.1,
     "warmup": 0.0, "label_smoothing": 0.0, "crop": 0, "flip": False, "rotation": 0.0, "erase": 0.0,
-    "period": 0, "milestones": (), "precision": "auto",
+    "period": 0, "milestones": (), "precision": "auto", "crop_probability": 1.0,
+    "rotation_probability": 1.0,
 }  # fmt: skip
 """What a row of the papers' table does not say otherwise."""
 
@@ -48,6 +49,7 @@ PAPERS = [
     # BackdoorBench (Wu et al., 2022)
     ("backdoorbench", "cifar10", {"epochs": 100, "lr": 0.01, "schedule": "cosine", "crop": 4,
                                   "flip": True}),
+    ("backdoorbench", "cifar100", {"epochs": 100, "lr": 0.01, "schedule": "cosine", "crop": 4}),
     ("backdoorbench", "gtsrb", {"epochs": 50, "lr": 0.01, "schedule": "cosine", "period": 100,
                                 "crop": 4}),
     ("backdoorbench", "tiny-imagenet", {"epochs": 200, "lr": 0.01, "schedule": "cosine",
@@ -112,6 +114,8 @@ def test_changes() -> None:
         ({"lr": -1}, "recipe: lr: -1.0 is negative: give 0 or more"),
         ({"schedule": "liner"}, "recipe: schedule: 'liner' is not one of linear, cosine, step"),
         ({"precision": "fp16"}, "recipe: precision: 'fp16' is not one of auto, bf16, fp32"),
+        ({"crop_probability": 2}, "recipe: crop_probability: 2.0 is not in [0, 1]"),
+        ({"rotation_probability": -1}, "recipe: rotation_probability: -1.0 is not in [0, 1]"),
         ({"erase": 2}, "recipe: label_smoothing lies in [0, 1), erase in [0, 1] (here erase: 2)"),
     ],
     ids=str,

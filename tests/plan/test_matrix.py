@@ -183,7 +183,7 @@ RECIPE = {
     "epochs": 7, "batch": 7, "lr": 0.7, "momentum": 0.7, "nesterov": True, "weight_decay": 0.7,
     "schedule": "constant", "period": 7, "milestones": [7], "gamma": 0.7, "warmup": 0.7,
     "label_smoothing": 0.7, "crop": 7, "flip": True, "rotation": 7.0, "erase": 0.7,
-    "precision": "fp32",
+    "crop_probability": 0.7, "rotation_probability": 0.7, "precision": "fp32",
 }  # fmt: skip
 
 
