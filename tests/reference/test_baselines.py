@@ -135,9 +135,9 @@ def test_scan_statistic() -> None:
         "The release's mean of a class lacks the factor Su Se^-1, so that its index puts a clean "
     )
     mean += "class first."
-    z.deviates("posterior means", torch.stack(means), "mu_released", by=0.1, why=mean)
-    z.deviates("evidence", gains, "J_released", by=1000, why=mean)
-    z.deviates("anomaly index", index, "index_released", by=1000, why=mean)
+    z.deviates("posterior means as released", torch.stack(means), "mu_released", by=0.1, why=mean)
+    z.deviates("evidence as released", gains, "J_released", by=1000, why=mean)
+    z.deviates("anomaly index as released", index, "index_released", by=1000, why=mean)
     assert bool((z["index_released"] > z.meta["theta_released"]).nonzero().flatten()[0] == 1)
 
 
@@ -190,6 +190,6 @@ def test_spectral_signatures() -> None:
         centred.sqrt(),
         "scores_backdoorbench",
         by=0.1,
-        why="Ours projects centred features, as in the paper, the release uncentred ones, which "
-        "are no chance where half a class is poison.",
+        why="Ours projects centred features as the paper does, though scores are chance where "
+        "half a class is poison, the release uncentred ones.",
     )

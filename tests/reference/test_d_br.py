@@ -43,7 +43,7 @@ class Seen:
         """Compare with the reference, in the layout our loop has."""
         z.agree("loss of each step", self.losses, "loss", within=within)
         z.agree("weights after some steps", torch.stack(self.weights), "weights", within=within)
-        z.agree("norm of the weights", self.norms, "weights_norm", within=10 * within)
+        z.agree("norm of the weights", self.norms, "weights_norm", within=within)
         z.agree(
             "loss, reference in the other layout", self.losses, "loss_contiguous", within=within
         )
