@@ -4,11 +4,17 @@ The defender sees the model and the poisoned training set with the labels given.
 features of each class are reduced to ten independent components and split in two; the smaller
 cluster is taken for poisoned where it is small enough and the two are well apart.
 
+Presets: `backdoor-toolbox`, and `backdoorbench-detection`, the benchmark's detector
+(detection_pretrain/ac.py; it looks at the features before pooling where the network is a
+ResNet-18). The benchmark's defense of the same name (defense/ac.py) has no preset: it clusters
+augmented images batch by batch, and of the two cluster numbers the rarer over all batches is
+poisoned, though numbers of different batches have nothing in common.
+
 Deviations, each with its reason:
 
 - Both rules must hold: the smaller cluster has less than `share` of the class, and the mean
   silhouette exceeds `silhouette`. By size alone clean classes with two sub-groups lose images
-  (`backdoorbench`, `backdoor-toolbox`).
+  (both presets).
 - The exclusionary reclassification of the paper, a training without the cluster, is left out.
 - The score of a sample, which the paper does not define, is how much nearer it lies to the centre
   of the smaller cluster, in units of the centres' distance, times the class's silhouette.
@@ -110,8 +116,8 @@ class ActivationClustering(Defense):
     kind = "detection"
     sees = frozenset({"model", "train"})
     presets = {
-        "backdoorbench": {"silhouette": -1.0},
-        "backdoor-toolbox": {"reduce": "pca", "silhouette": -1.0},
+        "backdoorbench-detection": {"silhouette": -1.0, "least": 2},
+        "backdoor-toolbox": {"reduce": "pca", "silhouette": -1.0, "least": 2},
     }
 
     def __post_init__(self) -> None:

@@ -9,11 +9,13 @@ convolutions (`parts/neurons.py`).
 
 Deviations, each with its reason:
 
-- The released code chooses the mask threshold by looking at test accuracy and ASR. Here a hold-out
-  of the clean budget decides (`choose`); that choice on test data is `anp-oracle`.
+- The released code prints test accuracy and ASR of every mask threshold and leaves the choice to
+  the reader. Here a hold-out of the clean budget decides (`choose`); BackdoorBench's choice on test
+  data is `anp-oracle`. The preset `backdoorbench` has its rates and no threshold of its own.
 - `project`: the paper bounds the perturbation by eps; the released code lets it reach 2 eps, and
   all its figures come from that. Off by default, as released.
-- Pruning is `mask < threshold` (released: <=, after rounding), so threshold 0 prunes nothing.
+- Pruning is `mask < threshold` (released: <=, after rounding to 4 decimals), so threshold 0 prunes
+  nothing.
 - All weights but masks and perturbations are frozen (same result, about half the time).
 """
 

@@ -1,7 +1,9 @@
 """ANP with its threshold chosen on test data, as BackdoorBench reports it: an upper bound.
 
 Among the thresholds that change TEST accuracy by less than `acc_ratio` (relative) the one with the
-lowest TEST ASR is kept. No defender could make this choice; tables mark it.
+lowest TEST ASR is kept. No defender could make this choice; tables mark it. Masks are learned on
+the part of the clean budget that `anp` learns on, so that the two differ in the choice alone;
+BackdoorBench learns on all of it.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ class Case:
         device: torch.device,
         recipe: Recipe,
         given: Mapping[str, Any],
-        build: Callable[[Generator], Net],
+        build: Callable[..., Net],
         state: State | None = None,
         log: Callable[..., None] | None = None,
     ) -> None:
@@ -69,7 +69,8 @@ class Case:
             device: Where to compute.
             recipe: How models are trained on this data set.
             given: Of model, clean, train, queries, oracle those the defense declares.
-            build: Makes a freshly initialised model of the victim's architecture.
+            build: Makes a freshly initialised model of the victim's architecture, from a generator
+                and changes to its options.
             state: What the defense's stage left.
             log: Takes progress as keywords.
         """
@@ -129,9 +130,14 @@ class Case:
         if self._log:
             self._log(**progress)
 
-    def new_model(self, name: str = "model") -> Net:
-        """A freshly initialised model of the victim's architecture; other names, other weights."""
-        return self._build(self.rng(name))
+    def new_model(self, name: str = "model", **changes: Any) -> Net:
+        """A freshly initialised model of the victim's architecture; other names, other weights.
+
+        Args:
+            name: Names the draw of the weights.
+            changes: Options of the architecture to change; one it does not have is left out.
+        """
+        return self._build(self.rng(name), **changes)
 
     def split(self, share: float = 0.2, per_class: int = 10) -> tuple[ImageSet, ImageSet]:
         """Split the clean budget into a part to fit on and a hold-out for choices.

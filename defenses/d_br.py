@@ -7,13 +7,15 @@ small, constant learning rate; train mode and the data set's augmentation in bot
 
 Deviations: the released code keeps the epoch with the largest difference of test ACC and ASR; here
 the last epoch is taken, and that choice is `d-br-oracle`. Those of SD are in `parts/sd.py`; the
-preset `released` undoes them. `bound` is not in the paper: ascent has no end of its own.
+preset `released` undoes them, and `released-cifar100` has that data set's augmentation, which only
+crops while its victims are mirrored and rotated as well. `bound` is not in the paper: ascent has no
+end of its own, and what it unlearns is the target class too: look at ACC on all classes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -24,6 +26,8 @@ from defenses.parts.sd import CLEAN, POISONED, Separated
 from sweeper.core.errors import SweepError
 from sweeper.core.types import Outcome
 from sweeper.models.base import Net
+
+RELEASED = {"separation": "threshold", "two_passes": True}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,12 +42,17 @@ class DBR(Separated):
     """Images of a step."""
     bound: float | None = None
     """Ascent leaves samples alone whose loss exceeds this; default: none is, as published."""
+    crop_only: bool = field(default=False, metadata={"added": True})
+    """Whether both phases only crop where the recipe mirrors and rotates as well."""
 
     title = "D-BR"
     paper = "Chen, Wu and Wang, NeurIPS 2022"
     kind = "repair"
     sees = frozenset({"model", "train"})
-    presets = {"released": {"separation": "threshold", "two_passes": True}}
+    presets = {
+        "released": RELEASED,
+        "released-cifar100": {**RELEASED, "crop_only": True},
+    }
 
     def __post_init__(self) -> None:
         """Check the options.
@@ -77,6 +86,7 @@ class DBR(Separated):
             lr=self.lr,
             batch=self.batch,
             bound=self.bound,
+            **({"flip": False, "rotation": 0.0, "erase": 0.0} if self.crop_only else {}),
         )
 
     def choose(self, case: Case, rounds: Iterator[tuple[Net, float]]) -> tuple[Net, dict[str, Any]]:

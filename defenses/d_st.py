@@ -16,7 +16,8 @@ Deviations:
 - The warm-up takes at most half of the epochs, so that a shortened schedule still has a cosine.
 - A batch without a member of D_c or D_p drops that term of MCE; the release divides by zero.
 
-The preset `released` restores what concerns positives and SD; `backdoorbench` is its port.
+The preset `released` restores what concerns positives and SD. The release's encoder has a 3x3 stem
+without pooling, also where its victim pools (CIFAR-10); so has that of `released`.
 
 `head_lr` suits the small averages a ResNet has for features; tiny has maxima, on which 5 diverges.
 """
@@ -24,8 +25,8 @@ The preset `released` restores what concerns positives and SD; `backdoorbench` i
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import torch
 from torch import Generator, Tensor, nn
@@ -110,14 +111,22 @@ class DST(Separated):
     """Learning rate of the head (constant)."""
     unlearn: float = 0.001
     """Weight of D_p in the head's loss (the paper's lambda_p)."""
+    stem: Literal["cifar", "cifar-pool", "imagenet"] | None = field(
+        default=None, metadata={"added": True}
+    )
+    """Stem of the encoder, where the architecture has that option; default: the victim's."""
 
     title = "D-ST"
     paper = "Chen, Wu and Wang, NeurIPS 2022"
     kind = "secure training"
     sees = frozenset({"train"})
     presets = {
-        "released": {"positives": "release", "separation": "threshold", "two_passes": True},
-        "backdoorbench": {"positives": "release", "batch": 128},
+        "released": {
+            "positives": "release",
+            "separation": "threshold",
+            "two_passes": True,
+            "stem": "cifar",
+        },
     }
 
     def __post_init__(self) -> None:
@@ -139,7 +148,8 @@ class DST(Separated):
     def defend(self, case: Case) -> Outcome:
         """Train encoder and head of a fresh model."""
         scores, part = case.state["scores"], case.state["part"]
-        model, certain = case.new_model(), part != UNCERTAIN
+        model = case.new_model(**({"stem": self.stem} if self.stem else {}))
+        certain = part != UNCERTAIN
         common: dict[str, Any] = {
             "batch": self.batch,
             "momentum": 0.9,

@@ -7,15 +7,19 @@ the ascent's own step `Phi(d) = d - 0.1 grad_d inner(d)` it is `grad_w L + J_w(P
 solves `v = J_d(Phi)^T v + grad_d L` by a few fixed-point iterations. BatchNorm is in eval mode and
 images are not augmented, so that both problems see the same ones.
 
+Presets: `released` (the authors' scripts), `backdoorbench` and `backdoor-toolbox`, which perturb
+normalised pixels, so that lengths are of those.
+
 Stop (fair rule H): a fixed number of rounds on a part of the clean budget; the last of them whose
 accuracy on the rest is within `tau` of the victim's is kept.
 
-Deviations, each with its reason; `preset: released` has none of the first three:
+Deviations, each with its reason; the presets have none of the first four:
 
 - The outer loss puts d on 1 % of a batch, at least on one image. The release takes the whole part
   of 1 %, which is no image below 100 a batch (or in a short last one): nothing is unlearned.
 - d is projected onto its ball after every step; the release does so in its notebooks only.
 - Images with d are clamped to [0, 1], as an image with a trigger is.
+- A hold-out decides which round is kept; the releases keep the last.
 - Fixed-point iterations are not ended early at a change below 1e-10 (the device would be waited
   for in each); it changes no figure of five iterations.
 """
@@ -23,22 +27,24 @@ Deviations, each with its reason; `preset: released` has none of the first three
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 from torch.nn import functional
 
 from defenses.base import Case, Defense
 from defenses.parts.accept import Rule
 from sweeper.core.errors import SweepError
 from sweeper.core.types import ImageSet, Outcome
-from sweeper.engine import curvature
+from sweeper.engine import curvature, training
 from sweeper.models.base import Net
 
 Batches = list[tuple[Tensor, Tensor]]
 """(float [B, C, H, W] in [0, 1], int64 [B]) on the device."""
+RELEASED = {"least": 0, "radius": 0.0, "clamp": False, "tau": None}
+LOADERS = ("fixed", "shuffled", "augmented")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,27 +75,46 @@ class IBAU(Defense):
     """Whether perturbed images stay in [0, 1]."""
     tau: float | None = 0.03
     """Hold-out accuracy a round may cost, absolute, at least two images; null: all rounds."""
+    normalised: bool = field(default=False, metadata={"added": True})
+    """Whether normalised pixels are perturbed, as by the toolboxes."""
+    loader: str = field(default="fixed", metadata={"added": True})
+    """What an ascent goes through: fixed (the batches of unlearning) | shuffled (all images in a
+    new order) | augmented (likewise, augmented anew, and unlearning sees one augmented copy)."""
 
     title = "I-BAU"
     paper = "Zeng et al., ICLR 2022"
     kind = "repair"
     sees = frozenset({"model", "clean"})
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "released": {"least": 0, "radius": 0.0, "clamp": False, "tau": None},
-        "backdoorbench": {"lr": 1e-4, "batch": 256},
-        "backdoor-toolbox": {"lr": 5e-4, "outer_steps": 3},
+        "released": RELEASED,
+        "backdoorbench": {
+            **RELEASED,
+            "lr": 1e-4,
+            "batch": 256,
+            "normalised": True,
+            "loader": "augmented",
+        },
+        "backdoor-toolbox": {
+            **RELEASED,
+            "lr": 5e-4,
+            "outer_steps": 3,
+            "normalised": True,
+            "loader": "shuffled",
+        },
     }
 
     def __post_init__(self) -> None:
         """Check the options.
 
         Raises:
-            SweepError: A number out of range.
+            SweepError: A number out of range, or a word unknown.
         """
         if min(self.outer_steps, self.iterations, self.least, self.radius, self.penalty) < 0:
             raise SweepError("outer_steps, iterations, least, radius, penalty: not negative")
         if self.batch < 1 or not 0 <= self.share <= 1:
             raise SweepError("batch: at least 1; share: in [0, 1]")
+        if self.loader not in LOADERS:
+            raise SweepError(f"loader: {self.loader!r} is not one of {', '.join(LOADERS)}")
 
     def defend(self, case: Case) -> Outcome:
         """Run the rounds on a copy of the victim, keep the last accepted."""
@@ -109,14 +134,12 @@ class IBAU(Defense):
     def run(self, case: Case, model: Net, data: ImageSet, norms: list[float]) -> Iterator[None]:
         """Change `model` round by round, and note the norm of each perturbation."""
         rng = case.rng("order")
-        order = torch.randperm(len(data), generator=rng)
-        images = curvature.pixels(data.images[order], case.device)
-        labels = data.labels[order].to(case.device)
-        batches = list(zip(images.split(self.batch), labels.split(self.batch), strict=True))
+        batches = self.batches(case, data, rng)
         weights = [*model.parameters()]
         optimizer = torch.optim.Adam(weights, lr=self.lr)
         for number in range(self.outer_steps):
-            delta = self.climb(model, batches)
+            fixed = self.loader == "fixed"
+            delta = self.climb(model, batches if fixed else self.batches(case, data, rng))
             losses = []
             for images, labels in batches:
                 permutation = torch.randperm(len(images), generator=rng)
@@ -132,13 +155,26 @@ class IBAU(Defense):
             case.log(step=number + 1, steps=self.outer_steps, loss=mean)
             yield
 
-    def perturbed(self, images: Tensor, delta: Tensor) -> Tensor:
+    def batches(self, case: Case, data: ImageSet, rng: Generator) -> Batches:
+        """All images in a random order, augmented where the loader does so."""
+        order = torch.randperm(len(data), generator=rng)
+        if self.loader == "augmented":
+            whole = training.on_device(data.images[order], case.device)
+            images = training.augmented(whole, case.recipe, rng)
+        else:
+            images = curvature.pixels(data.images[order], case.device)
+        labels = data.labels[order].to(case.device)
+        return list(zip(images.split(self.batch), labels.split(self.batch), strict=True))
+
+    def perturbed(self, model: Net, images: Tensor, delta: Tensor) -> Tensor:
         """The images with the perturbation."""
+        if self.normalised:
+            delta = delta * model.normalise.get_buffer("std")
         return (images + delta).clamp(0, 1) if self.clamp else images + delta
 
     def inner(self, model: Net, delta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
         """What the perturbation minimises."""
-        loss = functional.cross_entropy(model(self.perturbed(images, delta)), labels)
+        loss = functional.cross_entropy(model(self.perturbed(model, images, delta)), labels)
         return self.penalty * delta.square().sum() - loss
 
     def climb(self, model: Net, batches: Batches) -> Tensor:
@@ -179,7 +215,7 @@ class IBAU(Defense):
         count = max(min(self.least, len(images)), int(self.share * len(images) + 1e-9))
         mask = torch.zeros(len(images), 1, 1, 1, device=images.device)
         mask[order[:count]] = 1
-        inputs = torch.where(mask > 0, self.perturbed(images, delta), images)
+        inputs = torch.where(mask > 0, self.perturbed(model, images, delta), images)
         outer = functional.cross_entropy(model(inputs), labels)
 
         def step(d: Tensor) -> Tensor:

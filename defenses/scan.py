@@ -13,8 +13,12 @@ Deviations, each with its reason:
   more the variation's covariance is singular, and its pseudo-inverse means nothing.
 - Expectation-maximisation takes the posterior covariance of the identities into account; the
   released code takes their means alone, which makes both covariances too small.
+- The mean of a class in its evidence is the posterior one, `Su (Su + Se / n)^-1 mean`. The released
+  code leaves out the factor `Su Se^-1`; its index then puts a clean class first, and the poisoned
+  one may have the least.
 - The split is the best of `restarts` starts instead of one.
-- Only classes above the median are flagged; the released index has two sides.
+- Only classes above the median are flagged; the released index has two sides, so that a class with
+  little evidence is flagged as well. The threshold is the authors' e^2; backdoor-toolbox takes e.
 - The score of a sample, which the paper does not define, is how much better the part taken for
   poisoned explains it than the other part does: a difference of squared distances.
 """
@@ -117,7 +121,6 @@ class SCAn(Defense):
     paper = "Tang et al., USENIX Security 2021"
     kind = "detection"
     sees = frozenset({"model", "clean", "train"})
-    presets = {"backdoor-toolbox": {"theta": math.e, "tolerance": 1e-5}}
 
     def __post_init__(self) -> None:
         """Check the options.

@@ -7,10 +7,13 @@ the bound are removed.
 
 Deviations, each with its reason:
 
-- Features are centred for the direction and for the score. The released code projects uncentred
-  features, so that a sample's distance from the origin counts (`released`).
+- Features are centred for the direction and for the score, as in the paper. The released code and
+  BackdoorBench project uncentred features (`released`, `backdoorbench`). Where half a class is
+  poison, as at 10 % of ten classes into one, its mean lies midway and centred scores are chance,
+  while uncentred ones still differ if the poisoned are farther from the origin.
 - All classes are cut, since the target is not known; the released code is told it.
-- The bound is an option, never the true rate.
+- The bound is an option, never the true rate; of n samples the share of it is rounded down, where
+  the releases' percentile may cut one more.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ data set's augmentation in both (Chen, Wu and Wang, NeurIPS 2022, section 4.2).
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +53,7 @@ def alternate(
     lr: float,
     batch: int,
     bound: float | None = None,
+    **changes: Any,
 ) -> Iterator[tuple[Net, float]]:
     """Yield `model`, changed in place, with its loss on `drop`: before, and after each epoch.
 
@@ -64,6 +66,7 @@ def alternate(
         lr: Learning rate of both.
         batch: Images of a step.
         bound: Ascent leaves samples alone whose loss exceeds this.
+        changes: Fields of the recipe, such as its augmentation.
     """
     hooks = Signed(bound)
     yield model, 0.0
@@ -85,6 +88,7 @@ def alternate(
                 schedule="constant",
                 warmup=0.0,
                 label_smoothing=0.0,
+                **changes,
             )
         case.log(epoch=epoch + 1, epochs=epochs, loss=losses[1])
         yield model, -losses[0]

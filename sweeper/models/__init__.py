@@ -71,6 +71,7 @@ def build(
     mean: Sequence[float],
     std: Sequence[float],
     generator: torch.Generator,
+    changes: Mapping[str, Any] | None = None,
 ) -> Net:
     """Build a network on the CPU; its weights depend on the arguments and `generator` alone.
 
@@ -83,6 +84,7 @@ def build(
         std: Standard deviation of each channel, in [0, 1], for the normaliser.
         generator: CPU generator; one number is drawn from it. torch's global random state is
             left as it was.
+        changes: Options that replace those given; one the family does not have is left out.
 
     Raises:
         SweepError: Unknown name or option, the architecture does not fit the image size, or the
@@ -90,9 +92,14 @@ def build(
     """
     import torch
 
+    from sweeper.core.options import names
     from sweeper.models.base import Net
 
     architecture = family(name, options)
+    if changes:
+        known = names(type(architecture))
+        kept = {option: value for option, value in changes.items() if option in known}
+        architecture = family(name, {**options, **kept})
     seed = int(torch.randint(2**63 - 1, (), generator=generator))
     # torch's initialisers draw from the global CPU generator: lend it our seed and put it back.
     # torch.manual_seed would also reseed every GPU, which fork_rng(devices=[]) does not restore.

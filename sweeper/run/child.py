@@ -115,8 +115,9 @@ def _forget() -> None:
 def _case(wire: Wire, order: Order, given: Mapping[str, Tensor], device: torch.device) -> Case:
     """The case, made from what arrived; queries and the oracle are questions to the other end."""
 
-    def build(rng: Generator) -> Net:
-        return models.build(**{**order.model, "shape": tuple(order.model["shape"])}, generator=rng)
+    def build(rng: Generator, **changes: Any) -> Net:
+        given = {**order.model, "shape": tuple(order.model["shape"])}
+        return models.build(**given, generator=rng, changes=changes)
 
     def queries(images: Tensor) -> Tensor:
         wire.send("queries", {"images": images})

@@ -336,11 +336,11 @@ def _measure_key(victim: str) -> str:
     return seeds.digest({"kind": MEASURE, "victim": victim, "metrics": metrics.VERSION})
 
 
-def _builder(architecture: dict[str, Any]) -> Callable[[Generator], Net]:
-    """A function that builds models and holds no data."""
+def _builder(architecture: dict[str, Any]) -> Callable[..., Net]:
+    """A function that builds models, with changes to their options, and holds no data."""
 
-    def build(rng: Generator) -> Net:
-        return models.build(**architecture, generator=rng)
+    def build(rng: Generator, **changes: Any) -> Net:
+        return models.build(**architecture, generator=rng, changes=changes)
 
     return build
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 from torch.nn import functional
 
 from defenses.base import Case
@@ -236,6 +236,18 @@ def test_the_encoder_trains_the_trunk_and_the_head_the_classifier(
         recipe = call["recipe"]
         assert (recipe.lr, recipe.weight_decay, recipe.momentum) == (lr, decay, 0.9)
         assert (recipe.crop, recipe.flip, recipe.warmup) == (0, False, 0)
+
+
+@pytest.mark.parametrize("preset", ["", "released"])
+def test_the_released_encoder_does_not_pool_where_its_victim_does(preset: str) -> None:
+    own = case()
+    own._build = lambda rng, **changes: toys.network(
+        rng, model="resnet18", width=2, stem="cifar-pool", changes=changes
+    )
+    method = DST(**{**DST.presets.get(preset, {}), "epochs": 1, "head_epochs": 1})
+    found = trained(method.defend(own)).trunk.get_submodule("maxpool")
+    assert isinstance(found, nn.Identity if preset else nn.MaxPool2d)
+    assert isinstance(own.new_model().trunk.get_submodule("maxpool"), nn.MaxPool2d), "SD's pools"
 
 
 def test_it_learns_the_clean_task_without_the_backdoor() -> None:

@@ -192,6 +192,12 @@ def test_ss_finds_what_is_moved_along_one_direction() -> None:
     assert not torch.allclose(signature(moved, centred=False), signature(moved), rtol=0.1)
 
 
+def test_ss_is_chance_where_half_a_class_is_poison_and_features_are_centred() -> None:
+    features, half = planted(1000, 20, 500, 8.0) + 1, first(500, 1000)
+    assert abs(rank(signature(features), half) - 0.5) < 0.05
+    assert rank(signature(features, centred=False), half) > 0.95
+
+
 def test_ss_removes_as_many_as_its_bound_says() -> None:
     for eps in (0.0, 0.05, 0.1):
         found = toys.run(SpectralSignatures(eps=eps))

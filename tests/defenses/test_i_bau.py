@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from defenses.i_bau import IBAU, hypergradient
+from defenses.i_bau import IBAU, Batches, hypergradient
+from sweeper.models.base import Net
 from tests.support import toys
 from tests.support.repairs import buffers, case, normal, pixels
 
@@ -67,7 +69,7 @@ def test_the_ascent_lowers_the_inner_loss_within_its_ball() -> None:
         change = defense.climb(model, batches)
         inner = [defense.inner(model, d, images, labels).item() for d in (start, change)]
         assert inner[1] < inner[0] and 0 < float(change.norm()) <= radius * (1 + 1e-5)
-    shown = IBAU().perturbed(images, 5 * normal(1, 3, 32, 32))
+    shown = IBAU().perturbed(model, images, 5 * normal(1, 3, 32, 32))
     assert 0 == float(shown.min()) and float(shown.max()) == 1
 
 
@@ -83,3 +85,31 @@ def test_i_bau_leaves_statistics_and_undoes_what_costs_too_much() -> None:
     assert not toys.differing(undone.model, toys.victim())  # type: ignore[arg-type]
     kept = replace(wild, tau=None).defend(case(clean=160))
     assert toys.differing(kept.model, toys.victim())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("loader", ["fixed", "shuffled", "augmented"])
+def test_an_ascent_goes_through_what_the_loader_gives(
+    loader: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    climbed: list[Tensor] = []
+    unlearned: list[Tensor] = []
+    climb, outer_gradients = IBAU.climb, IBAU.outer_gradients
+
+    def climbing(self: IBAU, model: Net, batches: Batches) -> Tensor:
+        climbed.append(torch.cat([images for images, _ in batches]))
+        return climb(self, model, batches)
+
+    def unlearning(self: IBAU, *given: Any) -> Any:
+        unlearned.append(given[3])
+        return outer_gradients(self, *given)
+
+    monkeypatch.setattr(IBAU, "climb", climbing)
+    monkeypatch.setattr(IBAU, "outer_gradients", unlearning)
+    held = case(clean=40, crop=4, flip=True)
+    IBAU(outer_steps=2, batch=40, tau=None, iterations=0, loader=loader).defend(held)
+    assert torch.equal(unlearned[0], unlearned[1]), "one copy, the same in each round"
+    assert torch.equal(climbed[0], climbed[1]) == (loader == "fixed")
+    plain = held.clean.images.flatten(1).sum(1).sort().values
+    for images in (*climbed, *unlearned):
+        sums = (images * 255).round().long().flatten(1).sum(1).sort().values
+        assert torch.equal(sums, plain) == (loader != "augmented")

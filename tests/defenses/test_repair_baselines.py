@@ -23,6 +23,7 @@ from defenses.parts.hooks import EveryStep
 from defenses.super_ft import SuperFT
 from sweeper.core.errors import DivergedError, SweepError
 from sweeper.engine import curvature, training
+from sweeper.engine.recipes import Recipe
 from tests.support import toys
 from tests.support.repairs import buffers, case, fresh, normal, pixels
 
@@ -145,6 +146,34 @@ def test_the_teacher_s_learning_rate_falls_every_second_epoch(
     NAD(teacher_epochs=5, teacher_gamma=0.2, epochs=1).defend(case())
     rates = [training.learning_rate(recipes["teacher"], 3 * epoch, 3) for epoch in range(5)]
     assert rates == pytest.approx([0.1, 0.1, 0.02, 0.02, 0.004])
+
+
+@pytest.mark.parametrize("preset", ["", "backdoor-toolbox", "backdoorbench"])
+def test_a_toolbox_trains_teacher_and_student_as_it_does(
+    preset: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipes: list[Recipe] = []
+
+    def spied(model: Any, data: Any, recipe: Recipe, **rest: Any) -> list[float]:
+        recipes.append(recipe)
+        return [0.0]
+
+    monkeypatch.setattr(training, "fit", spied)
+    method = NAD(**NAD.presets.get(preset, {}))
+    held = case(
+        crop=4, flip=True, rotation=15.0, clean=300, model=fresh("preact-resnet18", width=4)
+    )
+    found = method.defend(held)
+    batch, decay, nesterov, crop, betas = {
+        "": (64, 1e-4, True, 4, (500, 1000, 1000)),
+        "backdoor-toolbox": (64, 1e-4, True, 0, (500, 1000, 1000)),
+        "backdoorbench": (256, 5e-4, False, 4, (500, 1000)),
+    }[preset]
+    assert len(recipes) == 2 and method.betas == betas
+    assert found.notes["levels"] == ["trunk.3", "trunk.4", "trunk.7"][-len(betas) :]
+    for recipe in recipes:
+        assert (recipe.batch, recipe.weight_decay, recipe.nesterov) == (batch, decay, nesterov)
+        assert (recipe.crop, recipe.flip, recipe.rotation > 0) == (crop, crop > 0, crop > 0)
 
 
 # FT-SAM

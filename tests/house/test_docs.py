@@ -76,6 +76,14 @@ def test_a_sweep_file_is_valid(page: Path, tmp_path: Path) -> None:
         spec.load(str(path))
 
 
+def test_the_example_of_a_paper_is_the_sweep_that_ships() -> None:
+    (text,) = blocks(DOCS / "paper.md", "yaml")
+    shown = yaml.safe_load(text)
+    shipped = yaml.safe_load((ROOT / f"sweeper/sweeps/{shown['name']}.yaml").read_text())
+    assert shown["defenses"] == shipped["defenses"][:-5]
+    assert {**shown, "defenses": ""} == {**{key: shipped[key] for key in shown}, "defenses": ""}
+
+
 @every
 def test_the_python_of_a_page_runs(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

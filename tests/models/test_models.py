@@ -37,6 +37,7 @@ def make(
     classes: int = 10,
     shape: tuple[int, int, int] = (3, 32, 32),
     seed: int = 1,
+    changes: dict[str, object] | None = None,
 ) -> Net:
     return models.build(
         name,
@@ -46,6 +47,7 @@ def make(
         mean=[0.5] * shape[0],
         std=[0.25] * shape[0],
         generator=torch.Generator().manual_seed(seed),
+        changes=changes,
     )
 
 
@@ -222,6 +224,16 @@ def test_stems_of_resnet() -> None:
         net = on_meta("resnet18", 10, (3, 64, 64), stem=stem)
         sides[stem] = net.trunk[:4](torch.empty(1, 3, 64, 64, device="meta")).shape[-1]
     assert sides == {"auto": 64, "cifar": 64, "cifar-pool": 32, "imagenet": 16}
+
+
+def test_changes_replace_the_options_a_family_has() -> None:
+    given = {"stem": "cifar-pool", "width": 2}
+    asked = make("resnet18", {**given, "stem": "cifar"})
+    changed = make("resnet18", given, changes={"stem": "cifar"})
+    assert isinstance(changed.trunk.get_submodule("maxpool"), nn.Identity)
+    assert all(map(torch.equal, changed.state_dict().values(), asked.state_dict().values()))
+    plain = make("tiny", {"width": 4}, changes={"stem": "cifar"})
+    assert parameters(plain) == parameters(make("tiny", {"width": 4})), "tiny has no stem"
 
 
 @pytest.mark.parametrize(

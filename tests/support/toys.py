@@ -88,6 +88,7 @@ def network(
     classes: int = 10,
     shape: tuple[int, int, int] = COLOUR,
     model: str = "tiny",
+    changes: Mapping[str, Any] | None = None,
     **given: Any,
 ) -> Net:
     """A small network; `tiny` with stages of 8, 16 and 32 channels unless told otherwise."""
@@ -100,6 +101,7 @@ def network(
         mean=[0.5] * shape[0],
         std=[0.25] * shape[0],
         generator=rng,
+        changes=changes,
     )
 
 
@@ -200,7 +202,7 @@ def case(
         device=CPU,
         recipe=replace(RECIPE, **changes),
         given={name: value for name, value in given.items() if name in sees},
-        build=functools.partial(network, classes=classes, shape=shape),
+        build=lambda rng, **changes: network(rng, classes=classes, shape=shape, changes=changes),
         state=state,
     )
 
