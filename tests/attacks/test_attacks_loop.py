@@ -25,7 +25,7 @@ from attacks.wb import Wb
 from sweeper.core import seeds
 from sweeper.core.errors import SweepError
 from sweeper.core.types import ImageSet, Role
-from sweeper.engine import curvature, training
+from sweeper.engine import curvature, sharpness, training
 from sweeper.engine.training import Batch, Hooks
 from sweeper.store.artifacts import Store
 from tests.support import toys
@@ -317,7 +317,7 @@ def test_labels_are_drawn_from_the_softmax() -> None:
 def test_the_perturbation_has_norm_rho(adaptive: bool) -> None:
     weights = [torch.rand(4, 3, generator=rng()) + 0.1, torch.rand(5, generator=rng("b")) - 2]
     slopes = [torch.randn(w.shape, generator=rng("g")) for w in weights]
-    moves = curvature.sam_perturbation(weights, slopes, 2.0, adaptive)
+    moves = sharpness.sam_perturbation(weights, slopes, 2.0, adaptive)
     scaled = [m / w.abs() if adaptive else m for m, w in zip(moves, weights, strict=True)]
     assert float(torch.cat([s.flatten() for s in scaled]).norm()) == pytest.approx(2, rel=1e-5)
 

@@ -22,7 +22,7 @@ from defenses.parts.accept import Rule
 from defenses.parts.hooks import EveryStep
 from defenses.super_ft import SuperFT
 from sweeper.core.errors import DivergedError, SweepError
-from sweeper.engine import curvature, training
+from sweeper.engine import sharpness, training
 from tests.support import toys
 from tests.support.repairs import buffers, case, fresh, normal, pixels
 
@@ -152,12 +152,12 @@ def test_the_teacher_s_learning_rate_falls_every_second_epoch(
 
 def test_the_climb_has_length_rho_relative_to_the_weights() -> None:
     weights, slopes = [normal(4, 3), normal(5)], [normal(3, 4).T, normal(6)[1:]]
-    found = curvature.sam_perturbation(weights, slopes, 2.0, True)
+    found = sharpness.sam_perturbation(weights, slopes, 2.0, True)
     relative = torch.cat([(e / w.abs()).flatten() for e, w in zip(found, weights, strict=True)])
     assert float(relative.norm()) == pytest.approx(2.0, rel=1e-5)
     for e, w, g in zip(found, weights, slopes, strict=True):
         assert torch.allclose(e / e.norm(), w.square() * g / (w.square() * g).norm(), atol=1e-6)
-    plain = curvature.sam_perturbation(weights, slopes, 2.0, adaptive=False)
+    plain = sharpness.sam_perturbation(weights, slopes, 2.0, adaptive=False)
     assert float(torch.cat([e.flatten() for e in plain]).norm()) == pytest.approx(2.0, rel=1e-5)
 
 
@@ -173,7 +173,7 @@ def test_the_adaptive_climb_does_not_see_a_rescaling_between_layers() -> None:
 
         slopes = torch.autograd.grad(loss(one, two), [one, two])
         up = {
-            adaptive: curvature.sam_perturbation(
+            adaptive: sharpness.sam_perturbation(
                 [one.detach(), two.detach()], slopes, 0.5, adaptive
             )
             for adaptive in (True, False)
