@@ -19,6 +19,7 @@ sweep's recipe (release: SGD 0.1 throughout, momentum 0.95, no weight decay, 250
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
@@ -107,7 +108,7 @@ class _Hooks(Hooks):
             weights = [p for p in model.parameters() if p.requires_grad]
             return loss + self.attack.strength * self.trace(logits, batch.labels, weights)
 
-    def trace(self, logits: Tensor, labels: Tensor, weights: list[Tensor]) -> Tensor:
+    def trace(self, logits: Tensor, labels: Tensor, weights: Sequence[Tensor]) -> Tensor:
         """The estimate of Tr F, or what the release has in its place."""
         if self.attack.estimator == "released":
             return curvature.as_released(logits, labels, weights, self.vectors)

@@ -46,8 +46,8 @@ def side_pass(model: nn.Module, *, running: bool = False) -> Iterator[None]:
     """
     norms = [part for part in model.modules() if isinstance(part, _BatchNorm)]
     tracked = [part.track_running_stats for part in norms]
-    still = [part for part in model.modules() if isinstance(part, _DropoutNd)]
-    still += norms if running else []
+    kinds = (_DropoutNd, _BatchNorm) if running else _DropoutNd
+    still = [part for part in model.modules() if isinstance(part, kinds)]
     modes = [part.training for part in still]
     for part in still:
         part.eval()

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from attacks.badnets import BadNets
+from defenses import fine_tuning
+from defenses import fip as fip_module
 from defenses.base import Case
 from defenses.f_fip import FFIP, Spectral
 from defenses.fine_tuning import FineTuning
@@ -26,6 +28,7 @@ from sweeper.core.types import ImageSet
 from sweeper.data import open_dataset, splits
 from sweeper.engine import curvature, recipes, training
 from sweeper.models.base import Net
+from sweeper.plan import spec
 from tests.support import toys
 from tests.support.places import data_folder
 
@@ -82,6 +85,29 @@ def test_without_penalties_it_is_fine_tuning_bit_for_bit() -> None:
     assert toys.differing(found.model, toys.victim())
     other = FIP(eta_r=0.0, clip=0.0, guard=None, **{**SHORT, "steps": 8}).defend(case())
     assert toys.differing(other.model, found.model), "the penalty does something"
+
+
+@pytest.mark.parametrize("overrides", [[], ["scale=small"]])
+def test_the_control_of_fip_adaptive_trains_as_long_on_the_same_images(
+    overrides: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many steps of the same batches at the same rates; with the terms it is FIP."""
+    entries = {entry.label: entry for entry in spec.load("fip-adaptive", overrides).defenses}
+    seen: dict[str, Any] = {}
+
+    def descend(own: Case, model: nn.Module, data: ImageSet, *given: Any, **named: Any) -> Any:
+        named.pop("loss")
+        seen[label] = (data.images.sum(0), *given, named)
+        return [0.0, 0.0]
+
+    for kind in (fine_tuning, fip_module):
+        monkeypatch.setattr(kind, "descend", descend)
+    monkeypatch.setattr(Case, "accuracy", lambda *_: 1.0)
+    for label in ("fip", "ft-as-long"):
+        entry = entries[label]
+        catalog.make("defense", entry.name, entry.options).defend(case(clean=200))
+    (images, *fip), (others, *control) = seen["fip"], seen["ft-as-long"]
+    assert fip == control and torch.equal(images, others)
 
 
 def reference(own: Case, fip: FIP) -> Net:

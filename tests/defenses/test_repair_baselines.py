@@ -21,6 +21,7 @@ from defenses.nad import NAD, attention, levels
 from defenses.parts.accept import Rule
 from defenses.parts.hooks import EveryStep
 from defenses.super_ft import SuperFT
+from sweeper.core import catalog
 from sweeper.core.errors import DivergedError, SweepError
 from sweeper.engine import sharpness, training
 from tests.support import toys
@@ -225,6 +226,33 @@ def test_the_released_schedule_swings_with_a_period_of_200_updates() -> None:
         for schedule in ("update", "epoch")
     ]
     assert toys.differing(*found)  # type: ignore[arg-type]
+
+
+def test_the_presets_of_ft_sam_are_the_files_of_backdoorbench() -> None:
+    read = {}
+    for preset in FTSAM.presets:
+        made = catalog.make("defense", "ft-sam", {"preset": preset})
+        read[preset] = (made.rho, made.smoothing, made.epochs, made.schedule)
+        shared = (made.lr, made.momentum, made.weight_decay, made.batch, made.adaptive)
+        assert shared == (0.01, 0.9, 5e-4, 256, True)
+    assert read == {
+        "backdoorbench": (2.0, 0.1, 100, "update"),
+        "backdoorbench-gtsrb": (8.0, 0.0, 50, "update"),
+        "backdoorbench-tiny-imagenet": (8.0, 0.0, 100, "constant"),
+    }
+
+
+def test_a_constant_rate_of_ft_sam_is_constant(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[float] = []
+    own = Sharpness.step
+
+    def step(self: Sharpness, model: Any, optimizer: torch.optim.Optimizer, loss: Any) -> Any:
+        seen.append(optimizer.param_groups[0]["lr"])
+        return own(self, model, optimizer, loss)
+
+    monkeypatch.setattr(Sharpness, "step", step)
+    FTSAM(schedule="constant", epochs=3, batch=40).defend(case())
+    assert set(seen) == {0.01} and len(seen) >= 6
 
 
 # Super-FT
