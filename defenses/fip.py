@@ -28,7 +28,8 @@ others; `norm: running` takes the running statistics, as F does.
 
 Stop: a fixed number of steps and the last model. Guard: where accuracy on a hold-out of the clean
 budget fell by more than `guard`, once more from the start with half of eta_f and lr. F is computed
-only where `eta_r` is not 0, the trace where `eta_f` is not.
+only where `eta_r` is not 0, the trace where `eta_f` is not; with both 0 it is the control of the
+others: as many steps of cross-entropy on the same batches.
 
 The trace is added at every step, on 8 images. On 32 images of every fifth, as often as the released
 code, the four steps without it undo much of what one does.

@@ -87,12 +87,19 @@ def test_without_penalties_it_is_fine_tuning_bit_for_bit() -> None:
     assert toys.differing(other.model, found.model), "the penalty does something"
 
 
-@pytest.mark.parametrize("overrides", [[], ["scale=small"]])
-def test_the_control_of_fip_adaptive_trains_as_long_on_the_same_images(
-    overrides: list[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("sweep", "overrides", "control"),
+    [
+        ("fip-adaptive", [], "ft-as-long"),
+        ("fip-adaptive", ["scale=small"], "ft-as-long"),
+        ("seeds-small", [], "ft-200"),
+    ],
+)
+def test_the_control_of_fip_trains_as_long_on_the_same_images(
+    sweep: str, overrides: list[str], control: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As many steps of the same batches at the same rates; with the terms it is FIP."""
-    entries = {entry.label: entry for entry in spec.load("fip-adaptive", overrides).defenses}
+    entries = {entry.label: entry for entry in spec.load(sweep, overrides).defenses}
     seen: dict[str, Any] = {}
 
     def descend(own: Case, model: nn.Module, data: ImageSet, *given: Any, **named: Any) -> Any:
@@ -103,11 +110,11 @@ def test_the_control_of_fip_adaptive_trains_as_long_on_the_same_images(
     for kind in (fine_tuning, fip_module):
         monkeypatch.setattr(kind, "descend", descend)
     monkeypatch.setattr(Case, "accuracy", lambda *_: 1.0)
-    for label in ("fip", "ft-as-long"):
+    for label in ("fip", control):
         entry = entries[label]
         catalog.make("defense", entry.name, entry.options).defend(case(clean=200))
-    (images, *fip), (others, *control) = seen["fip"], seen["ft-as-long"]
-    assert fip == control and torch.equal(images, others)
+    (images, *one), (others, *other) = seen["fip"], seen[control]
+    assert one == other and torch.equal(images, others)
 
 
 def reference(own: Case, fip: FIP) -> Net:
