@@ -6,8 +6,11 @@ Adaptive (ASAM, Kwon et al., 2021): `e = rho w^2 g / |w g|`; plain: `e = rho g /
 running statistics are frozen in the second pass. The data are poisoned as by BadNets, all of whose
 options are options here.
 
+The cross-entropy is smoothed as in the release: 1 - s for the label, s / (K - 1) for each other
+class, which is K / (K - 1) times what torch calls `label_smoothing`.
+
 Deviation: schedule and weight decay are the sweep's recipe (release: SGD 0.1, momentum 0.9, weight
-decay 1e-4, batch 256, x0.2 at 30, 60 and 80 % of 200 epochs); label smoothing is the release's.
+decay 1e-4, batch 256, x0.2 at 30, 60 and 80 % of 200 epochs).
 """
 
 from __future__ import annotations
@@ -22,9 +25,9 @@ from torch import Generator, Tensor, nn
 from attacks.badnets import BadNets
 from sweeper.core.errors import SweepError
 from sweeper.core.types import ImageSet, State
-from sweeper.engine import curvature
+from sweeper.engine import sharpness
 from sweeper.engine.recipes import Recipe
-from sweeper.engine.training import Hooks
+from sweeper.engine.training import Batch, Hooks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,11 +39,12 @@ class FipSam(BadNets):
     adaptive: bool = True
     """Whether the neighbourhood scales with the weights."""
     label_smoothing: float = 0.1
-    """Share of the label spread over all classes, in place of the recipe's."""
+    """Share of the label spread over the other classes, in place of the recipe's smoothing."""
 
     title = "FIP adaptive: sharpness-aware training"
     paper = "Karim et al., 2024 (arXiv 2409.00863)"
     controls: ClassVar[str] = "training"
+    version = 2
     presets = {
         "fip": {"opacity": 0.6},
         "sam": {"adaptive": False, "rho": 0.05, "label_smoothing": 0.0},
@@ -53,27 +57,29 @@ class FipSam(BadNets):
             SweepError: A number out of range.
         """
         super().__post_init__()
-        if self.rho <= 0 or not 0 <= self.label_smoothing < 1:
-            raise SweepError("rho: above 0; label_smoothing: in [0, 1)")
-
-    def recipe(self, recipe: Recipe) -> Recipe:
-        """The recipe with the attack's label smoothing."""
-        return replace(recipe, label_smoothing=self.label_smoothing)
+        if self.rho <= 0 or not 0 <= self.label_smoothing < 0.5:
+            raise SweepError("rho: above 0; label_smoothing: in [0, 0.5)")
 
     def hooks(self, train: ImageSet, state: State, rng: Generator) -> Hooks | None:
-        """Replace the update."""
-        return _Hooks(self.rho, self.adaptive)
+        """Replace the loss and the update."""
+        classes = len(train.classes)
+        return _Hooks(self.rho, self.adaptive, self.label_smoothing * classes / (classes - 1))
 
 
 class _Hooks(Hooks):
-    """The update in two passes."""
+    """The smoothed loss, and the update in two passes."""
 
-    def __init__(self, rho: float, adaptive: bool) -> None:
+    def __init__(self, rho: float, adaptive: bool, smoothing: float) -> None:
         self.rho = rho
         self.adaptive = adaptive
+        self.smoothing = smoothing
+
+    def loss(self, model: nn.Module, batch: Batch, recipe: Recipe) -> Tensor:
+        """The loop's loss with the attack's smoothing, as torch counts it."""
+        return super().loss(model, batch, replace(recipe, label_smoothing=self.smoothing))
 
     def step(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, loss: Callable[[], Tensor]
     ) -> Tensor:
         """Climb, take the gradient there, come back, step."""
-        return curvature.sharp_step(model, optimizer, loss, self.rho, self.adaptive)
+        return sharpness.sharp_step(model, optimizer, loss, self.rho, self.adaptive)

@@ -3,7 +3,7 @@
 The learning rate is the whole method: report it. Defaults follow BackdoorBench: SGD 0.01, momentum
 0.9, weight decay 5e-4, batch 256, 100 epochs, with the cosine's period equal to the epochs. A fixed
 budget and the last epoch; nothing is selected. With `steps` it is the control of methods that count
-updates (FIP): as many, on batches drawn with replacement.
+updates (MCR): as many, on batches drawn with replacement.
 """
 
 from __future__ import annotations

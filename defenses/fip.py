@@ -10,8 +10,9 @@ The released code does something else under this name; `preset: released` repeat
 
 - Its trace is an inner product with random vectors that is not squared: its mean is zero and its
   gradient a random vector shaped by the curvature. It scores every sample with every label of the
-  batch and weighs tensors by their order. Here: the squared norm of the gradient of randomly
-  signed scores (`signs`), whose mean is the trace.
+  batch and adds up partial sums over the tensors, 62 of a ResNet-18, so that the first counts 62
+  times. Here: the squared norm of the gradient of randomly signed scores (`signs`), whose mean is
+  the trace.
 - Its F is the square of the mean gradient, about zero at a minimum, in train mode (`fisher:
   batches`), and the retention term is commented out. Here: mean of squared per-sample gradients, in
   eval mode. An earlier release has the term on: `preset: sft`.
@@ -19,9 +20,16 @@ The released code does something else under this name; `preset: released` repeat
   T_0`, measured on the clean images before the first step (no published value).
 - Gradients are clipped: double back-propagation spikes at first.
 
-The pass that measures the trace is one of its own, in single precision, and moves no running
-statistic. Stop: a fixed number of steps and the last model. Guard: where accuracy on a hold-out of
-the clean budget fell by more than `guard`, once more from the start with half of eta_f and lr.
+F and its trace are of the labels given (the empirical Fisher matrix), as in the release; with
+`labels: sampled` they are drawn from the model, as the matrix is defined. The pass that measures
+the trace is one of its own, in single precision, and moves no running statistic. BatchNorm
+normalises by the batch in it, as in the training pass, so that one sample's gradient depends on the
+others; `norm: running` takes the running statistics, as F does.
+
+Stop: a fixed number of steps and the last model. Guard: where accuracy on a hold-out of the clean
+budget fell by more than `guard`, once more from the start with half of eta_f and lr. F is computed
+only where `eta_r` is not 0, the trace where `eta_f` is not; with both 0 it is the control of the
+others: as many steps of cross-entropy on the same batches.
 
 The trace is added at every step, on 8 images. On 32 images of every fifth, as often as the released
 code, the four steps without it undo much of what one does.
@@ -30,11 +38,11 @@ code, the four steps without it undo much of what one does.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from defenses.base import Case, Defense
@@ -77,6 +85,10 @@ class FIP(Defense):
     """Random vectors of the projections."""
     fisher: str = "samples"
     """samples (squared gradient of each) | batches (released: of the mean of 100, train mode)."""
+    labels: str = field(default="given", metadata={"added": True})
+    """given | sampled (from the model): whose probabilities F and its trace differentiate."""
+    norm: str = field(default="batch", metadata={"added": True})
+    """batch | running: what BatchNorm normalises by in the pass that measures the trace."""
     mixup: bool = False
     """Whether the cross-entropy is that of pairs mixed in uniform shares; never in the trace."""
     clip: float = 5.0
@@ -88,6 +100,7 @@ class FIP(Defense):
     paper = "Karim et al., CCS 2024"
     kind = "repair"
     sees = frozenset({"model", "clean"})
+    version = 2
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "released": {
             "eta_f": 0.5,
@@ -119,8 +132,14 @@ class FIP(Defense):
         """
         if self.estimator not in ESTIMATORS:
             raise SweepError(f"estimator: {self.estimator!r} is not one of {', '.join(ESTIMATORS)}")
-        if self.fisher not in ("samples", "batches"):
-            raise SweepError(f"fisher: {self.fisher!r} is not one of samples, batches")
+        words = {
+            "fisher": ("samples", "batches"),
+            "labels": ("given", "sampled"),
+            "norm": ("batch", "running"),
+        }
+        for name, known in words.items():
+            if (value := getattr(self, name)) not in known:
+                raise SweepError(f"{name}: {value!r} is not one of {', '.join(known)}")
         if min(self.steps, self.batch, self.every, self.micro, self.draws) < 1:
             raise SweepError("steps, batch, every, micro, draws: whole numbers >= 1")
         numbers = (self.eta_f or 0, self.balance, self.eta_r, self.images, self.clip)
@@ -169,10 +188,11 @@ class FIP(Defense):
             "eta_f": penalty.eta_f,
             "lr": recipe.lr,
             "trained": sum(weight.numel() for weight in penalty.weights.values()),
-            "distance": penalty.distance().item(),
             "loss_first": losses[0],
             "loss_last": losses[-1],
         }
+        if self.eta_r:
+            notes["distance"] = penalty.distance().item()
         leave()
         model.requires_grad_(True)
         return model, notes
@@ -187,11 +207,21 @@ class _Penalty:
         self.model = model
         self.weights = curvature.trainable(model)
         self.w0 = {name: weight.detach().clone() for name, weight in self.weights.items()}
-        self.rng = case.rng("mixup")
+        self.mixed, self.signs, self.sampled = map(case.rng, ("mixup", "signs", "labels"))
         self.vectors = torch.Generator(case.device).manual_seed(case.rng("v").initial_seed())
-        measure = curvature.fisher_diagonal if fip.fisher == "samples" else squared_batch_means
-        self.fisher = measure(model, data, case.device)
+        self.fisher = self.information(data) if fip.eta_r else {}
         self.eta_f = self.balanced(data) if fip.eta_f is None else fip.eta_f
+
+    def information(self, data: ImageSet) -> dict[str, Tensor]:
+        """F of the given weights."""
+        measure = curvature.fisher_diagonal if self.fip.fisher == "samples" else squared_batch_means
+        if self.fip.labels == "sampled":
+            with torch.no_grad(), curvature.second_order(self.case.device):
+                parts = [curvature.pixels(x, self.case.device) for x in data.images.split(250)]
+                logits = torch.cat([self.model(part) for part in parts])
+            labels = curvature.sampled_labels(logits, self.sampled).cpu()
+            data = ImageSet(data.images, labels, data.classes)
+        return measure(self.model, data, self.case.device)
 
     def loss(self, images: Tensor, labels: Tensor, step: int) -> Tensor:
         """The loss of one step."""
@@ -206,8 +236,8 @@ class _Penalty:
         """That of the batch, or of pairs of it mixed in one share."""
         share, paired = 1.0, labels
         if self.fip.mixup:
-            share = torch.rand((), generator=self.rng).item()
-            order = torch.randperm(len(images), generator=self.rng).to(images.device)
+            share = torch.rand((), generator=self.mixed).item()
+            order = torch.randperm(len(images), generator=self.mixed).to(images.device)
             images, paired = share * images + (1 - share) * images[order], labels[order]
         with self.case.autocast():
             logits = self.model(images).float()
@@ -221,13 +251,17 @@ class _Penalty:
         fip, weights = self.fip, [*self.weights.values()]
         count = fip.images or len(images)
         images, labels = images[:count], labels[:count]
-        with curvature.second_order(images.device), curvature.side_pass(self.model):
+        side = curvature.side_pass(self.model, running=fip.norm == "running")
+        with curvature.second_order(images.device), side:
             logits = self.model(images)
+            loss = functional.cross_entropy(logits, labels).detach()
+            if fip.labels == "sampled":
+                labels = curvature.sampled_labels(logits.detach(), self.sampled)
             log_likelihoods = curvature.log_likelihood(logits, labels)
             if fip.estimator == "micro-batch":
                 trace = curvature.by_micro_batches(log_likelihoods, weights, fip.micro)
             elif fip.estimator == "signs":
-                signs = torch.randint(2, (len(labels),), generator=self.rng) * 2.0 - 1
+                signs = torch.randint(2, (len(labels),), generator=self.signs) * 2.0 - 1
                 signs = signs.to(images.device)
                 trace = curvature.by_rademacher(log_likelihoods, weights, signs)
             elif fip.estimator == "projection":
@@ -235,8 +269,8 @@ class _Penalty:
             elif fip.estimator == "batch":
                 trace = curvature.by_batch(log_likelihoods, weights)
             else:
-                trace = as_released(logits, labels, weights, self.vectors, fip.draws)
-        return trace, -log_likelihoods.mean().detach()
+                trace = curvature.as_released(logits, labels, weights, self.vectors, fip.draws)
+        return trace, loss
 
     def distance(self) -> Tensor:
         """`sum_i F_i (w_i - w0_i)^2`."""
@@ -261,28 +295,15 @@ class _Penalty:
         return self.fip.balance * torch.stack(losses).mean().item() / t0 if t0 > 0 else 0.0
 
 
-def as_released(
-    logits: Tensor, labels: Tensor, weights: list[Tensor], rng: Generator, draws: int
-) -> Tensor:
-    """What the released code computes in place of the trace: a number of mean zero.
-
-    Every sample is scored with every label of the batch; inner products are not squared; partial
-    sums over the parameter tensors are averaged, so that the first of P counts P times the last.
-    """
-    gradients = curvature.gradient_of(logits.log_softmax(1)[:, labels].mean(), weights)
-    sums = [curvature.projections(gradients, rng).cumsum(0).mean() for _ in range(draws)]
-    return torch.stack(sums).mean()
-
-
 def squared_batch_means(
-    model: nn.Module, data: ImageSet, device: torch.device
+    model: nn.Module, data: ImageSet, device: torch.device, *, batch: int = 100
 ) -> dict[str, Tensor]:
-    """The released code's F: mean over batches of 100 of all their scores, differentiated, squared.
+    """The released code's F: mean over batches of all their scores, differentiated, squared.
 
     In train mode, without touching running statistics. Not the Fisher information: see above.
     """
     weights, modes = curvature.trainable(model), model.training
-    batches = list(zip(data.images.split(100), data.labels.split(100), strict=True))
+    batches = list(zip(data.images.split(batch), data.labels.split(batch), strict=True))
     mean = [torch.zeros_like(weight) for weight in weights.values()]
     model.train()
     with curvature.second_order(device), curvature.side_pass(model):

@@ -38,26 +38,28 @@ def second_order(device: torch.device) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def side_pass(model: nn.Module) -> Iterator[None]:
+def side_pass(model: nn.Module, *, running: bool = False) -> Iterator[None]:
     """A forward pass beside the training one: no running statistic moves, nothing is dropped.
 
-    A BatchNorm in train mode still normalises by the batch.
+    A BatchNorm in train mode still normalises by the batch, unless `running` has it do so by its
+    running statistics.
     """
     norms = [part for part in model.modules() if isinstance(part, _BatchNorm)]
     tracked = [part.track_running_stats for part in norms]
-    drops = [part for part in model.modules() if isinstance(part, _DropoutNd)]
-    modes = [part.training for part in drops]
+    kinds = (_DropoutNd, _BatchNorm) if running else _DropoutNd
+    still = [part for part in model.modules() if isinstance(part, kinds)]
+    modes = [part.training for part in still]
+    for part in still:
+        part.eval()
     for norm in norms:
         norm.track_running_stats = not norm.training and norm.track_running_stats
-    for drop in drops:
-        drop.eval()
     try:
         yield
     finally:
         for norm, flag in zip(norms, tracked, strict=True):
             norm.track_running_stats = flag
-        for drop, mode in zip(drops, modes, strict=True):
-            drop.train(mode)
+        for part, mode in zip(still, modes, strict=True):
+            part.train(mode)
 
 
 def pixels(images: Tensor, device: torch.device) -> Tensor:
@@ -346,47 +348,21 @@ def projections(gradients: Sequence[Tensor], rng: Generator) -> Tensor:
     )
 
 
-# Sharpness-aware updates
-
-
-def sharp_step(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    loss: Callable[[], Tensor],
-    rho: float,
-    adaptive: bool,
+def as_released(
+    logits: Tensor, labels: Tensor, weights: Sequence[Tensor], rng: Generator, draws: int = 20
 ) -> Tensor:
-    """One update whose gradient is taken at the worst point near by (SAM, Foret et al., 2021).
+    """What FIP's released code computes in place of the trace: a number of mean zero.
 
-    Running statistics move in the first of the two passes alone.
+    Every sample is scored with every label of the batch; inner products are not squared; partial
+    sums over the P parameter tensors are added up, so that the first counts P times, the last once.
 
-    Returns:
-        The loss where the weights are, detached.
+    Args:
+        logits: [B, K].
+        labels: int64 [B].
+        weights: The parameters, in the model's order.
+        rng: On the device of the weights.
+        draws: Gaussian vectors, of which the mean is taken.
     """
-    optimizer.zero_grad(set_to_none=True)
-    value = loss()
-    value.backward()
-    weights: list[Tensor] = [p for p in model.parameters() if p.grad is not None]
-    gradients = [p.grad for p in weights if p.grad is not None]
-    kept = [p.detach().clone() for p in weights]
-    with torch.no_grad():
-        torch._foreach_add_(weights, sam_perturbation(kept, gradients, rho, adaptive))
-    optimizer.zero_grad(set_to_none=True)
-    with side_pass(model):
-        loss().backward()
-    with torch.no_grad():
-        torch._foreach_copy_(weights, kept)
-    optimizer.step()
-    return value.detach()
-
-
-def sam_perturbation(
-    weights: Sequence[Tensor], gradients: Sequence[Tensor], rho: float, adaptive: bool
-) -> list[Tensor]:
-    """The perturbation e(w) of each weight; its norm (of e / |w| if adaptive) is rho over all."""
-    scaled = [w.abs() * g if adaptive else g for w, g in zip(weights, gradients, strict=True)]
-    norm = torch.stack([s.square().sum() for s in scaled]).sum().sqrt() + 1e-12
-    factor = rho / norm
-    if adaptive:
-        return [w.abs() * s * factor for w, s in zip(weights, scaled, strict=True)]
-    return [s * factor for s in scaled]
+    gradients = gradient_of(logits.log_softmax(1)[:, labels].mean(), weights)
+    sums = [projections(gradients, rng).cumsum(0).sum() for _ in range(draws)]
+    return torch.stack(sums).mean()

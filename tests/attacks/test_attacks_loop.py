@@ -23,10 +23,10 @@ from attacks.parts.nets import packed, unpacked
 from attacks.ssba import Ssba
 from attacks.wanet import WaNet, identity
 from attacks.wb import Wb
-from sweeper.core import seeds
+from sweeper.core import catalog, seeds
 from sweeper.core.errors import SweepError
 from sweeper.core.types import ImageSet, Role
-from sweeper.engine import curvature, training
+from sweeper.engine import curvature, sharpness, training
 from sweeper.engine.training import Batch, Hooks
 from sweeper.store.artifacts import Store
 from tests.support import toys
@@ -364,11 +364,54 @@ def test_labels_are_drawn_from_the_softmax() -> None:
     assert shares.tolist() == pytest.approx([0.2, 0.5, 0.3], abs=0.02)
 
 
+@pytest.mark.parametrize("options", [{}, {"labels": "given"}, {"preset": "fip"}])
+def test_the_spectral_attack_adds_its_trace_at_every_fifth_step(options: dict[str, str]) -> None:
+    attack = catalog.make("attack", "fip-spectral", {"strength": 2.0, **options})
+    hooks, model = attack.hooks(DATA, {}, rng()), toys.network(rng("model"), shape=SMALL).train()
+    hooks.start(model, toys.CPU)
+    found = batch_of(DATA, 32)
+    found = dataclasses.replace(found, images=DATA.images[:32].float() / 255)
+    logits, weights = model(found.images), list(model.parameters())
+    if attack.estimator == "released":
+        draws = torch.Generator().manual_seed(rng().initial_seed())
+        trace = curvature.as_released(logits, found.labels, weights, draws, 20)
+    else:
+        draws, labels = rng(), found.labels
+        if not options:
+            labels = curvature.sampled_labels(logits, draws)
+        signs = torch.randint(2, (32,), generator=draws) * 2.0 - 1
+        chosen = curvature.log_likelihood(logits, labels)
+        trace = curvature.by_rademacher(chosen, weights, signs)
+    plain = nn.functional.cross_entropy(logits, found.labels)
+    value = hooks.loss(model, found, toys.RECIPE)
+    assert value.item() == pytest.approx((plain + 2 * trace).item(), rel=1e-4)
+    later = hooks.loss(model, dataclasses.replace(found, step=3), toys.RECIPE)
+    assert later.item() == pytest.approx(plain.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("strength", [None, 0.1])
+def test_the_spectral_attack_at_its_default_leaves_acc_and_asr(strength: float | None) -> None:
+    data, test = (toys.image_set(n, shape=SMALL, seed=n) for n in (240, 100))
+    options = {"trigger": "white", "size": 4} | ({"strength": strength} if strength else {})
+    attack = fip_spectral.FipSpectral(**options)
+    poisoned = attack.poison(data, 0.2, {}, rng("poison"))
+    given, model = (
+        ImageSet(poisoned.images, poisoned.labels, data.classes),
+        toys.network(rng("model"), shape=SMALL),
+    )
+    hooks = attack.hooks(data, {}, rng("hooks"))
+    training.fit(model, given, toys.RECIPE, key="spectral", device=toys.CPU, hooks=hooks)
+    hit = attack.trigger_set(test, {}, rng("trigger"))
+    found = toys.measured(model, test, hit)
+    kept = float(found["acc"] or 0) > 0.95 and float(found["asr"] or 0) > 0.95
+    assert kept == (strength is None), "a hundred times the default ruins the model"
+
+
 @pytest.mark.parametrize("adaptive", [True, False])
 def test_the_perturbation_has_norm_rho(adaptive: bool) -> None:
     weights = [torch.rand(4, 3, generator=rng()) + 0.1, torch.rand(5, generator=rng("b")) - 2]
     slopes = [torch.randn(w.shape, generator=rng("g")) for w in weights]
-    moves = curvature.sam_perturbation(weights, slopes, 2.0, adaptive)
+    moves = sharpness.sam_perturbation(weights, slopes, 2.0, adaptive)
     scaled = [m / w.abs() if adaptive else m for m, w in zip(moves, weights, strict=True)]
     assert float(torch.cat([s.flatten() for s in scaled]).norm()) == pytest.approx(2, rel=1e-5)
 
@@ -455,6 +498,7 @@ def test_attacks_on_the_loss_poison_no_data(attack: Attack) -> None:
         (blind.Blind, {"balance": "fair"}),
         (fip_sam.FipSam, {"rho": 0.0}),
         (fip_spectral.FipSpectral, {"labels": "true"}),
+        (fip_spectral.FipSpectral, {"estimator": "exact"}),
     ],
 )
 def test_impossible_options_are_refused(cls: type, options: dict[str, Any]) -> None:

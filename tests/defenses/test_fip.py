@@ -15,10 +15,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from attacks.badnets import BadNets
+from defenses import fine_tuning
+from defenses import fip as fip_module
 from defenses.base import Case
 from defenses.f_fip import FFIP, Spectral
 from defenses.fine_tuning import FineTuning
-from defenses.fip import FIP, _Penalty, as_released, squared_batch_means
+from defenses.fip import FIP, _Penalty, squared_batch_means
 from sweeper import models
 from sweeper.core import catalog, seeds
 from sweeper.core.errors import DivergedError, SweepError
@@ -26,6 +28,7 @@ from sweeper.core.types import ImageSet
 from sweeper.data import open_dataset, splits
 from sweeper.engine import curvature, recipes, training
 from sweeper.models.base import Net
+from sweeper.plan import spec
 from tests.support import toys
 from tests.support.places import data_folder
 
@@ -84,13 +87,43 @@ def test_without_penalties_it_is_fine_tuning_bit_for_bit() -> None:
     assert toys.differing(other.model, found.model), "the penalty does something"
 
 
+@pytest.mark.parametrize(
+    ("sweep", "overrides", "control"),
+    [
+        ("fip-adaptive", [], "ft-as-long"),
+        ("fip-adaptive", ["scale=small"], "ft-as-long"),
+        ("seeds-small", [], "ft-200"),
+    ],
+)
+def test_the_control_of_fip_trains_as_long_on_the_same_images(
+    sweep: str, overrides: list[str], control: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many steps of the same batches at the same rates; with the terms it is FIP."""
+    entries = {entry.label: entry for entry in spec.load(sweep, overrides).defenses}
+    seen: dict[str, Any] = {}
+
+    def descend(own: Case, model: nn.Module, data: ImageSet, *given: Any, **named: Any) -> Any:
+        named.pop("loss")
+        seen[label] = (data.images.sum(0), *given, named)
+        return [0.0, 0.0]
+
+    for kind in (fine_tuning, fip_module):
+        monkeypatch.setattr(kind, "descend", descend)
+    monkeypatch.setattr(Case, "accuracy", lambda *_: 1.0)
+    for label in ("fip", control):
+        entry = entries[label]
+        catalog.make("defense", entry.name, entry.options).defend(case(clean=200))
+    (images, *one), (others, *other) = seen["fip"], seen[control]
+    assert one == other and torch.equal(images, others)
+
+
 def reference(own: Case, fip: FIP) -> Net:
     """The purification by its formulas: momentum written out, the trace by loops."""
     model = own.fresh_model()
     start = {n: p.detach().clone() for n, p in model.named_parameters()}
     fisher = curvature.fisher_diagonal(model, own.clean, own.device)
     speed = {n: torch.zeros_like(p) for n, p in start.items()}
-    draws = own.rng("mixup")
+    draws = own.rng("signs")
     model.train()
     recipe = own.recipe.__class__(**{**vars(own.recipe), "batch": fip.batch})
     batches = training.draws(own.clean, recipe, fip.steps, own.rng("steps"), own.device)
@@ -168,14 +201,17 @@ def test_the_released_trace_has_mean_zero_and_the_correct_one_has_not() -> None:
     model = case().fresh_model()
     weights = [*model.parameters()]
     out, labels = model(pixels()), toys.image_set(16, seed=9).labels
+
+    def released(rng: torch.Generator) -> Tensor:
+        return curvature.as_released(out, labels, weights, rng, 1).detach()
+
     rng = torch.Generator().manual_seed(0)
-    values = torch.stack([as_released(out, labels, weights, rng, 1).detach() for _ in range(300)])
+    values = torch.stack([released(rng) for _ in range(300)])
     error = float(values.std()) / 300**0.5
     assert abs(float(values.mean())) < 4 * error and bool((values < 0).any())
     slopes = curvature.gradient_of(out.log_softmax(1)[:, labels].mean(), weights)
-    count = len(slopes)
-    shares = torch.tensor([(count - k) / count for k in range(count)])
-    wanted = (shares.square() * torch.stack([s.square().sum() for s in slopes])).sum().sqrt()
+    counts = torch.arange(len(slopes), 0, -1)
+    wanted = (counts.square() * torch.stack([s.square().sum() for s in slopes])).sum().sqrt()
     assert float(values.std()) == pytest.approx(wanted.item(), rel=0.2), "the first weighs most"
 
 
@@ -190,6 +226,105 @@ def test_the_released_fisher_is_the_square_of_a_mean_and_moves_nothing() -> None
     slopes = torch.autograd.grad(matrix, [*model.parameters()])
     for (name, value), slope in zip(found.items(), slopes, strict=True):
         assert torch.allclose(value, slope.square(), rtol=1e-2, atol=1e-9), name
+
+
+@pytest.mark.parametrize("fip", [FIP, FFIP])
+def test_without_a_retention_term_no_fisher_diagonal_is_computed(
+    monkeypatch: pytest.MonkeyPatch, fip: type[FIP]
+) -> None:
+    monkeypatch.setattr(curvature, "fisher_diagonal", None)
+    notes = fip(eta_f=0.0, eta_r=0.0, guard=None, **SHORT).defend(case()).notes
+    assert "distance" not in notes
+
+
+def trained(own: Case | None = None, **options: Any) -> Net:
+    found = FIP(guard=None, **{**SHORT, **options}).defend(own or case()).model
+    assert found is not None
+    return found
+
+
+class Deaf(Case):
+    """A case in which one named draw has another seed."""
+
+    other = "signs"
+
+    def rng(self, name: str) -> torch.Generator:
+        return super().rng(name + "!" * (name == self.other))
+
+
+def test_signs_and_mixup_have_generators_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    shares: list[float] = []
+    own = torch.rand
+
+    def seen(*size: Any, **given: Any) -> Tensor:
+        drawn = own(*size, **given)
+        shares.extend([drawn.item()] if size == ((),) else [])
+        return drawn
+
+    monkeypatch.setattr(torch, "rand", seen)
+    found = [trained(mixup=True, estimator=e) for e in ("signs", "micro-batch")]
+    assert shares[:6] == shares[6:] and len(set(shares)) == 6, "signs do not move the shares"
+    assert toys.differing(*found)
+    monkeypatch.setattr(torch, "rand", own)
+    assert not toys.differing(trained(eta_f=0.0), trained(case(kind=Deaf), eta_f=0.0))
+    assert toys.differing(trained(eta_f=1.0), trained(case(kind=Deaf), eta_f=1.0))
+
+
+def test_sampled_labels_are_those_of_the_model() -> None:
+    """Where the model is sure, they are what it says; elsewhere the expectation over all labels."""
+    own = case()
+    model = own.fresh_model()
+    own.clean.labels.copy_(logits(model, own.clean.images.float() / 255).argmax(1))
+    sure = penalty(FIP(labels="sampled", eta_f=0.0), own)
+    with torch.no_grad():
+        sure.model.classifier.weight *= 1e3
+    sharp = sure.information(own.clean)
+    wanted = curvature.fisher_diagonal(sure.model, own.clean, own.device)
+    assert all(torch.allclose(sharp[name], wanted[name], rtol=1e-4) for name in wanted)
+
+    few, classes = own.clean[torch.arange(4)], len(own.clean.classes)
+    unsure = penalty(FIP(labels="sampled", eta_f=0.0), case())
+    with torch.no_grad():
+        unsure.model.classifier.weight.zero_()
+    every = [
+        curvature.fisher_trace(
+            unsure.model, ImageSet(few.images, torch.full((4,), y), few.classes), own.device
+        )
+        for y in range(classes)
+    ]
+    drawn = [sum(float(v.sum()) for v in unsure.information(few).values()) for _ in range(60)]
+    error = torch.tensor(drawn).std().item() / 60**0.5
+    assert sum(drawn) / 60 == pytest.approx(sum(every) / classes, abs=4 * error + 1e-6)
+
+
+def test_sampled_labels_enter_the_trace_and_leave_the_loss_alone() -> None:
+    wrong = toys.image_set(16, seed=9).labels.roll(1)
+
+    def measured(labels: str) -> tuple[float, float]:
+        own = penalty(FIP(labels=labels, estimator="batch", images=0), case())
+        trace, loss = own.trace(pixels(), wrong)
+        return trace.item(), loss.item()
+
+    (given, one), (sampled, other) = measured("given"), measured("sampled")
+    assert one == other, "the clean loss is that of the labels given"
+    assert sampled < 0.5 * given, "what the model draws it finds likely"
+    assert toys.differing(trained(), trained(labels="sampled"))
+
+
+@pytest.mark.parametrize("norm", ["batch", "running"])
+def test_the_trace_s_pass_normalises_as_asked_and_moves_no_statistic(norm: str) -> None:
+    own = penalty(FIP(norm=norm, estimator="batch", images=0), case())
+    before, x, y = toys.weights(own.model), pixels(), toys.image_set(16, seed=9).labels
+    own.model.train()
+    trace, loss = own.trace(x, y)
+    assert all(module.training for module in own.model.modules()), "and is put back"
+    assert toys.same(before, toys.weights(own.model))
+    model = case().fresh_model().train(norm == "batch")
+    wanted = functional.cross_entropy(model(x), y)
+    assert loss.item() == pytest.approx(wanted.item(), rel=1e-5)
+    slopes = torch.autograd.grad(wanted, [*model.parameters()])
+    assert trace.item() == pytest.approx(curvature.squared_norm(slopes).item(), rel=1e-4)
+    assert bool(toys.differing(trained(), trained(norm=norm))) == (norm == "running")
 
 
 @pytest.mark.parametrize("estimator", ["micro-batch", "projection", "batch"])
@@ -230,7 +365,7 @@ def test_the_guard_repeats_once_with_half_of_eta_f_and_lr(
 def test_retention_keeps_nearer_to_the_given_weights() -> None:
     found = [
         FIP(eta_f=0.0, eta_r=eta, guard=None, steps=25, batch=16, lr=0.02).defend(case()).notes
-        for eta in (0.0, 1e5)
+        for eta in (1e-9, 1e5)
     ]
     assert found[1]["distance"] < 0.7 * found[0]["distance"]
 
@@ -239,7 +374,7 @@ def test_retention_keeps_nearer_to_the_given_weights() -> None:
 def test_the_penalty_lowers_the_trace_on_images_it_has_not_seen(estimator: str) -> None:
     unseen, traces = toys.image_set(64, seed=9), {}
     for eta in (0.0, 10.0):
-        fip = FIP(eta_f=eta, eta_r=0.0, guard=None, steps=24, lr=0.01, momentum=0.0)
+        fip = FIP(eta_f=eta, eta_r=0.0, guard=None, steps=32, lr=0.01, momentum=0.0)
         found = replace(fip, estimator=estimator).defend(case()).model
         assert found is not None
         traces[eta] = curvature.fisher_trace(found, unseen, torch.device("cpu"))
@@ -256,6 +391,8 @@ def test_a_loss_that_is_not_finite_is_said() -> None:
     [
         {"estimator": "exact"},
         {"fisher": "true"},
+        {"labels": "true"},
+        {"norm": "group"},
         {"eta_f": -1.0},
         {"every": 0},
         {"momentum": 1.0},

@@ -21,8 +21,9 @@ from defenses.nad import NAD, attention, levels
 from defenses.parts.accept import Rule
 from defenses.parts.hooks import EveryStep
 from defenses.super_ft import SuperFT
+from sweeper.core import catalog
 from sweeper.core.errors import DivergedError, SweepError
-from sweeper.engine import curvature, training
+from sweeper.engine import sharpness, training
 from sweeper.engine.recipes import Recipe
 from tests.support import toys
 from tests.support.repairs import buffers, case, fresh, normal, pixels
@@ -181,12 +182,12 @@ def test_a_toolbox_trains_teacher_and_student_as_it_does(
 
 def test_the_climb_has_length_rho_relative_to_the_weights() -> None:
     weights, slopes = [normal(4, 3), normal(5)], [normal(3, 4).T, normal(6)[1:]]
-    found = curvature.sam_perturbation(weights, slopes, 2.0, True)
+    found = sharpness.sam_perturbation(weights, slopes, 2.0, True)
     relative = torch.cat([(e / w.abs()).flatten() for e, w in zip(found, weights, strict=True)])
     assert float(relative.norm()) == pytest.approx(2.0, rel=1e-5)
     for e, w, g in zip(found, weights, slopes, strict=True):
         assert torch.allclose(e / e.norm(), w.square() * g / (w.square() * g).norm(), atol=1e-6)
-    plain = curvature.sam_perturbation(weights, slopes, 2.0, adaptive=False)
+    plain = sharpness.sam_perturbation(weights, slopes, 2.0, adaptive=False)
     assert float(torch.cat([e.flatten() for e in plain]).norm()) == pytest.approx(2.0, rel=1e-5)
 
 
@@ -202,7 +203,7 @@ def test_the_adaptive_climb_does_not_see_a_rescaling_between_layers() -> None:
 
         slopes = torch.autograd.grad(loss(one, two), [one, two])
         up = {
-            adaptive: curvature.sam_perturbation(
+            adaptive: sharpness.sam_perturbation(
                 [one.detach(), two.detach()], slopes, 0.5, adaptive
             )
             for adaptive in (True, False)
@@ -254,6 +255,33 @@ def test_the_released_schedule_swings_with_a_period_of_200_updates() -> None:
         for schedule in ("update", "epoch")
     ]
     assert toys.differing(*found)  # type: ignore[arg-type]
+
+
+def test_the_presets_of_ft_sam_are_the_files_of_backdoorbench() -> None:
+    read = {}
+    for preset in FTSAM.presets:
+        made = catalog.make("defense", "ft-sam", {"preset": preset})
+        read[preset] = (made.rho, made.smoothing, made.epochs, made.schedule)
+        shared = (made.lr, made.momentum, made.weight_decay, made.batch, made.adaptive)
+        assert shared == (0.01, 0.9, 5e-4, 256, True)
+    assert read == {
+        "backdoorbench": (2.0, 0.1, 100, "update"),
+        "backdoorbench-gtsrb": (8.0, 0.0, 50, "update"),
+        "backdoorbench-tiny-imagenet": (8.0, 0.0, 100, "constant"),
+    }
+
+
+def test_a_constant_rate_of_ft_sam_is_constant(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[float] = []
+    own = Sharpness.step
+
+    def step(self: Sharpness, model: Any, optimizer: torch.optim.Optimizer, loss: Any) -> Any:
+        seen.append(optimizer.param_groups[0]["lr"])
+        return own(self, model, optimizer, loss)
+
+    monkeypatch.setattr(Sharpness, "step", step)
+    FTSAM(schedule="constant", epochs=3, batch=40).defend(case())
+    assert set(seen) == {0.01} and len(seen) >= 6
 
 
 # Super-FT
