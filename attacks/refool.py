@@ -61,7 +61,7 @@ class Refool(Attack):
     version = 3
     rules = ("all2one", "clean")
     presets = {
-        "paper": {"rule": "clean"},
+        "paper": {"rule": "clean", "background": 0.0},
         "backdoorbench": {"rate_base": "all", "rounding": "nearest"},
         "backdoor-toolbox": {
             "ghost": 1.0,
