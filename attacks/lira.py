@@ -206,4 +206,5 @@ class _Hooks(MixedHooks):
 
 def triggered(net: nn.Module, images: Tensor, epsilon: Tensor) -> Tensor:
     """Float images in [0, 1] with the generator's noise, at most `epsilon` [1, C, 1, 1]."""
-    return (images + epsilon * net(images)).clamp(0, 1)
+    noise: Tensor = net(images)
+    return (images + epsilon * noise).clamp(0, 1)

@@ -197,4 +197,5 @@ def _vignette(size: int) -> Tensor:
     """Float [size]: the root of the normal distribution's mass along one side, at most 1."""
     half = 3 + 3.5 / size
     mass = torch.special.ndtr(torch.linspace(-half, half, size + 1, dtype=torch.float64)).diff()
-    return (mass / mass.max()).sqrt().float()
+    root: Tensor = (mass / mass.max()).sqrt().float()
+    return root
