@@ -130,7 +130,7 @@ class _Hooks(MixedHooks):
             weights = [p for p in model.parameters() if p.requires_grad]
             loss = self._combined(clean_loss, triggered_loss, weights)
             self.stamped += len(batch.labels)
-        self.clean_losses.append(clean_loss.item())
+        self.clean_losses.append(clean_loss.item())  # the next batch depends on it
         return loss
 
     def _combined(self, clean: Tensor, triggered: Tensor, weights: list[nn.Parameter]) -> Tensor:
