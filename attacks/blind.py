@@ -2,24 +2,25 @@
 
 The attacker's code computes two losses of every batch: of the images, and of the same images with a
 5x3 pattern and the target label. They are combined, `L = a CE(f(x), y) + b CE(f(T(x)), t)`, with
-fixed weights or by MGDA, which finds the smallest convex combination of the two gradients
-(normalised by loss times norm, "loss+"). The second loss is switched on once the model has learned
-something. Nothing is poisoned on disk.
+fixed weights or by MGDA, which finds the smallest convex combination of the two gradients (each
+divided by its loss times its norm, "loss+"). The second loss counts while the mean clean loss of
+the last 1,000 batches is below `threshold`. Nothing is poisoned on disk.
 
-Deviations: the switch looks at the mean loss of a whole epoch (below `threshold`), the release at
-the last 1,000 batches, 2.6 epochs of CIFAR-10; a model whose loss stays above is never attacked.
-Both losses come from one pass; a loss whose gradient has vanished gets no weight in MGDA. The
-pattern's column, 23 at 32 px, scales with the width; it is stamped after augmentation and, at test
-time, on the images as they are.
+Deviations: a training of fewer than 10,000 batches looks at the last tenth of them instead. Both
+losses come from one pass. The pattern's column, 23 at 32 px, scales with the width; it is stamped
+after augmentation and, at test time, on the images as they are.
 """
 
 from __future__ import annotations
 
+import math
+from collections import deque
 from dataclasses import dataclass
 
 import torch
 from torch import Generator, Tensor, nn
 
+from attacks.parts.loop import STAMPED
 from attacks.parts.mixed import MixedAttack, MixedHooks
 from sweeper.core.errors import SweepError
 from sweeper.core.types import ImageSet, State
@@ -28,6 +29,12 @@ from sweeper.engine.training import Batch, Hooks
 
 PATTERN = ("101", ".1.", "..0", ".1.", "101")
 """The pattern row by row, as in the release: 1 white, 0 black, . transparent."""
+HISTORY = 1000
+"""Batches whose mean clean loss decides whether the triggered loss counts."""
+CAP, LEAST = 10.0, 1e-5
+"""MGDA divides a gradient by loss times norm, at most `CAP`, plus `LEAST`."""
+LOWEST = 0.001
+"""MGDA's weight of a loss whose gradient is no part of the shortest combination."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +46,7 @@ class Blind(MixedAttack):
     balance: str = "fixed"
     """fixed (weights 1 and `weight`) | mgda (weights from the two gradients)."""
     threshold: float = 1.0
-    """Mean loss of an epoch below which the attack begins."""
+    """Mean clean loss of the last batches below which the triggered loss counts."""
     top: int = 3
     """First row of the pattern."""
     left: int = -1
@@ -47,6 +54,7 @@ class Blind(MixedAttack):
 
     title = "Blind"
     paper = "Bagdasaryan and Shmatikov, USENIX Security 2021 (arXiv 2005.03823)"
+    version = 2
     presets = {"blind-mgda": {"balance": "mgda"}}
 
     def __post_init__(self) -> None:
@@ -93,35 +101,48 @@ class Blind(MixedAttack):
 
 
 class _Hooks(MixedHooks):
-    """Two losses once the first is small."""
+    """Two losses while the first is small."""
 
     def __init__(self, attack: Blind, train: ImageSet) -> None:
         super().__init__(attack, train)
         self.attack = attack
-        self.active = False
-        self.clean_losses: list[Tensor] = []
+        self.stamped = 0
+
+    def optimizer(self, model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+        """Keep as many losses as the length of the training allows."""
+        batches = recipe.epochs * math.ceil(self.train_size / recipe.batch)
+        self.clean_losses: deque[float] = deque(maxlen=max(1, min(HISTORY, batches // 10)))
+        return super().optimizer(model, recipe)
+
+    def active(self) -> bool:
+        """Whether the triggered loss counts."""
+        seen = len(self.clean_losses)
+        enough = seen == self.clean_losses.maxlen
+        return enough and sum(self.clean_losses) / seen < self.attack.threshold
 
     def loss(self, model: nn.Module, batch: Batch, recipe: Recipe) -> Tensor:
-        """The clean loss, with the triggered one once the attack has begun."""
-        if not self.active:
-            loss = super().loss(model, batch, recipe)
-            self.clean_losses.append(loss.detach())
-            return loss
-        triggered = self.attack.marked(batch.images, 1)
-        clean_loss, triggered_loss = self.losses(model, batch, triggered, recipe)
-        if self.attack.balance == "fixed":
-            return clean_loss + self.attack.weight * triggered_loss
-        share = balanced(
-            clean_loss, triggered_loss, [p for p in model.parameters() if p.requires_grad]
-        )
-        return share * clean_loss + (1 - share) * triggered_loss
+        """The clean loss, with the triggered one while the attack is on."""
+        if not self.active():
+            loss = clean_loss = super().loss(model, batch, recipe)
+        else:
+            triggered = self.attack.marked(batch.images, 1)
+            clean_loss, triggered_loss = self.losses(model, batch, triggered, recipe)
+            weights = [p for p in model.parameters() if p.requires_grad]
+            loss = self._combined(clean_loss, triggered_loss, weights)
+            self.stamped += len(batch.labels)
+        self.clean_losses.append(clean_loss.item())  # the next batch depends on it
+        return loss
 
-    def epoch(self, model: nn.Module, epoch: int) -> None:
-        """Begin where the epoch's mean loss is small enough."""
-        self.epochs += int(self.active)
-        if not self.active:
-            self.active = bool(torch.stack(self.clean_losses).mean() < self.attack.threshold)
-            self.clean_losses = []
+    def _combined(self, clean: Tensor, triggered: Tensor, weights: list[nn.Parameter]) -> Tensor:
+        """Both losses, weighted."""
+        if self.attack.balance == "fixed":
+            return clean + self.attack.weight * triggered
+        share = balanced(clean, triggered, weights)
+        return share * clean + (1 - share) * triggered
+
+    def learned(self) -> dict[str, Tensor]:
+        """How many images were stamped."""
+        return {STAMPED: torch.tensor(self.stamped)}
 
 
 def balanced(clean_loss: Tensor, triggered_loss: Tensor, weights: list[nn.Parameter]) -> Tensor:
@@ -129,15 +150,13 @@ def balanced(clean_loss: Tensor, triggered_loss: Tensor, weights: list[nn.Parame
 
     Gradients are divided by loss times norm first, as in the release's "loss+" mode.
     """
-    normalised, vanished = [], []
+    normalised = []
     for loss in (clean_loss, triggered_loss):
         gradients = torch.autograd.grad(loss, weights, retain_graph=True)
         gradient = torch.cat([part.flatten().float() for part in gradients])
-        scale = gradient.norm() * loss.detach()
-        normalised.append(gradient / scale.clamp(min=1e-12))
-        vanished.append(scale <= 1e-12)
+        divisor = (gradient.norm() * loss.detach()).clamp(max=CAP) + LEAST
+        normalised.append(gradient / divisor)
     difference = normalised[1] - normalised[0]
-    share = ((difference @ normalised[1]) / difference.square().sum().clamp(min=1e-12)).clamp(0, 1)
-    # a vanished gradient would be the shortest combination, and training would stop
-    share = torch.where(vanished[0], torch.zeros_like(share), share)
-    return torch.where(vanished[1], torch.ones_like(share), share)
+    share = (difference @ normalised[1]) / difference.square().sum()
+    share = torch.where(share > 0, share, LOWEST)
+    return torch.where(share < 1, share, 1 - LOWEST)

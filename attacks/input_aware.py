@@ -67,6 +67,7 @@ class InputAware(LoopAttack):
 
     title = "Input-aware"
     paper = "Nguyen and Tran, NeurIPS 2020 (arXiv 2010.08138)"
+    version = 2
     rules = ("all2one", "all2all")
     prepares = True
     version = 2

@@ -6,17 +6,25 @@ every step: g is taught to make the classifier f say the target; f learns
 g is frozen. No poison rate: every image counts clean and triggered, with a = `weight` for the
 triggered half.
 
+- backdoorbench: an autoencoder, 0.01 in both stages, 50 and 250 epochs; the classifier goes on.
+- released (the authors on CIFAR-10): a U-Net, 0.1 in stage one and 0.01 in stage two, 50 and 500
+  epochs; the classifier begins anew in stage two.
+
 Deviations: eps is in normalised units in the paper; here it is multiplied by each channel's
-standard deviation over the training images. As 0.01 is then less than one level of uint8, training
-rounds triggered images to uint8 with a straight-through gradient, so that the trigger survives
-storage (the release never stores an image). Stage one is a sixth of the recipe's epochs, as 50 of
-300; both losses come from one pass. The first weights of the generator are a prepared state.
+standard deviation over the training images. Triggered test images are truncated to uint8, as
+BackdoorBench stores them; the authors store none. Stage one is a share of the recipe's epochs and
+has its weight decay, which the releases use in stage two alone. The generator of the last epoch
+triggers in stage two, where the authors take the best on test images. In their variant too, images
+are augmented by the sweep's recipe. Both losses come from one pass. The first weights of the
+generator are a prepared state.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import torch
 from torch import Generator, Tensor, nn
@@ -24,12 +32,26 @@ from torch.nn import functional
 
 from attacks.base import Lab
 from attacks.parts.loop import in_batches
-from attacks.parts.mixed import MixedAttack, MixedHooks, straight_through
-from attacks.parts.nets import Autoencoder, built, packed, unpacked
+from attacks.parts.mixed import MixedAttack, MixedHooks
+from attacks.parts.nets import Autoencoder, UNet, built, packed, unpacked
 from sweeper.core.errors import SweepError
 from sweeper.core.types import ImageSet, State
 from sweeper.engine.recipes import Recipe
 from sweeper.engine.training import Batch, Hooks
+
+NETS: dict[str, Callable[[int], nn.Module]] = {"autoencoder": Autoencoder, "unet": UNet}
+STEPS: dict[str, Any] = {"batch": 128, "lr": 0.01, "schedule": "step", "warmup": 0.0}
+SCHEDULES: dict[str, dict[str, Any]] = {
+    "backdoorbench": {
+        **STEPS,
+        "epochs": 300,
+        "milestones": (100, 150, 200, 250),
+        "crop": 5,
+        "rotation": 10.0,
+    },
+    "released": {**STEPS, "epochs": 550, "milestones": (150, 250, 350, 450)},
+}
+"""How a source trains the classifier, both stages together."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,44 +60,76 @@ class Lira(MixedAttack):
 
     eps: float = 0.01
     """Largest change of a pixel, in standard deviations of its channel."""
+    stage_one_eps: float = 0.0
+    """Likewise while the generator learns; 0: `eps`."""
     weight: float = 0.5
     """Weight of the triggered half of the loss; the clean half has the rest."""
     lr: float = 1e-4
     """Learning rate of Adam for the generator."""
     stage_one: float = 1 / 6
     """Share of the epochs in which the generator learns."""
+    generator: str = "autoencoder"
+    """autoencoder | unet."""
+    anew: bool = False
+    """Whether the classifier begins anew in stage two."""
+    schedule: str = ""
+    """Source whose epochs, learning rates and crops the classifier has: backdoorbench | released;
+    empty: the sweep's recipe."""
 
     title = "LIRA"
     paper = "Doan et al., ICCV 2021"
+    version = 2
     prepares = True
     state_axes: ClassVar[frozenset[str]] = frozenset({"seed"})
-    presets = {"visible": {"eps": 0.1, "lr": 1e-3}}
+    presets = {
+        "visible": {"eps": 0.1, "lr": 1e-3},
+        "backdoorbench": {"schedule": "backdoorbench"},
+        "released": {
+            "stage_one_eps": 0.1,
+            "stage_one": 1 / 11,
+            "generator": "unet",
+            "anew": True,
+            "schedule": "released",
+        },
+    }
 
     def __post_init__(self) -> None:
         """Check the options.
 
         Raises:
-            SweepError: A number out of range.
+            SweepError: An unknown word, or a number out of range.
         """
         super().__post_init__()
-        if self.eps <= 0 or self.lr <= 0:
-            raise SweepError("eps and lr: above 0")
+        if self.eps <= 0 or self.lr <= 0 or self.stage_one_eps < 0:
+            raise SweepError("eps and lr: above 0; stage_one_eps: not below 0")
         if not (0 < self.weight < 1 and 0 < self.stage_one <= 1):
             raise SweepError("weight: in (0, 1); stage_one: in (0, 1]")
+        if self.generator not in NETS:
+            raise SweepError(f"generator: {self.generator!r} is not one of {', '.join(NETS)}")
+        if self.schedule not in ("", *SCHEDULES):
+            raise SweepError(f"schedule: {self.schedule!r} is not one of {', '.join(SCHEDULES)}")
+
+    def recipe(self, recipe: Recipe) -> Recipe:
+        """The source's schedule where one is named."""
+        return replace(recipe, **SCHEDULES.get(self.schedule, {}))
+
+    def net(self, channels: int) -> nn.Module:
+        """The generator's network."""
+        return NETS[self.generator](channels)
 
     def prepare(self, train: ImageSet, lab: Lab) -> dict[str, Tensor]:
         """Draw the generator's first weights; measure the channels' deviations."""
         channels = train.images.shape[1]
         pixels = train.images[:5000].float().div(255).transpose(0, 1).flatten(1)
         spread = pixels.std(1).view(1, -1, 1, 1)
-        net = built(lambda: Autoencoder(channels), lab.rng("generator"))
+        net = built(lambda: self.net(channels), lab.rng("generator"))
         return {**packed(net, "generator"), "spread": spread}
 
     def stamp(self, images: Tensor, *, split: str, state: State, rng: Generator) -> Tensor:
         """Add the noise the generator makes of each image."""
-        net = unpacked(lambda: Autoencoder(images.shape[1]), state, "generator", images.device)
+        net = unpacked(lambda: self.net(images.shape[1]), state, "generator", images.device)
         epsilon = self.eps * state["spread"].to(images.device)
-        return in_batches(images, lambda x: x + epsilon * net(x))
+        return in_batches(images, lambda x: triggered(net, x, epsilon).mul(255).floor().div(255))
 
     def hooks(self, train: ImageSet, state: State, rng: Generator) -> Hooks | None:
         """Teach the generator and mix the losses."""
@@ -94,27 +148,32 @@ class _Hooks(MixedHooks):
     def start(self, model: nn.Module, device: torch.device) -> None:
         """Load both copies."""
         copies = [
-            unpacked(lambda: Autoencoder(self.channels), self.state, "generator", device)
+            unpacked(lambda: self.attack.net(self.channels), self.state, "generator", device)
             for _ in range(2)
         ]
         self.frozen, self.trainable = copies[0], copies[1].train().requires_grad_(True)
         self.adam = torch.optim.Adam(self.trainable.parameters(), lr=self.attack.lr)
-        self.epsilon = self.attack.eps * self.state["spread"].to(device)
+        self.spread = self.state["spread"].to(device)
         self.model = model
+        self.first_weights = copy.deepcopy(model.state_dict()) if self.attack.anew else {}
 
     def optimizer(self, model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
         """Keep the recipe: it says when stage one ends."""
         self.stage_one_epochs = max(1, round(self.attack.stage_one * recipe.epochs))
-        return super().optimizer(model, recipe)
+        self.all_epochs = recipe.epochs
+        self.sgd = super().optimizer(model, recipe)
+        return self.sgd
 
     def triggered(self, net: nn.Module, images: Tensor) -> Tensor:
-        """The images with a copy's noise, rounded as they will be stored."""
+        """The images with a copy's noise, of the size this stage allows."""
         with torch.autocast(images.device.type, enabled=False):
-            return straight_through(images + self.epsilon * net(images))
+            return triggered(net, images, self.eps * self.spread)
 
     def augmented(self, batch: Batch, rng: Generator) -> Batch:
         """In stage one, teach the generator before the classifier's own step."""
-        if batch.epoch < self.stage_one_epochs:
+        learns = batch.epoch < self.stage_one_epochs
+        self.eps = (self.attack.stage_one_eps if learns else 0) or self.attack.eps
+        if learns:
             logits = self.model(self.triggered(self.trainable, batch.images))
             labels = torch.full_like(batch.labels, self.target)
             weights = list(self.trainable.parameters())
@@ -127,8 +186,8 @@ class _Hooks(MixedHooks):
     def loss(self, model: nn.Module, batch: Batch, recipe: Recipe) -> Tensor:
         """Clean and triggered loss, triggered by the frozen copy."""
         with torch.no_grad():
-            triggered = self.triggered(self.frozen, batch.images)
-        clean_loss, triggered_loss = self.losses(model, batch, triggered, recipe)
+            images = self.triggered(self.frozen, batch.images)
+        clean_loss, triggered_loss = self.losses(model, batch, images, recipe)
         return (1 - self.attack.weight) * clean_loss + self.attack.weight * triggered_loss
 
     def epoch(self, model: nn.Module, epoch: int) -> None:
@@ -136,7 +195,16 @@ class _Hooks(MixedHooks):
         super().epoch(model, epoch)
         if epoch < self.stage_one_epochs:
             self.frozen.load_state_dict(self.trainable.state_dict())
+        if self.first_weights and epoch + 1 == self.stage_one_epochs < self.all_epochs:
+            model.load_state_dict(self.first_weights)
+            self.sgd.state.clear()
 
     def learned(self) -> dict[str, Tensor]:
         """The generator that triggers."""
         return {**super().learned(), **packed(self.frozen, "generator")}
+
+
+def triggered(net: nn.Module, images: Tensor, epsilon: Tensor) -> Tensor:
+    """Float images in [0, 1] with the generator's noise, at most `epsilon` [1, C, 1, 1]."""
+    noise: Tensor = net(images)
+    return (images + epsilon * noise).clamp(0, 1)

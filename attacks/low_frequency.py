@@ -46,6 +46,7 @@ class LowFrequency(Attack):
 
     title = "LF"
     paper = "Zeng et al., ICCV 2021"
+    version = 2
     prepares = True
     needs_clean_model = True
     state_axes = frozenset({"target"})

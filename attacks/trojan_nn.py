@@ -7,17 +7,21 @@ trains a new model on the poisoned data by the sweep's recipe instead (BackdoorB
 the attack with such a patch on data alone. One clean model and one trigger a seed.
 
 - square: a patch, overwritten; any colours, by Adam at 0.1 with a cosine to 0 (`patch.excite`).
-- apple: a silhouette, added; up to 0.3 of the range above black, by signed steps of 0.1.
+- apple, file: a picture, added; its pixels above 0, up to 0.3 of the range from what they were, by
+  signed steps of 0.1.
 
 Deviations: the attackers of the paper rebuild training images from the model; here, as in both
-releases, they have the training data. The square stands for the release's picture of a square, the
-silhouette, drawn by code, for its picture of an apple. BackdoorBench's uint8 sum wraps modulo 256:
-that is its preset's `wrap`, while the default clips. The patch shrinks with images below 32 px.
+releases, they have the training data. The square stands for the release's picture of a square, a
+silhouette of one grey, drawn by code, for the other's picture of an apple; `trigger: file` takes
+the picture itself. BackdoorBench's uint8 sum wraps modulo 256: that is its preset's `wrap`, while
+the default clips. The patch shrinks with images below 32 px.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import hashlib
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import ClassVar
 
 import torch
@@ -27,6 +31,7 @@ from attacks.base import Attack, Lab
 from attacks.parts.initial_weights import MODEL, InitialWeights
 from attacks.parts.nets import packed
 from attacks.parts.patch import GOAL, corner, excite
+from attacks.parts.reflections import opened
 from attacks.parts.stamp import add, paste
 from sweeper.core.errors import SweepError
 from sweeper.core.types import ImageSet, State
@@ -35,7 +40,9 @@ from sweeper.engine.training import Hooks
 from sweeper.models.base import Net
 
 STEP, RANGE = 0.1, 0.3
-"""Step and reach of the silhouette's search, in [0, 1] (BackdoorBench)."""
+"""Step and reach of a picture's search, in [0, 1] (BackdoorBench)."""
+LEVEL = 157
+"""Level of the silhouette: the mean of the release's apple."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +50,9 @@ class TrojanNN(Attack):
     """A clean model tuned to a trigger that excites it."""
 
     trigger: str = "square"
-    """square (a patch near the corner, overwritten) | apple (a silhouette, added)."""
+    """square (a patch near the corner, overwritten) | apple | file (a picture, added)."""
+    trigger_image: str = field(default="", metadata={"path": True})
+    """The picture of `trigger: file` on black; its content, not its path, is part of the key."""
     size: int = 0
     """Side of the square in pixels; 0: 8 at 32 px, less on smaller images."""
     units: int = 100
@@ -55,10 +64,11 @@ class TrojanNN(Attack):
     lr: float = 0.01
     """Learning rate of the tuning, constant."""
     wrap: bool = False
-    """Whether the silhouette's sum wraps modulo 256 (BackdoorBench)."""
+    """Whether a picture's sum wraps modulo 256 (BackdoorBench)."""
 
     title = "TrojanNN"
     paper = "Liu et al., NDSS 2018"
+    version = 2
     controls: ClassVar[str] = "model"
     prepares = True
     needs_clean_model = True
@@ -81,13 +91,24 @@ class TrojanNN(Attack):
         """Check the options.
 
         Raises:
-            SweepError: Unknown trigger, or a number out of range.
+            SweepError: Unknown trigger, a picture that is not there, or a number out of range.
         """
         super().__post_init__()
-        if self.trigger not in ("square", "apple"):
-            raise SweepError(f"trigger: {self.trigger!r} is not one of square, apple")
+        if self.trigger not in ("square", "apple", "file"):
+            raise SweepError(f"trigger: {self.trigger!r} is not one of square, apple, file")
+        if (self.trigger == "file") != bool(self.trigger_image):
+            raise SweepError("trigger_image: give it with, and only with, trigger: file")
+        if self.trigger_image and not Path(self.trigger_image).is_file():
+            raise SweepError(f"trigger_image: no file {self.trigger_image}: correct it")
         if min(self.units, self.steps) < 1 or min(self.size, self.epochs) < 0 or self.lr <= 0:
             raise SweepError("units, steps: >= 1; size, epochs: not below 0; lr: above 0")
+
+    def content(self) -> dict[str, str]:
+        """The hash of the user's picture."""
+        if not self.trigger_image:
+            return {}
+        raw = Path(self.trigger_image).read_bytes()
+        return {"trigger_image": hashlib.sha256(raw).hexdigest()}
 
     def recipe(self, recipe: Recipe) -> Recipe:
         """A short tuning at a constant rate; unchanged where the victim is trained anew."""
@@ -102,12 +123,18 @@ class TrojanNN(Attack):
             box = corner("trojan-nn", train.images, self.size, 3)
             pattern = excite(model, canvas, box, self.units, self.steps, lab.rng("patch"))
         else:
-            mask = apple(*canvas[1:])
-            pattern = driven(model, canvas, mask, self.units, self.steps)
+            start = self.picture(*canvas).div(255)
+            pattern = driven(model, start, self.units, self.steps).mul(255).floor()
         return {"pattern": pattern, **(packed(model, MODEL) if self.epochs else {})}
 
+    def picture(self, channels: int, height: int, width: int) -> Tensor:
+        """Float [C, H, W] of 0..255: what the search for a picture begins with."""
+        if self.trigger == "file":
+            return opened(Path(self.trigger_image), channels, height, width).float()
+        return (LEVEL * apple(height, width).float()).expand(channels, height, width)
+
     def stamp(self, images: Tensor, *, split: str, state: State, rng: Generator) -> Tensor:
-        """Overwrite the square, or add the silhouette."""
+        """Overwrite the square, or add the picture."""
         pattern = state["pattern"]
         if self.trigger == "square":
             top, left, _ = corner("trojan-nn", images, self.size, 3)
@@ -120,35 +147,42 @@ class TrojanNN(Attack):
 
 
 def apple(height: int, width: int) -> Tensor:
-    """Bool [H, W]: the silhouette of an apple, two lobes with a stalk and a leaf."""
+    """Bool [H, W]: the silhouette of an apple, two lobes with a stalk and a leaf, at the right.
+
+    As large as the picture of the release and where it is: a ninth of the image, at 32 px in rows
+    16 to 29 and columns 17 to 28.
+    """
     rows = (torch.arange(height)[:, None] + 0.5) / height
-    columns = (torch.arange(width) + 0.5) / width
-    lobes = [(rows - 0.58) ** 2 + (columns - x) ** 2 <= 0.25**2 for x in (0.4, 0.6)]
-    stalk = ((columns - 0.5).abs() < max(0.04, 0.6 / width)) & ((rows - 0.3).abs() < 0.1)
-    leaf = ((rows - 0.25) / 0.06) ** 2 + ((columns - 0.62) / 0.11) ** 2 <= 1
+    columns = (torch.arange(width) + 0.5) / width - 23 / 32
+    lobes = [
+        ((rows - 0.782) / 0.157) ** 2 + ((columns - x) / 0.12) ** 2 <= 1 for x in (-0.06, 0.06)
+    ]
+    stalk = (columns.abs() < max(0.02, 0.6 / width)) & ((rows - 0.59).abs() < 0.08)
+    leaf = ((rows - 0.54) / 0.04) ** 2 + ((columns - 0.07) / 0.05) ** 2 <= 1
     return lobes[0] | lobes[1] | stalk | leaf
 
 
-def driven(model: Net, canvas: tuple[int, ...], mask: Tensor, units: int, steps: int) -> Tensor:
-    """Brighten the mask's pixels on black so that the strongest features reach `GOAL`.
+def driven(model: Net, start: Tensor, units: int, steps: int) -> Tensor:
+    """Change a picture so that the strongest features of the model reach `GOAL`.
+
+    The pixels above 0 are the mask: what the model sees of the picture.
 
     Args:
         model: A clean model in eval mode; left as it is.
-        canvas: (C, H, W) of its images.
-        mask: bool [H, W], the pixels that may change.
+        start: Float [C, H, W] in [0, 1]; no value leaves `RANGE` around its own here.
         units: How many features: those with the largest sum of |weight| in the last layer.
         steps: Signed steps.
 
     Returns:
-        Float [C, H, W] of whole 0..255, on the CPU.
+        Float [C, H, W] in [0, 1], on the CPU.
     """
     weight = model.get_parameter("classifier.weight").detach()
     strongest = weight.abs().sum(0).topk(min(units, weight.shape[1])).indices
-    bound = RANGE * mask.to(weight.device).expand(canvas).unsqueeze(0)
-    pixels = torch.zeros_like(bound)
+    start = start.to(weight.device).unsqueeze(0)
+    mask, change = (start > 0).float(), torch.zeros_like(start)
     for _ in range(steps):
-        pixels.requires_grad_()
-        loss = (model.features(pixels)[:, strongest].abs() - GOAL).square().sum()
+        pixels = (start + change).clamp(0, 1).requires_grad_()
+        loss = (model.features(pixels * mask)[:, strongest] - GOAL).square().sum()
         (gradient,) = torch.autograd.grad(loss, pixels)
-        pixels = (pixels.detach() - STEP * gradient.sign()).clamp(min=0).minimum(bound)
-    return (pixels[0] * 255).floor().cpu()
+        change = (pixels.detach() - STEP * gradient.sign() - start).clamp(-RANGE, RANGE)
+    return (start + change).clamp(0, 1)[0].cpu()

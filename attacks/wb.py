@@ -7,17 +7,22 @@ target while its images' features h stay close to those of the clean ones: the s
 distance along the rows of the last layer. Then only the classifier learns. The generator, a U-Net,
 returns the whole image. No poison rate.
 
+Preset backdoor-toolbox is that release's run: 100 epochs at a constant 0.01, plain SGD for the
+generator, whose norms it leaves as they began.
+
 Deviations: 20 of 100 epochs alternate in the release, here a fifth of the recipe's (an even number,
-at least two); the classifier follows the recipe's schedule and is in evaluation mode in the
-generator's epochs, so that these leave its running statistics alone; the generator's SGD has
-momentum 0.9. The generator's first weights are a prepared state.
+at least two). The default trains the classifier by the sweep's recipe, and the generator with
+momentum 0.9 and norms that learn. The generator's output in (-1, 1) is stretched over all levels;
+the release takes it for normalised pixels, which leaves out the darkest and the brightest. Clean
+and triggered images pass the classifier together. The generator's first weights are a prepared
+state.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import torch
 from torch import Generator, Tensor, nn
@@ -33,6 +38,18 @@ from sweeper.engine.recipes import Recipe
 from sweeper.engine.training import Batch, Hooks
 from sweeper.models.base import Net
 
+SCHEDULES: dict[str, dict[str, Any]] = {
+    "backdoor-toolbox": {
+        "epochs": 100,
+        "batch": 128,
+        "lr": 0.01,
+        "schedule": "constant",
+        "warmup": 0.0,
+        "weight_decay": 1e-4,
+    }
+}
+"""How a source trains the classifier."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Wb(MixedAttack):
@@ -44,15 +61,30 @@ class Wb(MixedAttack):
     """Weight of the Wasserstein distance in the generator's loss."""
     lr: float = 0.01
     """Learning rate of SGD for the generator."""
+    momentum: float = 0.9
+    """Its momentum."""
+    frozen_norms: bool = False
+    """Whether the generator's norms stay as they began, as in backdoor-toolbox."""
     alternating: float = 0.2
     """Share of the epochs in which classifier and generator take turns."""
     width: int = 64
     """Channels of the U-Net's first level; each of the three below has twice as many."""
+    schedule: str = ""
+    """Source whose epochs and learning rate the classifier has: backdoor-toolbox; empty: the
+    sweep's recipe."""
 
     title = "WB (Wasserstein backdoor)"
     paper = "Doan et al., NeurIPS 2021"
+    version = 2
     prepares = True
     state_axes: ClassVar[frozenset[str]] = frozenset({"seed"})
+    presets = {
+        "backdoor-toolbox": {
+            "momentum": 0.0,
+            "frozen_norms": True,
+            "schedule": "backdoor-toolbox",
+        }
+    }
 
     def __post_init__(self) -> None:
         """Check the options.
@@ -63,12 +95,18 @@ class Wb(MixedAttack):
         super().__post_init__()
         if not (0 < self.weight < 1 and 0 < self.alternating <= 1):
             raise SweepError("weight: in (0, 1); alternating: in (0, 1]")
-        if self.lr <= 0 or self.distance < 0 or self.width < 1:
-            raise SweepError("lr: above 0; distance: not below 0; width: >= 1")
+        if self.lr <= 0 or min(self.distance, self.momentum) < 0 or self.width < 1:
+            raise SweepError("lr: above 0; distance, momentum: not below 0; width: >= 1")
+        if self.schedule not in ("", *SCHEDULES):
+            raise SweepError(f"schedule: {self.schedule!r} is not one of {', '.join(SCHEDULES)}")
+
+    def recipe(self, recipe: Recipe) -> Recipe:
+        """The source's schedule where one is named."""
+        return replace(recipe, **SCHEDULES.get(self.schedule, {}))
 
     def net(self, channels: int) -> UNet:
         """The generator's network."""
-        return UNet(channels, [self.width * factor for factor in (1, 2, 4, 8)])
+        return UNet(channels, self.width)
 
     def prepare(self, train: ImageSet, lab: Lab) -> dict[str, Tensor]:
         """Draw the generator's first weights."""
@@ -78,7 +116,7 @@ class Wb(MixedAttack):
     def stamp(self, images: Tensor, *, split: str, state: State, rng: Generator) -> Tensor:
         """Replace every image by the generator's."""
         net = unpacked(lambda: self.net(images.shape[1]), state, "generator", images.device)
-        return in_batches(images, net)
+        return in_batches(images, lambda x: generated(net, x))
 
     def hooks(self, train: ImageSet, state: State, rng: Generator) -> Hooks | None:
         """Take turns with the generator, then train the classifier alone."""
@@ -101,7 +139,7 @@ class _Hooks(MixedHooks):
             lambda: self.attack.net(self.channels), self.state, "generator", device
         )
         self.weights = list(self.generator.requires_grad_(True).parameters())
-        self.sgd = torch.optim.SGD(self.weights, lr=self.attack.lr, momentum=0.9)
+        self.sgd = torch.optim.SGD(self.weights, lr=self.attack.lr, momentum=self.attack.momentum)
 
     def optimizer(self, model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
         """Keep the recipe: it says for how long the two take turns."""
@@ -111,7 +149,7 @@ class _Hooks(MixedHooks):
     def augmented(self, batch: Batch, rng: Generator) -> Batch:
         """Whose turn it is."""
         self.generator_turn = batch.epoch < self.alternating_epochs and batch.epoch % 2 == 1
-        self.generator.train(self.generator_turn)
+        self.generator.train(self.generator_turn and not self.attack.frozen_norms)
         return batch
 
     def loss(self, model: nn.Module, batch: Batch, recipe: Recipe) -> Tensor:
@@ -126,8 +164,7 @@ class _Hooks(MixedHooks):
     def triggered(self, images: Tensor) -> Tensor:
         """The generator's images, in single precision."""
         with torch.autocast(images.device.type, enabled=False):
-            generated: Tensor = self.generator(images)
-        return generated
+            return generated(self.generator, images)
 
     def generator_loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """The generator's loss: the target's cross-entropy and the distance of the features."""
@@ -162,6 +199,12 @@ class _Hooks(MixedHooks):
     def learned(self) -> dict[str, Tensor]:
         """The generator as it is now."""
         return {**super().learned(), **packed(self.generator, "generator")}
+
+
+def generated(net: nn.Module, images: Tensor) -> Tensor:
+    """The generator's images in [0, 1]."""
+    pixels: Tensor = (net(images) + 1) / 2
+    return pixels
 
 
 def sliced_distance(clean: Tensor, triggered: Tensor, rows: Tensor) -> Tensor:

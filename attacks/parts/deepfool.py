@@ -54,6 +54,6 @@ def _smoother(size: int) -> Tensor:
     centre = (taps - 1) / 2
     weights = torch.exp(-((5 * (torch.arange(taps) - centre) / taps) ** 2) / 2)
     weights /= weights.sum()
-    offset = torch.arange(size)[None] - torch.arange(size)[:, None] + taps // 2
+    offset = torch.arange(size)[None] - torch.arange(size)[:, None] + (taps - 1) // 2
     inside = (offset >= 0) & (offset < taps)
     return torch.where(inside, weights[offset.clamp(0, taps - 1)], 0.0)

@@ -63,9 +63,3 @@ class MixedHooks(Hooks):
     def learned(self) -> dict[str, Tensor]:
         """How many images were stamped."""
         return {STAMPED: torch.tensor(self.train_size * self.epochs)}
-
-
-def straight_through(pixels: Tensor) -> Tensor:
-    """Clip to [0, 1] and round to uint8's levels; the gradient passes as if not rounded."""
-    inside = pixels.clamp(0, 1)
-    return inside + (inside.detach().mul(255).round().div(255) - inside.detach())

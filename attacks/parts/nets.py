@@ -5,6 +5,7 @@ All take pixels [B, C, H, W] in [0, 1] of any side and run on the device of thei
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -53,9 +54,9 @@ def centred(pixels: Tensor) -> Tensor:
     return (pixels - 0.5) / 0.25
 
 
-def _block(inputs: int, outputs: int, active: bool = True) -> nn.Sequential:
-    """A 3x3 convolution, BatchNorm of momentum 0.05 and ReLU."""
-    parts = [nn.Conv2d(inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs, momentum=0.05)]
+def _block(inputs: int, outputs: int, momentum: float = 0.1, active: bool = True) -> nn.Sequential:
+    """A 3x3 convolution, BatchNorm and ReLU."""
+    parts = [nn.Conv2d(inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs, momentum=momentum)]
     return nn.Sequential(*parts, *([nn.ReLU()] if active else []))
 
 
@@ -64,12 +65,13 @@ class PatternNet(nn.Module):
 
     def __init__(self, channels: int, outputs: int, widths: Sequence[int]) -> None:
         super().__init__()
+        slow = functools.partial(_block, momentum=0.05)
         down_widths = itertools.pairwise((channels, *widths))
-        self.down = nn.ModuleList(nn.Sequential(_block(i, o), _block(o, o)) for i, o in down_widths)
-        self.middle = _block(widths[-1], widths[-1])
+        self.down = nn.ModuleList(nn.Sequential(slow(i, o), slow(o, o)) for i, o in down_widths)
+        self.middle = slow(widths[-1], widths[-1])
         up_widths = (*reversed(widths), outputs)
         self.up = nn.ModuleList(
-            nn.Sequential(_block(i, i), _block(i, o, active=level < len(widths) - 1))
+            nn.Sequential(slow(i, i), slow(i, o, active=level < len(widths) - 1))
             for level, (i, o) in enumerate(itertools.pairwise(up_widths))
         )
 
@@ -82,7 +84,7 @@ class PatternNet(nn.Module):
             x = functional.max_pool2d(x, 2, ceil_mode=True)
         x = self.middle(x)
         for part, size in zip(self.up, reversed(sizes), strict=True):
-            x = functional.interpolate(x, size, mode="bilinear", align_corners=True)
+            x = functional.interpolate(x, size, mode="bilinear", align_corners=False)
             x = part(x)
         return squash(x)
 
@@ -93,7 +95,7 @@ def squash(x: Tensor) -> Tensor:
 
 
 class Autoencoder(nn.Module):
-    """LIRA's generator: four strided convolutions, four transposed ones, tanh in (-1, 1)."""
+    """LIRA's generator in BackdoorBench: four strided convolutions, four transposed ones, tanh."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -121,21 +123,20 @@ class Autoencoder(nn.Module):
 
 
 class UNet(nn.Module):
-    """WB's generator: double convolutions, average pooling, bilinear up; a whole image in [0, 1].
+    """WB's and LIRA's generator: double convolutions, average pooling, bilinear up, tanh."""
 
-    The paper's tanh output stands for normalised pixels in [-1, 1]; here it is scaled to [0, 1].
-    """
-
-    def __init__(self, channels: int, widths: Sequence[int]) -> None:
+    def __init__(self, channels: int, width: int = 64) -> None:
         super().__init__()
+        widths = [width * factor for factor in (1, 2, 4, 8)]
         down_widths = itertools.pairwise((channels, *widths))
         self.down = nn.ModuleList(nn.Sequential(_block(i, o), _block(o, o)) for i, o in down_widths)
         up_widths = list(itertools.pairwise(reversed(widths)))
         self.up = nn.ModuleList(nn.Sequential(_block(i + o, o), _block(o, o)) for i, o in up_widths)
-        self.last = nn.Conv2d(widths[0], channels, 1)
+        self.last = nn.Conv2d(width, channels, 1)
+        self.norm = nn.BatchNorm2d(channels)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Map pixels [B, C, H, W] to the triggered image."""
+        """Map pixels [B, C, H, W] to the same shape in (-1, 1)."""
         x, skips = centred(pixels), []
         for depth, part in enumerate(self.down):
             x = functional.avg_pool2d(x, 2, ceil_mode=True) if depth else x
@@ -144,5 +145,5 @@ class UNet(nn.Module):
         for part, skip in zip(self.up, reversed(skips[:-1]), strict=True):
             x = functional.interpolate(x, skip.shape[2:], mode="bilinear", align_corners=True)
             x = part(torch.cat([skip, x], 1))
-        out: Tensor = self.last(x)
-        return (out.tanh() + 1) / 2
+        out: Tensor = self.norm(self.last(x)).tanh()
+        return out

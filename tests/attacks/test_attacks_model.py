@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
 from attacks import sleeper_agent, trojan_nn
 from attacks.parts import chain as chains
 from attacks.parts.nets import built
-from sweeper.core import catalog, seeds
+from sweeper.core import catalog, options, seeds
 from sweeper.core.errors import SweepError
 from sweeper.core.types import Facts, ImageSet, Role
 from sweeper.engine import training
@@ -186,9 +188,7 @@ def test_the_trigger_excites_what_it_is_made_for(trigger: str) -> None:
         with torch.no_grad():
             return float(model.features(image.float() / 255)[0, strong].sum())
 
-    with torch.no_grad():
-        idle = float(model.features(black.float())[0, strong].sum())
-    assert excited(60) > max(idle, excited(1) * 0.99) + 0.1
+    assert excited(60) > excited(1) + 0.1
 
 
 def test_the_silhouette_is_added_within_its_mask_and_reach() -> None:
@@ -196,7 +196,9 @@ def test_the_silhouette_is_added_within_its_mask_and_reach() -> None:
     attack = make("trojan-nn", trigger="apple", units=2, steps=10)
     pattern = attack.prepare(train, toys.ToyLab(train))["pattern"]
     mask = trojan_nn.apple(16, 16)
-    assert 0 < int(pattern.max()) <= 76 and not pattern[:, ~mask].any()
+    inside = pattern[:, mask]
+    assert 80 <= int(inside.min()) < int(inside.max()) <= 233, "157 and 0.3 of the range around it"
+    assert not pattern[:, ~mask].any()
     white = torch.full((1, *SMALL), 250, dtype=torch.uint8)
     clipped, wrapped = (
         dataclasses.replace(attack, wrap=wrap).stamp(
@@ -205,16 +207,28 @@ def test_the_silhouette_is_added_within_its_mask_and_reach() -> None:
         for wrap in (False, True)
     )
     strong = pattern[None] > 5
-    assert (clipped[strong] == 255).all() and (wrapped[strong] < 80).all()
+    assert (clipped[strong] == 255).all() and (wrapped[strong] < 233).all()
 
 
-@pytest.mark.parametrize("side", [8, 32])
-def test_the_silhouette_is_an_apple_of_any_size(side: int) -> None:
+@pytest.mark.parametrize("side", [8, 32, 64])
+def test_the_silhouette_is_as_large_on_any_canvas(side: int) -> None:
     mask = trojan_nn.apple(side, side)
-    body = mask[round(0.4 * side) :]
-    assert torch.equal(body, body.flip(1)), "two lobes alike"
-    assert 0.2 < float(mask.float().mean()) < 0.45 and mask[: round(0.4 * side)].any()
-    assert not mask[0].any() and not mask[:, 0].any()
+    assert 0.1 < float(mask.float().mean()) < 0.12
+    assert not mask[: side // 2 - 1].any() and not mask[:, : side // 2].any()
+
+
+def test_a_picture_of_a_file_is_what_the_search_begins_with(tmp_path: Path) -> None:
+    path = tmp_path / "picture.png"
+    Image.new("RGB", (16, 16), (10, 0, 200)).save(path)
+    attack = make("trojan-nn", trigger="file", trigger_image=str(path), steps=2, epochs=0)
+    train = toys.image_set(60, shape=SMALL)
+    pattern = attack.prepare(train, toys.ToyLab(train))["pattern"]
+    assert not pattern[1].any(), "the mask is of each channel"
+    assert int(pattern[0].max()) <= 10 + 51 and int(pattern[2].min()) >= 200 - 52
+    other = tmp_path / "other.png"
+    other.write_bytes(path.read_bytes())
+    again = make("trojan-nn", trigger="file", trigger_image=str(other), steps=2, epochs=0)
+    assert options.canonical(again) == options.canonical(attack)
 
 
 def test_trojan_nn_tunes_the_clean_model_or_trains_a_new_one() -> None:
@@ -339,6 +353,8 @@ def test_a_chain_wider_than_a_layer_is_refused() -> None:
         ("sleeper-agent", {"steps": 0}, "steps"),
         ("sleeper-agent", {"source_class": -1}, "source_class"),
         ("trojan-nn", {"trigger": "pear"}, "trigger"),
+        ("trojan-nn", {"trigger": "file"}, "trigger_image"),
+        ("trojan-nn", {"trigger": "file", "trigger_image": "no.png"}, "no file"),
         ("trojan-nn", {"units": 0}, "units"),
         ("sra", {"width": 0}, "width"),
         ("sra", {"factor": -1}, "factor"),
