@@ -39,6 +39,7 @@ class Dynamic(Attack):
     title = "Dynamic"
     paper = "Nguyen and Tran, NeurIPS 2020; static form of backdoor-toolbox"
     prepares = True
+    version = 2
     state_axes: ClassVar[frozenset[str]] = frozenset({"model", "target"})
     presets = {"backdoor-toolbox": {"rate_base": "all"}}
 

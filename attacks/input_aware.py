@@ -31,8 +31,9 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional
 
 from attacks.base import Lab
-from attacks.parts.loop import RELEASED, STAMP_BATCH, LoopAttack, LoopHooks, others, rounded
+from attacks.parts.loop import STAMP_BATCH, LoopAttack, LoopHooks, others, rounded
 from attacks.parts.nets import PatternNet, built, packed, squash, unpacked
+from attacks.parts.trained import RELEASED
 from sweeper.core.errors import SweepError
 from sweeper.core.types import ImageSet, State
 from sweeper.engine import training
@@ -67,7 +68,6 @@ class InputAware(LoopAttack):
 
     title = "Input-aware"
     paper = "Nguyen and Tran, NeurIPS 2020 (arXiv 2010.08138)"
-    version = 2
     rules = ("all2one", "all2all")
     prepares = True
     version = 2

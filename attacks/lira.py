@@ -22,8 +22,8 @@ generator are a prepared state.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -34,28 +34,17 @@ from attacks.base import Lab
 from attacks.parts.loop import in_batches
 from attacks.parts.mixed import MixedAttack, MixedHooks
 from attacks.parts.nets import Autoencoder, UNet, built, packed, unpacked
+from attacks.parts.trained import RELEASED, STEPS, TrainedAttack
 from sweeper.core.errors import SweepError
 from sweeper.core.types import ImageSet, State
 from sweeper.engine.recipes import Recipe
 from sweeper.engine.training import Batch, Hooks
 
 NETS: dict[str, Callable[[int], nn.Module]] = {"autoencoder": Autoencoder, "unet": UNet}
-STEPS: dict[str, Any] = {"batch": 128, "lr": 0.01, "schedule": "step", "warmup": 0.0}
-SCHEDULES: dict[str, dict[str, Any]] = {
-    "backdoorbench": {
-        **STEPS,
-        "epochs": 300,
-        "milestones": (100, 150, 200, 250),
-        "crop": 5,
-        "rotation": 10.0,
-    },
-    "released": {**STEPS, "epochs": 550, "milestones": (150, 250, 350, 450)},
-}
-"""How a source trains the classifier, both stages together."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lira(MixedAttack):
+class Lira(TrainedAttack, MixedAttack):
     """Learned additive noise."""
 
     eps: float = 0.01
@@ -72,24 +61,33 @@ class Lira(MixedAttack):
     """autoencoder | unet."""
     anew: bool = False
     """Whether the classifier begins anew in stage two."""
-    schedule: str = ""
-    """Source whose epochs, learning rates and crops the classifier has: backdoorbench | released;
-    empty: the sweep's recipe."""
 
     title = "LIRA"
     paper = "Doan et al., ICCV 2021"
     version = 2
     prepares = True
     state_axes: ClassVar[frozenset[str]] = frozenset({"seed"})
+    trainings: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "backdoorbench": {
+            **RELEASED,
+            "milestones": (100, 150, 200, 250),
+            "crop_probability": 1.0,
+            "rotation_probability": 1.0,
+        },
+        "released": {**STEPS, "milestones": (150, 250, 350, 450)},
+    }
+    """A source -> the recipe's settings there, for both stages together: rates fall at the source's
+    epochs of stage two."""
     presets = {
         "visible": {"eps": 0.1, "lr": 1e-3},
-        "backdoorbench": {"schedule": "backdoorbench"},
+        "backdoorbench": {"training": "backdoorbench", "epochs": 300},
         "released": {
             "stage_one_eps": 0.1,
             "stage_one": 1 / 11,
             "generator": "unet",
             "anew": True,
-            "schedule": "released",
+            "training": "released",
+            "epochs": 550,
         },
     }
 
@@ -106,12 +104,6 @@ class Lira(MixedAttack):
             raise SweepError("weight: in (0, 1); stage_one: in (0, 1]")
         if self.generator not in NETS:
             raise SweepError(f"generator: {self.generator!r} is not one of {', '.join(NETS)}")
-        if self.schedule not in ("", *SCHEDULES):
-            raise SweepError(f"schedule: {self.schedule!r} is not one of {', '.join(SCHEDULES)}")
-
-    def recipe(self, recipe: Recipe) -> Recipe:
-        """The source's schedule where one is named."""
-        return replace(recipe, **SCHEDULES.get(self.schedule, {}))
 
     def net(self, channels: int) -> nn.Module:
         """The generator's network."""

@@ -19,19 +19,18 @@ the default clips. The patch shrinks with images below 32 px.
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import ClassVar
 
 import torch
+from PIL import Image
 from torch import Generator, Tensor
 
 from attacks.base import Attack, Lab
+from attacks.parts import pictures
 from attacks.parts.initial_weights import MODEL, InitialWeights
 from attacks.parts.nets import packed
 from attacks.parts.patch import GOAL, corner, excite
-from attacks.parts.reflections import opened
 from attacks.parts.stamp import add, paste
 from sweeper.core.errors import SweepError
 from sweeper.core.types import ImageSet, State
@@ -96,19 +95,13 @@ class TrojanNN(Attack):
         super().__post_init__()
         if self.trigger not in ("square", "apple", "file"):
             raise SweepError(f"trigger: {self.trigger!r} is not one of square, apple, file")
-        if (self.trigger == "file") != bool(self.trigger_image):
-            raise SweepError("trigger_image: give it with, and only with, trigger: file")
-        if self.trigger_image and not Path(self.trigger_image).is_file():
-            raise SweepError(f"trigger_image: no file {self.trigger_image}: correct it")
+        pictures.check(self.trigger_image, self.trigger == "file", "trigger: file")
         if min(self.units, self.steps) < 1 or min(self.size, self.epochs) < 0 or self.lr <= 0:
             raise SweepError("units, steps: >= 1; size, epochs: not below 0; lr: above 0")
 
     def content(self) -> dict[str, str]:
         """The hash of the user's picture."""
-        if not self.trigger_image:
-            return {}
-        raw = Path(self.trigger_image).read_bytes()
-        return {"trigger_image": hashlib.sha256(raw).hexdigest()}
+        return pictures.content(self.trigger_image)
 
     def recipe(self, recipe: Recipe) -> Recipe:
         """A short tuning at a constant rate; unchanged where the victim is trained anew."""
@@ -130,7 +123,7 @@ class TrojanNN(Attack):
     def picture(self, channels: int, height: int, width: int) -> Tensor:
         """Float [C, H, W] of 0..255: what the search for a picture begins with."""
         if self.trigger == "file":
-            return opened(Path(self.trigger_image), channels, height, width).float()
+            return pictures.fitted(Image.open(self.trigger_image), channels, height, width)
         return (LEVEL * apple(height, width).float()).expand(channels, height, width)
 
     def stamp(self, images: Tensor, *, split: str, state: State, rng: Generator) -> Tensor:

@@ -20,8 +20,8 @@ state.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -32,27 +32,16 @@ from attacks.base import Lab
 from attacks.parts.loop import in_batches
 from attacks.parts.mixed import MixedAttack, MixedHooks
 from attacks.parts.nets import UNet, built, packed, unpacked
+from attacks.parts.trained import STEPS, TrainedAttack
 from sweeper.core.errors import SweepError
 from sweeper.core.types import ImageSet, State
 from sweeper.engine.recipes import Recipe
 from sweeper.engine.training import Batch, Hooks
 from sweeper.models.base import Net
 
-SCHEDULES: dict[str, dict[str, Any]] = {
-    "backdoor-toolbox": {
-        "epochs": 100,
-        "batch": 128,
-        "lr": 0.01,
-        "schedule": "constant",
-        "warmup": 0.0,
-        "weight_decay": 1e-4,
-    }
-}
-"""How a source trains the classifier."""
-
 
 @dataclass(frozen=True, kw_only=True)
-class Wb(MixedAttack):
+class Wb(TrainedAttack, MixedAttack):
     """Wasserstein backdoor."""
 
     weight: float = 0.2
@@ -69,20 +58,21 @@ class Wb(MixedAttack):
     """Share of the epochs in which classifier and generator take turns."""
     width: int = 64
     """Channels of the U-Net's first level; each of the three below has twice as many."""
-    schedule: str = ""
-    """Source whose epochs and learning rate the classifier has: backdoor-toolbox; empty: the
-    sweep's recipe."""
 
     title = "WB (Wasserstein backdoor)"
     paper = "Doan et al., NeurIPS 2021"
     version = 2
     prepares = True
     state_axes: ClassVar[frozenset[str]] = frozenset({"seed"})
+    trainings: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "backdoor-toolbox": {**STEPS, "schedule": "constant", "weight_decay": 1e-4},
+    }
     presets = {
         "backdoor-toolbox": {
             "momentum": 0.0,
             "frozen_norms": True,
-            "schedule": "backdoor-toolbox",
+            "training": "backdoor-toolbox",
+            "epochs": 100,
         }
     }
 
@@ -97,12 +87,6 @@ class Wb(MixedAttack):
             raise SweepError("weight: in (0, 1); alternating: in (0, 1]")
         if self.lr <= 0 or min(self.distance, self.momentum) < 0 or self.width < 1:
             raise SweepError("lr: above 0; distance, momentum: not below 0; width: >= 1")
-        if self.schedule not in ("", *SCHEDULES):
-            raise SweepError(f"schedule: {self.schedule!r} is not one of {', '.join(SCHEDULES)}")
-
-    def recipe(self, recipe: Recipe) -> Recipe:
-        """The source's schedule where one is named."""
-        return replace(recipe, **SCHEDULES.get(self.schedule, {}))
 
     def net(self, channels: int) -> UNet:
         """The generator's network."""

@@ -5,27 +5,21 @@ relabelled, the next ones carry a cross trigger or noise and keep their labels, 
 Where `rate * batch` is below 1, one sample is poisoned with that probability (BackdoorBench), or
 none (the authors: `chance: false`). The training set on disk stays clean; a defense that sees it is
 given the set one epoch amounts to: as many stamped images as the loop stamped in an epoch.
-
-`training` names a source whose optimiser, schedule and augmentation the victim gets in place of the
-sweep's recipe, `epochs` its length. Mirroring stays the recipe's: the sources mirror CIFAR-10
-alone, as recipe `backdoorbench` does. They draw whether a batch is cropped or rotated, and
-BackdoorBench by how much, once a batch; here every image has its own draw.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Generator, Tensor
 
-from attacks.base import Attack
 from attacks.parts.select import draw
+from attacks.parts.trained import TrainedAttack
 from sweeper.core.errors import SweepError
 from sweeper.core.types import ImageSet, Poisoned, Role, State
-from sweeper.engine.recipes import Recipe
 from sweeper.engine.training import Batch, Hooks
 
 STAMPED = "stamped"
@@ -33,63 +27,17 @@ STAMPED = "stamped"
 that keep their labels (attacks on the loss: int64, images stamped over all of training)."""
 STAMP_BATCH = 500
 """Images stamped at once where a network or a warp needs memory."""
-RELEASED: Mapping[str, Any] = {
-    "batch": 128,
-    "lr": 0.01,
-    "momentum": 0.9,
-    "nesterov": False,
-    "weight_decay": 5e-4,
-    "schedule": "step",
-    "milestones": (100, 200, 300, 400),
-    "gamma": 0.1,
-    "warmup": 0.0,
-    "label_smoothing": 0.0,
-    "crop": 5,
-    "crop_probability": 0.8,
-    "rotation": 10.0,
-    "rotation_probability": 0.5,
-    "erase": 0.0,
-}
-"""Training of WaNet's and BPP's releases, and of both in BackdoorBench (their config files)."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoopAttack(Attack):
+class LoopAttack(TrainedAttack):
     """An attack whose batches are stamped in the loop; rates are of all images by default."""
 
     chance: bool = field(default=True, metadata={"added": True})
     """Whether a batch that holds less than one poisoned image has one with that probability."""
-    training: str = field(default="", metadata={"added": True})
-    """Whose training the victim gets: one of `trainings`; empty: the sweep's recipe."""
-    epochs: int = field(default=0, metadata={"added": True})
-    """Epochs of the victim; 0: the recipe's."""
 
-    trainings: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "backdoorbench": RELEASED,
-        "released": RELEASED,
-    }
-    """A source -> the recipe's settings there."""
-    controls: ClassVar[str] = "training"
     extra_role: ClassVar[Role] = Role.COVER
     """Role of the samples that carry a cross trigger or noise."""
-
-    def __post_init__(self) -> None:
-        """Check the options.
-
-        Raises:
-            SweepError: No such training, or a negative length.
-        """
-        super().__post_init__()
-        if self.training and self.training not in self.trainings:
-            known = ", ".join(self.trainings)
-            raise SweepError(f"training: {self.training!r} is not one of {known}")
-        if self.epochs < 0:
-            raise SweepError(f"epochs: {self.epochs} is negative: give 0 or more")
-
-    def recipe(self, recipe: Recipe) -> Recipe:
-        """The sweep's recipe, or the settings and the length of the source."""
-        changes = self.trainings.get(self.training, {})
-        return replace(recipe, **{**changes, "epochs": self.epochs or recipe.epochs})
 
     @property
     def base(self) -> str:

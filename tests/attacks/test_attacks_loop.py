@@ -26,7 +26,7 @@ from sweeper.core import catalog, seeds
 from sweeper.core.errors import SweepError
 from sweeper.core.types import ImageSet, Role
 from sweeper.engine import curvature, recipes, sharpness, training
-from sweeper.engine.training import Batch, Hooks
+from sweeper.engine.training import Batch
 from sweeper.store.artifacts import Store
 from tests.support import toys
 
@@ -540,9 +540,9 @@ def test_attacks_on_the_loss_poison_no_data(attack: Attack) -> None:
         (Ssba, {"variant": "c"}),
         (Lira, {"weight": 1.0}),
         (Lira, {"generator": "gan"}),
-        (Lira, {"schedule": "wanet"}),
+        (Lira, {"training": "wanet"}),
         (Wb, {"lr": 0.0}),
-        (Wb, {"schedule": "wanet"}),
+        (Wb, {"training": "wanet"}),
         (blind.Blind, {"balance": "fair"}),
         (fip_sam.FipSam, {"rho": 0.0}),
         (fip_spectral.FipSpectral, {"labels": "true"}),
