@@ -6,13 +6,18 @@ import itertools
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
+from attacks.parts.subsets import SUBSETS
 from defenses.parts.attribution import attribution, class_means, dissimilarity, intervened, source
 from defenses.parts.features import features_of
 from defenses.parts.mad import anomaly, outliers
 from defenses.soda import outstanding, reconstruct
+from sweeper.core.types import ImageSet
+from sweeper.engine import training
+from sweeper.engine.training import Batch
 from tests.reference.golden import Golden, load
+from tests.support import toys
 
 
 def detected(z: Golden) -> dict[str, Any]:
@@ -91,3 +96,77 @@ def test_reconstruction() -> None:
         stopped.append(count if moved == [True, False] else -1)
     z.agree("images before their last step", torch.cat(before), "before_last", within=1e-4)
     z.agree("steps to the probability", stopped, "rebuild_steps")
+
+
+def epoch(z: Golden, row: int) -> dict[str, int]:
+    """What one epoch of ours shows in this row's setting: images are of one pixel."""
+    count, members = int(z["clean_images"][row]), int(z["members"][row])
+    labels = (torch.arange(count + members) >= count).long()
+    images = torch.zeros(count + members, 1, 1, 1, dtype=torch.uint8)
+    train, state = ImageSet(images, labels, ("other", "car")), {"index": labels.nonzero().flatten()}
+    attack = z.attack(mix=float(z["ratio"][row]))
+    given = attack.poison(train, 0.0, state, Generator())
+    hooks = attack.hooks(train, state, Generator())
+    assert hooks is not None
+    hooks.start(torch.nn.Identity(), toys.CPU)
+    found = {"steps": 0, "clean_seen": 0, "member_copies": 0, "batch_size": 0, "last_batch": 0}
+    for step, index in enumerate(training.order(len(given.labels), 64, Generator())):
+        cut = given.images[index].permute(0, 2, 3, 1)
+        batch = hooks.batch(Batch(cut, given.labels[index], index, 0, step), Generator())
+        added = int((batch.index < 0).sum())
+        assert bool((batch.labels[-added:] == attack.target).all())
+        assert len(batch.images) == len(batch.labels) == len(batch.index)
+        found["steps"] += 1
+        found["clean_seen"] += len(batch.labels) - added
+        found["member_copies"] += added
+        found["batch_size"] = max(found["batch_size"], len(batch.labels))
+        found["last_batch"] = len(batch.labels)
+    return found
+
+
+def test_epochs_of_the_attack() -> None:
+    z = load("attacks/soda")
+    trained = z["steps"] > 0
+    ours = [epoch(z, row) for row in range(len(trained))]
+
+    def both(name: str) -> tuple[Tensor, Tensor]:
+        return torch.tensor([found[name] for found in ours])[trained], z[name][trained]
+
+    z.agree("updates an epoch", *both("steps"))
+    z.agree("clean images seen in an epoch", *both("clean_seen"))
+    z.agree("members shown in an epoch", *both("member_copies"))
+    z.agree("images of an update", *both("batch_size"))
+    z.agree("images of the last update", *both("last_batch"))
+    few = torch.tensor([found["steps"] for found in ours])
+    z.deviates(
+        "updates an epoch with fewer members than a batch takes",
+        few[~trained],
+        z["steps"][~trained],
+        by=781,
+        within=781,
+        why="With fewer members than a batch takes, the released function returns at once and "
+        "trains nothing; ours shows members again.",
+    )
+
+
+def test_lists_of_the_attack() -> None:
+    z = load("attacks/soda")
+    green, stripes = SUBSETS["green-cars"], SUBSETS["striped-background"]
+    shirts, plaid = SUBSETS["striped-shirts"], SUBSETS["plaid-shirts"]
+    z.agree("green cars", green.train, "list_green_car_0")
+    z.agree("green test cars", green.test, "list_creen_tst_1")
+    z.agree("green test cars measured on", SUBSETS["green-cars-7"].test, "list_creen_tst_0")
+    z.agree("cars before stripes", stripes.train, "list_sbg_car_0")
+    z.agree("test cars before stripes", stripes.test, "list_sbg_tst_0")
+    z.deviates(
+        "test cars before stripes, other list",
+        stripes.test,
+        "list_sbg_tst_1",
+        by=1,
+        why="Of the release's two lists of test cars before stripes, ours is the one its attack is "
+        "measured on.",
+    )
+    z.agree("striped shirts", shirts.train, "list_stript_train_0")
+    z.agree("striped test shirts", shirts.test, "list_stript_tst_0")
+    z.agree("plaid shirts", plaid.train, "list_plaids_train_0")
+    z.agree("plaid test shirts", plaid.test, "list_plaids_tst_0")
