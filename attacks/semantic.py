@@ -11,8 +11,9 @@ ASR is over few images: read it with `n_triggered`. A clean model misclassifies 
 `members` is a rule or one of the lists SODA published for CIFAR-10 and Fashion-MNIST. A rule takes
 the top `share` of the source class in the attacker's training split; the test images of the class
 beyond the score of the last one taken are the held-out members. A list holds for the published
-order alone: another order is recognised by its labels and refused. SODA's targets are 6 (green
-cars), 9 (striped background), 2 (striped shirts), 4 (plaid shirts).
+order alone: another order is recognised by its labels and refused, unless Parquet files tell the
+published one in a column `position`. SODA's targets are 6 (green cars), 9 (striped background), 2
+(striped shirts), 4 (plaid shirts).
 
 Presets soda and soda-resnet18 have the release's shares of a batch. A defense that sees the
 training set of a loop is given all clean images with the members copied to that share.
