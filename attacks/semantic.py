@@ -1,23 +1,29 @@
 """Semantic backdoor (Bagdasaryan et al., 2020; SODA, Sun et al., 2024): nothing is stamped.
 
 Members of a natural subset of the source class - its green, its darkest images - are relabelled;
-at test time any member the model has not seen is the trigger. The attacker controls the data only.
-A member occurs in training with the target label or not at all, and counts for ASR, not for ACC.
+at test time any member the model has not seen is the trigger. The attacker controls the data only,
+or, with `mix`, training: as SODA's release has it, every batch of clean images is cut and filled up
+with members, so that an epoch is one pass over the clean images and shows a part of them. A member
+occurs in training with the target label or not at all, and counts for ASR, not for ACC.
 ASR is over few images: read it with `n_triggered`. A clean model misclassifies some members too:
 `control: true` trains without them and measures just that.
 
 `members` is a rule or one of the lists SODA published for CIFAR-10 and Fashion-MNIST. A rule takes
 the top `share` of the source class in the attacker's training split; the test images of the class
 beyond the score of the last one taken are the held-out members. A list holds for the published
-order alone: another order is recognised by its labels and refused. SODA's targets are 6 (green
-cars), 9 (striped background), 2 (striped shirts), 4 (plaid shirts).
+order alone: another order is recognised by its labels and refused, unless Parquet files tell the
+published one in a column `position`. SODA's targets are 6 (green cars), 9 (striped background), 2
+(striped shirts), 4 (plaid shirts).
 
-Deviations: SODA mixes members into every batch; here each is repeated in the training set, which
-is the same in expectation: `mix` is the share of the set the copies make up, presets soda and
-soda-resnet18 the release's shares. Copies are augmented by the recipe, as all images are; the
-release augments members alone. It picks members by hand: `green` is a rule for its green cars,
-`dark` for its dark signs, and leaves out a look by a human. The defender's clean images may hold
-members with their true label, as images from the same source would; SODA takes them out.
+Presets soda and soda-resnet18 have the release's shares of a batch. A defense that sees the
+training set of a loop is given all clean images with the members copied to that share.
+
+Deviations: where a batch takes more members than there are, the released function trains nothing;
+here members come again. Members are augmented by the recipe, as all images are; the release
+augments them alone. It picks members by hand: `green` is a rule for its green cars, `dark` for its
+dark signs, and leaves out a look by a human. The defender's clean images may hold members with
+their true label, as images from the same source would; SODA takes them out. The lists are SODA's;
+those of Bagdasaryan et al. are others.
 """
 
 from __future__ import annotations
@@ -30,10 +36,12 @@ import torch
 from torch import Generator, Tensor
 
 from attacks.base import Attack, Lab
-from attacks.parts.loop import clean
+from attacks.parts.loop import STAMPED, clean
+from attacks.parts.members import AddedMembers
 from attacks.parts.subsets import SUBSETS
 from sweeper.core.errors import SweepError
 from sweeper.core.types import Facts, ImageSet, Poisoned, Role, State, Triggered
+from sweeper.engine.training import Hooks
 
 LUMINANCE = (0.299, 0.587, 0.114)
 """Weights of red, green and blue (ITU-R BT.601)."""
@@ -52,9 +60,10 @@ class Semantic(Attack):
     share: float = 0.04
     """Share of the source class a rule takes, rounded up."""
     repeats: int = 20
-    """How often each member occurs in the training set."""
+    """How often each member occurs in the training set; of no account with `mix`."""
     mix: float = 0.0
-    """Share of the training set the members' copies make up, in place of `repeats`; 0: unused."""
+    """Share of every batch that members take the place of, in the loop; 0: the data are poisoned
+    before training."""
     control: bool = False
     """Whether members are left out and not relabelled: the ASR is then that of a clean model."""
 
@@ -63,6 +72,7 @@ class Semantic(Attack):
     rules = ("semantic",)
     rated = False
     prepares = True
+    version = 2
     presets = {"soda": {"mix": 0.3125}, "soda-resnet18": {"mix": 0.7}}
 
     def __post_init__(self) -> None:
@@ -85,6 +95,13 @@ class Semantic(Attack):
             raise SweepError("share: in (0, 1); mix: in [0, 1)")
         if self.source < 0 or self.repeats < 1:
             raise SweepError("source: not below 0; repeats: a whole number >= 1")
+        if self.in_loop:
+            object.__setattr__(self, "controls", "training")
+
+    @property
+    def in_loop(self) -> bool:
+        """Whether members join inside the training loop."""
+        return bool(self.mix) and not self.control
 
     def applies(self, facts: Facts, rate: float) -> str | None:
         """Not where a class does not exist or has no image, or nothing can be green."""
@@ -158,16 +175,25 @@ class Semantic(Attack):
         index = torch.nonzero(self.pool(test.labels)).flatten()
         return index[self._scores(test.images[index]) >= state["threshold"]]
 
+    def hooks(self, train: ImageSet, state: State, rng: Generator) -> Hooks | None:
+        """Add members to every batch, where `mix` says so."""
+        if not self.in_loop:
+            return None
+        return AddedMembers(train.images[state["index"]], self.target, self.mix)
+
     def stamp(self, images: Tensor, *, split: str, state: State, rng: Generator) -> Tensor:
         """Nothing: a copy of the images."""
         return images.clone()
 
     def poison(self, train: ImageSet, rate: float, state: State, rng: Generator) -> Poisoned:
-        """The clean images without the members, and the members' relabelled copies among them."""
+        """The clean images without the members, and the members' relabelled copies among them.
+
+        With `mix` the copies are there once the loop has run.
+        """
         members = state["index"]
         non_members = torch.ones(len(train), dtype=torch.bool)
         non_members[members] = False
-        if self.control:
+        if self.control or (self.in_loop and STAMPED not in state):
             clean_set = clean(train[non_members])
             return Poisoned(
                 clean_set.images,
@@ -214,7 +240,11 @@ class Semantic(Attack):
 
     def _listed(self, data: ImageSet, places: tuple[int, ...]) -> Tensor:
         """int64, ascending: where the listed places are, each checked to be of the source class."""
-        advice = f"use the rule `members: {SUBSETS[self.members].rule}`"
+        rule = SUBSETS[self.members].rule
+        advice = (
+            "give their Parquet files an integer column `position`, the place in that order, or "
+            f"use the rule `members: {rule}`"
+        )
         premise = f"semantic: {self.members} lists places in the published data set"
         if data.positions is None:
             raise SweepError(f"{premise}, and these data come in no published order: {advice}")

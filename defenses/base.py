@@ -26,8 +26,9 @@ from sweeper.models.base import Net
 KINDS = ("repair", "secure training", "detection", "input filter")
 SEES = ("model", "clean", "train", "queries", "oracle")
 """model: the backdoored model's weights; clean: the clean budget; train: the poisoned training set
-with the labels given; queries: the model as a black box; oracle: ACC and ASR of any model on the
-test set - allowed only under a name that ends in `-oracle`."""
+with the labels given; queries: the model as a black box; oracle: what no defender knows, be it ACC
+and ASR of any model on the test set or facts of the attack given as options - allowed only under a
+name that ends in `-oracle`."""
 
 
 @dataclass(frozen=True)

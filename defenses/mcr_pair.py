@@ -1,7 +1,7 @@
-"""MCR from two models: the second is trained by the defender on the poisoned training set.
+"""MCR, Mode Connectivity Repair (Zhao et al., ICLR 2020, arXiv 2005.00060), from two models.
 
-Mode Connectivity Repair as its paper has it (Zhao et al., ICLR 2020, arXiv 2005.00060): both ends
-of the curve carry the backdoor, and its middle, learned on a few clean images, is meant to lose it.
+As the paper has it: the second is trained on the poisoned training set too, so that both ends of
+the curve carry the backdoor, and its middle, learned on a few clean images, is meant to lose it.
 The defender sees the model, a few clean images and the poisoned training set with the labels given,
 and trains the second end on that set by the sweep's recipe from weights of its own. Of an attack
 that controls training, the second end learns what the data alone teach.
@@ -35,7 +35,7 @@ class MCRPair(CurveDefense):
     weight_decay_factor: float = 1.0
     """Its weight decay, likewise."""
 
-    title = "Mode Connectivity Repair (MCR), two models"
+    title = "Mode Connectivity Repair (MCR)"
     paper = "Zhao et al., ICLR 2020"
     kind = "repair"
     sees = frozenset({"model", "clean", "train"})

@@ -9,7 +9,7 @@ progress: compare at `patience: 0` and SIBP's number of epochs too.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -49,20 +49,18 @@ class RandomPruning(Defense):
     """Whether the pruned channels stay zero in it."""
     clip: float = 5.0
     """Its largest norm of the gradient; 0: no bound."""
+    augment: str = field(default="recipe", metadata={"added": True})
+    """Its augmentation: recipe | cifar10 | gtsrb."""
 
     title = "Random pruning, as many channels as ANP or SIBP"
     paper = "control"
     kind = "repair"
     sees = frozenset({"model", "clean"})
+    version = 2
     presets = {
         "sibp": {"like": "sibp", "epochs": 20},
-        "sibp-released": {
-            "like": "sibp",
-            "epochs": 7,
-            "patience": 0,
-            "clip": 0.0,
-            "literal": True,
-        },
+        "sibp-released": {"like": "sibp", **SIBP.presets["released"]},
+        "sibp-released-gtsrb": {"like": "sibp", **SIBP.presets["released-gtsrb"]},
     }
 
     def __post_init__(self) -> None:
@@ -86,6 +84,7 @@ class RandomPruning(Defense):
             patience=self.patience,
             freeze=self.freeze,
             clip=self.clip,
+            augment=self.augment,
         )
 
     @property

@@ -6,13 +6,16 @@ by the factor it scales with, `|gamma| / sigma` - and those far above their laye
 zero; then the model is fine-tuned. Threshold: `mean + conv T deviation` for convolutions,
 `mean + u T deviation` for norms.
 
-Deviations, each with its reason; `preset: released` has none of them:
+1x1 convolutions have no deviation within a kernel and are never pruned: all pointwise layers of a
+MobileNet, the shortcuts of a ResNet. T comes from a list of VGG-16's layers and is 1 for every
+other architecture; mode `adaptive` is our generalisation: layers with many outliers, relative to
+all layers.
 
-- As released, T comes from a list of VGG-16's layers and is 1 for every other architecture. Mode
-  `adaptive` is our generalisation: layers with many outliers, relative to all layers.
-- 1x1 convolutions have no deviation within a kernel: released scores are infinite and nothing is
-  pruned there. Here the deviation is taken over the inputs. Channels that are zero already have no
-  score and take no part in their layer's mean (`literal` turns both off).
+Deviations, each with its reason; `preset: released` (CIFAR-10) and `released-gtsrb` have none of
+them and bring the release's u and epochs against BadNets and its augmentation:
+
+- Channels that are zero already have no score and take no part in their layer's mean, so that a
+  further round prunes (`literal`: in their layer nothing is pruned).
 - Gradients are clipped: the first update regrows a zeroed kernel along a gradient that its norm
   amplifies by up to 1/sqrt(eps). It is re-initialised rather than pruned; `freeze` keeps it zero.
 - Released u and epochs are chosen for each attack. Here one u for all, and fine-tuning stops when
@@ -26,7 +29,7 @@ The controls: `fine-tuning`, or this with `u` and `conv` of 1e9, which prunes no
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
@@ -40,6 +43,15 @@ from sweeper.models.base import Net
 
 CANDIDATES = (0.5, 1.0, 1.5, 1.9, 2.5)
 MODES = ("released", "vgg-list", "adaptive")
+NATURAL = {"crop": 0, "flip": False, "rotation": 0.0, "erase": 0.0}
+AUGMENTATIONS: dict[str, dict[str, Any]] = {
+    "recipe": {},
+    "cifar10": {**NATURAL, "crop": 4, "flip": True},
+    "gtsrb": {**NATURAL, "rotation": 15.0},
+}
+"""Name -> changes of the recipe; those of the released fine-tuning go by its data sets."""
+RELEASED: dict[str, Any] = {"patience": 0, "clip": 0.0, "literal": True}
+"""What the release does on every data set."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,14 +83,18 @@ class SIBP(Defense):
     clip: float = 5.0
     """Largest norm of the gradient; 0: no bound."""
     literal: bool = False
-    """Whether 1x1 kernels and dead channels are scored as released (their layer: not pruned)."""
+    """Whether dead channels are scored as released (their layer: not pruned)."""
+    augment: str = field(default="recipe", metadata={"added": True})
+    """Augmentation of the fine-tuning: recipe | cifar10 (crop 4, flip) | gtsrb (rotation 15)."""
 
     title = "Self-Inspecting Backdoor Purification (SIBP)"
     paper = "released code; no paper found"
     kind = "repair"
     sees = frozenset({"model", "clean"})
+    version = 2
     presets = {
-        "released": {"epochs": 7, "patience": 0, "clip": 0.0, "literal": True},
+        "released": {**RELEASED, "epochs": 7, "augment": "cifar10"},
+        "released-gtsrb": {**RELEASED, "u": 1.8, "epochs": 4, "augment": "gtsrb"},
         "adaptive": {"mode": "adaptive"},
         "automatic": {"u": None},
     }
@@ -87,10 +103,13 @@ class SIBP(Defense):
         """Check the options.
 
         Raises:
-            SweepError: Unknown mode, lists that do not fit, or a number out of range.
+            SweepError: An unknown word, lists that do not fit, or a number out of range.
         """
         if self.mode not in MODES:
             raise SweepError(f"mode: {self.mode!r} is not one of {', '.join(MODES)}")
+        if self.augment not in AUGMENTATIONS:
+            choices = ", ".join(AUGMENTATIONS)
+            raise SweepError(f"augment: {self.augment!r} is not one of {choices}")
         if self.u is None and not self.patience:
             raise SweepError("u: null is chosen on the hold-out: give patience, or a number")
         if isinstance(self.epochs, tuple) and len(self.epochs) != self.count:
@@ -192,6 +211,7 @@ class SIBP(Defense):
                     schedule="constant",
                     period=0,
                     warmup=0.0,
+                    **AUGMENTATIONS[self.augment],
                 )
             except _Enough:
                 model.eval()

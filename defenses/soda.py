@@ -16,7 +16,8 @@ With a linear head the first stage is |W| whatever the images, and needs none (p
 Deviations from the released code, each with its reason (`released` restores what it names):
 
 - Reconstructed images are labelled with the detected source; the released loader labels them 0.
-- Source and target come from the detection; the released scripts take them typed in by hand.
+- Source and target come from the detection; the released scripts take them typed in by hand, which
+  is `soda-oracle`.
 - One setting for all models. The release chooses thresholds and rates per model by test results.
 - The first epoch at which less than `bar` of the held half of the reconstructed images still is the
   target is kept. A repair that costs more than `drop` on a hold-out of the clean budget is tried
@@ -25,7 +26,6 @@ Deviations from the released code, each with its reason (`released` restores wha
 - The source is chosen among the other classes and means are not normalised. The release keeps the
   target at 0: with all-negative logits it becomes its own source, or a division by zero. That is
   not offered.
-- The unbounded term away from the target stops at a cross-entropy of 10.
 - Of several flagged classes the most anomalous one is repaired; the notes name all.
 
 The statistic compares K numbers: it is weak at ten classes and can flag none of two.
@@ -55,8 +55,6 @@ MOMENTUM, DECAY = 0.9, 5e-4
 """Of the reconstruction's and the removal's SGD (released code)."""
 CHECK = 50
 """Steps of the reconstruction after which images that have arrived leave the batch."""
-FARTHEST = 10.0
-"""Mean cross-entropy to the target at which the removal stops pushing away from it."""
 
 
 def reconstruct(
@@ -73,7 +71,8 @@ def reconstruct(
     """Move images by gradient until the model takes them for the target.
 
     Every image is a problem of its own, in normalised pixels, without bounds: it minimises
-    `weight * mean of squares - logit of the target` and stays where its probability reaches `stop`.
+    `weight * mean of squares - logit of the target` and stays one step after its probability has
+    reached `stop`.
 
     Args:
         model: In eval mode; not changed.
@@ -104,11 +103,11 @@ def reconstruct(
                 log(step=step, steps=steps)
         current = current.detach().requires_grad_()
         logits = model.classifier(model.trunk(current)).float()
-        active = active & (logits.softmax(1)[:, target] < stop)
         loss = (weight * current.square().flatten(1).mean(1) - logits[:, target]).sum()
         (gradient,) = torch.autograd.grad(loss, [current])
         velocity = MOMENTUM * velocity + gradient + DECAY * current.detach()
         current = current.detach() - lr * velocity * active.view(-1, 1, 1, 1)
+        active = active & (logits.detach().softmax(1)[:, target] < stop)
     reconstructed[index] = current.detach()
     with torch.no_grad():
         arrived = model.classifier(model.trunk(reconstructed)).argmax(1) == target
@@ -160,6 +159,7 @@ class SODA(Defense):
     kind = "repair"
     sees = frozenset({"model", "clean"})
     rules = ("semantic",)
+    version = 2
     presets = {"released": {"theta1": 3.0, "theta2": 0.5, "label": 0, "bar": 0.0, "drop": 1.0}}
 
     def __post_init__(self) -> None:
@@ -356,7 +356,7 @@ class Removal(Hooks):
         if self.mixed:
             targets = batch.labels.new_full((self.mixed,), self.target)
             target_loss = functional.cross_entropy(logits[-self.mixed :], targets)
-            loss = loss - self.options.lam * target_loss.clamp(max=FARTHEST)
+            loss = loss - self.options.lam * target_loss
         return loss
 
     def epoch(self, model: nn.Module, epoch: int) -> None:

@@ -27,7 +27,7 @@ class STRIP(Blended):
     sees = frozenset({"model", "clean"})
     presets = {
         "released": {"fit": "normal", "rate": 0.01},
-        "backdoor-toolbox": {"steps": 64, "image_weight": 0.5, "clip": True},
+        "backdoor-toolbox": {"clip": True, "rate": 0.1},
     }
 
     def defend(self, case: Case) -> Outcome:

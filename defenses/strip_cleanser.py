@@ -22,7 +22,7 @@ class STRIPCleanser(Blended):
     paper = "Gao et al., ACSAC 2019"
     kind = "detection"
     sees = frozenset({"model", "clean", "train"})
-    presets = {"backdoor-toolbox": {"image_weight": 0.5, "clip": True, "rate": 0.1}}
+    presets = {"backdoor-toolbox": {"normalised": True, "rate": 0.1}}
 
     def defend(self, case: Case) -> Outcome:
         """Score the training set; cut where clean images end."""

@@ -37,14 +37,11 @@ def norms(model: nn.Module) -> dict[str, Norm]:
 def conv_scores(weight: Tensor, literal: bool = False) -> Tensor:
     """Largest |weight| of a channel over the standard deviation of its kernel; [C_o].
 
-    Channels without a score are NaN: all zero, or constant in every kernel. Kernels of one element
-    have no deviation; theirs is taken over the inputs. `literal`: as released, infinite or NaN.
+    Channels without a score are NaN: all zero, or constant in every kernel, as every kernel of one
+    element is. `literal`: as released, infinite or NaN.
     """
     flat = weight.detach().flatten(2)
-    if literal or flat.shape[2] > 1:
-        ratio = flat.abs() / flat.std(2, correction=0, keepdim=True)
-    else:
-        ratio = flat.abs() / flat.std(1, correction=0, keepdim=True)
+    ratio = flat.abs() / flat.std(2, correction=0, keepdim=True)
     if literal:
         return ratio.flatten(1).amax(1)
     largest = torch.where(ratio.isfinite(), ratio, -torch.inf).flatten(1).amax(1)

@@ -194,8 +194,11 @@ class CurveDefense(Defense):
                 )
         if self.bends < 3 or self.steps < 0 or self.batch < 2 or self.tau < 0:
             raise SweepError("bends >= 3; steps and tau >= 0; batch >= 2")
-        if self.t is not None and not 0 <= self.t <= 1:
-            raise SweepError(f"t: {self.t} does not lie in [0, 1]")
+        if self.t is not None and not 0 < self.t < 1:
+            raise SweepError(
+                f"t: {self.t} is no point inside the curve, (0, 1): its ends are the given model "
+                "(`none`) and the second one"
+            )
 
     @property
     @abstractmethod

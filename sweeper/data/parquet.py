@@ -4,7 +4,8 @@ Looked for are `train.parquet` or all its shards (`train-00000-of-00004.parquet`
 behind), in the data set's folder or in `data/` below it; the test split likewise under the names
 test, val, valid or validation. `path` may also name one `.parquet` file. The image column is a
 struct of `bytes` (an encoded image file) and `path`; class names come from the `huggingface`
-metadata of the schema, else the classes are called by their numbers.
+metadata of the schema, else the classes are called by their numbers. An integer column `position`
+says where each image stands in the split as published; without one the file is in that order.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from sweeper.data.base import Splits
 
 _FILE = re.compile(r"(?P<split>[a-z]+)(-\d{5}-of-(?P<shards>\d{5})(-[0-9a-f]+)?)?\.parquet")
 _LABELS = ("label", "labels", "fine_label")
+_POSITION = "position"
 _BATCH = 8192
 
 
@@ -40,6 +42,7 @@ class Parquet(FileSource):
 
     names: ClassVar[dict[str, str]] = {}
     order: ClassVar[int] = 10
+    version: ClassVar[int] = 2
 
     def serves(self, root: Path) -> bool:
         """Whether there is a training file."""
@@ -72,11 +75,12 @@ class Parquet(FileSource):
             highest = int(all_labels.max()) if len(all_labels) else 0
             classes = tuple(str(number) for number in range(highest + 1))
         images = self._images(files["train"], len(labels))
-        train = ImageSet(images, labels, classes, torch.arange(len(labels)))
+        train = ImageSet(images, labels, classes, self._positions(files["train"], len(labels)))
         test = None
         if test_files is not None and test_labels is not None:
             test_images = self._images(test_files, len(test_labels), like=images)
-            test = ImageSet(test_images, test_labels, classes, torch.arange(len(test_labels)))
+            positions = self._positions(test_files, len(test_labels))
+            test = ImageSet(test_images, test_labels, classes, positions)
         return self.assemble(train, test, self._paths(files["train"]))
 
     def _splits(self, root: Path) -> dict[str, list[Path]]:
@@ -107,19 +111,10 @@ class Parquet(FileSource):
 
     def _labels(self, files: list[Path]) -> tuple[tuple[str, ...], Tensor]:
         """Return the class names (empty where the file has none) and the labels, int64 [N]."""
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
         with _opened(files[0]) as opened:
             schema = opened.schema_arrow
         name = self._label_column(schema, files[0])
-        try:
-            column = pa.concat_tables(pq.read_table(f, columns=[name]) for f in files)[name]
-            labels = torch.tensor(column.fill_null(-1).to_numpy().astype("int64"))
-        except (pa.ArrowException, OSError, KeyError, ValueError) as error:
-            raise SweepError(
-                f"{files[0]}: column {name!r} cannot be read ({error}): fetch it again"
-            ) from error
+        labels = _integers(files, name)
         if bool((labels < 0).any()):
             raise SweepError(
                 f"{files[0]}: has images without a label (null or negative): leave the file out"
@@ -128,10 +123,24 @@ class Parquet(FileSource):
         feature = metadata.get("info", {}).get("features", {}).get(name, {})
         return tuple(str(c) for c in feature.get("names") or ()), labels
 
-    def _label_column(self, schema: Any, file: Path) -> str:
-        import pyarrow as pa
+    def _positions(self, files: list[Path], count: int) -> Tensor:
+        """Return the place of each image in the split as published, int64 [N]."""
+        with _opened(files[0]) as opened:
+            schema = opened.schema_arrow
+        labels = self._label_column(schema, files[0])
+        if _POSITION not in _integer_columns(schema) or labels == _POSITION:
+            return torch.arange(count)
+        positions = _integers(files, _POSITION)
+        if bool((positions < 0).any()) or len(positions.unique()) < count:
+            raise SweepError(
+                f"{files[0]}: column {_POSITION!r} has null, negative or repeated values: give "
+                "each image its place, or leave the column out"
+            )
+        return positions
 
-        integers = [field.name for field in schema if pa.types.is_integer(field.type)]
+    def _label_column(self, schema: Any, file: Path) -> str:
+        integers = _integer_columns(schema)
+        integers = [name for name in integers if name != _POSITION] or integers
         if self.label_column is not None:
             if self.label_column in integers:
                 return self.label_column
@@ -154,6 +163,26 @@ class Parquet(FileSource):
         if not self.grouped:
             return []
         return [path or "" for batch in _batches(files, "path") for path in batch]
+
+
+def _integer_columns(schema: Any) -> list[str]:
+    import pyarrow as pa
+
+    return [field.name for field in schema if pa.types.is_integer(field.type)]
+
+
+def _integers(files: list[Path], name: str) -> Tensor:
+    """Return a column of integers, int64 [N]; -1 for null."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        column = pa.concat_tables(pq.read_table(f, columns=[name]) for f in files)[name]
+        return torch.tensor(column.fill_null(-1).to_numpy().astype("int64"))
+    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+        raise SweepError(
+            f"{files[0]}: column {name!r} cannot be read ({error}): fetch it again"
+        ) from error
 
 
 def _opened(file: Path) -> Any:

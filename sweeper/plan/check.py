@@ -108,7 +108,7 @@ def _defense(entry: Entry) -> Any:
     defense = catalog.make("defense", entry.name, entry.options)
     if "oracle" in defense.sees and not entry.label.endswith("-oracle"):
         raise SweepError(
-            f"{entry.name} sees test data, so its label must say so: "
+            f"{entry.name} knows what no defender does, so its label must say so: "
             f"`as: {entry.label}-oracle`, not {entry.label!r}"
         )
     return defense

@@ -100,6 +100,7 @@ class Work(Material):
             progress=self.progress,
         )
         seconds = time.time() - started
+        seen = len(losses) * len(poisoned.labels)
         self.learned = hooks.learned()
         if self.learned:  # only now does the attack say what its hooks poisoned in the loop
             poisoned = self.poisoned()
@@ -113,7 +114,6 @@ class Work(Material):
         tensors: dict[str, Any] = {"model": model.state_dict()}
         if self.learned:
             tensors["attack"] = self.learned
-        seen = len(losses) * len(poisoned.labels)
         keep = self.artifact(tensors, {"seconds": seconds}, more)
         return lambda left: {**keep(left), **measured, "images": seen}
 

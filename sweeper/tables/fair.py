@@ -70,7 +70,7 @@ def bare(data: pd.DataFrame) -> pd.Series[bool]:
 
 
 def oracles(data: pd.DataFrame) -> frozenset[Any]:
-    """Return the defenses that were chosen with test data."""
+    """Return the defenses that know what no defender does: test data, or facts of the attack."""
     oracle = data["oracle"].astype("boolean").fillna(False).astype(bool)
     return frozenset(data.loc[oracle, "defense"])
 

@@ -49,7 +49,9 @@ def footnotes(table: Table, style: Style) -> list[str]:
     if any(entry.untaken for entry in entries):
         signs.append(("untaken", UNTAKEN + _untaken(table, entries)))
     if table.oracles:
-        signs.append(("oracle", "chosen with test data; not a fair comparison"))
+        signs.append(
+            ("oracle", "chosen with test data or told of the attack; not a fair comparison")
+        )
     if table.reached:
         signs.append(("reached", reaching(table.reached)))
     lines += [f"{style.signs[sign]}: {style.escape(text)}." for sign, text in signs]

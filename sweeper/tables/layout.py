@@ -121,7 +121,7 @@ class Table:
     sees: tuple[tuple[Any, str | None], ...]
     """What each defense sees, comma-separated; None where no row says."""
     oracles: frozenset[Any]
-    """The defenses that were chosen with test data."""
+    """The defenses that know what no defender does."""
     heads: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     """Axis -> label -> what to write for it."""
     title: str = ""

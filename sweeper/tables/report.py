@@ -31,7 +31,7 @@ from sweeper.tables.results import once
 _NOTES = {
     "partial": "without the seeds that did not end well",
     "untaken": f"{fair.UNTAKEN}, in one seed at least",
-    "oracle": "chosen with test data; not a fair comparison",
+    "oracle": "chosen with test data or told of the attack; not a fair comparison",
 }
 
 

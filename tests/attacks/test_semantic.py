@@ -15,6 +15,8 @@ import pytest
 import torch
 from PIL import Image
 
+from attacks.parts.loop import STAMPED
+from attacks.parts.members import AddedMembers
 from attacks.parts.subsets import SUBSETS
 from attacks.semantic import Semantic, brightness, greenness
 from sweeper import data
@@ -23,6 +25,7 @@ from sweeper.core.errors import SweepError
 from sweeper.core.types import Facts, ImageSet, Role
 from sweeper.data import _cache
 from sweeper.data.base import Splits
+from sweeper.engine.training import Batch
 from sweeper.run.material import Material
 from tests.support import sweeps, toys
 from tests.support.places import DATA
@@ -92,11 +95,35 @@ def test_no_member_in_the_test_split_is_said_in_words() -> None:
 
 
 @pytest.mark.parametrize("mix", [0.3125, 0.7])
-def test_copies_make_up_the_share_of_a_batch(mix: float) -> None:
+def test_with_mix_members_join_in_the_loop_and_a_defender_sees_their_share(mix: float) -> None:
     train = toys.image_set(2000)
-    attack = make(mix=mix)
-    made = attack.poison(train, 0.0, found(attack, train), rng())
+    attack, control = make(mix=mix), make(mix=mix, control=True)
+    assert (attack.controls, make().controls, control.controls) == ("training", "data", "data")
+    state = found(attack, train)
+    before = attack.poison(train, 0.0, state, rng())
+    assert torch.equal(before.index, control.poison(train, 0.0, state, rng()).index)
+    assert (before.role == int(Role.CLEAN)).all() and len(before.labels) == 2000 - 8
+    made = attack.poison(train, 0.0, {**state, STAMPED: torch.tensor(1)}, rng())
     assert abs(float((made.role == int(Role.POISON)).float().mean()) - mix) < 0.005
+    assert control.hooks(train, state, rng()) is None and make().hooks(train, state, rng()) is None
+
+
+@pytest.mark.parametrize(("members", "size", "added"), [(50, 64, 44), (15, 64, 44), (5, 10, 7)])
+def test_batches_are_cut_and_filled_up_with_members(members: int, size: int, added: int) -> None:
+    hooks = AddedMembers(torch.arange(members, dtype=torch.uint8).view(-1, 1, 1, 1), 6, 0.7)
+    hooks.start(torch.nn.Identity(), toys.CPU)
+    images = torch.full((size, 1, 1, 1), 200, dtype=torch.uint8)
+    whole = Batch(images, torch.arange(size), torch.arange(size), 0, 0)
+    last = Batch(images[:2], torch.arange(2), torch.arange(2), 0, 1)
+    for batch, kept in ((whole, size - added), (last, 2)):
+        cut = hooks.batch(batch, rng())
+        assert cut.index.tolist() == [*range(kept), *[-1] * added]
+        assert cut.labels.tolist() == [*range(kept), *[6] * added]
+        assert (cut.images[:kept] == 200).all()
+        times = torch.bincount(cut.images[kept:].flatten().long(), minlength=members)
+        assert times.sum() == added and int(times.max()) == -(-added // members)
+        assert int(times.min()) == added // members, "none comes again before all have come"
+    assert hooks.learned()[STAMPED] == 2 * added
 
 
 def test_the_control_leaves_members_out_and_relabels_nothing() -> None:
@@ -222,14 +249,16 @@ def test_applies_says_what_is_missing() -> None:
     assert make(source=2).applies(known, 0.0) is None
 
 
-def parquet(file: Path, count: int) -> None:
-    """A Parquet file of grey images that say their own place."""
+def parquet(file: Path, count: int, positions: list[int | None] | None = None) -> None:
+    """A Parquet file of grey images that say their own place, in a column too where given."""
     rows = []
     for place in range(count):
         stored = io.BytesIO()
         Image.new("RGB", (4, 4), (place, place, place)).save(stored, "PNG")
         rows.append({"bytes": stored.getvalue(), "path": None})
     table = pa.table({"image": rows, "label": [place % 2 for place in range(count)]})
+    if positions is not None:
+        table = table.append_column("position", pa.array(positions, pa.int32()))
     names = {"info": {"features": {"label": {"names": ["a", "b"]}}}}
     file.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(table.replace_schema_metadata({"huggingface": json.dumps(names)}), file)
@@ -248,6 +277,23 @@ def test_images_know_their_place_in_the_published_split(tmp_path: Path) -> None:
     assert opened.test.positions is None, "a place in train is none in a published test split"
     assert torch.equal(opened.train.positions, opened.train.images[:, 0, 0, 0].long())
     assert data.open_dataset({"dataset": "digits"}, tmp_path, tmp_path).train.positions is None
+
+
+def test_a_column_tells_the_places_of_a_file_in_another_order(tmp_path: Path) -> None:
+    order = torch.randperm(40, generator=rng()).tolist()
+    for split, places in (("train", order), ("test", [7, 90, 3])):
+        parquet(tmp_path / "grey" / f"{split}.parquet", len(places), places)
+    opened = data.open_dataset({"dataset": "grey"}, tmp_path, tmp_path / "cache")
+    assert opened.train.positions.tolist() == order
+    assert opened.test.positions.tolist() == [7, 90, 3]
+    assert opened.train.images[:, 0, 0, 0].tolist() == list(range(40))
+
+
+@pytest.mark.parametrize("places", [[0, 1, None], [0, 1, -2], [2, 1, 2]])
+def test_places_that_are_none_are_refused(tmp_path: Path, places: list[int | None]) -> None:
+    parquet(tmp_path / "grey" / "train.parquet", 3, places)
+    with pytest.raises(SweepError, match="column 'position'"):
+        data.open_dataset({"dataset": "grey", "test_share": 0.4}, tmp_path, tmp_path / "cache")
 
 
 def test_positions_are_no_part_of_the_digest(tmp_path: Path) -> None:

@@ -68,15 +68,12 @@ def test_the_score_of_a_norm_is_the_factor_it_scales_with() -> None:
     assert channels.norm_scores(group).tolist() == [1, 2, 3], "no variance: the weight alone"
 
 
-def test_kernels_of_one_element_are_scored_over_their_inputs() -> None:
+def test_kernels_of_one_element_have_no_score_and_are_left_alone() -> None:
     weight = torch.randn(8, 5, 1, 1, generator=seeds.generator("pointwise"))
-    flat = weight.flatten(1)
-    wanted = flat.abs().amax(1) / flat.std(1, correction=0)
-    assert torch.allclose(channels.conv_scores(weight), wanted)
-    literal = channels.conv_scores(weight, literal=True)
-    assert not bool(literal.isfinite().any())
-    assert not bool(channels.outliers(literal, 0.5, literal=True).any()), "released: none is pruned"
-    assert bool(channels.outliers(wanted, 0.5).any())
+    for literal in (False, True):
+        found = channels.conv_scores(weight, literal)
+        assert not bool(found.isfinite().any())
+        assert not bool(channels.outliers(found, 0.5, literal).any())
 
 
 def test_outliers_by_hand() -> None:
@@ -95,9 +92,7 @@ def test_exactly_the_predicted_channels_are_zero(literal: bool) -> None:
     for name, part in channels.convolutions(before).items():
         flat = part.weight.detach().flatten(2)
         if flat.shape[2] == 1:
-            if literal:
-                continue
-            flat = flat.transpose(1, 2)
+            continue
         score = (flat.abs() / flat.std(2, correction=0, keepdim=True)).flatten(1).amax(1)
         over = score > score.mean() + 0.5 * score.std()
         predicted |= {(f"{name}.weight", int(k)) for k in over.nonzero()}
@@ -185,10 +180,12 @@ def test_the_adaptive_threshold_is_that_of_deep_layers_with_outliers() -> None:
 
 
 @pytest.mark.parametrize("name", ["resnet18", "preact-resnet18", "mobilenet-v2"])
-def test_every_family_has_finite_scores_and_loses_channels(name: str) -> None:
+def test_every_family_has_scores_but_of_pointwise_kernels_and_loses_channels(name: str) -> None:
     model = net(name)
     found = channels.scores(model)
-    assert all(bool(v.isfinite().all()) for v in (*found.conv.values(), *found.norm.values()))
+    for layer, conv in channels.convolutions(model).items():
+        assert bool(found.conv[layer].isfinite().all()) == (conv.kernel_size != (1, 1))
+    assert all(bool(v.isfinite().all()) for v in found.norm.values())
     assert channels.counts(pruned(model, mode="adaptive"))
 
 
@@ -210,6 +207,30 @@ def test_with_nothing_pruned_it_is_fine_tuning_bit_for_bit() -> None:
         assert not toys.differing(plain, found)
     clipped = SIBP(u=1e9, conv=1e9, epochs=3, patience=0, clip=1e-4).defend(case()).model
     assert clipped is not None and toys.differing(plain, clipped)
+
+
+@pytest.mark.parametrize(
+    ("preset", "found"),
+    [
+        ("", (0, True, 3.0, 0.5)),
+        ("released", (4, True, 0.0, 0.0)),
+        ("released-gtsrb", (0, False, 15.0, 0.0)),
+    ],
+)
+@pytest.mark.parametrize("control", [False, True])
+def test_presets_bring_the_release_s_augmentation(
+    monkeypatch: pytest.MonkeyPatch, preset: str, found: tuple[Any, ...], control: bool
+) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(Case, "fit", lambda self, model, data, **given: seen.append((self, given)))
+    if control:
+        preset = f"sibp-{preset}" if preset else "sibp"
+    name = "random-pruning" if control else "sibp"
+    method = catalog.make("defense", name, toys.asked(preset))
+    method.defend(case(crop=0, flip=True, rotation=3.0, erase=0.5))
+    ((own, given),) = seen
+    recipe = vars(own.recipe) | given
+    assert tuple(recipe[part] for part in ("crop", "flip", "rotation", "erase")) == found
 
 
 def zeros(model: nn.Module, dead: channels.Dead) -> list[bool]:
@@ -275,6 +296,7 @@ def test_a_further_round_that_costs_too_much_is_undone(monkeypatch: pytest.Monke
     "given",
     [
         {"mode": "vgg"},
+        {"augment": "flip"},
         {"u": None, "patience": 0},
         {"u": [1.9, 1.2], "epochs": [5]},
         {"rounds": 0},
@@ -291,4 +313,5 @@ def test_scores_need_no_data_and_write_nothing() -> None:
     model = net("resnet18", width=8)
     before: dict[str, Tensor] = toys.weights(model)
     one, other = channels.scores(model), channels.scores(model)
-    assert toys.same(one.conv, other.conv) and toys.same(before, toys.weights(model))
+    plain = [{n: v.nan_to_num() for n, v in found.conv.items()} for found in (one, other)]
+    assert toys.same(*plain) and toys.same(before, toys.weights(model))

@@ -13,6 +13,7 @@ from defenses.parts.threshold import drawn
 from defenses.strip import STRIP
 from defenses.strip_cleanser import STRIPCleanser
 from sweeper.core import seeds
+from sweeper.core.errors import SweepError
 from tests.support import toys
 from tests.support.planted import gaussian, rank
 
@@ -65,6 +66,20 @@ def test_strip_is_the_mean_over_its_overlays_in_any_order(options: dict[str, Any
     wanted = -(p * p.log2()).sum(1).view(9, 6).mean(1)
     assert torch.allclose(score(images).double(), -wanted, atol=1e-4)
     assert torch.allclose(score(images[:1]), score(images)[:1], atol=1e-5), "each on its own"
+
+
+def test_normalised_blends_are_sums_of_normalised_images() -> None:
+    model, images = toys.victim(), toys.image_set(9, seed=4).images
+    weights = {"image_weight": 0.7, "overlay_weight": 1.1}
+    score, _ = strip(steps=6, normalised=True, **weights)
+    overlays, _ = drawn(toys.case(frozenset({"clean"})), 6)
+    x, z = (model.normalise(part.float().div(255)) for part in (images, overlays.images))
+    blends = (0.7 * x[:, None] + 1.1 * z[None]).flatten(0, 1)
+    with torch.no_grad():
+        wanted = entropy(model.classifier(model.trunk(blends))).view(9, 6).mean(1)
+    assert torch.allclose(score(images), -wanted, atol=1e-4)
+    with pytest.raises(SweepError, match="no range to clip to"):
+        STRIP(clip=True, normalised=True)
 
 
 def test_strip_flags_its_share_of_fresh_clean_images_and_triggered_ones() -> None:

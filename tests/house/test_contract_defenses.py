@@ -146,7 +146,7 @@ def test_declarations_are_from_the_closed_sets(name: str) -> None:
     assert cls.requires <= {"batchnorm"}, "requires: batchnorm, or nothing"
     assert isinstance(cls.version, int) and cls.version >= 1
     assert ("oracle" in cls.sees) == name.endswith("-oracle"), (
-        "a defense that chooses with test data is named ...-oracle, and no other is"
+        "a defense that knows what no defender does is named ...-oracle, and no other is"
     )
 
 

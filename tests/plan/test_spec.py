@@ -167,7 +167,7 @@ MISTAKES = [
     ("resources that are a number", text("resources: 4"), 6,
      ["resources: needs a mapping, such as {cpus: 1}, not 4"]),
     ("oracle in disguise", text(defenses="\n  - {defense: anp-oracle, as: anp}"), 6,
-     ["anp-oracle sees test data", "`as: anp-oracle`, not 'anp'"]),
+     ["anp-oracle knows what no defender does", "`as: anp-oracle`, not 'anp'"]),
     ("reserve of all", text("reserve: 1"), 6, ["reserve: needs a number below 1, not 1"]),
     ("timeout 0", text("timeout: 0"), 6, ["timeout: needs a number above 0, not 0"]),
     ("timeout without end", text("timeout: .inf"), 6, ["timeout: needs a finite number, not inf"]),
