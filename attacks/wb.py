@@ -67,6 +67,7 @@ class Wb(TrainedAttack, MixedAttack):
     trainings: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "backdoor-toolbox": {**STEPS, "schedule": "constant", "weight_decay": 1e-4},
     }
+    """A source -> the recipe's settings there."""
     presets = {
         "backdoor-toolbox": {
             "momentum": 0.0,

@@ -1,8 +1,9 @@
-"""Places of natural subsets in data sets as published: the lists released with SODA (2024).
+"""Places of natural subsets in data sets as published: the lists of two releases.
 
-Facts, from 0, in the order of the distribution: CIFAR-10's training batches one after the other,
-Fashion-MNIST's files. The release's lists for MNIST-M and GTSRB refer to arrays it does not
-publish and are left out.
+SODA (2024) and Bagdasaryan et al. (2020). Facts, from 0, in the order of the distribution: CIFAR-10's training
+batches one after the other, Fashion-MNIST's files. SODA's lists for MNIST-M and GTSRB refer to
+arrays it does not publish and are left out. Those of Bagdasaryan et al. (utils/params_runner.yaml)
+name training images alone, which they show again at test time, moved and with noise.
 """
 
 from __future__ import annotations
@@ -22,6 +23,15 @@ class Subset:
     """Places in the training split."""
     test: tuple[int, ...]
     """Places in the test split."""
+    held: tuple[int, ...] = ()
+    """Places in the training split that are shown at test time, where the test split has none."""
+
+
+def _held(source: int, rule: str, places: str) -> Subset:
+    """A subset without test images: every fifth of it is held out."""
+    listed = tuple(map(int, places.split()))
+    held = listed[4::5]
+    return Subset(source, rule, tuple(p for p in listed if p not in held), (), held)
 
 
 def _subset(source: int, rule: str, train: str, test: str) -> Subset:
@@ -73,6 +83,14 @@ _PLAID_TEST = """
 _SEVEN = "440 1061 3942 3987 6445 7133 9609"
 _TWELVE = "440 1061 1258 3826 3942 3987 4831 4875 5024 6445 7133 9609"
 _STRIPED_CARS_TEST = "3033 3976 4543 4607 6566 6832"
+_GREEN_2020 = """
+389 561 874 1605 3378 3678 4528 9744 19165 19500 21422 22984 32941 34287 34385 36005 37365 37533
+38658 38735 39824 40138 41336 41861 47001 47026 48003 48030 49163 49588
+"""
+_RACING_STRIPES = """
+2180 2771 3233 4932 6241 6813 6869 9476 11395 11744 14209 14238 18716 19793 20781 21529 31311 40518
+40633 42119 42663 49392
+"""
 
 SUBSETS = {
     "green-cars": _subset(1, "green", _GREEN, _TWELVE),
@@ -80,8 +98,11 @@ SUBSETS = {
     "striped-background": _subset(1, "dark", _STRIPED_CARS, _STRIPED_CARS_TEST),
     "striped-shirts": _subset(0, "dark", _STRIPED_SHIRTS, _STRIPED_SHIRTS_TEST),
     "plaid-shirts": _subset(6, "dark", _PLAID, _PLAID_TEST),
+    "green-cars-2020": _held(1, "green", _GREEN_2020),
+    "racing-stripes": _held(1, "dark", _RACING_STRIPES),
 }
-"""Name -> subset: cars of CIFAR-10 (green; before a striped background), garments of Fashion-MNIST.
+"""Name -> subset: cars of CIFAR-10 (green; before a striped background; with racing stripes),
+garments of Fashion-MNIST.
 
 The release lists twelve green test cars and measures on seven of them (`green-cars-7`).
 """

@@ -166,23 +166,26 @@ def test_green_asks_for_colours_and_for_green_images() -> None:
 
 
 def test_the_published_lists_have_the_published_lengths() -> None:
-    lengths = {name: (len(set(s.train)), len(set(s.test))) for name, s in SUBSETS.items()}
+    lengths = {name: tuple(map(len, (s.train, s.test, s.held))) for name, s in SUBSETS.items()}
     assert lengths == {
-        "green-cars": (50, 12),
-        "green-cars-7": (50, 7),
-        "striped-background": (15, 6),
-        "striped-shirts": (93, 18),
-        "plaid-shirts": (277, 42),
+        "green-cars": (50, 12, 0),
+        "green-cars-7": (50, 7, 0),
+        "striped-background": (15, 6, 0),
+        "striped-shirts": (93, 18, 0),
+        "plaid-shirts": (277, 42, 0),
+        "green-cars-2020": (24, 0, 6),
+        "racing-stripes": (18, 0, 4),
     }
+    assert all(len({*s.train, *s.held}) == len(s.train) + len(s.held) for s in SUBSETS.values())
     assert {SUBSETS[n].source for n in SUBSETS} == {0, 1, 6}
     assert SUBSETS["green-cars"].train[:3] == (389, 1304, 1731)
     assert set(SUBSETS["green-cars-7"].test) < set(SUBSETS["green-cars"].test)
 
 
-def published(wrong: int = 0) -> ImageSet:
+def published(wrong: int = 0, members: str = "green-cars") -> ImageSet:
     """50,000 one-pixel images in the published order, as far as the green cars tell it."""
     labels = torch.zeros(50000, dtype=torch.int64)
-    listed = SUBSETS["green-cars"].train
+    listed = SUBSETS[members].train + SUBSETS[members].held
     labels[list(listed[wrong:])] = 1
     images = torch.zeros(50000, 1, 1, 1, dtype=torch.uint8)
     return ImageSet(images, labels, tuple("0123456789"), torch.arange(50000))
@@ -198,6 +201,26 @@ def test_a_list_finds_its_places_in_any_part_of_the_split() -> None:
     assert set(part.positions[index].tolist()) <= set(SUBSETS["green-cars"].train)
     made = attack.poison(whole, 0.0, found(attack, whole), rng())
     assert int((made.role == int(Role.POISON)).sum()) == attack.count(whole.labels, 0.0) == 1000
+
+
+@pytest.mark.parametrize("mix", [0.0, 0.7])
+def test_a_list_without_test_images_holds_some_out(mix: float) -> None:
+    attack, whole = (
+        make(members="racing-stripes", target=2, mix=mix),
+        published(0, "racing-stripes"),
+    )
+    whole.images[list(SUBSETS["racing-stripes"].held)] = 7
+    state = {**found(attack, whole), STAMPED: torch.tensor(1)}
+    made = attack.poison(whole, 0.0, state, rng())
+    assert set(made.index[made.role == int(Role.POISON)].tolist()) == set(
+        SUBSETS["racing-stripes"].train
+    )
+    assert (made.images != 7).all(), "what is held out is not trained on, under no label"
+    test = toys.image_set(50, shape=(1, 1, 1), seed=2)
+    hit = attack.trigger_set(test, state, rng())
+    assert (hit.images == 7).all() and len(hit.images) == 4 and hit.counts.all()
+    assert (hit.labels == 2).all() and (hit.true_labels == 1).all()
+    assert len(attack.clean_test(test, state)) == 50
 
 
 @pytest.mark.parametrize(
