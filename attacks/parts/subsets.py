@@ -1,9 +1,10 @@
 """Places of natural subsets in data sets as published: the lists of two releases.
 
-SODA (2024) and Bagdasaryan et al. (2020). Facts, from 0, in the order of the distribution: CIFAR-10's training
-batches one after the other, Fashion-MNIST's files. SODA's lists for MNIST-M and GTSRB refer to
-arrays it does not publish and are left out. Those of Bagdasaryan et al. (utils/params_runner.yaml)
-name training images alone, which they show again at test time, moved and with noise.
+SODA (2024) and Bagdasaryan et al. (2020). Facts, from 0, in the order of the distribution:
+CIFAR-10's training batches one after the other, Fashion-MNIST's files. SODA's lists for MNIST-M and
+GTSRB refer to arrays it does not publish and are left out. Those of Bagdasaryan et al.
+(utils/params_runner.yaml) name training images alone, which they show again at test time, moved and
+with noise.
 """
 
 from __future__ import annotations

@@ -72,27 +72,43 @@ RELEASES = {
 
 HEAD = f"""# Beside the authors' code
 
-Written by `{COMMAND}`. The authors' own code was given small inputs, and `tests/reference/`
-gives ours the same inputs, weights and draws. A line is a golden file of
+Written by `{COMMAND}`. The authors' own code was given small inputs, and
+`tests/reference/` gives ours the same inputs, weights and draws. A line is a golden file of
 `tests/reference/golden/`, which holds the inputs and the figures that came out, and no code.
 
 Behind each comparison stands the largest difference, measured on the machine that wrote this page:
 of pixels in levels of 0..255 with the share that differs, of floats absolute unless it says
 relative. 0 is equality of every value. Every commit is tested against a tolerance a little above
-these, so an edit that moves a result fails. The last column is what differs on purpose.
+these, so an edit that moves a result fails. `Largest` is the largest of a line, less what differs
+on purpose, for which the last column gives the reason.
 """
+
+
+COLUMNS = ("Golden file", "Largest", "Release", "Compared", "Deviates")
 
 
 def text(rows: list[Row]) -> str:
     """The page of these comparisons."""
-    parts = [HEAD]
+    parts = [HEAD, summary(rows)]
     for kind in ("attacks", "defenses"):
-        lines = ["| Golden file | Release | Compared | Deviates |", "|---|---|---|---|"]
+        lines = ["| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|"]
         mine = sorted((row for row in rows if row.name.startswith(kind)), key=lambda r: r.name)
         for name, group in groupby(mine, key=lambda row: row.name):
             lines.append(_line(name, list(group)))
         parts.append(f"## {kind.capitalize()}\n\n" + "\n".join(lines) + "\n")
     return "\n".join(parts)
+
+
+def summary(rows: list[Row]) -> str:
+    """How many comparisons there are, and of which kind."""
+    meant = [row for row in rows if row.why]
+    rest = [row for row in rows if not row.why]
+    equal = sum(not row.difference for row in rest)
+    return (
+        f"{len({row.name for row in rows})} files, {len(rows)} comparisons: {equal} equal in every "
+        f"value, {len(rest) - equal} within rounding or what the line says, {len(meant)} different "
+        "on purpose.\n"
+    )
 
 
 def release(name: str) -> tuple[str, str]:
@@ -103,12 +119,23 @@ def release(name: str) -> tuple[str, str]:
     return meta["repository"].replace(";", ","), meta["function"]
 
 
+def source(name: str) -> str:
+    """Links to the releases at their commits, and what of them was run."""
+    where, function = release(name)
+    links = []
+    for repository in where.split(", "):
+        project, _, commit = repository.partition("@")
+        links.append(f"[{repository}](https://github.com/{project}/tree/{commit})")
+    return f"{', '.join(links)}: {function}"
+
+
 def _line(name: str, rows: list[Row]) -> str:
     """One golden file."""
-    where, function = release(name)
+    kept = [row for row in rows if not row.why] or rows
     cells = [
         f"`{name}`",
-        f"{where} {function}",
+        size(max(kept, key=lambda row: row.difference)),
+        source(name),
         "; ".join(f"{row.what} {size(row)}" for row in rows),
         " ".join(dict.fromkeys(row.why for row in rows if row.why)),
     ]
