@@ -223,5 +223,5 @@ def _ruled(name: str, number: int, shape: tuple[int, ...]) -> np.ndarray:
 def listed(row: Row) -> bool:
     """Whether the page has this comparison."""
     text = PAGE.read_text(encoding="utf-8") if PAGE.is_file() else ""
-    line = next((line for line in text.splitlines() if f"`{row.name}`" in line), "")
-    return row.what in line and (row.why or "|") in line
+    about = next((line for line in text.splitlines() if line.startswith(f"- `{row.name}`")), "")
+    return row.what in about and row.why in text

@@ -76,27 +76,29 @@ Written by `{COMMAND}`. The authors' own code was given small inputs, and
 `tests/reference/` gives ours the same inputs, weights and draws. A line is a golden file of
 `tests/reference/golden/`, which holds the inputs and the figures that came out, and no code.
 
-Behind each comparison stands the largest difference, measured on the machine that wrote this page:
-of pixels in levels of 0..255 with the share that differs, of floats absolute unless it says
-relative. 0 is equality of every value. Every commit is tested against a tolerance a little above
-these, so an edit that moves a result fails. `Largest` is the largest of a line, less what differs
-on purpose, for which the last column gives the reason.
+Differences are the largest of all values, measured on the machine that wrote this page: of pixels
+in levels of 0..255 with the share that differs, of floats absolute unless it says relative. 0 is
+equality of every value. Every commit is tested against a tolerance a little above these, so an edit
+that moves a result fails. `Largest` leaves out what differs on purpose. What was compared in each
+file, and which functions of the release were run, [stands below](#what-was-compared).
 """
 
-
-COLUMNS = ("Golden file", "Largest", "Release", "Compared", "Deviates")
+COLUMNS = ("Golden file", "Release", "Largest", "Differs on purpose")
 
 
 def text(rows: list[Row]) -> str:
     """The page of these comparisons."""
     parts = [HEAD, summary(rows)]
+    files = {
+        name: list(group)
+        for name, group in groupby(sorted(rows, key=lambda r: r.name), key=lambda r: r.name)
+    }
     for kind in ("attacks", "defenses"):
         lines = ["| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|"]
-        mine = sorted((row for row in rows if row.name.startswith(kind)), key=lambda r: r.name)
-        for name, group in groupby(mine, key=lambda row: row.name):
-            lines.append(_line(name, list(group)))
+        lines += [_line(name, found) for name, found in files.items() if name.startswith(kind)]
         parts.append(f"## {kind.capitalize()}\n\n" + "\n".join(lines) + "\n")
-    return "\n".join(parts)
+    parts.append("## What was compared\n\n" + "\n".join(_item(n, f) for n, f in files.items()))
+    return "\n".join(parts) + "\n"
 
 
 def summary(rows: list[Row]) -> str:
@@ -119,27 +121,32 @@ def release(name: str) -> tuple[str, str]:
     return meta["repository"].replace(";", ","), meta["function"]
 
 
-def source(name: str) -> str:
-    """Links to the releases at their commits, and what of them was run."""
-    where, function = release(name)
-    links = []
-    for repository in where.split(", "):
+def links(name: str) -> str:
+    """Links to the releases at their commits."""
+    found = []
+    for repository in release(name)[0].split(", "):
         project, _, commit = repository.partition("@")
-        links.append(f"[{repository}](https://github.com/{project}/tree/{commit})")
-    return f"{', '.join(links)}: {function}"
+        short = project.partition("/")[2]
+        found.append(f"[{short} {commit}](https://github.com/{project}/tree/{commit})")
+    return ", ".join(found)
 
 
 def _line(name: str, rows: list[Row]) -> str:
-    """One golden file."""
+    """One golden file in its table."""
     kept = [row for row in rows if not row.why] or rows
     cells = [
-        f"`{name}`",
+        name.partition("/")[2],
+        links(name),
         size(max(kept, key=lambda row: row.difference)),
-        source(name),
-        "; ".join(f"{row.what} {size(row)}" for row in rows),
         " ".join(dict.fromkeys(row.why for row in rows if row.why)),
     ]
     return "| " + " | ".join(cells) + " |"
+
+
+def _item(name: str, rows: list[Row]) -> str:
+    """One golden file in the list of what was compared."""
+    compared = "; ".join(f"{row.what} {size(row)}" for row in rows)
+    return f"- `{name}` ({release(name)[1]}): {compared}"
 
 
 def size(row: Row) -> str:

@@ -14,24 +14,33 @@ TESTS = "".join(
 )
 
 
-def lines() -> dict[str, list[str]]:
-    """Golden file -> the cells of its line."""
-    text = golden.PAGE.read_text(encoding="utf-8")
-    found = [line.strip("| ").split(" | ") for line in text.splitlines() if line[:3] == "| `"]
-    return {cells[0].strip("`"): cells[1:] for cells in found}
+def parts() -> tuple[dict[str, list[str]], dict[str, str]]:
+    """Golden file -> the cells of its line, and -> what was compared."""
+    rows, compared, kind = {}, {}, ""
+    for line in golden.PAGE.read_text(encoding="utf-8").splitlines():
+        if line.startswith("## "):
+            kind = line.removeprefix("## ").lower()
+        elif line.startswith("| ") and "](" in line:
+            name, *cells = line.strip("| ").split(" | ")
+            rows[f"{kind}/{name}"] = cells
+        elif line.startswith("- `"):
+            head, said = line.split("): ", 1)
+            compared[head.split("`")[1]] = said
+    return rows, compared
 
 
 @pytest.mark.skipif(golden.writing, reason="the page is being written")
 def test_every_golden_file_has_its_line() -> None:
-    assert sorted(lines()) == golden.names(), f"run `{golden.COMMAND}`"
-    for name, cells in lines().items():
-        assert cells[1] == page.source(name), name
+    rows, compared = parts()
+    assert sorted(rows) == sorted(compared) == golden.names(), f"run `{golden.COMMAND}`"
+    for name, cells in rows.items():
+        assert cells[0] == page.links(name), name
 
 
 @pytest.mark.skipif(golden.writing, reason="the page is being written")
 def test_every_line_says_what_a_test_compares() -> None:
-    for name, cells in lines().items():
-        for said in cells[2].split("; "):
+    for name, all_said in parts()[1].items():
+        for said in all_said.split("; "):
             what = re.sub(r" (0|[\d.e+-]+( relative| in [\d.e+-]+ %)?)$", "", said)
             assert f'"{what}"' in TESTS, f"{name}: {what}: run `{golden.COMMAND}`"
 
