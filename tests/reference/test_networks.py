@@ -33,33 +33,33 @@ def test_input_aware() -> None:
     images, others = pixels(z), pixels(z, "others")
     pattern, mask = generator(images), threshold(mask_net(images))
     other_pattern, other_mask = generator(others), threshold(mask_net(others))
-    z.agree("pattern", pattern[:1], "pattern", within=1e-5)
-    z.agree("mask", mask[:2], "mask", within=1e-5)
+    z.agree("pattern", pattern[:1], "pattern", within=5e-5)
+    z.agree("mask", mask[:2], "mask", within=5e-5)
     hit = images + (pattern - images) * mask
-    z.agree("triggered images", hit[:2], "hit", within=1e-5)
-    z.agree("poisoned part of the batch", hit[:2], "inputs_bd", within=1e-5)
+    z.agree("triggered images", hit[:2], "hit", within=5e-5)
+    z.agree("poisoned part of the batch", hit[:2], "inputs_bd", within=5e-5)
     crossed = images + (other_pattern - images) * other_mask
-    z.agree("crossed part of the batch", crossed[2:4], "inputs_cross", within=1e-5)
+    z.agree("crossed part of the batch", crossed[2:4], "inputs_cross", within=5e-5)
     labels = z["labels"].clone()
     labels[:2] = z.attack("").relabel(labels[:2], 10)
     z.agree("labels of the batch", labels, "batch_labels")
 
     patterns_apart = distance(pattern[:2], other_pattern[2:4], 0.25)
     diversity = distance(images[:2], others[2:4], 0.25) / (patterns_apart + 1e-7)
-    z.agree("diversity loss", diversity.mean(), "loss_div", within=1e-5)
+    z.agree("diversity loss", diversity.mean(), "loss_div", within=5e-5)
     diversity = distance(images, others, 0.25) / (distance(mask, other_mask) + 1e-7)
-    z.agree("diversity loss of the mask", diversity.mean(), "mask_loss_div", within=1e-5)
+    z.agree("diversity loss of the mask", diversity.mean(), "mask_loss_div", within=5e-5)
     density = input_aware.InputAware().density
     loss = functional.relu(mask - density).mean()
-    z.agree("density loss", loss, "mask_loss_norm", within=1e-5)
-    z.agree("density", mask.mean(), "mask_density", within=1e-5)
+    z.agree("density loss", loss, "mask_loss_norm", within=5e-5)
+    z.agree("density", mask.mean(), "mask_density", within=5e-5)
 
 
 @torch.no_grad()
 def test_lira() -> None:
     z = load("attacks/lira")
     generator = fill(Autoencoder(3), z.arrays["names"], z.arrays["shapes"])
-    z.agree("noise", generator(pixels(z)), "noise", within=1e-6)
+    z.agree("noise", generator(pixels(z)), "noise", within=5e-5)
     released, bench = z.attack("released"), z.attack("backdoorbench")
     assert isinstance(released, Lira)
     assert isinstance(bench, Lira)
@@ -96,7 +96,7 @@ def test_wb() -> None:
     for part in ("weight", "bias", "running_mean", "running_var"):
         getattr(last, part).copy_(z[f"last_norm_{part}"])
     net.norm = last.eval()
-    z.agree("output", net(pixels(z)), "output", within=1e-5)
+    z.agree("output", net(pixels(z)), "output", within=5e-5)
     apart = wb.sliced_distance(z["features"], z["other_features"], z["rows"])
     z.agree("sliced distance", apart, "distance", within=1e-6)
 
@@ -114,11 +114,11 @@ def test_ssba(name: str) -> None:
         decoder.pose[2].weight.mul_(float(z["pose_scale"]))  # type: ignore[operator]
         decoder.pose[2].bias.copy_(z["pose_bias"])  # type: ignore[operator]
     encoded = encoder(pixels(z), bits)
-    z.agree("encoded images", encoded[: len(z["encoded"])], "encoded", within=1e-5)
-    z.agree("logits of the bits", decoder(pixels(z)), "decoder_logits", within=1e-5)
+    z.agree("encoded images", encoded[: len(z["encoded"])], "encoded", within=5e-5)
+    z.agree("logits of the bits", decoder(pixels(z)), "decoder_logits", within=5e-5)
     if residual:
         whole = (pixels(z)[:2] + z["residual"]).clamp(0, 1)
-        z.agree("image and residual, clipped", encoded[:2], whole, within=1e-5)
+        z.agree("image and residual, clipped", encoded[:2], whole, within=5e-5)
 
 
 def test_low_frequency() -> None:
