@@ -66,15 +66,16 @@ class Order:
 
 def run(wire: Wire) -> None:
     """Run a defense or its stage, then answer about what it made until the other end hangs up."""
-    start = wire.receive()
-    order, given = Order(**start.values), start.tensors
+    began = wire.receive()
+    order, given = Order(**began.values), began.tensors
     _forget()
     if order.code:
         catalog.look_in(order.code)
     models.__path__[:] = order.families
     device = torch.device(order.device)
     bound_memory(device, order.gpus)
-    watch = Watch(order.ours, order.theirs)
+    start = order.model["options"].get("weights")  # read whenever a model is built
+    watch = Watch([*order.ours, *([start] if start else [])], order.theirs)
     with isolated(order.key, order.threads):
         try:
             entry = dict(order.defense)

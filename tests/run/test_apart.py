@@ -21,7 +21,7 @@ from sweeper.core.types import Cell
 from sweeper.run import cells
 from sweeper.run.walk import Walk
 from sweeper.tables import results
-from tests.support import sweeps
+from tests.support import sweeps, toys
 from tests.support.outside import OVER, Way
 from tests.support.places import ROOT
 
@@ -204,6 +204,14 @@ def test_who_walks_the_frames_finds_nothing_and_is_seen(tmp_path: Path) -> None:
     assert everything["sets"] == [15], "its clean images, and no others"
     assert not [name for name in everything["environment"] if name.startswith("SWEEPER")]
     assert "gc.get_objects" in json.loads(found.loc["objects", "seen"])
+
+
+def test_the_weights_a_model_starts_from_are_no_reach_beyond_the_case(tmp_path: Path) -> None:
+    start = toys.network(torch.Generator(), shape=(1, 8, 8), width=4)
+    file = tmp_path / "start.pth"
+    torch.save(start.state_dict(), file)  # noqa: TID251
+    found = ran(tmp_path, "nothing", models=[{"model": "tiny", "width": 4, "weights": str(file)}])
+    assert found.loc["nothing", "status"] == "ok" and json.loads(found.loc["nothing", "seen"]) == []
 
 
 def test_who_opens_the_store_or_the_data_is_seen(tmp_path: Path) -> None:
