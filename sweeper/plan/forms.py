@@ -28,6 +28,8 @@ class Place:
     """What stands in the key of every victim."""
     recipe: recipes.Recipe
     """The data set's and model's, with the sweep's changes."""
+    training: dict[str, Any]
+    """The same as it stands in keys."""
     local: dict[str, Any]
     """Where the two are found; in no key."""
     axes: dict[str, Any]
@@ -48,8 +50,8 @@ class Defender:
     """What stands of it in its cells' keys."""
     local: dict[str, Any]
     """How it is built again; in no key."""
-    forms: dict[int, Form] = field(default_factory=dict)
-    """Number of clean images -> the form of its keys."""
+    forms: dict[tuple[int, str], Form] = field(default_factory=dict)
+    """Number of clean images, and its own recipe -> the form of its keys."""
 
     @classmethod
     def of(cls, entry: Entry, defense: Defense) -> Defender:
@@ -59,11 +61,17 @@ class Defender:
         local = {"defense": {"defense": entry.name, **options.placed(defense, entry.options)}}
         return cls(entry, defense, defense.stage(), params, local)
 
-    def form(self, count: int) -> Form:
-        """What its cells with so many clean images have in their keys, whatever the victim."""
-        if count not in self.forms:
-            self.forms[count] = Form.of(self, count)
-        return self.forms[count]
+    def form(self, count: int, recipe: dict[str, Any] | None = None) -> Form:
+        """What its cells with so many clean images have in their keys, whatever the victim.
+
+        Args:
+            count: Clean images.
+            recipe: How models are trained here, where the attack trained its victim otherwise.
+        """
+        kind = count, seeds.canonical(recipe) if recipe else ""
+        if kind not in self.forms:
+            self.forms[kind] = Form.of(self, count, recipe)
+        return self.forms[kind]
 
 
 @dataclass(frozen=True)
@@ -82,8 +90,9 @@ class Form:
     """Victim's key -> the stage's key."""
 
     @classmethod
-    def of(cls, defender: Defender, count: int) -> Form:
-        """The form for so many clean images."""
+    def of(cls, defender: Defender, count: int, recipe: dict[str, Any] | None) -> Form:
+        """The form for so many clean images, and a recipe that is not the victim's."""
+        own = {"recipe": recipe} if recipe else {}
         params = {
             "kind": "defend",
             "victim": None,
@@ -91,9 +100,10 @@ class Form:
             "n_clean": count,
             "stage": None,
             "versions": {"metrics": metrics.VERSION},
+            **own,
         }
         stage = defender.stage
-        shared: dict[str, Any] = {"kind": "stage", "victim": None}
+        shared: dict[str, Any] = {"kind": "stage", "victim": None, **own}
         if stage is not None:
             version = code.version(stage, *stage_classes(defender.defense, stage))
             shared |= {

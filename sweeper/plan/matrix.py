@@ -161,7 +161,7 @@ class _Expansion:
             "model": model_params,
         }
         axes = {"dataset": dataset.label, "model": model.label}
-        return Place(facts, batchnorm, common, recipe, local, axes)
+        return Place(facts, batchnorm, common, recipe, options.canonical(recipe), local, axes)
 
     def victims(
         self, place: Place, entry: Entry, sample: Attack
@@ -245,7 +245,7 @@ class _Expansion:
             "attack": self.attack_params(entry, attack),
             **on,
             "clean_model": parents[0] if parents else None,
-            "recipe": options.canonical(place.recipe) if "model" in common else None,
+            "recipe": place.training if "model" in common else None,
             "versions": {"training": training.VERSION},
         }
         words = {**place.axes, "attack": entry.label, **on}
@@ -292,7 +292,8 @@ class _Expansion:
             )
         parents = [victim.key]
         why = why or self.unfit(place, defender, count)
-        form = defender.form(count)
+        own = None if victim.params["recipe"] == place.training else place.training
+        form = defender.form(count, own)
         if stage is not None:
             key, shared = form.stage_key(victim.key), {**form.stage, "victim": victim.key}
             words = {**victim.axes, "stage": stage.name}

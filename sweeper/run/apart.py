@@ -252,7 +252,7 @@ def _order(work: Material, sees: frozenset[str], stage: bool) -> child.Order:
         stage=stage,
         sees=sorted(sees),
         key=work.cell.seed,
-        recipe=dict(work.victim.params["recipe"]),
+        recipe=work.training,
         model=work.architecture,
         names=list(work.dataset.train.classes),
         device=work.device.type,

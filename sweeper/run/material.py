@@ -163,10 +163,15 @@ class Material:
         local = dict(self.victim.local["model"])
         return type(models.family(local.pop("model"), local))
 
+    @property
+    def training(self) -> dict[str, Any]:
+        """How models are trained: as the victim, or where an attack changed that, as without it."""
+        return dict(self.cell.params.get("recipe") or self.victim.params["recipe"])
+
     @functools.cached_property
     def recipe(self) -> Recipe:
-        """The victim's recipe."""
-        return options.construct(Recipe, self.victim.params["recipe"], "recipe")
+        """The same as a recipe."""
+        return options.construct(Recipe, self.training, "recipe")
 
     def new_model(self, rng: Generator) -> Net:
         """A freshly initialised model of the victim's architecture."""

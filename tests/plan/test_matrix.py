@@ -203,6 +203,22 @@ def test_every_option_changes_the_key() -> None:
     assert len(set(found)) == len(found)
 
 
+def test_a_defense_trains_as_models_of_the_data_set_are_trained() -> None:
+    """Whatever the attack made of the victim's recipe: a tuning of one epoch, or none at all."""
+    one = {"poison_rates": [0.1], "seeds": [0], "defenses": ["d-br"]}
+    plain, tuned, longer = (
+        expand(attacks=[name], recipe={"epochs": epochs}, **one)
+        for name, epochs in (("badnets", 7), ("trojan-nn", 7), ("trojan-nn", 8))
+    )
+    for plan, victims, own in ((plain, 7, None), (tuned, 1, 7)):
+        below = [*cells(plan, "stage"), *cells(plan, "defend")]
+        assert {plan.cells[c.params["victim"]].params["recipe"]["epochs"] for c in below} == {
+            victims
+        }
+        assert {c.params.get("recipe", {}).get("epochs") for c in below} == {own}
+    assert not {c.key for c in cells(longer, "defend")} & {c.key for c in cells(tuned, "defend")}
+
+
 def test_what_changes_a_number_changes_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
     found = {
         "as it is": defend_key(),

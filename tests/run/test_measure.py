@@ -98,3 +98,20 @@ def test_a_store_of_older_code_is_read_and_run_on(tmp_path: Path) -> None:
     assert rows.loc["clp", "dtype"] == "fp32" or rows.loc["clp", "dtype"] == "bf16"
     assert pd.isna(rows.loc["clp", "victim_dtype"]) and pd.isna(rows.loc["clp", "victim_torch"])
     assert json.loads(rows.loc["clp", "code"])["attack"] is None
+
+
+def test_who_trains_anew_does_so_as_models_of_the_data_set_are_trained(tmp_path: Path) -> None:
+    """Not for the one epoch by which the attack tuned its victim."""
+    path = sweeps.write(
+        tmp_path,
+        models=[{"model": "tiny", "width": 8}],
+        attacks=[{"attack": "trojan-nn", "steps": 5}],
+        poison_rates=[0.1],
+        seeds=1,
+        defenses=[{"detect": "spectral-signatures", "then": "retrain", "as": "again"}],
+        recipe={"epochs": 12},
+    )
+    sweeps.inline(path, tmp_path / "store")
+    (row,) = sweeps.frame(tmp_path / "store").to_dict("records")
+    assert row["status"] == "ok" and row["acc"] > 0.8
+    assert json.loads(row["recipe"])["epochs"] == 1, "the row says how the victim was trained"
