@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from defenses.base import Case, Defense, Needs
+from defenses.parts.passes import PLAIN
 from sweeper.core.errors import SweepError
 from sweeper.core.types import Outcome
 from sweeper.engine.recipes import Recipe
@@ -151,7 +152,7 @@ class NAD(Defense):
     def train(self, case: Case, model: Net, name: str, hooks: Hooks, **changes: Any) -> list[float]:
         """One training with what teacher and student share."""
         if not self.augment:
-            changes |= {"crop": 0, "flip": False, "rotation": 0.0, "erase": 0.0}
+            changes |= PLAIN
         return case.fit(
             model,
             case.clean,

@@ -37,17 +37,17 @@ from torch import nn
 from defenses.base import Case, Defense
 from defenses.parts import channels
 from defenses.parts.hooks import Clipped
+from defenses.parts.passes import PLAIN
 from sweeper.core.errors import SweepError
 from sweeper.core.types import ImageSet, Outcome
 from sweeper.models.base import Net
 
 CANDIDATES = (0.5, 1.0, 1.5, 1.9, 2.5)
 MODES = ("released", "vgg-list", "adaptive")
-NATURAL = {"crop": 0, "flip": False, "rotation": 0.0, "erase": 0.0}
 AUGMENTATIONS: dict[str, dict[str, Any]] = {
     "recipe": {},
-    "cifar10": {**NATURAL, "crop": 4, "flip": True},
-    "gtsrb": {**NATURAL, "rotation": 15.0},
+    "cifar10": {**PLAIN, "crop": 4, "flip": True},
+    "gtsrb": {**PLAIN, "rotation": 15.0},
 }
 """Name -> changes of the recipe; those of the released fine-tuning go by its data sets."""
 RELEASED: dict[str, Any] = {"patience": 0, "clip": 0.0, "literal": True}

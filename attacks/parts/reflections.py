@@ -6,12 +6,12 @@ import functools
 import hashlib
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
+from attacks.parts.pictures import fitted
 from sweeper.core import seeds
 from sweeper.core.errors import SweepError
 
@@ -54,14 +54,8 @@ def content(folder: str, count: int) -> str:
 @functools.lru_cache(maxsize=2)
 def decoded(folder: str, digest: str, count: int, channels: int, height: int, width: int) -> Tensor:
     """Float [count, C, height, width] in [0, 1]: the pictures of a folder with this content."""
-    pictures = [opened(path, channels, height, width) for path in files(folder, count)]
-    return torch.stack(pictures).float() / 255
-
-
-def opened(path: Path, channels: int, height: int, width: int) -> Tensor:
-    """uint8 [C, height, width]: the picture of a file, resized bilinearly; grey for 1 channel."""
-    with Image.open(path) as image:
-        picture = image.convert("L" if channels == 1 else "RGB")
-    picture = picture.resize((width, height), Image.Resampling.BILINEAR)
-    pixels = torch.from_numpy(np.array(picture)).view(height, width, channels)
-    return pixels.permute(2, 0, 1)
+    opened = []
+    for path in files(folder, count):
+        with Image.open(path) as image:
+            opened.append(fitted(image, channels, height, width))
+    return torch.stack(opened) / 255

@@ -95,11 +95,9 @@ def build(
     from sweeper.core.options import names
     from sweeper.models.base import Net
 
-    architecture = family(name, options)
-    if changes:
-        known = names(type(architecture))
-        kept = {option: value for option, value in changes.items() if option in known}
-        architecture = family(name, {**options, **kept})
+    known = names(families()[name]) if changes and name in families() else ()
+    kept = {option: value for option, value in (changes or {}).items() if option in known}
+    architecture = family(name, {**options, **kept})
     seed = int(torch.randint(2**63 - 1, (), generator=generator))
     # torch's initialisers draw from the global CPU generator: lend it our seed and put it back.
     # torch.manual_seed would also reseed every GPU, which fork_rng(devices=[]) does not restore.

@@ -141,7 +141,7 @@ def _case(wire: Wire, order: Order, given: Mapping[str, Tensor], device: torch.d
     recipe = options.construct(Recipe, order.recipe, "recipe")
     held: dict[str, Any] = {"queries": queries, "oracle": oracle}
     if "model" in order.sees:
-        held["model"] = build(torch.Generator())
+        held["model"] = build(torch.Generator(), weights="")  # its own follow
         held["model"].load_state_dict(part("model"))
         held["model"].to(device).eval()
     held |= {name: images(name) for name in ("clean", "train") if name in order.sees}

@@ -280,7 +280,8 @@ class Material:
 
     def model(self) -> Net:
         """The victim's model with its trained weights."""
-        model = self.new_model(seeds.generator(self.victim.key, "model"))
+        rng = seeds.generator(self.victim.key, "model")
+        model = _builder(self.architecture)(rng, weights="")  # its own follow
         model.load_state_dict(dict(self.trained.tensors["model"]))
         return model.to(self.device).eval()
 

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from sweeper import api, models
 from sweeper.core import options
 from sweeper.core.errors import SweepError
+from sweeper.models import _weights
 from sweeper.models.base import Net
 from sweeper.run import driver
 from tests.support import sweeps, toys
@@ -100,16 +101,19 @@ def test_a_victim_starts_there_and_outlives_the_file(
         models=[{"model": "tiny", "width": 4, "weights": file.name}],
         attacks=["badnets"],
         poison_rates=[0.1],
-        defenses=["none"],
+        defenses=["none", {"defense": "fine-tuning", "epochs": 1}],
         seeds=1,
         recipe=still,
     )
     monkeypatch.chdir(tmp_path)
     job = sweeps.prepared(spec, tmp_path / "store")
     monkeypatch.chdir("/")  # as a worker of a cluster may
+    real, read = _weights.start, []
+    monkeypatch.setattr(_weights, "start", lambda *given: [read.append(given), real(*given)])
     states = driver.execute(job, driver.inline, sweeps.Silent())
     assert set(states) == {"ok"}
-    (row,) = sweeps.frame(tmp_path / "store").to_dict("records")
+    assert len(read) == 1, "what is trained has weights of its own"
+    row = sweeps.frame(tmp_path / "store").to_dict("records")[0]
     file.unlink()
     victim = api.load_victim(row["victim"], store=tmp_path / "store").model
     for name, weight in start.named_parameters():
