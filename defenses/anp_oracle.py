@@ -1,43 +1,44 @@
-"""ANP with its threshold chosen on test data, as BackdoorBench reports it: an upper bound.
+"""ANP with the number of pruned neurons chosen on test data, as BackdoorBench does: an upper bound.
 
-Among the thresholds that change TEST accuracy by less than `acc_ratio` (relative) the one with the
-lowest TEST ASR is kept. No defender could make this choice; tables mark it. Masks are learned on
-the part of the clean budget that `anp` learns on, so that the two differ in the choice alone;
-BackdoorBench learns on all of it.
+Of the numbers that change TEST accuracy by less than `acc_ratio` (relative) the one with the lowest
+TEST ASR is kept. No defender could make this choice; tables mark it. The masks are `anp`'s, so that
+the two differ in the choice alone.
+
+Deviation: BackdoorBench chooses among 19 thresholds from 0.05 to 0.95; here among `anp`'s numbers.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
-from defenses.anp import ANP, THRESHOLDS
+from defenses.anp import ANP
 from defenses.base import Case
-from defenses.parts.neurons import prune
-from sweeper.core.types import ImageSet
+from defenses.parts.bynumber import pruned
 
 
 @dataclass(frozen=True, kw_only=True)
 class ANPOracle(ANP):
-    """ANP whose threshold has seen the test set."""
+    """ANP whose number of pruned neurons has seen the test set."""
 
     acc_ratio: float = 0.1
     """Largest relative change of test accuracy."""
 
-    title = "ANP, threshold chosen on test data"
+    title = "ANP, chosen on test data"
     sees = frozenset({"model", "clean", "oracle"})
 
-    def choose(self, case: Case, masks: Tensor, holdout: ImageSet) -> tuple[float, dict[str, Any]]:
-        """The threshold of lowest test ASR at a bounded change of test accuracy."""
-        acc_before, asr_before = case.oracle(case.fresh_model())
-        best_threshold, best_asr, curve = 0.0, asr_before, [(0.0, acc_before, asr_before)]
-        for threshold in THRESHOLDS:
-            model = case.fresh_model()
-            prune(model, masks < threshold)
+    def choose(self, case: Case, masks: Tensor) -> tuple[int, dict[str, Any]]:
+        """The number of lowest test ASR at a bounded change of test accuracy."""
+        best, best_asr, curve = 0, math.inf, []
+        for count, model in pruned(case, masks):
             acc, asr = case.oracle(model)
-            curve.append((threshold, acc, asr))
-            if abs(acc - acc_before) / acc_before < self.acc_ratio and asr < best_asr:
-                best_threshold, best_asr = threshold, asr
-        return best_threshold, {"curve": curve}
+            curve.append((count, acc, asr))
+            acc_before = curve[0][1]
+            if abs(acc - acc_before) < self.acc_ratio * acc_before and asr < best_asr:
+                best, best_asr = count, asr
+            if acc < acc_before / 2:
+                break
+        return best, {"curve": curve}

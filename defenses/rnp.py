@@ -8,9 +8,9 @@ gets scale zero, its shift stays. Networks without BatchNorm are masked at their
 
 Deviations, each with its reason:
 
-- The threshold is chosen as ANP's, on a hold-out of the clean budget that neither stage has seen
-  (`ANP.choose`: below 0.05 to 0.95); toolboxes take the lowest test ASR. As there, a neuron is
-  pruned where its mask is below the threshold (release: or equal, after rounding to 4 decimals).
+- Neurons go by number, as ANP's: in the order of their masks, as many as accuracy on the clean
+  images allows (`parts/bynumber.py`); toolboxes take the lowest test ASR. With a `threshold`, a
+  neuron is pruned where its mask is below it (release: or equal, after rounding to 4 decimals).
 - Unlearning ends at a training accuracy of 0.20, which is twice chance at 10 classes; generally
   `max(0.20, min(2 / K, 0.5))`. Where it never ends the release loads a file that is not there, or
   another model's. Here the last state goes on, and notes say `unlearned: false`.
@@ -28,8 +28,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from defenses.anp import ANP
 from defenses.base import Case, Defense
+from defenses.parts.bynumber import most, smallest
 from defenses.parts.hooks import Clipped
 from defenses.parts.neurons import Neurons, prune, swapped
 from sweeper.core.errors import SweepError
@@ -62,14 +62,15 @@ class RNP(Defense):
     batch: int = 128
     """Images of a step."""
     threshold: float | None = None
-    """Prune masks below this; default: chosen on a hold-out of the clean budget."""
-    tau: float = 0.03
-    """Hold-out accuracy the choice may cost, absolute, at least two images."""
+    """Prune masks below this; default: by number, as `tau` allows."""
+    tau: float = 0.05
+    """Accuracy on the clean images the choice may cost, absolute, at least two images."""
 
     title = "Reconstructive Neuron Pruning (RNP)"
     paper = "Li et al., ICML 2023"
     kind = "repair"
     sees = frozenset({"model", "clean"})
+    version = 2
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"released": {"clip": 0.0, "limit": 0.2}}
 
     def __post_init__(self) -> None:
@@ -84,16 +85,17 @@ class RNP(Defense):
             raise SweepError(f"limit: {self.limit} is no accuracy; give one in [0, 1], or null")
 
     def defend(self, case: Case) -> Outcome:
-        """Learn the masks on a part of the clean budget, choose on the rest, prune the victim."""
-        fitted, holdout = (case.clean, None) if self.threshold is not None else case.split()
-        unlearned, notes = self.unlearn(case, fitted)
-        masks = self.recover(case, unlearned, fitted)
-        if holdout is None:
-            notes["threshold"] = threshold = self.threshold or 0.0
+        """Learn the masks on the clean images, choose how many neurons go, prune the victim."""
+        unlearned, notes = self.unlearn(case, case.clean)
+        masks = self.recover(case, unlearned, case.clean)
+        if self.threshold is not None:
+            notes["threshold"] = self.threshold
+            dead = masks < self.threshold
         else:
-            threshold, choice = ANP(tau=self.tau).choose(case, masks, holdout)
-            notes |= {"threshold": threshold, **choice}
-        model, dead = case.fresh_model(), masks < threshold
+            count, choice = most(case, masks, self.tau)
+            notes |= choice
+            dead = smallest(masks, count)
+        model = case.fresh_model()
         prune(model, dead)
         histogram = torch.histc(masks, bins=20, min=0, max=1).int().tolist()
         notes |= {"pruned": int(dead.sum()), "masks": len(dead), "histogram": histogram}

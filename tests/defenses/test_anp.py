@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import json
+import math
 from dataclasses import replace
 from statistics import median
 from typing import Any
@@ -15,8 +16,9 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional
 
 from attacks.badnets import BadNets
-from defenses.anp import ANP, THRESHOLDS
+from defenses.anp import ANP, LEAST, MOST
 from defenses.base import Case
+from defenses.parts.bynumber import most, pruned, smallest
 from defenses.parts.neurons import Neurons, layers, prune, swapped
 from sweeper import models
 from sweeper.core import catalog, seeds
@@ -73,10 +75,8 @@ def test_the_swap_is_undone_when_the_body_raises() -> None:
 class Watched(ANP):
     """ANP that notes masks and shifts at every step."""
 
-    def loss(
-        self, model: Net, neurons: Neurons, images: Tensor, labels: Tensor, rng: Generator
-    ) -> Tensor:
-        value = super().loss(model, neurons, images, labels, rng)
+    def loss(self, model: Net, neurons: Neurons, *given: Any) -> Tensor:
+        value = super().loss(model, neurons, *given)
         found = (neurons.mask, neurons.weight_shift, neurons.bias_shift)
         SEEN.append(tuple(part.detach().clone() for part in found))
         return value
@@ -89,7 +89,7 @@ SEEN: list[tuple[Tensor, ...]] = []
 @pytest.mark.parametrize("project", [False, True])
 def test_masks_and_shifts_stay_in_their_bounds(project: bool, inner_steps: int) -> None:
     SEEN.clear()
-    Watched(steps=25, batch=32, lr=1.0, project=project, inner_steps=inner_steps).learn(
+    Watched(steps=25, batch=32, lr=1.0, eps=0.4, project=project, inner_steps=inner_steps).learn(
         case(), case().clean
     )
     masks, *shifts = (torch.stack(parts) for parts in zip(*SEEN, strict=True))
@@ -104,10 +104,11 @@ def test_pruned_sets_are_nested_and_zero_prunes_nothing() -> None:
     model = toys.victim()
     masks = some_masks(model)
     masks[:5] = 0
-    dead = [masks < threshold for threshold in (0.0, *THRESHOLDS, 1.01)]
-    assert not bool(dead[0].any()) and bool(dead[-1].all())
+    counts = range(0, len(masks) + 1, 3)
+    dead = [smallest(masks, count) for count in counts]
+    assert [int(part.sum()) for part in dead] == [*counts]
     assert all(bool((few <= many).all()) for few, many in zip(dead, dead[1:], strict=False))
-    assert THRESHOLDS == tuple(round(0.05 * k, 2) for k in range(1, 20))
+    assert all(masks[part].max() <= masks[~part].min() for part in dead[1:-1])
     outcome = ANP(steps=2, threshold=0.0).defend(case())
     assert outcome.notes["pruned"] == 0 and not toys.differing(outcome.model, toys.victim())
 
@@ -181,7 +182,7 @@ def test_the_masks_follow_the_formulas_step_by_step(eps: float) -> None:
     """At eps 0 this is plain mask training with the loss alpha * CE."""
     SEEN.clear()
     own, anp = case(), Watched(eps=eps, steps=8, batch=32)
-    last = anp.learn(own, own.clean)
+    last, _ = anp.learn(own, own.clean)
     steps = [seen[0] for seen in SEEN[1:]] + [last]
     for found, wanted in zip(steps, reference_masks(own, own.clean, anp), strict=True):
         assert torch.allclose(found, wanted, atol=1e-4)
@@ -198,10 +199,10 @@ class OtherPerturbation(Case):
 def test_at_alpha_one_the_perturbation_does_not_matter() -> None:
     def learn(alpha: float, kind: type[Case], **more: Any) -> Tensor:
         own = case(kind=kind)
-        return ANP(alpha=alpha, steps=10, batch=32, **more).learn(own, own.clean)
+        return ANP(alpha=alpha, steps=10, batch=32, **more).learn(own, own.clean)[0]
 
     assert torch.equal(learn(1.0, Case), learn(1.0, OtherPerturbation))
-    assert torch.equal(learn(1.0, Case), learn(1.0, Case, eps=0.1))
+    assert torch.equal(learn(1.0, Case, eps=0.4), learn(1.0, Case, eps=0.1))
     assert not torch.equal(learn(0.5, Case), learn(0.5, OtherPerturbation))
 
 
@@ -234,7 +235,7 @@ def test_an_ascent_step_does_not_lower_the_loss_of_its_batch() -> None:
         for number, (x, y) in enumerate(draws):
             rng = seeds.generator("start", number)
             for shift in (neurons.weight_shift, neurons.bias_shift):
-                shift.data = anp.eps * (torch.rand(neurons.count, generator=rng) * 2 - 1)
+                shift.data = float(anp.start()) * (torch.rand(neurons.count, generator=rng) * 2 - 1)
             neurons.perturbed = True
             before = functional.cross_entropy(logits(model, x), y)
             after = anp.loss(model, neurons, x, y, seeds.generator("start", number)).detach()
@@ -331,7 +332,7 @@ def test_a_norm_used_twice_has_one_mask() -> None:
 
 def test_one_key_gives_one_set_of_masks() -> None:
     masks = [
-        ANP(steps=8, batch=32).learn(own, own.clean)
+        ANP(steps=8, batch=32).learn(own, own.clean)[0]
         for own in (case(), case(), case(key="another cell"))
     ]
     assert torch.equal(masks[0], masks[1]) and not torch.equal(masks[0], masks[2])
@@ -353,49 +354,81 @@ def staircase(monkeypatch: pytest.MonkeyPatch, accuracies: list[float]) -> list[
 @pytest.mark.parametrize(
     ("accuracies", "held", "chosen"),
     [
-        ([0.90, *[0.90] * 19], 200, 0.95),
-        ([0.90, 0.88, 0.87, 0.86, *[0.90] * 16], 200, 0.10),  # a lucky point later is not taken
-        ([0.90, 0.80, *[0.90] * 18], 200, 0.0),
-        ([0.90, 0.87, *[0.0] * 18], 200, 0.05),  # exactly tau below still counts
-        ([0.90, 0.80, 0.69, *[0.9] * 17], 20, 0.05),  # two images of twenty weigh more than tau
+        ([0.90, *[0.90] * 9], 200, 9),
+        ([0.90, 0.88, 0.80, 0.86, *[0.70] * 6], 200, 3),  # it dips and comes back
+        ([0.90, 0.80, *[0.80] * 8], 200, 0),
+        ([0.90, 0.85, *[0.50] * 8], 200, 1),  # exactly tau below still counts
+        ([0.90, 0.80, 0.79, *[0.60] * 7], 20, 1),  # two images of twenty weigh more than tau
+        ([0.90, 0.88, 0.40], 200, 1),  # halved: nothing further is tried
     ],
 )
-def test_the_fair_threshold_is_the_last_before_the_first_fall(
-    monkeypatch: pytest.MonkeyPatch, accuracies: list[float], held: int, chosen: float
+def test_the_fair_number_is_the_largest_within_tau(
+    monkeypatch: pytest.MonkeyPatch, accuracies: list[float], held: int, chosen: int
 ) -> None:
-    staircase(monkeypatch, accuracies)
-    found, notes = ANP().choose(case(), some_masks(toys.victim()), toys.image_set(held))
-    assert found == chosen
-    assert notes["holdout_before"] == 0.90
-    assert notes["holdout_after"] == accuracies[round(chosen / 0.05)]
+    masks = some_masks(toys.victim())
+    monkeypatch.setattr("defenses.parts.bynumber.POINTS", 9)
+    calls = staircase(monkeypatch, [accuracies[0], *accuracies, *[0.0] * 9])
+    found, notes = most(case(clean=toys.image_set(held)), masks, 0.05)
+    step = len(masks) // 9
+    assert found == chosen * step
+    assert notes["clean_before"] == 0.90 and notes["clean_after"] == accuracies[chosen]
+    assert notes["curve"][: len(accuracies)] == [(i * step, a) for i, a in enumerate(accuracies)]
+    assert len(notes["curve"]) >= len(accuracies) and len(calls[0]) == held
 
 
-def test_masks_are_never_fitted_on_the_hold_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_curve_prunes_one_model_in_place_as_if_each_were_new() -> None:
+    own, masks = case(), some_masks(toys.victim())
+    for count, model in pruned(own, masks):
+        fresh = own.fresh_model()
+        prune(fresh, smallest(masks, count))
+        assert not toys.differing(model, fresh)
+    assert count > 0.9 * len(masks)
+
+
+def test_masks_are_learned_and_judged_on_every_clean_image(monkeypatch: pytest.MonkeyPatch) -> None:
     fitted: list[ImageSet] = []
     learn = ANP.learn
 
-    def spied(self: ANP, own: Case, data: ImageSet) -> Tensor:
+    def spied(self: ANP, own: Case, data: ImageSet) -> tuple[Tensor, float]:
         fitted.append(data)
         return learn(self, own, data)
 
     monkeypatch.setattr(ANP, "learn", spied)
-    calls = staircase(monkeypatch, [0.9] * 20)
+    calls = staircase(monkeypatch, [0.9] * 300)
     own = case()
-    ANP(steps=1).defend(own)
-    images = {row.numpy().tobytes() for row in fitted[0].images}
-    assert all(row.numpy().tobytes() not in images for row in calls[0].images)
-    assert len(fitted[0]) + len(calls[0]) == len(own.clean)
-    ANP(steps=1, threshold=0.2).defend(own)
-    assert len(fitted[1]) == len(own.clean), "a fixed threshold needs no hold-out"
+    for given in ({}, {"threshold": 0.2}, {"prune_count": 3}):
+        ANP(steps=1, **given).defend(own)
+    assert {len(data) for data in fitted + calls} == {len(own.clean)}
 
 
-def test_the_oracle_takes_the_lowest_asr_at_a_bounded_change_of_accuracy() -> None:
+class Proportional(ANP):
+    """ANP whose loss is eps, as a share of that of a guess."""
+
+    def loss(self, model: Net, neurons: Neurons, *given: Any) -> Tensor:
+        eps: Tensor = given[-1]
+        return math.log(10) * eps + 0 * neurons.mask.sum()
+
+
+@pytest.mark.parametrize("target", [0.2, 0.9])
+def test_auto_holds_the_loss_at_its_share_of_a_guess(target: float) -> None:
+    own = case()
+    masks, eps = Proportional(steps=400, batch=2, loss_share=target).learn(own, own.clean)
+    assert eps == pytest.approx(target, abs=0.01) and bool((masks == 1).all())
+    assert Proportional(steps=40, batch=2, eps=0.3).learn(own, own.clean)[1] == pytest.approx(0.3)
+    assert LEAST < eps < MOST
+
+
+def test_the_oracle_takes_the_lowest_asr_at_a_bounded_change_of_accuracy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     oracle = catalog.method("defense", "anp-oracle")(steps=1)
-    curve = iter([(0.9, 1.0), (0.9, 0.5), (0.80, 0.0), (0.82, 0.2), *[(0.9, 0.3)] * 20])
-    own = toys.case(SEES | {"oracle"})
+    curve = iter([(0.9, 1.0), (0.9, 0.5), (0.80, 0.0), (0.82, 0.2), *[(0.9, 0.3)] * 200])
+    own, masks = toys.case(SEES | {"oracle"}), some_masks(toys.victim())
     own._given = {**own._given, "oracle": lambda model: next(curve)}
-    found, notes = oracle.choose(own, some_masks(toys.victim()), own.clean)
-    assert found == 0.15 and notes["curve"][3] == (0.15, 0.82, 0.2)
+    monkeypatch.setattr("defenses.parts.bynumber.POINTS", 9)
+    found, notes = oracle.choose(own, masks)
+    step = len(masks) // 9
+    assert found == 3 * step and notes["curve"][3] == (3 * step, 0.82, 0.2)
 
 
 @pytest.mark.parametrize(
@@ -404,6 +437,8 @@ def test_the_oracle_takes_the_lowest_asr_at_a_bounded_change_of_accuracy() -> No
         {"threshold": 0.2, "prune_count": 5},
         {"alpha": 1.5},
         {"eps": -0.1},
+        {"eps": "none"},
+        {"loss_share": 1.0},
         {"inner_steps": 0},
         {"steps": -1},
     ],
@@ -489,23 +524,22 @@ def test_acceptance_on_small_data() -> None:
             given={"model": victim, "clean": data.train[splits.clean_set(data, held, 500, seed)]},
             build=functools.partial(copy.deepcopy, victim),
         )
-        anp = ANP(steps=800, batch=64)
-        fitted, held_out = own.split()
-        masks = anp.learn(own, fitted)
-        threshold, _ = anp.choose(own, masks, held_out)
+        masks, eps = ANP(steps=800, batch=64).learn(own, own.clean)
+        fixed_masks, _ = ANP(steps=800, batch=64, eps=0.4).learn(own, own.clean)
+        count, _ = most(own, masks, ANP.tau)
         fair, fixed = own.fresh_model(), own.fresh_model()
-        prune(fair, masks < threshold)
-        prune(fixed, masks < 0.2)
+        prune(fair, smallest(masks, count))
+        prune(fixed, fixed_masks < 0.2)
         found = {"before": before, "fair": measure(fair), "fixed": measure(fixed)}
         found["random"] = measure(random_pruning(own.fresh_model(), fixed, seed))
         measured.append(found)
         histogram = torch.histc(masks, bins=20, min=0, max=1).int().tolist()
-        more = {"threshold": threshold, "histogram": histogram}
+        more = {"eps": eps, "pruned": count, "histogram": histogram}
         print(json.dumps({"seed": seed, **found, **more}))  # noqa: T201
     assert len(measured) >= 2, "most victims must have learned task and trigger"
     middle = {name: median(m[name][1] for m in measured) for name in measured[0]}
     assert middle["random"] > 0.80, "as many random neurons of each layer leave the trigger"
     assert middle["fixed"] < 0.5 * middle["random"], "the neurons it prunes are the trigger's"
     loss = median(m["before"][0] - m["fair"][0] for m in measured)
-    if middle["fair"] > 0.20 or loss > 0.06:
-        pytest.xfail(f"the bar at the fair threshold is not met: {measured}")
+    if middle["fair"] > 0.20 or loss > 0.08:
+        pytest.xfail(f"the bar at the fair number is not met: {measured}")

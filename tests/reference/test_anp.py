@@ -66,7 +66,8 @@ def test_masks(z: Golden) -> None:
 
     meta = z.meta
     method = Given(lr=meta["lr"], batch=meta["batch"], steps=meta["steps"])
-    seen.append(method.learn(case(z), z.data()))
+    masks, _ = method.learn(case(z), z.data())
+    seen.append(masks)
     z.agree("masks after each step, from its gradients", torch.stack(seen), "mask", within=1e-6)
 
 
@@ -74,8 +75,8 @@ def pruned(z: Golden, masks: Tensor, threshold: float) -> tuple[Net, Tensor]:
     """What the defense makes of these masks at a threshold, and which neurons it pruned."""
 
     class Given(ANP):
-        def learn(self, case: Case, data: ImageSet) -> Tensor:
-            return masks
+        def learn(self, case: Case, data: ImageSet) -> tuple[Tensor, float]:
+            return masks, 0.4
 
     model = Given(threshold=threshold).defend(case(z)).model
     assert isinstance(model, Net)

@@ -10,15 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from defenses.anp import ANP, THRESHOLDS
+from defenses.anp import ANP
 from defenses.parts.neurons import prune
 from sweeper.analyses.base import CLEAN, POISON, Analysis, Subject, line
 
 if TYPE_CHECKING:
     import pandas as pd
 
+THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(1, 20))
+"""Mask thresholds, as the release prints them."""
 SHARES = (0.0, 0.0125, 0.025, 0.0375, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
 """Shares of neurons pruned, as in the paper's figure."""
+EPS = 0.4
+"""Perturbation budget of the paper."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +42,7 @@ class AnpCurves(Analysis):
         import pandas as pd
 
         case = subject.case
-        defense = ANP(steps=self.steps, lr=self.lr)
-        masks = defense.learn(case, case.clean)
+        masks, _ = ANP(steps=self.steps, lr=self.lr, eps=EPS).learn(case, case.clean)
         counts, edges = masks.histogram(bins=20, range=(0.0, 1.0))
         rows = [
             ("masks", float(x), "neurons", float(n))
