@@ -63,7 +63,7 @@ class RNP(Defense):
     """Images of a step."""
     threshold: float | None = None
     """Prune masks below this; default: by number, as `tau` allows."""
-    tau: float = 0.05
+    tau: float = 0.04
     """Accuracy on the clean images the choice may cost, absolute, at least two images."""
 
     title = "Reconstructive Neuron Pruning (RNP)"

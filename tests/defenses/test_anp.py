@@ -181,7 +181,7 @@ def reference_masks(own: Case, clean: ImageSet, anp: ANP) -> list[Tensor]:
 def test_the_masks_follow_the_formulas_step_by_step(eps: float) -> None:
     """At eps 0 this is plain mask training with the loss alpha * CE."""
     SEEN.clear()
-    own, anp = case(), Watched(eps=eps, steps=8, batch=32)
+    own, anp = case(), Watched(eps=eps, steps=8, batch=32, averaged=False)
     last, _ = anp.learn(own, own.clean)
     steps = [seen[0] for seen in SEEN[1:]] + [last]
     for found, wanted in zip(steps, reference_masks(own, own.clean, anp), strict=True):
@@ -399,6 +399,16 @@ def test_masks_are_learned_and_judged_on_every_clean_image(monkeypatch: pytest.M
     for given in ({}, {"threshold": 0.2}, {"prune_count": 3}):
         ANP(steps=1, **given).defend(own)
     assert {len(data) for data in fitted + calls} == {len(own.clean)}
+
+
+def test_averaged_masks_are_the_mean_of_the_second_half() -> None:
+    SEEN.clear()
+    own = case()
+    averaged, _ = Watched(steps=9, batch=32).learn(own, own.clean)
+    last, _ = ANP(steps=9, batch=32, averaged=False).learn(own, own.clean)
+    after = torch.stack([seen[0] for seen in SEEN[5:]] + [last])
+    assert len(after) == 5
+    assert torch.allclose(averaged, after.mean(0), atol=1e-6) and not torch.equal(averaged, last)
 
 
 class Proportional(ANP):

@@ -65,7 +65,7 @@ def test_masks(z: Golden) -> None:
             return (neurons.mask * z["mask_gradient"][len(seen) - 1]).sum()
 
     meta = z.meta
-    method = Given(lr=meta["lr"], batch=meta["batch"], steps=meta["steps"])
+    method = Given(lr=meta["lr"], batch=meta["batch"], steps=meta["steps"], averaged=False)
     masks, _ = method.learn(case(z), z.data())
     seen.append(masks)
     z.agree("masks after each step, from its gradients", torch.stack(seen), "mask", within=1e-6)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from defenses.anp import ANP
+from defenses.anp import ANP, RELEASED
 from defenses.parts.neurons import prune
 from sweeper.analyses.base import CLEAN, POISON, Analysis, Subject, line
 
@@ -21,8 +21,6 @@ THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(1, 20))
 """Mask thresholds, as the release prints them."""
 SHARES = (0.0, 0.0125, 0.025, 0.0375, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
 """Shares of neurons pruned, as in the paper's figure."""
-EPS = 0.4
-"""Perturbation budget of the paper."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +40,7 @@ class AnpCurves(Analysis):
         import pandas as pd
 
         case = subject.case
-        masks, _ = ANP(steps=self.steps, lr=self.lr, eps=EPS).learn(case, case.clean)
+        masks, _ = ANP(steps=self.steps, lr=self.lr, **RELEASED).learn(case, case.clean)
         counts, edges = masks.histogram(bins=20, range=(0.0, 1.0))
         rows = [
             ("masks", float(x), "neurons", float(n))
