@@ -55,11 +55,8 @@ class FinePruning(Defense):
             prune(model, order[:count])
             return model
 
-        rule, counts = (
-            Rule(case, case.clean, self.tau),
-            range(step, int(self.cap * len(order)) + 1, step),
-        )
-        accepted, curve = rule.until_rejected(counts, without)
+        counts = range(step, int(self.cap * len(order)) + 1, step)
+        accepted, curve = Rule(case, case.clean, self.tau).until_rejected(counts, without)
         model, pruned = without(accepted or 0), order[: accepted or 0]
         notes = {"units": len(order), "pruned": len(pruned), "curve": curve}
         if self.epochs:

@@ -28,8 +28,9 @@ others; `norm: running` takes the running statistics, as F does.
 
 Stop: a fixed number of steps and the last model. Guard (fair rule H): where steps on a part of the
 clean budget cost more than `guard` of accuracy on the rest, half of eta_f and lr is chosen, else
-all of them; with these it runs from the start on the whole budget. F is computed only where `eta_r` is not 0, the trace where `eta_f` is not; with both 0 it is the control of the
-others: as many steps of cross-entropy on the same batches.
+all of them; with these it runs from the start on the whole budget. F is computed only where `eta_r`
+is not 0, the trace where `eta_f` is not; with both 0 it is the control of the others: as many steps
+of cross-entropy on the same batches.
 
 The trace is added at every step, on 8 images. On 32 images of every fifth, as often as the released
 code, the four steps without it undo much of what one does.
@@ -154,7 +155,7 @@ class FIP(Defense):
         return lambda: None
 
     def defend(self, case: Case) -> Outcome:
-        """Purify on a part and look at the rest; purify on all, gentler where that lost too much."""
+        """Purify on a part, look at the rest; purify on all, gentler where that lost too much."""
         scale, choice = 1.0, dict[str, Any]()
         if self.guard is not None:
             fitted, holdout = case.split()

@@ -16,7 +16,7 @@ Deviations, each with its reason:
 - Inversion runs for 60 short epochs (release: 1,000 at most, `paper`), without augmentation.
 - All flagged classes are unlearned at once, each patched image with one of their triggers, for as
   many of 10 passes as a hold-out allows within `tau` (fair rule H; paper: one pass; BackdoorBench:
-  100, and its saved network is the one before the repair). Triggers are learned on all clean images.
+  100, and its saved network is the one before the repair). Triggers are learned on all images.
 - All classes are inverted side by side on the same batches, from starts of their own; a class that
   has ended waits for the others of its group.
 """

@@ -3,8 +3,9 @@
 Runs the other defense's pruning, counts what it zeroed in each layer by comparing the two models,
 and zeroes the same parameters of as many random channels of the victim instead. What the defense
 achieves beyond this is owed to its choice of channels. With `epochs` the model is then fine-tuned
-as SIBP does (epochs chosen on a hold-out, then run on all clean images). A network left at chance may be stopped early for want of
-progress: compare at `patience: 0` and SIBP's number of epochs too.
+as SIBP does (their number is chosen on a hold-out, then as many are run on all clean images). A
+network left at chance may be stopped early for want of progress: compare at `patience: 0` and
+SIBP's number of epochs too.
 """
 
 from __future__ import annotations

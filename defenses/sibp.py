@@ -142,7 +142,7 @@ class SIBP(Defense):
         return list(zip(all_u, epochs, strict=True))
 
     def choose(self, case: Case) -> dict[str, Any]:
-        """What a hold-out allows: the rounds of the options' u, or of the first candidate within tau.
+        """What a hold-out allows: rounds of the options' u, or of the first candidate within tau.
 
         Where no round trains nothing is learned, and all clean images judge.
         """
@@ -157,12 +157,8 @@ class SIBP(Defense):
             accuracies[str(u)] = found["rounds"][-1]["holdout"]
             if within := accuracies[str(u)] >= rule.least:
                 break
-        return {
-            "holdout_before": rule.before,
-            **found,
-            "tried": accuracies,
-            "within_tau": within,
-        }
+        tried = {"tried": accuracies, "within_tau": within}
+        return {"holdout_before": rule.before, **found, **tried}
 
     def tried(
         self, case: Case, u: float | tuple[float, ...], fitted: ImageSet, rule: Rule
