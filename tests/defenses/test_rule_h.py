@@ -183,7 +183,7 @@ def test_where_no_round_is_accepted_the_victim_comes_back(
         CLPHoldout(u=0.5),
         FinePruning(epochs=1),
         SIBP(epochs=0, rounds=2),
-        NeuralCleanse(epochs=1, tune_epochs=0),
+        NeuralCleanse(epochs=1, steps=2, tune_epochs=0),
     ],
     ids=lambda defense: type(defense).__name__,
 )
