@@ -7,8 +7,8 @@ it: `alpha CE(x) + (1 - alpha) CE(clamp(x + d)) + gamma |m|_1`. The result is th
 model; nothing is made binary. BatchNorm is in eval mode. gamma's gradient is 1e-8 an element: it
 acts only where that of the cross-entropy is about as small. Notes tell what the masks came to.
 
-Stop (fair rule H): a fixed number of turns on a part of the clean budget; the last of them whose
-accuracy on the rest is within `tau` of the victim's is kept.
+Stop (fair rule H): of a fixed number of turns on a part of the clean budget, the last after which
+accuracy on the rest is within `tau` of the victim's; as many are then run on all of it.
 
 Deviations, each with its reason:
 
@@ -33,7 +33,7 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from defenses.base import Case, Defense, Needs
-from defenses.parts.accept import Rule
+from defenses.parts.accept import last_within
 from sweeper.core.errors import SweepError
 from sweeper.core.types import ImageSet, Outcome
 from sweeper.engine import training
@@ -70,6 +70,7 @@ class AWM(Defense):
     paper = "Chai and Chen, NeurIPS 2022"
     kind = "repair"
     sees = frozenset({"model", "clean"})
+    version = 2
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "one-shot": {"alpha": 0.99, "bound": 100.0, "batch": 32, "tau": None},
     }
@@ -92,16 +93,16 @@ class AWM(Defense):
         return None
 
     def defend(self, case: Case) -> Outcome:
-        """Learn the masks on a copy of the victim, fold those of the last accepted turn in."""
+        """Learn the masks beside a copy of the victim, and fold them in."""
         model = case.fresh_model().requires_grad_(False)
-        masks = whole(model)
-        fitted, holdout = (case.clean, None) if self.tau is None else case.split()
-        turns = self.learn(case, model, masks, fitted)
-        if holdout is None:
-            notes: dict[str, Any] = {"turns": sum(1 for _ in turns)}
-        else:
-            rule = Rule(case, holdout, self.tau or 0.0)
-            notes = rule.last(turns, [*masks.values()], lambda: folded(case.fresh_model(), masks))
+
+        def learn(data: ImageSet) -> tuple[Masks, Iterator[float]]:
+            masks = whole(model)
+            return masks, self.learn(case, model, masks, data)
+
+        masks, notes = last_within(
+            case, self.tau, learn, lambda masks: folded(case.fresh_model(), masks)
+        )
         everything = torch.cat([mask.detach().flatten() for mask in masks.values()])
         notes |= {
             "masks": len(everything),
@@ -110,8 +111,8 @@ class AWM(Defense):
         }
         return Outcome(model=folded(case.fresh_model(), masks), notes=notes)
 
-    def learn(self, case: Case, model: Net, masks: Masks, data: ImageSet) -> Iterator[Tensor]:
-        """Change `masks` turn by turn; yields the perturbation of each, [1, C, H, W]."""
+    def learn(self, case: Case, model: Net, masks: Masks, data: ImageSet) -> Iterator[float]:
+        """Change `masks` turn by turn; yields the last loss of each."""
         size = min(self.batch, len(data))
         recipe, steps = replace(case.recipe, batch=size), self.inner_epochs * -(-len(data) // size)
         optimizer = torch.optim.Adam(masks.values(), lr=self.lr)
@@ -134,7 +135,7 @@ class AWM(Defense):
                     torch._foreach_clamp_min_([*masks.values()], 0.0)
                     torch._foreach_clamp_max_([*masks.values()], 1.0)
             case.log(step=turn + 1, steps=self.outer_steps, loss=loss.item())
-            yield perturbation
+            yield loss.item()
 
     def climb(
         self, case: Case, model: Net, masks: Masks, images: Tensor, perturbation: Tensor

@@ -143,9 +143,17 @@ class Case:
     def split(self, share: float = 0.2, per_class: int = 10) -> tuple[ImageSet, ImageSet]:
         """Split the clean budget into a part to fit on and a hold-out for choices.
 
+        Fair rule H: no choice is made on the test set, and none on images that what is chosen
+        among could have memorised; yet all of the budget is learned from. (A) What cannot memorise
+        images - a mask per neuron, a threshold, BatchNorm statistics, one scalar - is learned and
+        chosen on all of `clean`, without a split. (B) What can - weights, a mask per weight - is
+        learned on the first part, the hold-out chooses how many rounds or which strength, and with
+        that it is learned again on all of `clean`, to the bit as if it had been given
+        (`parts/accept.py`). (C) The rate of false positives of a detector or input filter is set on
+        the hold-out alone, which its score was not fitted to.
+
         The hold-out has `share` of each class, at least `per_class` images of it while that leaves
-        half of the class to fit on (fair rule H). Where no class has two images, it has `share` of
-        all.
+        half of the class to fit on. Where no class has two images, it has `share` of all.
 
         Returns:
             (fit, holdout), disjoint, the same at every call.

@@ -9,8 +9,8 @@ deviations out: at the default of 3 a layer of ten or fewer loses none.
 
 Deviations, each with its reason:
 
-- `u: null` takes the smallest of a list whose hold-out accuracy stays within `tau` (fair rule H);
-  the default is the published constant.
+- `u: null` takes the smallest of a list down to which accuracy on the clean images never fell by
+  more than `tau` (fair rule H: nothing learned, nothing held out); the default is published.
 - A variance of zero counts as 1e-12, so that dead channels have a divergence.
 
 BackdoorBench zeroes shifts as well (its preset). Its port drops the square root of the variances'
@@ -26,10 +26,12 @@ import torch
 from torch import Tensor, nn
 
 from defenses.base import Case, Defense
+from defenses.parts.accept import Rule
 from defenses.parts.neurons import layers
 from defenses.parts.norm_inputs import above, observed, zero
 from sweeper.core.errors import SweepError
-from sweeper.core.types import ImageSet, Outcome
+from sweeper.core.types import Outcome
+from sweeper.models.base import Net
 
 LEVELS = (6.0, 5.0, 4.0, 3.5, 3.0, 2.5, 2.0, 1.5, 1.0, 0.5)
 """Candidates of `u`, weakest pruning first."""
@@ -55,19 +57,20 @@ class BNP(Defense):
     """Pruning of channels whose running statistics do not fit clean images."""
 
     u: float | None = 3.0
-    """Deviations above the layer's mean at which a channel goes; null: chosen on a hold-out."""
+    """Deviations above the layer's mean at which a channel goes; null: chosen on the images."""
     images: int = 500
     """Clean images the statistics are taken from, at most."""
     shift: bool = False
     """Whether the shift of a channel is set to zero with its scale."""
     tau: float = 0.03
-    """Hold-out accuracy the choice of u may cost, absolute, at least two images."""
+    """Accuracy on the clean budget the choice of u may cost, absolute, at least two images."""
 
     title = "BNP"
     paper = "Zheng et al., NeurIPS 2022"
     kind = "repair"
     sees = frozenset({"model", "clean"})
     requires = frozenset({"batchnorm"})
+    version = 2
     presets = {"automatic": {"u": None}, "backdoorbench": {"shift": True}}
 
     def __post_init__(self) -> None:
@@ -81,34 +84,23 @@ class BNP(Defense):
 
     def defend(self, case: Case) -> Outcome:
         """Measure, choose where asked, prune a copy of the victim."""
-        fitted, holdout = (case.clean, None) if self.u is not None else case.split()
-        order = torch.randperm(len(fitted), generator=case.rng("images"))[: self.images]
-        layer_divergences = divergences(case.fresh_model(), fitted.images[order], case.device)
-        notes: dict[str, Any] = {}
-        u = self.u
-        if holdout is not None:
-            u, notes = self.choose(case, layer_divergences, holdout)
-        dead, model = above(layer_divergences, torch.inf if u is None else u), case.fresh_model()
-        zero(model, dead, self.shift)
-        notes |= {"u": u, "pruned": int(dead.sum()), "channels": len(dead)}
-        return Outcome(model=model, notes=notes)
+        clean = case.clean
+        order = torch.randperm(len(clean), generator=case.rng("images"))[: self.images]
+        layer_divergences = divergences(case.fresh_model(), clean.images[order], case.device)
 
-    def choose(
-        self, case: Case, layer_divergences: list[Tensor], holdout: ImageSet
-    ) -> tuple[float | None, dict[str, Any]]:
-        """The smallest candidate down to which hold-out accuracy never fell by over tau, if any."""
-        before = case.accuracy(case.fresh_model(), holdout)
-        least = before - max(self.tau, 2 / len(holdout)) - 1e-9
-        accepted: float | None = None
-        curve: list[tuple[float | None, float]] = [(None, before)]
-        for u in LEVELS:
+        def pruned(u: float) -> Net:
             model = case.fresh_model()
             zero(model, above(layer_divergences, u), self.shift)
-            curve.append((u, case.accuracy(model, holdout)))
-            if curve[-1][1] < least:
-                break
-            accepted = u
-        return accepted, {"curve": curve}
+            return model
+
+        u, notes = self.u, dict[str, Any]()
+        if u is None:
+            u, curve = Rule(case, clean, self.tau).until_rejected(LEVELS, pruned)
+            notes = {"curve": curve}
+        level = torch.inf if u is None else u
+        dead = above(layer_divergences, level)
+        notes |= {"u": u, "pruned": int(dead.sum()), "channels": len(dead)}
+        return Outcome(model=pruned(level), notes=notes)
 
 
 def divergences(model: nn.Module, images: Tensor, device: torch.device) -> list[Tensor]:

@@ -8,12 +8,12 @@ budget is the hold-out. Where no u is accepted nothing is pruned.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from defenses.base import Case
 from defenses.clp import CLP
 from defenses.parts.accept import Rule
 from sweeper.core.types import Outcome
+from sweeper.models.base import Net
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,15 +34,15 @@ class CLPHoldout(CLP):
     def defend(self, case: Case) -> Outcome:
         """Try the candidates from the smallest, which prunes most."""
         rule = Rule(case, case.clean, self.tau)
-        repaired, notes = case.fresh_model(), dict[str, Any](u=None, pruned=0)
-        curve = []
-        for step in range(int((self.most - self.u) / 0.5 + 1e-9) + 1):
-            model, u = case.fresh_model(), self.u + 0.5 * step
-            pruned = self.prune(model, u)
-            accuracy = rule.accuracy(model)
-            curve.append((u, accuracy))
-            if accuracy >= rule.least:
-                repaired, notes = model, {**pruned, "u": u}
-                break
-        notes |= {"curve": curve, "holdout_before": rule.before}
-        return Outcome(model=repaired, notes=notes)
+        steps = range(int((self.most - self.u) / 0.5 + 1e-9) + 1)
+
+        def pruned(u: float) -> Net:
+            model = case.fresh_model()
+            self.prune(model, u)
+            return model
+
+        u, curve = rule.first([self.u + 0.5 * step for step in steps], pruned)
+        model = case.fresh_model()
+        notes = {"pruned": 0} if u is None else self.prune(model, u)
+        notes |= {"u": u, "curve": curve, "holdout_before": rule.before}
+        return Outcome(model=model, notes=notes)

@@ -4,9 +4,10 @@ Units are the penultimate features, that is the channels of the last feature map
 of the head equals removing channel c of the map when ReLU and pooling lie between. Units go in the
 order of their mean |activation| on clean images (no augmentation).
 
-Fair stop (rule H): the strongest pruning whose accuracy on a hold-out of the clean budget stays
-within `tau` of the incoming model's, at most `cap` of the units; the last accepted mask is kept.
-BackdoorBench decides on test accuracy and fine-tunes the first rejected mask; neither is done here.
+Fair stop (rule H): units go, at most `cap` of them, while accuracy on the clean images stays within
+`tau` of the incoming model's; the last accepted mask is kept. Nothing is held out, as a ranking of
+units memorises no image. BackdoorBench decides on test accuracy and fine-tunes the first rejected
+mask; neither is done here.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from defenses.base import Case, Defense
+from defenses.parts.accept import Rule
 from sweeper.core.types import ImageSet, Outcome
 from sweeper.engine.training import Hooks
 from sweeper.models.base import Net
@@ -27,7 +29,7 @@ class FinePruning(Defense):
     """Pruning by dormancy, then fine-tuning with the pruned units kept at zero."""
 
     tau: float = 0.03
-    """Largest loss of hold-out accuracy, absolute."""
+    """Accuracy on the clean budget the pruning may cost, absolute, at least two images."""
     cap: float = 0.95
     """Largest share of units pruned."""
     epochs: int = 100
@@ -41,25 +43,22 @@ class FinePruning(Defense):
     paper = "Liu et al., RAID 2018"
     kind = "repair"
     sees = frozenset({"model", "clean"})
+    version = 2
 
     def defend(self, case: Case) -> Outcome:
         """Prune on a copy of the victim, then fine-tune it."""
-        model = case.fresh_model()
-        _, holdout = case.split()
-        order = dormancy(case, model, case.clean).argsort(stable=True)
-        before = case.accuracy(model, holdout)
+        order = dormancy(case, case.fresh_model(), case.clean).argsort(stable=True)
         step = max(1, len(order) // 100)
-        accepted, accuracy = 0, before
-        for count in range(step, int(self.cap * len(order)) + 1, step):
-            trial = case.fresh_model()
-            prune(trial, order[:count])
-            trial_accuracy = case.accuracy(trial, holdout)
-            if trial_accuracy < before - self.tau:
-                break
-            accepted, accuracy = count, trial_accuracy
-        pruned = order[:accepted]
-        prune(model, pruned)
-        notes = {"units": len(order), "pruned": accepted, "holdout_before": before}
+
+        def without(count: int) -> Net:
+            model = case.fresh_model()
+            prune(model, order[:count])
+            return model
+
+        counts = range(step, int(self.cap * len(order)) + 1, step)
+        accepted, curve = Rule(case, case.clean, self.tau).until_rejected(counts, without)
+        model, pruned = without(accepted or 0), order[: accepted or 0]
+        notes = {"units": len(order), "pruned": len(pruned), "curve": curve}
         if self.epochs:
             case.fit(
                 model,
@@ -72,7 +71,7 @@ class FinePruning(Defense):
                 period=0,
                 warmup=0.0,
             )
-        return Outcome(model=model, notes={**notes, "holdout_pruned": accuracy})
+        return Outcome(model=model, notes=notes)
 
 
 class KeepPruned(Hooks):

@@ -26,10 +26,11 @@ the trace is one of its own, in single precision, and moves no running statistic
 normalises by the batch in it, as in the training pass, so that one sample's gradient depends on the
 others; `norm: running` takes the running statistics, as F does.
 
-Stop: a fixed number of steps and the last model. Guard: where accuracy on a hold-out of the clean
-budget fell by more than `guard`, once more from the start with half of eta_f and lr. F is computed
-only where `eta_r` is not 0, the trace where `eta_f` is not; with both 0 it is the control of the
-others: as many steps of cross-entropy on the same batches.
+Stop: a fixed number of steps and the last model. Guard (fair rule H): where steps on a part of the
+clean budget cost more than `guard` of accuracy on the rest, half of eta_f and lr is chosen, else
+all of them; with these it runs from the start on the whole budget. F is computed only where `eta_r`
+is not 0, the trace where `eta_f` is not; with both 0 it is the control of the others: as many steps
+of cross-entropy on the same batches.
 
 The trace is added at every step, on 8 images. On 32 images of every fifth, as often as the released
 code, the four steps without it undo much of what one does.
@@ -46,6 +47,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from defenses.base import Case, Defense
+from defenses.parts.accept import Rule
 from defenses.parts.steps import descend
 from sweeper.core.errors import SweepError
 from sweeper.core.types import ImageSet, Outcome
@@ -94,13 +96,13 @@ class FIP(Defense):
     clip: float = 5.0
     """Largest norm of the gradient; 0: no bound."""
     guard: float | None = 0.05
-    """Hold-out accuracy the purification may cost before its repetition; null: no hold-out."""
+    """Hold-out accuracy it may cost, absolute, at least two images; null: nothing is held out."""
 
     title = "Fisher Information guided Purification (FIP)"
     paper = "Karim et al., CCS 2024"
     kind = "repair"
     sees = frozenset({"model", "clean"})
-    version = 2
+    version = 3
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "released": {
             "eta_f": 0.5,
@@ -153,18 +155,16 @@ class FIP(Defense):
         return lambda: None
 
     def defend(self, case: Case) -> Outcome:
-        """Purify, look at the hold-out, and where it lost too much purify once more, gentler."""
-        fitted, holdout = (case.clean, None) if self.guard is None else case.split()
-        model, notes = self.purified(case, fitted, 1.0)
-        if holdout is not None:
-            before = case.accuracy(case.fresh_model(), holdout)
-            after = [case.accuracy(model, holdout)]
-            if after[0] < before - (self.guard or 0):
-                model, second_notes = self.purified(case, fitted, 0.5)
-                notes = {**second_notes, "first": notes}
-                after.append(case.accuracy(model, holdout))
-            notes |= {"holdout_before": before, "holdout_after": after}
-        return Outcome(model=model, notes=notes)
+        """Purify on a part, look at the rest; purify on all, gentler where that lost too much."""
+        scale, choice = 1.0, dict[str, Any]()
+        if self.guard is not None:
+            fitted, holdout = case.split()
+            rule = Rule(case, holdout, self.guard)
+            accepted, curve = rule.first([1.0], lambda scale: self.purified(case, fitted, scale)[0])
+            scale = accepted or 0.5
+            choice = {"holdout_before": rule.before, "holdout_after": curve[0][1], "scale": scale}
+        model, notes = self.purified(case, case.clean, scale)
+        return Outcome(model=model, notes={**notes, **choice})
 
     def purified(self, case: Case, data: ImageSet, scale: float) -> tuple[Net, dict[str, Any]]:
         """One run; `scale` multiplies eta_f and lr."""

@@ -10,8 +10,8 @@ images are not augmented, so that both problems see the same ones.
 Presets: `released` (the authors' scripts), `backdoorbench` and `backdoor-toolbox`, which perturb
 normalised pixels, so that lengths are of those.
 
-Stop (fair rule H): a fixed number of rounds on a part of the clean budget; the last of them whose
-accuracy on the rest is within `tau` of the victim's is kept.
+Stop (fair rule H): of a fixed number of rounds on a part of the clean budget, the last after which
+accuracy on the rest is within `tau` of the victim's; as many are then run on all of it.
 
 Deviations, each with its reason; the presets have none of the first four:
 
@@ -19,7 +19,7 @@ Deviations, each with its reason; the presets have none of the first four:
   of 1 %, which is no image below 100 a batch (or in a short last one): nothing is unlearned.
 - d is projected onto its ball after every step; the release does so in its notebooks only.
 - Images with d are clamped to [0, 1], as an image with a trigger is.
-- A hold-out decides which round is kept; the releases keep the last.
+- A hold-out decides how many rounds are run; the releases run all.
 - Fixed-point iterations are not ended early at a change below 1e-10 (the device would be waited
   for in each); it changes no figure of five iterations.
 """
@@ -35,7 +35,7 @@ from torch import Generator, Tensor
 from torch.nn import functional
 
 from defenses.base import Case, Defense
-from defenses.parts.accept import Rule
+from defenses.parts.accept import last_within
 from sweeper.core.errors import SweepError
 from sweeper.core.types import ImageSet, Outcome
 from sweeper.engine import curvature, training
@@ -85,6 +85,7 @@ class IBAU(Defense):
     paper = "Zeng et al., ICLR 2022"
     kind = "repair"
     sees = frozenset({"model", "clean"})
+    version = 2
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "released": RELEASED,
         "backdoorbench": {
@@ -117,22 +118,21 @@ class IBAU(Defense):
             raise SweepError(f"loader: {self.loader!r} is not one of {', '.join(LOADERS)}")
 
     def defend(self, case: Case) -> Outcome:
-        """Run the rounds on a copy of the victim, keep the last accepted."""
-        model = case.fresh_model()
-        fitted, holdout = (case.clean, None) if self.tau is None else case.split()
+        """Run the rounds on a copy of the victim."""
         norms: list[float] = []
+
+        def learn(data: ImageSet) -> tuple[Net, Iterator[float]]:
+            norms.clear()
+            model = case.fresh_model()
+            return model, self.run(case, model, data, norms)
+
         with curvature.second_order(case.device):
-            rounds = self.run(case, model, fitted, norms)
-            if holdout is None:
-                notes: dict[str, Any] = {"rounds": sum(1 for _ in rounds)}
-            else:
-                rule = Rule(case, holdout, self.tau or 0.0)
-                notes = rule.last(rounds, [*model.parameters()], lambda: model)
+            model, notes = last_within(case, self.tau, learn)
         model.zero_grad(set_to_none=True)
         return Outcome(model=model, notes={**notes, "norms": norms})
 
-    def run(self, case: Case, model: Net, data: ImageSet, norms: list[float]) -> Iterator[None]:
-        """Change `model` round by round, and note the norm of each perturbation."""
+    def run(self, case: Case, model: Net, data: ImageSet, norms: list[float]) -> Iterator[float]:
+        """Change `model` round by round; yields its loss, and notes its perturbation's norm."""
         rng = case.rng("order")
         batches = self.batches(case, data, rng)
         weights = [*model.parameters()]
@@ -153,7 +153,7 @@ class IBAU(Defense):
             norms.append(delta.norm().item())
             mean = torch.stack(losses).mean().item()
             case.log(step=number + 1, steps=self.outer_steps, loss=mean)
-            yield
+            yield mean
 
     def batches(self, case: Case, data: ImageSet, rng: Generator) -> Batches:
         """All images in a random order, augmented where the loader does so."""

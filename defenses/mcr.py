@@ -11,7 +11,8 @@ Deviations, each with its reason:
 
 - The release shows test accuracy and ASR at every t and the reader chooses. Here t is the largest
   of 0.5, ..., 0.9 whose accuracy on a hold-out of the clean budget is within `tau` of the best of
-  them. The ends are no choice: they are the given model and plain fine-tuning.
+  them, of a curve learned on the rest; the curve delivered from is learned on all (fair rule H).
+  The ends are no choice: they are the given model and plain fine-tuning.
 - The second end is fine-tuned at 0.05 for the first half, so that the ends lie apart.
 - Running statistics are estimated on the defender's images; the release uses all training images.
 - A fixed number of steps. The release repeats its images to 79 steps an epoch, which is the same.
@@ -31,7 +32,7 @@ from torch.nn import functional
 
 from defenses.base import Case, Needs
 from defenses.parts.curve import CurveDefense, farthest
-from sweeper.core.types import Outcome
+from sweeper.core.types import ImageSet, Outcome
 from sweeper.models.base import Net
 
 
@@ -50,7 +51,7 @@ class MCR(CurveDefense):
     paper = "Zhao et al., ICLR 2020"
     kind = "repair"
     sees = frozenset({"model", "clean"})
-    version = 2
+    version = 3
 
     def applies(self, needs: Needs) -> str | None:
         """Refuse fewer than four clean images: half must do for BatchNorm's statistics."""
@@ -67,16 +68,15 @@ class MCR(CurveDefense):
 
     def defend(self, case: Case) -> Outcome:
         """Make the second end, learn the curve, choose a point."""
-        return self.deliver(case, self.connect(case, case.fresh_model(), self.tuned(case)))
+        return self.repaired(case, lambda data: self.tuned(case, data))
 
-    def tuned(self, case: Case) -> Net:
-        """The second end: a copy of the victim, fine-tuned."""
+    def tuned(self, case: Case, data: ImageSet) -> Net:
+        """The second end: a copy of the victim, fine-tuned on these images."""
         model = case.fresh_model().train()
-        fitted, _ = self.data(case)
 
         def loss(images: Tensor, labels: Tensor) -> Tensor:
             return functional.cross_entropy(model(images).float(), labels)
 
         changes = {"steps": self.tune_steps, "lr": self.tune_lr, "decay": self.tune_decay}
-        self.descend(case, "second end", model, fitted, loss, **changes)
+        self.descend(case, "second end", model, data, loss, **changes)
         return model.eval()

@@ -39,6 +39,7 @@ class MCRPair(CurveDefense):
     paper = "Zhao et al., ICLR 2020"
     kind = "repair"
     sees = frozenset({"model", "clean", "train"})
+    version = 2
     presets = {
         "released": {"lr_factor": 0.7, "momentum_factor": 0.8, "weight_decay_factor": 1.1},
     }
@@ -58,7 +59,8 @@ class MCRPair(CurveDefense):
 
     def defend(self, case: Case) -> Outcome:
         """Train the second end, learn the curve, choose a point."""
-        return self.deliver(case, self.connect(case, case.fresh_model(), self.second(case)))
+        second = self.second(case)
+        return self.repaired(case, lambda data: second)
 
     def second(self, case: Case) -> Net:
         """The second end: a new model trained on the poisoned set."""

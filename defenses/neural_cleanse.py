@@ -14,9 +14,9 @@ Deviations, each with its reason:
 - Only small masks are flagged; the two-sided index would flag a large one.
 - Norms are those of the real-valued masks; the release measures them after 8-bit rounding.
 - Inversion runs for 60 short epochs (release: 1,000 at most, `paper`), without augmentation.
-- All flagged classes are unlearned at once, each patched image with one of their triggers, for up
-  to 10 passes; the last one whose hold-out accuracy stays within `tau` is kept (paper: one pass;
-  BackdoorBench: 100, and its saved network is the one before the repair).
+- All flagged classes are unlearned at once, each patched image with one of their triggers, for as
+  many of 10 passes as a hold-out allows within `tau` (fair rule H; paper: one pass; BackdoorBench:
+  100, and its saved network is the one before the repair). Triggers are learned on all images.
 - All classes are inverted side by side on the same batches, from starts of their own; a class that
   has ended waits for the others of its group.
 """
@@ -24,6 +24,7 @@ Deviations, each with its reason:
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
@@ -33,8 +34,9 @@ from torch import Generator, Tensor
 from torch.nn import functional
 
 from defenses.base import Case, Defense, Needs
+from defenses.parts.accept import last_within
 from defenses.parts.mad import anomaly, outliers
-from defenses.parts.passes import PLAIN, Lasting, last_within, passes
+from defenses.parts.passes import PLAIN, Lasting, passes
 from sweeper.core.errors import SweepError
 from sweeper.core.types import ImageSet, Outcome
 from sweeper.engine import training
@@ -82,7 +84,7 @@ class NeuralCleanse(Defense):
     tune_batch: int = 128
     """Images of a step of it."""
     tau: float | None = 0.03
-    """Hold-out accuracy it may cost, absolute, at least two images; null: the last pass is kept."""
+    """Hold-out accuracy it may cost, absolute, at least two images; null: all passes are run."""
 
     title = "Neural Cleanse (NC)"
     paper = "Wang et al., S&P 2019"
@@ -90,6 +92,7 @@ class NeuralCleanse(Defense):
     sees = frozenset({"model", "clean"})
     rules = ("all2one", "clean")
     unlearns = True
+    version = 2
     presets = {"paper": {"epochs": 1000, "tune_epochs": 1, "tau": None}}
 
     def __post_init__(self) -> None:
@@ -117,8 +120,7 @@ class NeuralCleanse(Defense):
 
     def defend(self, case: Case) -> Outcome:
         """Invert and detect; unlearn what was flagged."""
-        fitted, holdout = case.split()
-        triggers = self.invert(case, case.fresh_model(), fitted)
+        triggers = self.invert(case, case.fresh_model(), case.clean)
         anomaly_index, flagged = judged(triggers.norms, self.theta)
         notes: dict[str, Any] = {
             "labels": triggers.labels,
@@ -129,17 +131,19 @@ class NeuralCleanse(Defense):
         model = case.fresh_model()
         if bool(flagged.any()) and self.tune_epochs:
             flagged_triggers = Triggers(*(value[flagged] for value in vars(triggers).values()))
-            rounds = passes(
-                case,
-                model,
-                fitted,
-                self.tune_epochs,
-                Patched(flagged_triggers, self.share),
-                lr=self.lr,
-                batch=min(self.tune_batch, len(fitted)),
+            model, tuning_notes = last_within(
+                case, self.tau, lambda data: self.unlearn(case, data, flagged_triggers)
             )
-            notes |= last_within(case, model, rounds, holdout, self.tau)
+            notes |= tuning_notes
         return Outcome(model=model, notes=notes)
+
+    def unlearn(
+        self, case: Case, data: ImageSet, triggers: Triggers
+    ) -> tuple[Net, Iterator[float]]:
+        """A copy of the victim, and the passes that fine-tune it."""
+        model, batch = case.fresh_model(), min(self.tune_batch, len(data))
+        hooks = Patched(triggers, self.share)
+        return model, passes(case, model, data, self.tune_epochs, hooks, lr=self.lr, batch=batch)
 
     def invert(self, case: Case, model: Net, data: ImageSet) -> Triggers:
         """The smallest successful mask of every class, with its pattern."""

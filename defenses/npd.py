@@ -13,14 +13,14 @@ Deviations, each with its reason:
   sees the convolution's padding; in the release the padding comes after it.
 - The place: the last but one convolution whose output goes straight into a BatchNorm, the second
   block's first in ResNet-18. The release knows PreAct-ResNet-18 only.
-- The pass kept is the last, of warm-up and training, whose hold-out accuracy stays within `tau`.
+- As many passes, of warm-up and training, are run as a hold-out allows within `tau` (fair rule H).
 - The length of an attack step is not given with the method: here each step has that of `radius`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
 import torch
@@ -28,11 +28,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from defenses.base import Case, Defense
-from defenses.parts.passes import PLAIN, Lasting, last_within, passes
+from defenses.parts.accept import last_within
+from defenses.parts.passes import PLAIN, Lasting, passes
 from sweeper.core.errors import SweepError
-from sweeper.core.types import Outcome
+from sweeper.core.types import ImageSet, Outcome
 from sweeper.engine.recipes import Recipe
 from sweeper.engine.training import Batch
+from sweeper.models.base import Net
 
 ENOUGH = 0.6
 """Share of a batch called its targets at which the attack ends (released code)."""
@@ -134,13 +136,14 @@ class NPD(Defense):
     target: float = 0.4
     """Weight against the class they were moved to."""
     tau: float | None = 0.03
-    """Hold-out accuracy it may cost, absolute, at least two images; null: the last pass is kept."""
+    """Hold-out accuracy it may cost, absolute, at least two images; null: all passes are run."""
 
     title = "Neural Polarizer Defense (NPD)"
     paper = "Zhu et al., NeurIPS 2023"
     kind = "repair"
     sees = frozenset({"model", "clean"})
     requires = frozenset({"batchnorm"})
+    version = 2
     presets = {"released": {"tau": None}}
 
     def __post_init__(self) -> None:
@@ -154,42 +157,37 @@ class NPD(Defense):
 
     def defend(self, case: Case) -> Outcome:
         """Train a plug in a copy of the victim, and fold it in."""
-        fitted, holdout = (case.clean, case.clean) if self.tau is None else case.split()
-        model = case.fresh_model().requires_grad_(False)
-        name, norm = place(model, tuple(fitted.images.shape[1:]), case.device)
+        name, norm = place(case.fresh_model(), tuple(case.clean.images.shape[1:]), case.device)
         parent, _, child = name.rpartition(".")
-        conv = model.get_submodule(name)
-        assert isinstance(conv, nn.Conv2d)
-        plugged = Plugged(conv)
-        setattr(model.get_submodule(parent), child, plugged)
+
+        def learn(data: ImageSet) -> tuple[Net, Iterator[float]]:
+            model = case.fresh_model().requires_grad_(False)
+            conv = model.get_submodule(name)
+            assert isinstance(conv, nn.Conv2d)
+            plugged = Plugged(conv)
+            setattr(model.get_submodule(parent), child, plugged)
+            return model, self.rounds(case, model, plugged, data)
+
+        model, notes = last_within(case, self.tau, learn)
+        plugged, after = model.get_submodule(name), model.get_submodule(norm)
+        assert isinstance(plugged, Plugged) and isinstance(after, nn.BatchNorm2d)
+        conv = plugged.fold(after) if notes["kept"] else plugged.conv
+        setattr(model.get_submodule(parent), child, conv)
+        return Outcome(model=model.requires_grad_(True), notes={**notes, "place": name})
+
+    def rounds(self, case: Case, model: Net, plugged: Plugged, data: ImageSet) -> Iterator[float]:
+        """Train the plug that is in `model` pass by pass: the warm-up, then the training."""
         common: dict[str, Any] = {
             "momentum": 0.9,
             "nesterov": False,
             "weight_decay": self.weight_decay,
-            "batch": min(self.batch, len(fitted)),
+            "batch": min(self.batch, len(data)),
             **PLAIN,
         }
         warm, hooks = Warming(plugged.norm), Polarizing(self)
-        rounds = chain(
-            passes(
-                case,
-                model,
-                fitted,
-                self.warmup_epochs,
-                warm,
-                name="warm-up",
-                lr=self.warmup_lr,
-                **common,
-            ),
-            passes(case, model, fitted, self.epochs, hooks, lr=self.lr, **common),
-        )
-        notes = last_within(case, model, rounds, holdout, self.tau)
-        after = model.get_submodule(norm)
-        assert isinstance(after, nn.BatchNorm2d)
-        if notes["kept"]:
-            plugged.fold(after)
-        setattr(model.get_submodule(parent), child, conv)
-        return Outcome(model=model.requires_grad_(True), notes={**notes, "place": name})
+        warmup = {**common, "name": "warm-up", "lr": self.warmup_lr}
+        yield from passes(case, model, data, self.warmup_epochs, warm, **warmup)
+        yield from passes(case, model, data, self.epochs, hooks, lr=self.lr, **common)
 
     def attack(
         self, model: nn.Module, images: Tensor, labels: Tensor, clean: Tensor

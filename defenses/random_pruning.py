@@ -3,12 +3,15 @@
 Runs the other defense's pruning, counts what it zeroed in each layer by comparing the two models,
 and zeroes the same parameters of as many random channels of the victim instead. What the defense
 achieves beyond this is owed to its choice of channels. With `epochs` the model is then fine-tuned
-as SIBP does (held-out part, early stop). A network left at chance may be stopped early for want of
-progress: compare at `patience: 0` and SIBP's number of epochs too.
+as SIBP does (their number is chosen on a hold-out, then as many are run on all clean images). A
+network left at chance may be stopped early for want of progress: compare at `patience: 0` and
+SIBP's number of epochs too.
 """
 
 from __future__ import annotations
 
+import copy
+import functools
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -56,7 +59,7 @@ class RandomPruning(Defense):
     paper = "control"
     kind = "repair"
     sees = frozenset({"model", "clean"})
-    version = 2
+    version = 3
     presets = {
         "sibp": {"like": "sibp", "epochs": 20},
         "sibp-released": {"like": "sibp", **SIBP.presets["released"]},
@@ -105,8 +108,14 @@ class RandomPruning(Defense):
         dead = zero_as_many(model, pruned, case.rng("channels"))
         notes: dict[str, Any] = {"like": self.like, "pruned": channels.counts(dead)}
         if self.epochs:
-            fitted, holdout = case.split() if self.patience else (case.clean, None)
-            notes["epochs"] = self.sibp.tune(case, model, dead, fitted, holdout, self.epochs)
+            epochs = self.epochs
+            if self.patience:
+                fitted, holdout = case.split()
+                accuracy = functools.partial(case.accuracy, data=holdout)
+                epochs = self.sibp.tune(
+                    case, copy.deepcopy(model), dead, fitted, epochs, accuracy=accuracy
+                )
+            notes["epochs"] = self.sibp.tune(case, model, dead, case.clean, epochs)
         return Outcome(model=model, notes=notes)
 
 

@@ -9,7 +9,7 @@ perturbed image x' what the victim f_0 calls it: `CE(f(x), y) - ln(1 - p_k(x'))`
 Deviations, each with its reason:
 
 - Perturbed images are kept within the pixels; the release clamps nothing (`clamp`).
-- The pass kept is the last whose hold-out accuracy stays within `tau`; the release takes the last.
+- As many passes are run as a hold-out allows within `tau` (fair rule H); the release runs all.
 - An image that has become shared stays as it is, where the release stops a batch once all are: no
   step waits for the device, and no image moves on past what is wanted.
 - The adversarial term of the search is read as minus the mean cross-entropy of both models.
@@ -19,6 +19,7 @@ Deviations, each with its reason:
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -26,9 +27,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from defenses.base import Case, Defense
-from defenses.parts.passes import PLAIN, Lasting, last_within, passes
+from defenses.parts.accept import last_within
+from defenses.parts.passes import PLAIN, Lasting, passes
 from sweeper.core.errors import SweepError
-from sweeper.core.types import Outcome
+from sweeper.core.types import ImageSet, Outcome
 from sweeper.engine.recipes import Recipe
 from sweeper.engine.training import Batch
 from sweeper.models.base import Net
@@ -91,12 +93,13 @@ class SAU(Defense):
     clamp: bool = True
     """Whether perturbed images are kept within the pixels."""
     tau: float | None = 0.03
-    """Hold-out accuracy it may cost, absolute, at least two images; null: the last pass is kept."""
+    """Hold-out accuracy it may cost, absolute, at least two images; null: all passes are run."""
 
     title = "Shared Adversarial Unlearning (SAU)"
     paper = "Wei et al., NeurIPS 2023"
     kind = "repair"
     sees = frozenset({"model", "clean"})
+    version = 2
     presets = {"released": {"clamp": False, "tau": None}}
 
     def __post_init__(self) -> None:
@@ -110,12 +113,16 @@ class SAU(Defense):
 
     def defend(self, case: Case) -> Outcome:
         """Train a copy of the victim beside another that stays."""
-        fitted, holdout = (case.clean, case.clean) if self.tau is None else case.split()
-        model = case.fresh_model()
-        hooks = Unshared(self, case.fresh_model().requires_grad_(False))
-        batch = min(self.batch, len(fitted))
-        rounds = passes(case, model, fitted, self.epochs, hooks, lr=self.lr, batch=batch, **PLAIN)
-        return Outcome(model=model, notes=last_within(case, model, rounds, holdout, self.tau))
+
+        def learn(data: ImageSet) -> tuple[Net, Iterator[float]]:
+            model, batch = case.fresh_model(), min(self.batch, len(data))
+            hooks = Unshared(self, case.fresh_model().requires_grad_(False))
+            return model, passes(
+                case, model, data, self.epochs, hooks, lr=self.lr, batch=batch, **PLAIN
+            )
+
+        model, notes = last_within(case, self.tau, learn)
+        return Outcome(model=model, notes=notes)
 
     def perturb(
         self, model: nn.Module, victim: nn.Module, images: Tensor, labels: Tensor

@@ -18,9 +18,10 @@ them and bring the release's u and epochs against BadNets and its augmentation:
   further round prunes (`literal`: in their layer nothing is pruned).
 - Gradients are clipped: the first update regrows a zeroed kernel along a gradient that its norm
   amplifies by up to 1/sqrt(eps). It is re-initialised rather than pruned; `freeze` keeps it zero.
-- Released u and epochs are chosen for each attack. Here one u for all, and fine-tuning stops when
-  accuracy on a hold-out of the clean budget has not improved for `patience` epochs, last model
-  kept; `u: null` takes the strongest pruning of a list whose hold-out accuracy stays within `tau`.
+- Released u and epochs are chosen for each attack. Here one u for all, and as many epochs as it
+  takes, fine-tuning on a part of the clean budget, until accuracy on the rest has not improved for
+  `patience` epochs; `u: null` takes the strongest pruning of a list whose hold-out accuracy stays
+  within `tau`. With what was chosen the victim is pruned and tuned on all images (fair rule H).
 
 The controls: `fine-tuning`, or this with `u` and `conv` of 1e9, which prunes nothing;
 `{defense: random-pruning, like: sibp}`, which zeroes as many channels of each layer at random.
@@ -28,7 +29,7 @@ The controls: `fine-tuning`, or this with `u` and `conv` of 1e9, which prunes no
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,7 +37,8 @@ from torch import nn
 
 from defenses.base import Case, Defense
 from defenses.parts import channels
-from defenses.parts.hooks import Clipped
+from defenses.parts.accept import Rule
+from defenses.parts.hooks import Clipped, Enough
 from defenses.parts.passes import PLAIN
 from sweeper.core.errors import SweepError
 from sweeper.core.types import ImageSet, Outcome
@@ -71,7 +73,8 @@ class SIBP(Defense):
     patience: int = 5
     """Epochs without a better hold-out accuracy after which it stops; 0: no hold-out."""
     tau: float = 0.05
-    """Hold-out accuracy that the choice of u, or a further round, may cost, absolute."""
+    """Hold-out accuracy the choice of u, or a further round, may cost, absolute, at least two
+    images."""
     lr: float = 0.01
     """Learning rate (SGD, momentum 0.9, constant)."""
     weight_decay: float = 1e-4
@@ -91,7 +94,7 @@ class SIBP(Defense):
     paper = "released code; no paper found"
     kind = "repair"
     sees = frozenset({"model", "clean"})
-    version = 2
+    version = 3
     presets = {
         "released": {**RELEASED, "epochs": 7, "augment": "cifar10"},
         "released-gtsrb": {**RELEASED, "u": 1.8, "epochs": 4, "augment": "gtsrb"},
@@ -124,53 +127,80 @@ class SIBP(Defense):
         return len(self.u) if isinstance(self.u, tuple) else self.rounds
 
     def defend(self, case: Case) -> Outcome:
-        """Run the rounds with the options' u, or with each candidate until one is good enough."""
-        fitted, holdout = case.split() if self.patience else (case.clean, None)
+        """Choose u, rounds and epochs on a hold-out where asked, then purify with all images."""
+        choice = self.choose(case) if self.patience else {}
+        plan = [(entry["u"], entry["epochs"]) for entry in choice.get("rounds", [])]
+        model = case.fresh_model()
+        rounds = [*self.run(case, model, plan or self.plan(self.u), case.clean)]
+        return Outcome(model=model, notes={"rounds": rounds, "choice": choice})
+
+    def plan(self, u: float | tuple[float, ...] | None) -> list[tuple[float, int]]:
+        """Coefficient and most epochs of each round."""
+        assert u is not None
+        all_u = u if isinstance(u, tuple) else (u,) * self.count
+        epochs = self.epochs if isinstance(self.epochs, tuple) else (self.epochs,) * self.count
+        return list(zip(all_u, epochs, strict=True))
+
+    def choose(self, case: Case) -> dict[str, Any]:
+        """What a hold-out allows: rounds of the options' u, or of the first candidate within tau.
+
+        Where no round trains nothing is learned, and all clean images judge.
+        """
+        trains = any(epochs for _, epochs in self.plan(0.0 if self.u is None else self.u))
+        fitted, holdout = case.split() if trains else (case.clean, case.clean)
+        rule = Rule(case, holdout, self.tau)
         if self.u is not None:
-            return Outcome(**self.purified(case, self.u, fitted, holdout))
-        assert holdout is not None
-        least, accuracies = case.accuracy(case.fresh_model(), holdout) - self.tau, {}
+            return {"holdout_before": rule.before, **self.tried(case, self.u, fitted, rule)}
+        accuracies: dict[str, float] = {}
         for u in CANDIDATES:
-            fields = self.purified(case, u, fitted, holdout)
-            accuracies[str(u)] = fields["notes"]["rounds"][-1]["holdout"]
-            if accuracies[str(u)] >= least:
+            found = self.tried(case, u, fitted, rule)
+            accuracies[str(u)] = found["rounds"][-1]["holdout"]
+            if within := accuracies[str(u)] >= rule.least:
                 break
-        fields["notes"] |= {"tried": accuracies, "within_tau": accuracies[str(u)] >= least}
-        return Outcome(**fields)
+        tried = {"tried": accuracies, "within_tau": within}
+        return {"holdout_before": rule.before, **found, **tried}
 
-    def purified(
-        self, case: Case, u: float | tuple[float, ...], fitted: ImageSet, holdout: ImageSet | None
+    def tried(
+        self, case: Case, u: float | tuple[float, ...], fitted: ImageSet, rule: Rule
     ) -> dict[str, Any]:
-        """All rounds with given u: fields of an outcome."""
-        model, rounds = case.fresh_model(), []
-        frozen: channels.Dead = {}
-        accuracy = _measured(case, holdout)
-        before = accuracy(model)
-        notes: dict[str, Any] = {"holdout_before": before}
-        for number in range(self.count):
-            previous = {name: value.clone() for name, value in model.state_dict().items()}
-            round_u = u[number] if isinstance(u, tuple) else u
-            epochs = self.epochs[number] if isinstance(self.epochs, tuple) else self.epochs
-            dead = self.prune(model, round_u)
-            frozen = {name: part | frozen.get(name, part) for name, part in dead.items()}
-            entry: dict[str, Any] = {
-                "u": round_u,
-                "pruned": channels.counts(dead),
-                "holdout_pruned": accuracy(model),
-            }
-            name = "fit" if number == 0 else f"fit {number}"
-            entry["epochs"] = self.tune(case, model, frozen, fitted, holdout, epochs, name)
-            entry["holdout"] = accuracy(model)
+        """The rounds up to the first further one that costs too much; a list has none such."""
+        rounds: list[dict[str, Any]] = []
+        for entry in self.run(case, case.fresh_model(), self.plan(u), fitted, rule):
+            if rounds and entry["holdout"] < rule.least and not isinstance(u, tuple):
+                return {"rounds": rounds, "undone": entry}
             rounds.append(entry)
-            if number and self.violated(before, entry["holdout"]) and not isinstance(u, tuple):
-                model.load_state_dict(previous)
-                notes["undone"] = rounds.pop()
-                break
-        return {"model": model, "notes": {**notes, "rounds": rounds}}
+        return {"rounds": rounds}
 
-    def violated(self, before: float | None, after: float | None) -> bool:
-        """Whether a round cost more hold-out accuracy than it may."""
-        return before is not None and after is not None and after < before - self.tau
+    def run(
+        self,
+        case: Case,
+        model: Net,
+        plan: list[tuple[float, int]],
+        data: ImageSet,
+        rule: Rule | None = None,
+    ) -> Iterator[dict[str, Any]]:
+        """Prune and fine-tune in place round by round; yields the notes of each.
+
+        Args:
+            case: Whose draws.
+            model: The victim.
+            plan: Coefficient and epochs of each round.
+            data: The images to fine-tune on.
+            rule: Measures, and ends each fine-tuning by the patience; None: all epochs are run.
+        """
+        frozen: channels.Dead = {}
+        for number, (u, epochs) in enumerate(plan):
+            dead = self.prune(model, u)
+            frozen = {name: part | frozen.get(name, part) for name, part in dead.items()}
+            entry: dict[str, Any] = {"u": u, "pruned": channels.counts(dead)}
+            name = "fit" if number == 0 else f"fit {number}"
+            if rule is None:
+                entry["epochs"] = self.tune(case, model, frozen, data, epochs, name)
+            else:
+                entry["holdout_pruned"] = rule.accuracy(model)
+                entry["epochs"] = self.tune(case, model, frozen, data, epochs, name, rule.accuracy)
+                entry["holdout"] = rule.accuracy(model)
+            yield entry
 
     def prune(self, model: nn.Module, u: float) -> channels.Dead:
         """Zero the suspicious channels in place; returns which."""
@@ -189,44 +219,50 @@ class SIBP(Defense):
         case: Case,
         model: Net,
         dead: channels.Dead,
-        fitted: ImageSet,
-        holdout: ImageSet | None,
+        data: ImageSet,
         epochs: int,
         name: str = "fit",
+        accuracy: Callable[[nn.Module], float] | None = None,
     ) -> int:
-        """Fine-tune in place, as the options say; returns the epochs it took."""
-        hooks = _Tuning(self, dead, None if holdout is None else _measured(case, holdout))
+        """Fine-tune in place, as the options say; returns the epochs it took.
+
+        Args:
+            case: Whose draws.
+            model: Pruned.
+            dead: What was pruned.
+            data: The images to train on.
+            epochs: Passes, at most.
+            name: Names the draws.
+            accuracy: Ends the training when it has not risen for `patience` epochs; None: all run.
+        """
+        hooks = _Tuning(self, dead, accuracy)
         if epochs:
             try:
                 case.fit(
                     model,
-                    fitted,
+                    data,
                     name=name,
                     hooks=hooks,
                     epochs=epochs,
                     lr=self.lr,
                     momentum=0.9,
                     weight_decay=self.weight_decay,
-                    batch=min(self.batch, len(fitted)),
+                    batch=min(self.batch, len(data)),
                     schedule="constant",
                     period=0,
                     warmup=0.0,
                     **AUGMENTATIONS[self.augment],
                 )
-            except _Enough:
+            except Enough:
                 model.eval()
         return hooks.epochs
-
-
-class _Enough(Exception):
-    """Raised within the loop to end it."""
 
 
 class _Tuning(Clipped):
     """Keeps pruned channels at zero, clips gradients, ends the loop when nothing improves."""
 
     def __init__(
-        self, sibp: SIBP, dead: channels.Dead, accuracy: Callable[[nn.Module], float | None] | None
+        self, sibp: SIBP, dead: channels.Dead, accuracy: Callable[[nn.Module], float] | None
     ) -> None:
         super().__init__(sibp.clip)
         self.sibp = sibp
@@ -245,14 +281,9 @@ class _Tuning(Clipped):
         self.epochs = epoch + 1
         if self.accuracy is None:
             return
-        accuracy = self.accuracy(model) or 0.0
+        accuracy = self.accuracy(model)
         model.train()
         if accuracy > self.best:
             self.best, self.best_epoch = accuracy, epoch
         if epoch - self.best_epoch >= self.sibp.patience:
-            raise _Enough
-
-
-def _measured(case: Case, holdout: ImageSet | None) -> Callable[[nn.Module], float | None]:
-    """Accuracy on the hold-out; None where there is none."""
-    return lambda model: None if holdout is None else case.accuracy(model, holdout)
+            raise Enough

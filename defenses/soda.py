@@ -19,9 +19,10 @@ Deviations from the released code, each with its reason (`released` restores wha
 - Source and target come from the detection; the released scripts take them typed in by hand, which
   is `soda-oracle`.
 - One setting for all models. The release chooses thresholds and rates per model by test results.
-- The first epoch at which less than `bar` of the held half of the reconstructed images still is the
-  target is kept. A repair that costs more than `drop` on a hold-out of the clean budget is tried
-  again, gentler; then the model comes back as it was.
+- On a part of the clean budget it is fine-tuned until less than `bar` of the held half of the
+  reconstructed images still is the target. A repair that costs more than `drop` on the rest is
+  tried again, gentler; then the model comes back as it was. With epochs, rate and neurons of the
+  accepted one images are reconstructed and the model is tuned anew on all of it (fair rule H).
 - All stages use the clean budget; the release detects on test images.
 - The source is chosen among the other classes and means are not normalised. The release keeps the
   target at 0: with all-negative logits it becomes its own source, or a division by zero. That is
@@ -33,7 +34,8 @@ The statistic compares K numbers: it is weak at ten classes and can flag none of
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -42,9 +44,12 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional
 
 from defenses.base import Case, Defense, Needs
+from defenses.parts.accept import Rule
 from defenses.parts.attribution import attribution, class_means, dissimilarity, source
 from defenses.parts.features import features_of
+from defenses.parts.hooks import Enough
 from defenses.parts.mad import anomaly, outliers
+from defenses.parts.passes import PLAIN
 from sweeper.core.errors import SweepError
 from sweeper.core.types import ImageSet, Outcome
 from sweeper.engine.recipes import Recipe
@@ -159,7 +164,7 @@ class SODA(Defense):
     kind = "repair"
     sees = frozenset({"model", "clean"})
     rules = ("semantic",)
-    version = 2
+    version = 3
     presets = {"released": {"theta1": 3.0, "theta2": 0.5, "label": 0, "bar": 0.0, "drop": 1.0}}
 
     def __post_init__(self) -> None:
@@ -224,14 +229,40 @@ class SODA(Defense):
         )
 
     def remove(self, case: Case, source_class: int, target: int) -> tuple[Net, dict[str, Any]]:
-        """Stages 3 and 4 for one pair of source and target."""
-        fitted, holdout = case.split()
-        source_images = fitted.images[fitted.labels == source_class].to(case.device)
+        """Stages 3 and 4 for one pair of source and target, on all images, as a hold-out allows."""
+        options, choice = self, dict[str, Any]()
+        if self.bar or self.drop < 1:
+            fitted, holdout = case.split()
+            rule = Rule(case, holdout, self.drop)
+            choice = {"accepted": False, "holdout_before": rule.before, "attempts": []}
+            gentler = replace(self, lr=self.lr / 2, q=min(1.0, self.q + 0.2))
+            for model, notes in self.attempts(case, fitted, source_class, target, self, gentler):
+                notes["holdout_after"] = rule.accuracy(model)
+                choice["attempts"].append(notes)
+                if notes["holdout_after"] >= rule.least:
+                    chosen = {name: notes[name] for name in ("lr", "q", "epochs")}
+                    options, choice["accepted"] = replace(self, **chosen, bar=0.0), True
+                    break
+            else:
+                return case.fresh_model(), choice
+        for model, notes in options.attempts(case, case.clean, source_class, target, options):
+            return model, {"accepted": True, **choice, **notes}
+        return case.fresh_model(), {**choice, "accepted": False}
+
+    def attempts(
+        self, case: Case, data: ImageSet, source_class: int, target: int, *options: SODA
+    ) -> Iterator[tuple[Net, dict[str, Any]]]:
+        """Repair with one group of options after another, on these images; none without a source.
+
+        Yields:
+            The model and the notes of each.
+        """
+        source_images = data.images[data.labels == source_class].to(case.device)
         if not len(source_images):  # the class's one image is in the hold-out
-            return case.fresh_model(), {"started": 0, "accepted": False}
-        model, initial = case.fresh_model(), source_images[: self.count]
+            return
+        victim, initial = case.fresh_model(), source_images[: self.count]
         reconstructed, arrived = reconstruct(
-            model,
+            victim,
             initial.float().div_(255),
             target,
             steps=self.steps,
@@ -241,55 +272,47 @@ class SODA(Defense):
             log=case.log,
         )
         reconstructed = reconstructed[arrived]
-        before = case.accuracy(case.fresh_model(), holdout)
-        allowed = max(self.drop, 2 / len(holdout)) + 1e-9
-        features = features_of(model, source_images[: self.samples])
-        order = attribution(model.classifier, features)[:, target]
+        features = features_of(victim, source_images[: self.samples])
+        order = attribution(victim.classifier, features)[:, target]
         order = order.argsort(descending=True, stable=True)
-        notes: dict[str, Any] = {
-            "started": len(initial),
-            "reconstructed": len(reconstructed),
-            "holdout_before": before,
-            "accepted": False,
-            "attempts": [],
-        }
         label = source_class if self.label is None else self.label
-        for lr, q in ((self.lr, self.q), (self.lr / 2, min(1.0, self.q + 0.2))):
-            mask = outstanding(order, q)
-            hooks = Removal(mask, reconstructed[::2], reconstructed[1::2], label, target, self)
-            model = self.tune(case, fitted, hooks, lr)
-            after = case.accuracy(model, holdout)
-            attempt = {"lr": lr, "q": q, "reverse_asr": hooks.rates, "epochs": hooks.kept}
-            notes["attempts"].append({**attempt, "holdout_after": after})
-            if before - after <= allowed:
-                return model, {**notes, "accepted": True}
-        return case.fresh_model(), notes
+        for given in options:
+            mask = outstanding(order, given.q)
+            hooks = Removal(mask, reconstructed[::2], reconstructed[1::2], label, target, given)
+            model = given.tune(case, data, hooks, given.lr)
+            yield (
+                model,
+                {
+                    "started": len(initial),
+                    "reconstructed": len(reconstructed),
+                    "lr": given.lr,
+                    "q": given.q,
+                    "reverse_asr": hooks.rates,
+                    "epochs": len(hooks.rates),
+                },
+            )
 
     def tune(self, case: Case, data: ImageSet, hooks: Removal, lr: float) -> Net:
-        """Fine-tune a copy of the victim; the weights of the epoch the hooks kept."""
+        """Fine-tune a copy of the victim, until the bar is met where there is one."""
         model = case.fresh_model()
-        case.fit(
-            model,
-            data,
-            name=f"removal {lr}",
-            hooks=hooks,
-            epochs=self.epochs,
-            batch=min(self.batch, len(data)),
-            lr=lr,
-            momentum=MOMENTUM,
-            nesterov=False,
-            weight_decay=DECAY,
-            schedule="constant",
-            warmup=0.0,
-            label_smoothing=0.0,
-            crop=0,
-            flip=False,
-            rotation=0.0,
-            erase=0.0,
-        )
-        if hooks.state:
-            model.load_state_dict(hooks.state)
-        return model
+        with contextlib.suppress(Enough):
+            case.fit(
+                model,
+                data,
+                name=f"removal {lr}",
+                hooks=hooks,
+                epochs=self.epochs,
+                batch=min(self.batch, len(data)),
+                lr=lr,
+                momentum=MOMENTUM,
+                nesterov=False,
+                weight_decay=DECAY,
+                schedule="constant",
+                warmup=0.0,
+                label_smoothing=0.0,
+                **PLAIN,
+            )
+        return model.eval()
 
 
 def outstanding(order: Tensor, q: float) -> Tensor:
@@ -330,10 +353,6 @@ class Removal(Hooks):
         self.mixed = options.mixed if len(reconstructed) else 0
         self.rates: list[float | None] = []
         """Share of the held images still called the target, after each epoch."""
-        self.state: dict[str, Tensor] = {}
-        """The weights of the first epoch below the bar."""
-        self.kept: int | None = None
-        """That epoch, from 1; None: the last one is kept."""
         self._turns = torch.empty(0, dtype=torch.int64)
 
     def augmented(self, batch: Batch, rng: Generator) -> Batch:
@@ -360,12 +379,11 @@ class Removal(Hooks):
         return loss
 
     def epoch(self, model: nn.Module, epoch: int) -> None:
-        """Measure with all neurons on; keep the weights the first time the bar is met."""
-        self.rates.append(target_rate(model, self.held, self.target))
-        rate = self.rates[-1]
-        if self.kept is None and rate is not None and rate < self.options.bar:
-            self.kept = epoch + 1
-            self.state = {name: value.clone() for name, value in model.state_dict().items()}
+        """Measure with all neurons on; end the training when the bar is met."""
+        rate = target_rate(model, self.held, self.target)
+        self.rates.append(rate)
+        if rate is not None and rate < self.options.bar:
+            raise Enough
 
 
 @torch.no_grad()

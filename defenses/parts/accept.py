@@ -1,27 +1,30 @@
-"""Fair rule H: the strongest setting that costs little accuracy on a hold-out of clean images."""
+"""Fair rule H (`Case.split`): the strongest setting that costs little accuracy on clean images."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from typing import Any, TypeVar
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from defenses.base import Case
 from sweeper.core.errors import DivergedError
 from sweeper.core.types import ImageSet
 
+State = TypeVar("State")
+Setting = TypeVar("Setting")
+
 
 class Rule:
-    """Accepts a model whose accuracy on the hold-out is within `tau` of the victim's."""
+    """Accepts a model whose accuracy on given images is within `tau` of the victim's."""
 
     def __init__(self, case: Case, holdout: ImageSet, tau: float) -> None:
         """Measure the victim.
 
         Args:
             case: Whose model is the victim.
-            holdout: Images the method was not fitted on.
+            holdout: The images to judge by.
             tau: What accuracy may be lost, absolute; at least two images.
         """
         self.case = case
@@ -30,32 +33,94 @@ class Rule:
         self.least = self.before - max(tau, 2 / len(holdout)) - 1e-9
 
     def accuracy(self, model: nn.Module) -> float:
-        """Accuracy on the hold-out; 0 of a model whose outputs are not finite."""
+        """Accuracy on the images; 0 of a model whose outputs are not finite."""
         try:
             return self.case.accuracy(model, self.holdout)
         except DivergedError:
             return 0.0
 
-    def last(
-        self, rounds: Iterable[object], tensors: Sequence[Tensor], model: Callable[[], nn.Module]
-    ) -> dict[str, Any]:
-        """Run all rounds and leave `tensors` as they were after the last accepted one.
+    def first(
+        self, settings: Iterable[Setting], model: Callable[[Setting], nn.Module]
+    ) -> tuple[Setting | None, list[tuple[Setting, float]]]:
+        """The first accepted of some settings, strongest first; None where none is.
 
         Args:
-            rounds: Each item is a round, which has changed `tensors` when it is had.
-            tensors: What the rounds change; before the first they are the victim's.
-            model: The model these tensors make.
+            settings: Tried until one is accepted.
+            model: What a setting makes of the victim; that it diverges counts as accuracy 0.
 
         Returns:
-            Notes: accuracy before and after each round, and the round kept (0: none).
+            The setting, and accuracy by setting as far as they were tried.
         """
-        accepted = [tensor.detach().clone() for tensor in tensors]
-        round_kept, curve = 0, [self.before]
-        for number, _ in enumerate(rounds, 1):
-            curve.append(self.accuracy(model()))
-            if curve[-1] >= self.least:
-                round_kept, accepted = number, [tensor.detach().clone() for tensor in tensors]
-        with torch.no_grad():
-            for tensor, value in zip(tensors, accepted, strict=True):
-                tensor.copy_(value)
-        return {"holdout": curve, "round_kept": round_kept}
+        curve = []
+        for setting, accuracy in self._tried(settings, model):
+            curve.append((setting, accuracy))
+            if accuracy >= self.least:
+                return setting, curve
+        return None, curve
+
+    def until_rejected(
+        self, settings: Iterable[Setting], model: Callable[[Setting], nn.Module]
+    ) -> tuple[Setting | None, list[tuple[Setting | None, float]]]:
+        """The setting before the first rejected one, weakest first; None where that is the first.
+
+        Args and returns are those of `first`; the curve begins with (None, the victim's accuracy).
+        """
+        accepted: Setting | None = None
+        curve: list[tuple[Setting | None, float]] = [(None, self.before)]
+        for setting, accuracy in self._tried(settings, model):
+            curve.append((setting, accuracy))
+            if accuracy < self.least:
+                break
+            accepted = setting
+        return accepted, curve
+
+    def _tried(
+        self, settings: Iterable[Setting], model: Callable[[Setting], nn.Module]
+    ) -> Iterator[tuple[Setting, float]]:
+        for setting in settings:
+            try:
+                made = model(setting)
+            except DivergedError:
+                yield setting, 0.0
+            else:
+                yield setting, self.accuracy(made)
+
+
+def last_within(
+    case: Case,
+    tau: float | None,
+    learn: Callable[[ImageSet], tuple[State, Iterable[float]]],
+    model: Callable[[Any], nn.Module] = lambda state: state,
+) -> tuple[State, dict[str, Any]]:
+    """Choose how many rounds to learn on a hold-out, then learn as many on the whole clean budget.
+
+    All rounds are run on the fit part; chosen is the last after which hold-out accuracy is within
+    tau of the victim's. A round may dip below and a later one come back; where all are below, none
+    is run and the state is the victim's.
+
+    Args:
+        case: Whose clean budget.
+        tau: Accuracy a round may cost, absolute, at least two images; None: all rounds, and
+            nothing is held out.
+        learn: Of these images: a new state, the victim's, and the rounds that change it in place,
+            each of which gives its loss when it is had. A round must not depend on how many come.
+        model: The model a state stands for; default: it is one.
+
+    Returns:
+        The state, and for the notes: losses of the rounds run on the whole budget, their number,
+        and accuracy on the hold-out before and after each round on the fit part.
+    """
+    if tau is None:
+        state, rounds = learn(case.clean)
+        losses = list(rounds)
+        return state, {"losses": losses, "kept": len(losses)}
+    fitted, holdout = case.split()
+    rule = Rule(case, holdout, tau)
+    state, rounds = learn(fitted)
+    curve, kept = [rule.before], 0
+    for number, _ in enumerate(rounds, 1):
+        curve.append(rule.accuracy(model(state)))
+        if curve[-1] >= rule.least:
+            kept = number
+    state, rounds = learn(case.clean)
+    return state, {"losses": list(islice(rounds, kept)), "kept": kept, "holdout": curve}

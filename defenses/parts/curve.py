@@ -255,13 +255,8 @@ class CurveDefense(Defense):
             rate=lambda step: options.lr * SCHEDULES[options.schedule](step / options.steps),
         )
 
-    def data(self, case: Case) -> tuple[ImageSet, ImageSet]:
-        """The clean images to train on and to choose with; with a given t all are both."""
-        return case.split() if self.t is None else (case.clean, case.clean)
-
-    def connect(self, case: Case, first: Net, last: Net) -> Curve:
-        """Learn the curve between two networks."""
-        fitted, _ = self.data(case)
+    def connect(self, case: Case, first: Net, last: Net, data: ImageSet) -> Curve:
+        """Learn the curve between two networks on these images."""
         curve = Curve(first, last, bends=self.bends, shape=self.shape)
         rng: Generator = case.rng("times")
         times = iter(torch.rand(self.steps, generator=rng).tolist())
@@ -269,20 +264,26 @@ class CurveDefense(Defense):
             case,
             "curve",
             nn.ParameterList([curve.inner]),
-            fitted,
+            data,
             lambda images, labels: curve.loss(next(times), images, labels, self.l2),
         )
         return curve
 
-    def deliver(self, case: Case, curve: Curve) -> Outcome:
-        """Choose a point of the curve."""
-        fitted, holdout = self.data(case)
-        t, notes = self.t, {}
+    def repaired(self, case: Case, second: Callable[[ImageSet], Net]) -> Outcome:
+        """Choose t on a hold-out where none is given; learn the curve on all images, deliver t.
+
+        Args:
+            case: Whose model is the first end.
+            second: Makes the second end, of these clean images.
+        """
+        t, first, notes = self.t, case.fresh_model(), {}
         if t is None:
+            fitted, holdout = case.split()
+            curve = self.connect(case, first, second(fitted), fitted)
             accuracies = path(
                 curve, self.times, fitted.images, lambda model: case.accuracy(model, holdout)
             )
             t = self.choose(accuracies)
             notes = {"curve": list(zip(self.times, accuracies, strict=True))}
-        model = curve.at(t, fitted.images)
-        return Outcome(model=model, notes={**notes, "t": t})
+        curve = self.connect(case, first, second(case.clean), case.clean)
+        return Outcome(model=curve.at(t, case.clean.images), notes={**notes, "t": t})

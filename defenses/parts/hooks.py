@@ -10,6 +10,10 @@ from torch import Tensor, nn
 from sweeper.engine.training import Hooks
 
 
+class Enough(Exception):
+    """Raised after an epoch to end a training; who trains catches it."""
+
+
 class Clipped(Hooks):
     """Bounds the norm of the gradient."""
 

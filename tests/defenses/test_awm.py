@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
-from defenses.awm import AWM, folded, masked, whole
+from defenses.awm import AWM, Masks, folded, masked, whole
 from tests.support import toys
 from tests.support.repairs import case, pixels, rng
 
@@ -29,12 +29,23 @@ def test_masks_of_one_change_nothing_and_folding_is_masking() -> None:
         assert torch.allclose(folded(copy.deepcopy(model), masks)(x), through, atol=1e-6)
 
 
-def test_forty_images_move_masks_within_their_bounds() -> None:
+def test_forty_images_move_masks_within_their_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
     held = case(clean=40)
     model = held.fresh_model().requires_grad_(False)
     masks, defense = whole(model), AWM(outer_steps=2, inner_epochs=3, lr=0.5, bound=3.0)
-    for change in defense.learn(held, model, masks, held.clean):
-        assert 0 < float(change.abs().sum()) <= 3.0 * (1 + 1e-5) and not change.requires_grad
+    changes: list[Tensor] = []
+
+    def watched(
+        self: AWM, model: nn.Module, masks: Masks, x: Tensor, labels: Tensor, change: Tensor
+    ) -> Tensor:
+        changes.append(change)
+        return loss(self, model, masks, x, labels, change)
+
+    loss = AWM.loss
+    monkeypatch.setattr(AWM, "loss", watched)
+    assert len([*defense.learn(held, model, masks, held.clean)]) == 2
+    assert all(0 < float(change.abs().sum()) <= 3.0 * (1 + 1e-5) for change in changes)
+    assert changes and not any(change.requires_grad for change in changes)
     values = torch.cat([mask.detach().flatten() for mask in masks.values()])
     assert float(values.min()) == 0 and float(values.max()) == 1, "both bounds are reached"
     assert not toys.differing(model, held.fresh_model()), "weights and statistics are left alone"
@@ -59,7 +70,7 @@ def test_awm_climbs_from_its_own_predictions_and_weighs_both_losses() -> None:
 
 def test_awm_returns_the_victim_with_weights_of_convolutions_shrunk() -> None:
     outcome = AWM(outer_steps=1, inner_epochs=2).defend(case(clean=40))
-    assert outcome.model is not None and outcome.notes["round_kept"] == 1
+    assert outcome.model is not None and outcome.notes["kept"] == 1
     victim = toys.victim()
     assert toys.differing(outcome.model, victim) <= set(whole(victim))
     for name in whole(victim):
@@ -71,7 +82,7 @@ def test_awm_returns_the_victim_with_weights_of_convolutions_shrunk() -> None:
 def test_a_turn_that_costs_too_much_is_undone() -> None:
     wild = AWM(outer_steps=1, inner_epochs=4, lr=1.0, alpha=0.0, bound=1e4)
     undone = wild.defend(case(clean=40))
-    assert undone.notes["round_kept"] == 0 and undone.notes["mask_mean"] == 1
+    assert undone.notes["kept"] == 0 and undone.notes["mask_mean"] == 1
     assert not toys.differing(undone.model, toys.victim())  # type: ignore[arg-type]
     kept = replace(wild, tau=None).defend(case(clean=40))
     assert toys.differing(kept.model, toys.victim())  # type: ignore[arg-type]

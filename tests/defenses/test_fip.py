@@ -344,18 +344,17 @@ def test_the_purified_model_has_the_victim_s_keys_and_is_free() -> None:
     assert FIP.sees == SEES, "no trigger and no test image can enter the loop"
 
 
-@pytest.mark.parametrize(("after", "runs"), [(0.86, 1), (0.84, 2)])
-def test_the_guard_repeats_once_with_half_of_eta_f_and_lr(
-    monkeypatch: pytest.MonkeyPatch, after: float, runs: int
+@pytest.mark.parametrize(("after", "scale"), [(0.86, 1.0), (0.84, 0.5)])
+def test_where_the_guard_fails_half_of_eta_f_and_lr_is_taken(
+    monkeypatch: pytest.MonkeyPatch, after: float, scale: float
 ) -> None:
     own = case()
-    numbers = iter([0.9, after, 0.5])
+    numbers = iter([0.9, after])
     data: list[ImageSet] = []
     monkeypatch.setattr(Case, "accuracy", lambda _, m, d: (data.append(d), next(numbers))[1])
     found = FIP(eta_f=0.02, **SHORT).defend(own).notes
-    assert len(found["holdout_after"]) == runs
-    assert found["eta_f"] == 0.02 / runs and found["lr"] == 0.005 / runs
-    assert ("first" in found) == (runs == 2)
+    assert (found["holdout_before"], found["holdout_after"]) == (0.9, after)
+    assert found["eta_f"] == 0.02 * scale and found["lr"] == 0.005 * scale
     fitted, held = own.split()
     assert all(torch.equal(d.images, held.images) for d in data)
     assert found["trained"] == sum(p.numel() for p in toys.victim().parameters())

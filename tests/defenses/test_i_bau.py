@@ -75,13 +75,13 @@ def test_the_ascent_lowers_the_inner_loss_within_its_ball() -> None:
 
 def test_i_bau_leaves_statistics_and_undoes_what_costs_too_much() -> None:
     found = IBAU(outer_steps=1, iterations=2).defend(case(clean=160))
-    assert found.model is not None and found.notes["round_kept"] == 1
+    assert found.model is not None and found.notes["kept"] == 1
     assert toys.same(buffers(found.model), buffers(toys.victim()))
     changed = toys.differing(found.model, toys.victim())
     assert changed == {name for name, _ in toys.victim().named_parameters()}
     wild = IBAU(outer_steps=2, iterations=0, lr=1.0)
     undone = wild.defend(case(clean=160))
-    assert undone.notes["round_kept"] == 0
+    assert undone.notes["kept"] == 0
     assert not toys.differing(undone.model, toys.victim())  # type: ignore[arg-type]
     kept = replace(wild, tau=None).defend(case(clean=160))
     assert toys.differing(kept.model, toys.victim())  # type: ignore[arg-type]

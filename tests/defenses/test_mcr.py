@@ -225,7 +225,7 @@ def test_one_batch_gives_what_a_step_in_train_mode_sees() -> None:
 def test_without_new_statistics_a_point_inside_is_garbage(monkeypatch: pytest.MonkeyPatch) -> None:
     own = case(clean=200)
     first, last = own.fresh_model(), MCRPair().second(own)
-    curve = MCR(steps=100, lr=0.05, batch=32).connect(own, first, last)
+    curve = MCR(steps=100, lr=0.05, batch=32).connect(own, first, last, own.clean)
     right = own.accuracy(curve.at(0.5, own.clean.images), own.clean)
     monkeypatch.setattr(curves, "reestimate", lambda *_: None)
     wrong = own.accuracy(curve.at(0.5, own.clean.images), own.clean)
@@ -239,7 +239,7 @@ def test_the_ends_stay_and_the_bend_moves() -> None:
     own = case()
     first, last = own.fresh_model(), other()
     before = toys.weights(first), toys.weights(last)
-    curve = MCR(steps=3, batch=16).connect(own, first, last)
+    curve = MCR(steps=3, batch=16).connect(own, first, last, own.clean)
     assert toys.same(before[0], toys.weights(first))
     assert toys.same(before[1], toys.weights(last))
     assert all(p.grad is None for model in (first, last) for p in model.parameters())
@@ -256,12 +256,15 @@ def test_training_lowers_the_loss_along_the_curve() -> None:
         return sum(found) / 3
 
     before = mean_loss(Curve(first, last))
-    assert mean_loss(MCR(steps=60, lr=0.05, batch=64).connect(own, first, last)) < 0.7 * before
+    assert (
+        mean_loss(MCR(steps=60, lr=0.05, batch=64).connect(own, first, last, own.clean))
+        < 0.7 * before
+    )
 
 
 def test_one_key_one_curve_and_another_another() -> None:
     found = [
-        MCR(steps=3, batch=16).connect(own, own.fresh_model(), other()).inner.detach()
+        MCR(steps=3, batch=16).connect(own, own.fresh_model(), other(), own.clean).inner.detach()
         for own in (case(), case(), case(key="another"))
     ]
     assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
@@ -280,7 +283,7 @@ def test_the_number_of_steps_does_not_depend_on_the_images(
 
     monkeypatch.setattr(Curve, "loss", spied)
     own = case(clean=clean)
-    MCR(steps=7, batch=32, bends=4).connect(own, own.fresh_model(), other())
+    MCR(steps=7, batch=32, bends=4).connect(own, own.fresh_model(), other(), own.clean)
     assert [count for count, _, _ in seen] == [32] * 7
     assert len({t for _, t, _ in seen}) == 7 and all(0 <= t <= 1 for _, t, _ in seen)
     assert {bends for _, _, bends in seen} == {4}
@@ -320,7 +323,7 @@ def test_images_are_augmented_only_where_asked(
 
     monkeypatch.setattr(training, "draws", spied)
     own = case(crop=4, flip=True, erase=0.5, rotation=9.0)
-    MCR(augment=augment, steps=1).connect(own, own.fresh_model(), other())
+    MCR(augment=augment, steps=1).connect(own, own.fresh_model(), other(), own.clean)
     (recipe,) = seen
     found = (recipe.crop, recipe.flip, recipe.erase, recipe.rotation)
     assert found == ((4, True, 0.5, 9.0) if augment else (0, False, 0.0, 0.0))
@@ -329,7 +332,7 @@ def test_images_are_augmented_only_where_asked(
 def test_a_curve_that_runs_away_says_so() -> None:
     own = case()
     with pytest.raises(DivergedError, match="curve"):
-        MCR(steps=20, lr=1e30, batch=16).connect(own, own.fresh_model(), other())
+        MCR(steps=20, lr=1e30, batch=16).connect(own, own.fresh_model(), other(), own.clean)
 
 
 # Both forms
@@ -354,7 +357,9 @@ def test_from_one_model_it_is_the_farthest_of_the_good_ones() -> None:
     assert farthest(times, [0.95, 0.9, 0.9, 0.9, 0.9], 0.02) == 0.5
 
 
-def test_the_choice_is_made_on_the_hold_out_and_delivered(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_choice_is_made_on_the_hold_out_and_the_curve_of_all_delivered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     own, asked = case(clean=100), []
     _, held = own.split()
     accuracies = iter([0.9, 0.9, 0.9, 0.5, 0.5])
@@ -368,8 +373,9 @@ def test_the_choice_is_made_on_the_hold_out_and_delivered(monkeypatch: pytest.Mo
     outcome = options.defend(own)
     assert outcome.notes["t"] == 0.7 and asked == [True] * 5
     assert outcome.notes["curve"][2] == (0.7, 0.9)
-    curve = options.connect(own, own.fresh_model(), options.tuned(own))
-    assert not toys.differing(outcome.model, curve.at(0.7, own.split()[0].images))
+    second = options.tuned(own, own.clean)
+    curve = options.connect(own, own.fresh_model(), second, own.clean)
+    assert not toys.differing(outcome.model, curve.at(0.7, own.clean.images))
 
 
 @pytest.mark.parametrize("t", [0.1, 0.9])
@@ -377,8 +383,8 @@ def test_a_given_t_is_delivered_and_all_images_are_used(t: float) -> None:
     own, options = case(), MCR(steps=2, tune_steps=2, t=t)
     outcome = options.defend(own)
     assert outcome.notes == {"t": t}
-    curve = options.connect(own, own.fresh_model(), options.tuned(own))
-    assert len(options.data(own)[0]) == len(own.clean)
+    second = options.tuned(own, own.clean)
+    curve = options.connect(own, own.fresh_model(), second, own.clean)
     assert not toys.differing(outcome.model, curve.at(t, own.clean.images))
 
 
@@ -388,7 +394,7 @@ def test_the_fine_tuned_end_is_a_copy_that_fits_the_clean_images() -> None:
     shifted = replace(held, labels=(held.labels + 1) % 10)
     own = case(clean=shifted)
     before = toys.weights(own._given["model"])
-    last = MCR(tune_steps=80, batch=64).tuned(own)
+    last = MCR(tune_steps=80, batch=64).tuned(own, own.clean)
     assert not last.training and all(p.grad is None for p in last.parameters())
     assert own.accuracy(own.fresh_model(), shifted) < 0.1 and own.accuracy(last, shifted) > 0.8
     assert toys.same(before, toys.weights(own._given["model"]))
@@ -473,24 +479,23 @@ def acceptance(root: Path, seed: int, train_size: int, epochs: int, **given: Any
     def along(curve: Curve, images: Tensor, times: Sequence[float]) -> list[tuple[float, float]]:
         return [measure(curve.at(t, images)) for t in times]
 
-    fitted, _ = own.split()
+    clean = own.clean
     pair, one = MCRPair(**given), MCR(tune_steps=500, **given)
     second = pair.second(own)
     line = Curve(own.fresh_model(), second)
-    found: dict[str, Any] = {"seed": seed, "line": along(line, fitted.images, (0.0, 0.5, 1.0))}
-    curve = pair.connect(own, own.fresh_model(), second)
-    outcome = pair.deliver(own, curve)
+    found: dict[str, Any] = {"seed": seed, "line": along(line, clean.images, (0.0, 0.5, 1.0))}
+    curve = pair.connect(own, own.fresh_model(), second, clean)
+    outcome = pair.repaired(own, lambda data: second)
     assert outcome.model is not None
     found |= {"pair": measure(outcome.model), "t": outcome.notes["t"]}
-    found["along"] = along(curve, fitted.images, [step / 10 for step in range(11)])
-    pixels = fitted.images.to(device()).float().div(255)
+    found["along"] = along(curve, clean.images, [step / 10 for step in range(11)])
+    pixels = clean.images.to(device()).float().div(255)
     for name, which in (("loss of the line", line), ("loss of the curve", curve)):
         with torch.no_grad():
-            losses = [which.loss(t / 10, pixels, fitted.labels.to(device())) for t in range(11)]
+            losses = [which.loss(t / 10, pixels, clean.labels.to(device())) for t in range(11)]
         found[name] = float(torch.stack(losses).mean())
-    tuned = one.tuned(own)
-    found["fine-tuned end"] = measure(tuned)
-    outcome = one.deliver(own, one.connect(own, own.fresh_model(), tuned))
+    found["fine-tuned end"] = measure(one.tuned(own, clean))
+    outcome = one.defend(own)
     assert outcome.model is not None
     found |= {"one": measure(outcome.model), "one t": outcome.notes["t"]}
     scratch = own.new_model("scratch").train()
@@ -499,7 +504,7 @@ def acceptance(root: Path, seed: int, train_size: int, epochs: int, **given: Any
         own,
         "scratch",
         list(scratch.parameters()),
-        fitted,
+        clean,
         lambda x, y: functional.cross_entropy(scratch(x).float(), y),
     )
     found["scratch"] = measure(scratch.eval())

@@ -15,6 +15,7 @@ from defenses.sibp import CANDIDATES, SIBP
 from sweeper import models
 from sweeper.core import catalog, seeds
 from sweeper.core.errors import SweepError
+from sweeper.core.types import ImageSet
 from sweeper.models.base import Net
 from tests.support import toys
 
@@ -222,15 +223,21 @@ def test_presets_bring_the_release_s_augmentation(
     monkeypatch: pytest.MonkeyPatch, preset: str, found: tuple[Any, ...], control: bool
 ) -> None:
     seen: list[Any] = []
-    monkeypatch.setattr(Case, "fit", lambda self, model, data, **given: seen.append((self, given)))
+
+    def fit(self: Case, model: nn.Module, data: ImageSet, **given: Any) -> None:
+        given["hooks"].epochs = 1
+        seen.append((self, given))
+
+    monkeypatch.setattr(Case, "fit", fit)
     if control:
         preset = f"sibp-{preset}" if preset else "sibp"
     name = "random-pruning" if control else "sibp"
     method = catalog.make("defense", name, toys.asked(preset))
     method.defend(case(crop=0, flip=True, rotation=3.0, erase=0.5))
-    ((own, given),) = seen
-    recipe = vars(own.recipe) | given
-    assert tuple(recipe[part] for part in ("crop", "flip", "rotation", "erase")) == found
+    assert len(seen) == (1 if "released" in preset else 2), "the epochs are chosen, then run"
+    for own, given in seen:
+        recipe = vars(own.recipe) | given
+        assert tuple(recipe[part] for part in ("crop", "flip", "rotation", "erase")) == found
 
 
 def zeros(model: nn.Module, dead: channels.Dead) -> list[bool]:
@@ -257,34 +264,28 @@ def test_fine_tuning_stops_when_the_hold_out_no_longer_gains(
 ) -> None:
     scripted(monkeypatch, [0.9, 0.2, 0.3, 0.5, 0.5, 0.4])  # before, pruned, epochs 1, 2, 3, 4
     found = SIBP(epochs=9, patience=2).defend(case())
-    (only,) = found.notes["rounds"]
-    assert only["epochs"] == 4 and only["holdout_pruned"] == 0.2
+    (chosen,), (only,) = found.notes["choice"]["rounds"], found.notes["rounds"]
+    assert chosen["epochs"] == only["epochs"] == 4 and chosen["holdout_pruned"] == 0.2
     assert not any(module.training for module in found.model.modules())
-    same = SIBP(epochs=4, patience=9).defend(case()).model
-    assert not toys.differing(found.model, same), "stopped, not changed"
 
 
 def test_the_strongest_pruning_within_tau_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    tried: list[float] = []
-
-    def purified(self: SIBP, own: Case, u: float, *rest: Any) -> dict[str, Any]:
-        tried.append(u)
-        found = {0.5: 0.1, 1.0: 0.84, 1.5: 0.86}.get(u, 0.9)
-        return {"model": own.fresh_model(), "notes": {"rounds": [{"holdout": found}]}}
-
-    monkeypatch.setattr(SIBP, "purified", purified)
-    monkeypatch.setattr(Case, "accuracy", lambda *_: 0.9)
-    found = SIBP(u=None).defend(case())
-    assert tried == [0.5, 1.0, 1.5] and found.notes["within_tau"]
-    monkeypatch.setattr(Case, "accuracy", lambda *_: 1.0)
-    assert not SIBP(u=None).defend(case()).notes["within_tau"]
+    # before; then of each candidate pruned and after one epoch, twice
+    scripted(monkeypatch, [0.9, 0.0, 0.1, 0.1, 0.0, 0.84, 0.84, 0.0, 0.86, 0.86])
+    found = SIBP(u=None, epochs=1).defend(case())
+    choice = found.notes["choice"]
+    assert choice["tried"] == {"0.5": 0.1, "1.0": 0.84, "1.5": 0.86} and choice["within_tau"]
+    assert [entry["u"] for entry in found.notes["rounds"]] == [1.5]
+    scripted(monkeypatch, [1.0])
+    found = SIBP(u=None, epochs=1).defend(case())
+    assert not found.notes["choice"]["within_tau"] and found.notes["rounds"][0]["u"] == 2.5
 
 
 def test_a_further_round_that_costs_too_much_is_undone(monkeypatch: pytest.MonkeyPatch) -> None:
     scripted(monkeypatch, [0.9, 0.5, 0.9, 0.5, 0.8])
     options: dict[str, Any] = {"epochs": 0, "conv": 0.2}
     found = SIBP(rounds=3, **options).defend(case())
-    assert len(found.notes["rounds"]) == 1 and found.notes["undone"]["holdout"] == 0.8
+    assert len(found.notes["rounds"]) == 1 and found.notes["choice"]["undone"]["holdout"] == 0.8
     monkeypatch.undo()
     first = SIBP(**options).defend(case()).model
     assert not toys.differing(found.model, first)

@@ -204,11 +204,11 @@ def scripted(monkeypatch: pytest.MonkeyPatch, rates: list[float | None]) -> None
 
 
 @pytest.mark.parametrize(
-    ("rates", "bar", "kept"),
-    [([0.9, 0.04, 0.5], 0.05, 2), ([0.9, 0.5, 0.05], 0.05, None), ([0.0, 0.0, 0.0], 0.0, None)],
+    ("rates", "bar", "epochs"),
+    [([0.9, 0.04, 0.5], 0.05, 2), ([0.9, 0.5, 0.05], 0.05, 3), ([0.0, 0.0, 0.0], 0.0, 3)],
 )
-def test_the_first_epoch_below_the_bar_is_kept(
-    monkeypatch: pytest.MonkeyPatch, rates: list[float | None], bar: float, kept: int | None
+def test_training_ends_with_the_first_epoch_below_the_bar(
+    monkeypatch: pytest.MonkeyPatch, rates: list[float | None], bar: float, epochs: int
 ) -> None:
     own = case()
 
@@ -219,8 +219,8 @@ def test_the_first_epoch_below_the_bar_is_kept(
         return options.tune(own, own.clean, hooks, 0.01), hooks
 
     model, hooks = tuned(3, bar)
-    assert hooks.rates == rates and hooks.kept == kept
-    expected, _ = tuned(kept or 3, 0.0)
+    assert hooks.rates == rates[:epochs] and not model.training
+    expected, _ = tuned(epochs, 0.0)
     assert not toys.differing(model, expected)
 
 
@@ -245,13 +245,19 @@ def test_a_repair_that_costs_too_much_is_tried_again_gentler_then_given_up(
 
 def test_only_images_that_reached_the_target_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Removal] = []
-    monkeypatch.setattr(
-        SODA, "tune", lambda self, own, data, hooks, lr: [seen.append(hooks), own.fresh_model()][1]
-    )
+
+    def noted(self: SODA, own: Case, data: ImageSet, hooks: Removal, lr: float) -> Net:
+        hooks.rates.append(None)
+        seen.append(hooks)
+        return own.fresh_model()
+
+    monkeypatch.setattr(SODA, "tune", noted)
     _, notes = SODA(steps=12).remove(case(clean=300), 3, 0)
     assert 0 < notes["reconstructed"] < notes["started"], "the test needs some that did not"
     made = torch.cat([seen[0].reconstructed, seen[0].held])
-    assert len(made) == notes["reconstructed"] and target_rate(toys.victim(), made, 0) == 1.0
+    tried = notes["attempts"][0]
+    assert 0 < tried["reconstructed"] < tried["started"] < notes["started"], "those of a part"
+    assert len(made) == tried["reconstructed"] and target_rate(toys.victim(), made, 0) == 1.0
 
 
 def test_without_reconstructed_images_it_still_fine_tunes() -> None:
@@ -263,7 +269,8 @@ def test_without_reconstructed_images_it_still_fine_tunes() -> None:
 def test_a_source_without_an_image_to_start_from_leaves_the_model() -> None:
     clean = toys.image_set(80, seed=1)
     model, notes = SODA().remove(case(clean=clean[clean.labels != 3]), 3, 0)
-    assert notes == {"started": 0, "accepted": False} and not toys.differing(model, toys.victim())
+    assert not notes["accepted"] and notes["attempts"] == []
+    assert not toys.differing(model, toys.victim())
 
 
 @pytest.mark.parametrize(("preset", "label"), [("", 3), ("released", 0)])
@@ -273,13 +280,15 @@ def test_reconstructed_images_carry_the_source_and_in_the_release_class_0(
     seen: list[Removal] = []
 
     def noted(self: SODA, own: Case, data: ImageSet, hooks: Removal, lr: float) -> Net:
+        hooks.rates.append(None)
         seen.append(hooks)
         return own.fresh_model()
 
     monkeypatch.setattr(SODA, "tune", noted)
     given = {**toys.asked(preset), "steps": 60}
     catalog.make("defense", "soda", given).remove(case(clean=300), 3, 5)
-    (hooks,) = seen
+    assert len(seen) == (1 if preset else 2), "a choice is made on a part, then all is used"
+    hooks = seen[-1]
     assert hooks.label == label and hooks.target == 5
     assert len(hooks.reconstructed) - len(hooks.held) in (0, 1) and len(hooks.held) > 2
     assert target_rate(toys.victim(), torch.cat([hooks.reconstructed, hooks.held]), 5) == 1.0

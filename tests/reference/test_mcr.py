@@ -64,7 +64,7 @@ def learned() -> tuple[Curve, Seen]:
     given = {name: z.meta[name] for name in ("steps", "batch", "lr", "l2", "bends", "shape")}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Curve, "loss", watched)
-        curve = MCRPair(t=0.5, **given).connect(case, z.net("first"), z.net("last"))
+        curve = MCRPair(t=0.5, **given).connect(case, z.net("first"), z.net("last"), z.data())
     seen.bends.append(curve.inner.detach()[0].clone())
     return curve, seen
 

@@ -35,7 +35,8 @@ class McrPath(Analysis):
 
         case = subject.case
         defense = MCR(steps=self.steps, tune_steps=self.tune_steps)
-        curve = defense.connect(case, case.fresh_model(), defense.tuned(case))
+        second = defense.tuned(case, case.clean)
+        curve = defense.connect(case, case.fresh_model(), second, case.clean)
         rows = []
         for place in range(self.points):
             t = place / (self.points - 1)
