@@ -499,13 +499,13 @@ def acceptance(root: Path, seed: int, train_size: int, epochs: int, **given: Any
     assert outcome.model is not None
     found |= {"one": measure(outcome.model), "one t": outcome.notes["t"]}
     scratch = own.new_model("scratch").train()
-    plan = one.descent(lr=0.02)
-    plan.run(
+    one.descend(
         own,
         "scratch",
-        list(scratch.parameters()),
+        scratch,
         clean,
         lambda x, y: functional.cross_entropy(scratch(x).float(), y),
+        lr=0.02,
     )
     found["scratch"] = measure(scratch.eval())
     return found
