@@ -258,6 +258,7 @@ def _order(work: Material, sees: frozenset[str], stage: bool) -> child.Order:
         device=work.device.type,
         gpus=work.context.gpus,
         threads=work.context.threads,
+        portable=work.context.portable,
         code=work.context.code,
         families=list(models.__path__),
         ours=[folder for package in packages for folder in package.__path__],
