@@ -52,9 +52,8 @@ def calibrate(plan: matrix.Plan, book: Book, device: torch.device, context: Cont
         cell = first[place]
         facts = plan.facts[str(cell.axes["dataset"])]
         asked = (cell, facts, device, left / (len(first) - done), context)
-        book.enter(
-            place, apart.call(_pace, asked, None, None) if context.portable else _pace(*asked)
-        )
+        pace = apart.call(_pace, asked, None, None) if context.portable else _pace(*asked)
+        book.enter(place, pace)
 
 
 def _pace(

@@ -74,7 +74,7 @@ def run(
 
 
 def _run(work: Work, last_try: bool, give_up: Callable[[], None]) -> Result:
-    """Run a cell here, or all of it in a child: it must be portable, or its attack does not ship."""
+    """Run a cell here, or all in a child where it is portable or its attack does not ship."""
     context = work.context
     foreign = "attack" in context.outside and (switches.LEFT or is_foreign(work.attack))
     if foreign or (context.portable and not portable.entered()):

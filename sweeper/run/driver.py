@@ -158,8 +158,8 @@ def prepare(sweep: Sweep, context: Context, *, need_data: bool = True) -> Job:
 
     Args:
         sweep: The validated sweep.
-        context: Store, data folder, device; the job's own says whether its cells are portable, which
-            are on one thread.
+        context: Store, data folder, device; portable cells, which have one thread, are noted in
+            the job's.
         need_data: Whether a data set that is not here is an error, or left unresolved.
 
     Raises:
