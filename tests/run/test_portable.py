@@ -41,7 +41,10 @@ OLDER = {
 SCRIPT = """
 import sys
 from pathlib import Path
+from sweeper.engine import portable
 from tests.support import sweeps
+if "portable" in Path(sys.argv[1]).read_text():
+    assert portable.enter()
 counts, _ = sweeps.inline(Path(sys.argv[1]), Path(sys.argv[2]))
 assert counts == {"ok": 3}, counts
 """
