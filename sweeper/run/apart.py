@@ -1,4 +1,4 @@
-"""Methods that do not ship run in a child process: their cell's side of it.
+"""Methods that do not ship, and portable cells, run in a child process: their cell's side of it.
 
 A fork of a warm server that has imported everything and done nothing (`multiprocessing`'s fork
 server), so a child costs tens of milliseconds, starts clean, and may use a GPU. It has a memory
