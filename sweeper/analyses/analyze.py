@@ -63,10 +63,10 @@ def pictures(
     out.mkdir(parents=True, exist_ok=True)
     walk = Walk(job.plan.cells, [])
     for number, cell in enumerate(cells, 1):
-        work = Material(cell, walk.ancestors(cell.key), context, job.store)
+        work = Material(cell, walk.ancestors(cell.key), job.context, job.store)
         if log:
             log(victim=f"{number}/{len(cells)}: {_label(work, after)}")
-        with isolated(cell.seed, context.threads):
+        with isolated(cell.seed, job.context.threads):
             subject = _subject(work, after)
             frame = analysis.compute(subject)
         path = out / f"{name}-{_slug(subject.label)}.png"

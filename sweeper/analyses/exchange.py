@@ -81,7 +81,7 @@ def export(sweep: Sweep, context: Context, victim: str, folder: Path) -> dict[st
     if not job.store.has("train", key):
         raise SweepError(f"victim {key} has not been trained: `sweeper run` does that first")
     ancestors = Walk(job.plan.cells, []).ancestors(cells[key].key)
-    work = Material(cells[key], ancestors, context, job.store)
+    work = Material(cells[key], ancestors, job.context, job.store)
     if work.attack.rule == "semantic":
         raise SweepError(
             f"victim {key}: a semantic backdoor has no trigger to write: choose another victim"

@@ -271,10 +271,15 @@ def cell(
     if here:
         context = dataclasses.replace(context, outside=())
     job = driver.prepare(sweep.declared, context)
+    if here and job.context.portable:
+        raise SweepError(
+            "--here: cells of precision portable run in a child: debug them as those of "
+            "--set recipe.precision=fp32, whose keys are others"
+        )
     selected = job.plan.cells[one_key(job.plan.cells, key, f"cells of {sweep.declared.name}")]
     ancestors = Walk(job.plan.cells, []).ancestors(selected.key)
 
-    result = cells.run(selected, ancestors, context, _say, force=True, last_try=True)
+    result = cells.run(selected, ancestors, job.context, _say, force=True, last_try=True)
     error = result.pop("error", "")
     typer.echo(json.dumps({"key": selected.key, "kind": selected.kind, **selected.axes, **result}))
     if error:

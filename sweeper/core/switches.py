@@ -208,6 +208,7 @@ def _backends() -> list[Switch]:
         found.append(Switch(f"{kind} attention", get, put))
     get, put = backends.mha.get_fastpath_enabled, backends.mha.set_fastpath_enabled
     found.append(Switch("fast path of attention", get, put))
+    found.append(Switch("NNPACK", torch._C._get_nnpack_enabled, backends.nnpack.set_flags))
     for owner, names in (
         (cuda.matmul, "allow_tf32 allow_fp16_accumulation"),
         (cuda.matmul, "allow_fp16_reduced_precision_reduction"),

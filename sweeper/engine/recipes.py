@@ -57,7 +57,8 @@ class Recipe:
     rotation_probability: float = field(default=1.0, metadata={"added": True})
     """Share of the images that are rotated at all."""
     precision: str = "auto"
-    """auto (bfloat16 where the device computes it natively) | bf16 | fp32."""
+    """auto (bfloat16 where the device computes it natively) | bf16 | fp32 | portable (fp32 on one
+    thread whose bits no x86-64 processor with AVX2 and FMA changes; fp32 on a GPU)."""
 
     def __post_init__(self) -> None:
         """Check values.
@@ -69,8 +70,10 @@ class Recipe:
             raise SweepError(
                 f"schedule: {self.schedule!r} is not one of linear, cosine, step, constant"
             )
-        if self.precision not in ("auto", "bf16", "fp32"):
-            raise SweepError(f"precision: {self.precision!r} is not one of auto, bf16, fp32")
+        if self.precision not in ("auto", "bf16", "fp32", "portable"):
+            raise SweepError(
+                f"precision: {self.precision!r} is not one of auto, bf16, fp32, portable"
+            )
         if self.batch < 1:
             raise SweepError(f"batch: {self.batch} is not a whole number >= 1")
         for name in (

@@ -143,9 +143,11 @@ def native_bf16(device: torch.device) -> bool:
 
 
 def precision(recipe: Recipe, device: torch.device) -> str:
-    """Return what `auto` comes to on this device, or what the recipe says: bf16 | fp32."""
+    """Return what the recipe's precision comes to on a device: bf16 | fp32 | portable."""
     if recipe.precision == "auto":
         return "bf16" if native_bf16(device) else "fp32"
+    if recipe.precision == "portable" and device.type != "cpu":
+        return "fp32"
     return recipe.precision
 
 

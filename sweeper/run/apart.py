@@ -1,4 +1,4 @@
-"""Methods that do not ship run in a child process: their cell's side of it.
+"""Methods that do not ship, and portable cells, run in a child process: their cell's side of it.
 
 A fork of a warm server that has imported everything and done nothing (`multiprocessing`'s fork
 server), so a child costs tens of milliseconds, starts clean, and may use a GPU. It has a memory
@@ -258,6 +258,7 @@ def _order(work: Material, sees: frozenset[str], stage: bool) -> child.Order:
         device=work.device.type,
         gpus=work.context.gpus,
         threads=work.context.threads,
+        portable=work.context.portable,
         code=work.context.code,
         families=list(models.__path__),
         ours=[folder for package in packages for folder in package.__path__],

@@ -12,11 +12,13 @@ import torch
 from sweeper import models
 from sweeper.core import options
 from sweeper.core.types import Cell, Facts, ImageSet
-from sweeper.engine import training
+from sweeper.engine import portable, training
 from sweeper.engine.isolation import isolated
 from sweeper.engine.recipes import Recipe
 from sweeper.plan import matrix
+from sweeper.run import apart
 from sweeper.run.costs import Book, Sorts
+from sweeper.run.material import Context, Log
 
 SECONDS = 5.0
 """What all of it may take; models it does not come to stay unknown."""
@@ -24,14 +26,14 @@ PIXELS = 32 * 32 * 32
 """Pixels of a step on a CPU, where more make an image no cheaper."""
 
 
-def calibrate(plan: matrix.Plan, book: Book, device: torch.device, threads: int) -> None:
+def calibrate(plan: matrix.Plan, book: Book, device: torch.device, context: Context) -> None:
     """Enter into `book` the paces of the data sets and models whose victims it cannot tell.
 
     Args:
         plan: The sweep; the models with most victims are first.
         book: From `costs.book`.
-        device: Where cells run.
-        threads: CPU threads of a cell.
+        device: Where to train.
+        context: Under what cells run; portable ones are timed in a child.
     """
     sorts, victims = Sorts(plan), Counter[tuple[str, str]]()
     first: dict[tuple[str, str], Cell] = {}
@@ -49,12 +51,27 @@ def calibrate(plan: matrix.Plan, book: Book, device: torch.device, threads: int)
             return
         cell = first[place]
         facts = plan.facts[str(cell.axes["dataset"])]
-        with isolated(cell.key, threads):
-            book.enter(place, _pace(cell, facts, device, left / (len(first) - done)))
+        asked = (cell, facts, device, left / (len(first) - done), context)
+        pace = apart.call(_pace, asked, None, None) if context.portable else _pace(*asked)
+        book.enter(place, pace)
 
 
-def _pace(cell: Cell, facts: Facts, device: torch.device, budget: float) -> float:
+def _pace(
+    cell: Cell,
+    facts: Facts,
+    device: torch.device,
+    budget: float,
+    context: Context,
+    _log: Log | None = None,
+) -> float:
     """Seconds a victim's training takes for one image, the first step aside."""
+    if context.portable:
+        portable.require()
+    with isolated(cell.key, context.threads):
+        return _timed(cell, facts, device, budget)
+
+
+def _timed(cell: Cell, facts: Facts, device: torch.device, budget: float) -> float:
     recipe = options.construct(Recipe, cell.params["recipe"], "recipe")
     recipe = replace(recipe, epochs=1, warmup=0.0, lr=1e-3)
     if device.type == "cpu":

@@ -9,6 +9,7 @@ from typing import Any
 
 from sweeper.core import catalog, rows, switches, text
 from sweeper.core.types import Cell
+from sweeper.engine import portable
 from sweeper.engine.isolation import (
     GRACE,
     CellTimeout,
@@ -73,9 +74,10 @@ def run(
 
 
 def _run(work: Work, last_try: bool, give_up: Callable[[], None]) -> Result:
-    """Run a cell here, or all of it in a child where its attack does not ship."""
+    """Run a cell here, or all in a child where it is portable or its attack does not ship."""
     context = work.context
-    if "attack" in context.outside and (switches.LEFT or is_foreign(work.attack)):
+    foreign = "attack" in context.outside and (switches.LEFT or is_foreign(work.attack))
+    if foreign or (context.portable and not portable.entered()):
         within = tuple(kind for kind in context.outside if kind != "attack")
         alone = dataclasses.replace(context, outside=within, timeout=None)  # the clock is here
         arguments = (work.cell, list(work.ancestors.values()), alone, last_try)
@@ -93,6 +95,8 @@ def _whole(
     cell: Cell, ancestors: Sequence[Cell], context: Context, last_try: bool, log: Log
 ) -> Result:
     """What the child of a whole cell runs."""
+    if context.portable:
+        portable.require()
     if context.code:
         catalog.look_in(context.code)
     return run(cell, ancestors, context, log, force=True, last_try=last_try)

@@ -20,7 +20,7 @@ from defenses.base import Case, Defense
 from sweeper import models
 from sweeper.core import catalog, options
 from sweeper.core.types import ImageSet
-from sweeper.engine import metrics
+from sweeper.engine import metrics, portable
 from sweeper.engine.isolation import bound_memory, isolated
 from sweeper.engine.recipes import Recipe
 from sweeper.models.base import Net
@@ -54,6 +54,8 @@ class Order:
     """Its share of one."""
     threads: int
     """CPU threads."""
+    portable: bool
+    """Whether it computes what every processor does."""
     code: str | None
     """Folder of its module, beside what Python finds."""
     families: list[str]
@@ -68,6 +70,8 @@ def run(wire: Wire) -> None:
     """Run a defense or its stage, then answer about what it made until the other end hangs up."""
     began = wire.receive()
     order, given = Order(**began.values), began.tensors
+    if order.portable:
+        portable.require()
     _forget()
     if order.code:
         catalog.look_in(order.code)

@@ -10,7 +10,7 @@ import uuid
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,6 +19,7 @@ import yaml
 from sweeper.core import rows, text
 from sweeper.core.errors import SweepError
 from sweeper.core.types import Cell, Facts
+from sweeper.engine import portable
 from sweeper.plan import matrix
 from sweeper.plan.sweep import Sweep
 from sweeper.run import cells, fresh, record
@@ -157,7 +158,8 @@ def prepare(sweep: Sweep, context: Context, *, need_data: bool = True) -> Job:
 
     Args:
         sweep: The validated sweep.
-        context: Store, data folder, device.
+        context: Store, data folder, device; portable cells, which have one thread, are noted in
+            the job's.
         need_data: Whether a data set that is not here is an error, or left unresolved.
 
     Raises:
@@ -190,6 +192,8 @@ def prepare(sweep: Sweep, context: Context, *, need_data: bool = True) -> Job:
     shown = set(plan.cells) | {cell.key for cell in plan.inapplicable}
     hidden = sum(statuses[key] in rows.FINISHED for key in set(statuses) - shown)
     adopted = (stored["defend"] & set(plan.cells)) - done - away
+    if portable.asked(sweep.recipe, context.device):
+        context = replace(context, portable=True, threads=1)
     return Job(plan, store, context, done, adopted, hidden)
 
 

@@ -128,7 +128,7 @@ def known_costs(job: Job, *, calibrated: bool = False, elsewhere: bool = False) 
     device = torch.device("cuda" if gpu else "cpu")
     book = costs.book(job.store, job.plan, "" if elsewhere else record.device_name(device))
     if calibrated:
-        calibrate.calibrate(job.plan, book, device, job.context.threads)
+        calibrate.calibrate(job.plan, book, device, job.context)
     return book
 
 

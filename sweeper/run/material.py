@@ -94,6 +94,9 @@ class Context:
     """GPUs of the cell; below 1, its share of one."""
     timeout: float | None = None
     """Seconds after which the cell is given up."""
+    portable: bool = False
+    """Whether the cell computes what every processor does, in a process that does nothing else
+    (`engine.portable`)."""
     outside: tuple[str, ...] = KINDS
     """Kinds of methods (attack, defense) that run in a child process where they do not ship; a row
     says where its defense did not."""

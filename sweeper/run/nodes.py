@@ -41,7 +41,8 @@ def refuse(precisions: Mapping[str, str]) -> None:
         said = " and ".join(f"{kind} on {node}" for kind, node in sorted(by_precision.items()))
         raise SweepError(
             f"recipe.precision: auto is {said}, so one cell would have two results: write "
-            "--set recipe.precision=fp32, which every node computes, or bf16"
+            "--set recipe.precision=fp32, which every node computes, or bf16, or portable, which "
+            "has the same bits on all"
         )
 
 

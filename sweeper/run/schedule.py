@@ -36,6 +36,7 @@ from ray.tune.search import Searcher
 from sweeper.core import catalog, switches
 from sweeper.core.errors import SweepError
 from sweeper.core.types import Cell
+from sweeper.engine import portable
 from sweeper.engine.isolation import GRACE
 from sweeper.run import bundle
 from sweeper.run.bundle import Bundles
@@ -195,6 +196,8 @@ def run_trial(config: dict[str, Any], context: Context) -> None:
     """What a worker runs: its cells; their results are the trial's only report."""
     if switches.LEFT:  # a cell left something behind: another process takes this one
         os._exit(71)
+    if context.portable:
+        portable.enter()  # a worker runs cells of this sweep only; too late, and each has a child
     if context.code:
         catalog.look_in(context.code)
     again, last_try = config.get("again", False), config["last_try"]

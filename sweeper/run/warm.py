@@ -1,4 +1,8 @@
-"""What the fork server imports once, so that no child has to; it computes nothing."""
+"""What the fork server imports once, so that no child has to.
+
+It computes nothing: torch chooses its kernels at the first operation, and a child may want others
+(`engine.portable`).
+"""
 
 import gc
 import tempfile

@@ -48,6 +48,7 @@ FLIPS: dict[str, Flip] = {
     "math attention": lambda: torch.backends.cuda.enable_math_sdp(False),
     "cudnn attention": lambda: torch.backends.cuda.enable_cudnn_sdp(False),
     "fast path of attention": lambda: torch.backends.mha.set_fastpath_enabled(False),
+    "NNPACK": lambda: torch.backends.nnpack.set_flags(not torch._C._get_nnpack_enabled()),
     "garbage collection": gc.disable,
     "thresholds of garbage collection": lambda: gc.set_threshold(7, 7, 7),
     "debugging of garbage collection": lambda: gc.set_debug(gc.DEBUG_UNCOLLECTABLE),

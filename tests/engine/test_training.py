@@ -399,7 +399,7 @@ def test_label_smoothing_reaches_the_loss() -> None:
     assert float(found) == pytest.approx(float(0.8 * hard + 0.2 * soft), rel=1e-5)
 
 
-@pytest.mark.parametrize("precision", ["auto", "fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["auto", "fp32", "bf16", "portable"])
 def test_precision_is_the_recipe_s(precision: str) -> None:
     recipe = Recipe(precision=precision)
     wanted = precision == "bf16" or (precision == "auto" and training.native_bf16(toys.CPU))

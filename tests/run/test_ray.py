@@ -21,6 +21,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from sweeper.core.errors import SweepError
 from sweeper.run import cluster as submitter
@@ -103,6 +104,25 @@ def test_ray_gives_the_bits_of_inline_and_epochs_arrive_meanwhile(
     sweeps.assert_same(sweeps.frame(tmp_path / "ray"), sweeps.frame(tmp_path / "inline"))
     assert not internal_kv_get_gcs_client().internal_kv_keys(b"", b"sweeper"), "nothing is left"
     assert with_ray(path, tmp_path / "ray") == ({}, []), "nothing is left to run"
+
+
+def test_a_portable_sweep_has_the_bits_of_inline_and_turns_no_worker_of_the_next(
+    cluster: str, tmp_path: Path
+) -> None:
+    given: dict[str, Any] = {"seeds": 1, "poison_rates": [0.1], "attacks": ["badnets"]}
+    own = {"defense": "tests.support.outside:Tuning", "as": "own", "epochs": 1}
+    given["defenses"] = [*sweeps.SMALL["defenses"], own]
+    for precision in ("portable", "fp32"):
+        recipe = {"epochs": 1, "precision": precision}
+        path = sweeps.write(tmp_path, **given, name=precision, recipe=recipe)
+        assert with_ray(path, tmp_path / "ray")[0] == {"ok": 4}
+        sweeps.inline(path, tmp_path / "inline")
+        found, wanted = (sweeps.frame(tmp_path / name, precision) for name in ("ray", "inline"))
+        sweeps.assert_same(found, wanted)
+        for name in ("dtype", "capability", "threads"):
+            assert found[name].tolist() == wanted[name].tolist(), name
+    plain = torch.backends.cpu.get_cpu_capability()
+    assert set(found["capability"]) == {plain} and set(found["dtype"]) == {"fp32"}
 
 
 @pytest.mark.slow
@@ -416,7 +436,8 @@ def test_nodes_of_two_precisions_are_refused_in_one_sentence() -> None:
         nodes.refuse({"a (1)": "fp32", "b (2)": "bf16", "c (3)": "fp32"})
     assert str(caught.value) == (
         "recipe.precision: auto is bf16 on b (2) and fp32 on c (3), so one cell would have two "
-        "results: write --set recipe.precision=fp32, which every node computes, or bf16"
+        "results: write --set recipe.precision=fp32, which every node computes, or bf16, or "
+        "portable, which has the same bits on all"
     )
 
 
