@@ -18,7 +18,7 @@ from tests.support import sweeps
 from tests.support.places import ROOT
 
 DOCS = ROOT / "docs"
-PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 LINKING = [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
 every = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 INCLUDE = re.compile(r'^--8<-- "(.+)"$|^--8<--\n(.+)\n--8<--$', re.MULTILINE)
