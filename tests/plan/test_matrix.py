@@ -177,7 +177,7 @@ BADNETS = {
 }  # fmt: skip
 PRUNING = {
     "eps": 0.3, "alpha": 0.3, "inner_steps": 2, "lr": 0.1, "steps": 7, "batch": 9, "project": True,
-    "threshold": 0.1, "prune_count": 3, "tau": 0.1,
+    "threshold": 0.1, "prune_count": 3, "tau": 0.1, "averaged": False, "loss_share": 0.5,
 }  # fmt: skip
 RECIPE = {
     "epochs": 7, "batch": 7, "lr": 0.7, "momentum": 0.7, "nesterov": True, "weight_decay": 0.7,
