@@ -10,6 +10,10 @@ the last epoch is taken, and that choice is `d-br-oracle`. Those of SD are in `p
 preset `released` undoes them, and `released-cifar100` has that data set's augmentation, which only
 crops while its victims are mirrored and rotated as well. `bound` is not in the paper: ascent has no
 end of its own, and what it unlearns is the target class too: look at ACC on all classes.
+
+The default `lr` is made for the paper's 1,980 steps. Ascent has no gradient where the victim's
+loss on D_p is 0 in float32, and a few poisoned samples in D_c bring the backdoor back
+(docs/measured.md).
 """
 
 from __future__ import annotations

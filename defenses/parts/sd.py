@@ -184,13 +184,15 @@ class Options:
     train_epochs: int = 2
     """SD: epochs of cross-entropy without augmentation."""
     intra_epochs: int = 10
-    """SD: epochs of the intra-class loss that follow."""
+    """SD: epochs of the intra-class loss that follow; many steps drive the features of a narrow
+    network to 0, where scores tie and D_c and D_p are draws."""
     sd_lr: float = 0.01
     """SD: learning rate of both."""
     sd_batch: int = 128
     """SD: images of a step."""
     alpha_c: float = 0.2
-    """SD: share of the training set taken for clean; below the true share."""
+    """SD: share of the training set taken for clean; below the true share. Larger shares are closer
+    to the data, but may hold poisoned samples."""
     alpha_p: float = 0.05
     """SD: share of the training set taken for poisoned; below the true share."""
     transforms: tuple[str, ...] = ("rotate", "translate")
