@@ -240,7 +240,7 @@ def test_options_stand_above_the_preset_and_the_preset_above_defaults() -> None:
     asked = {"preset": "fixed"}
     catalog.make("defense", "anp", asked)
     assert asked == {"preset": "fixed"}, "what was asked is not changed"
-    assert ANP.presets["fixed"] == {"threshold": 0.2}
+    assert ANP.presets["fixed"] == {"threshold": 0.2, "eps": 0.4, "averaged": False}
 
 
 def test_the_rule_defaults_to_the_attack_s_first(drop: Drop) -> None:

@@ -137,6 +137,7 @@ def test_this_process_stays_as_it_was_and_rows_say_how_they_were_computed(
     assert is_same(here, tmp_path / "store"), "one thread, whatever the sweep's resources say"
 
 
+@pytest.mark.slow
 def test_what_does_not_ship_is_portable_too(here: Path, tmp_path: Path) -> None:
     """A child of the cell's child."""
     own = {"defense": "tests.support.outside:Tuning", "as": "fine-tuning", "epochs": 1}

@@ -106,6 +106,7 @@ def test_ray_gives_the_bits_of_inline_and_epochs_arrive_meanwhile(
     assert with_ray(path, tmp_path / "ray") == ({}, []), "nothing is left to run"
 
 
+@pytest.mark.slow
 def test_a_portable_sweep_has_the_bits_of_inline_and_turns_no_worker_of_the_next(
     cluster: str, tmp_path: Path
 ) -> None:
