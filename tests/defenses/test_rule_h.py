@@ -138,7 +138,7 @@ choosing = pytest.mark.parametrize("name", CHOOSING)
 
 
 def own_case(defense: Defense, clean: int = 200, **given: Any) -> Case:
-    return toys.case(defense.sees, clean=clean, epochs=1, **given)
+    return toys.case(defense.sees, clean=clean, epochs=1, shape=toys.QUARTER, **given)
 
 
 def scripted(monkeypatch: pytest.MonkeyPatch, accuracies: tuple[float, ...]) -> list[float]:
@@ -160,7 +160,7 @@ def test_the_choice_is_learned_on_all_images_as_if_it_had_been_given(
     fixed = replace(chooses.defense, **chooses.fixed(outcome.notes))
     model = repaired(outcome)
     assert not toys.differing(model, repaired(fixed.defend(own_case(fixed))))
-    assert toys.differing(model, toys.victim()), "something must have been learned"
+    assert toys.differing(model, toys.victim(shape=toys.QUARTER)), "something must have been learned"
     fewer = own_case(fixed)
     fewer._given = {**fewer._given, "clean": fewer.split()[0]}  # type: ignore[dict-item]
     assert toys.differing(model, repaired(fixed.defend(fewer))), "the hold-out teaches too"
@@ -173,7 +173,7 @@ def test_where_no_round_is_accepted_the_victim_comes_back(
     scripted(monkeypatch, (0.9, 0.5, 0.5, 0.5, 0.5))
     outcome = CHOOSING[name].defense.defend(own_case(CHOOSING[name].defense))
     assert outcome.notes["kept"] == 0 and outcome.notes["holdout"] == [0.9, 0.5, 0.5, 0.5, 0.5]
-    assert not toys.differing(repaired(outcome), toys.victim())
+    assert not toys.differing(repaired(outcome), toys.victim(shape=toys.QUARTER))
 
 
 @pytest.mark.parametrize(
