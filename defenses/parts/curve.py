@@ -177,7 +177,7 @@ class CurveDefense(Defense):
     augment: bool = False
     """Whether images are augmented as the recipe says."""
     t: float | None = None
-    """The point delivered; default: chosen on a hold-out of the clean budget."""
+    """The point delivered; 1: the second end, which needs no steps; default: chosen on a hold-out."""
     tau: float = 0.02
     """Hold-out accuracy the chosen point may lie below the best, absolute."""
 
@@ -194,10 +194,10 @@ class CurveDefense(Defense):
                 )
         if self.bends < 3 or self.steps < 0 or self.batch < 2 or self.tau < 0:
             raise SweepError("bends >= 3; steps and tau >= 0; batch >= 2")
-        if self.t is not None and not 0 < self.t < 1:
+        if self.t is not None and not 0 < self.t <= 1:
             raise SweepError(
-                f"t: {self.t} is no point inside the curve, (0, 1): its ends are the given model "
-                "(`none`) and the second one"
+                f"t: {self.t} does not lie in (0, 1]: at 0 the curve is the given model (`none`), "
+                "at 1 its second end"
             )
 
     @property

@@ -378,6 +378,14 @@ def test_the_choice_is_made_on_the_hold_out_and_the_curve_of_all_delivered(
     assert not toys.differing(outcome.model, curve.at(0.7, own.clean.images))
 
 
+def test_at_one_the_fine_tuned_end_is_delivered_whatever_the_curve() -> None:
+    own = case()
+    end = MCR(tune_steps=2).tuned(own, own.clean)
+    for steps in (0, 2):
+        outcome = MCR(steps=steps, tune_steps=2, t=1.0).defend(own)
+        assert not toys.differing(outcome.model, end)
+
+
 @pytest.mark.parametrize("t", [0.1, 0.9])
 def test_a_given_t_is_delivered_and_all_images_are_used(t: float) -> None:
     own, options = case(), MCR(steps=2, tune_steps=2, t=t)
@@ -432,7 +440,7 @@ def test_path_measures_the_network_at_each_t() -> None:
 
 @pytest.mark.parametrize(
     "given",
-    [{"shape": "line"}, {"bends": 2}, {"t": 1.0}, {"t": 0.0}, {"schedule": "step"}, {"steps": -1}],
+    [{"shape": "line"}, {"bends": 2}, {"t": 1.1}, {"t": 0.0}, {"schedule": "step"}, {"steps": -1}],
 )
 @pytest.mark.parametrize("name", ["mcr", "mcr-pair"])
 def test_impossible_options_are_refused(name: str, given: dict[str, Any]) -> None:
