@@ -371,10 +371,10 @@ def test_retention_keeps_nearer_to_the_given_weights() -> None:
 
 @pytest.mark.parametrize("estimator", ["signs", "micro-batch"])
 def test_the_penalty_lowers_the_trace_on_images_it_has_not_seen(estimator: str) -> None:
-    unseen, traces = toys.image_set(64, seed=9), {}
+    unseen, traces = toys.image_set(64, shape=toys.QUARTER, seed=9), {}
     for eta in (0.0, 10.0):
         fip = FIP(eta_f=eta, eta_r=0.0, guard=None, steps=32, lr=0.01, momentum=0.0)
-        found = replace(fip, estimator=estimator).defend(case()).model
+        found = replace(fip, estimator=estimator).defend(case(shape=toys.QUARTER)).model
         assert found is not None
         traces[eta] = curvature.fisher_trace(found, unseen, torch.device("cpu"))
     assert traces[10.0] < 0.5 * traces[0.0]
