@@ -160,7 +160,9 @@ def test_the_choice_is_learned_on_all_images_as_if_it_had_been_given(
     fixed = replace(chooses.defense, **chooses.fixed(outcome.notes))
     model = repaired(outcome)
     assert not toys.differing(model, repaired(fixed.defend(own_case(fixed))))
-    assert toys.differing(model, toys.victim(shape=toys.QUARTER)), "something must have been learned"
+    assert toys.differing(model, toys.victim(shape=toys.QUARTER)), (
+        "something must have been learned"
+    )
     fewer = own_case(fixed)
     fewer._given = {**fewer._given, "clean": fewer.split()[0]}  # type: ignore[dict-item]
     assert toys.differing(model, repaired(fixed.defend(fewer))), "the hold-out teaches too"
