@@ -13,7 +13,7 @@ end of its own, and what it unlearns is the target class too: look at ACC on all
 
 The default `lr` is made for the paper's 1,980 steps. Ascent has no gradient where the victim's
 loss on D_p is 0 in float32, and a few poisoned samples in D_c bring the backdoor back
-(docs/measured.md).
+(docs/methods/d-br.md).
 """
 
 from __future__ import annotations

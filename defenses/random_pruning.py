@@ -34,6 +34,8 @@ class RandomPruning(Defense):
     """anp | sibp: whose pruning is counted."""
     steps: int = 2000
     """ANP's batches."""
+    batch: int = field(default=128, metadata={"added": True})
+    """Images of a batch of ANP's."""
     threshold: float | None = None
     """ANP's threshold; default: its fair choice."""
     mode: str = "released"
@@ -93,7 +95,7 @@ class RandomPruning(Defense):
     @property
     def anp(self) -> ANP:
         """ANP with these options."""
-        return ANP(steps=self.steps, threshold=self.threshold)
+        return ANP(steps=self.steps, batch=self.batch, threshold=self.threshold)
 
     def defend(self, case: Case) -> Outcome:
         """Let the other defense prune, then prune at random."""

@@ -177,7 +177,7 @@ class CurveDefense(Defense):
     augment: bool = False
     """Whether images are augmented as the recipe says."""
     t: float | None = None
-    """The point delivered; 1: the second end, which needs no steps; default: chosen on a hold-out."""
+    """The point delivered, 1 being the second end; default: chosen on a hold-out."""
     tau: float = 0.02
     """Hold-out accuracy the chosen point may lie below the best, absolute."""
 

@@ -96,9 +96,10 @@ def zeroed(before: nn.Module, after: nn.Module) -> set[str]:
     return changed
 
 
-def test_like_anp_as_many_weights_of_norms_and_no_bias() -> None:
-    anp = ANP(steps=10, threshold=0.97).defend(case()).model
-    control = RandomPruning(steps=10, threshold=0.97).defend(case())
+@pytest.mark.parametrize("batch", [128, 8])
+def test_like_anp_as_many_weights_of_norms_and_no_bias(batch: int) -> None:
+    anp = ANP(steps=10, threshold=0.97, batch=batch).defend(case()).model
+    control = RandomPruning(steps=10, threshold=0.97, batch=batch).defend(case())
     victim = toys.victim()
     assert anp is not None and control.model is not None
     assert lost(victim, control.model) == lost(victim, anp) != {}

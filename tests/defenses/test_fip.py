@@ -88,15 +88,22 @@ def test_without_penalties_it_is_fine_tuning_bit_for_bit() -> None:
 
 
 @pytest.mark.parametrize(
-    ("sweep", "overrides", "control"),
+    ("sweep", "overrides", "method", "control"),
     [
-        ("fip-adaptive", [], "ft-as-long"),
-        ("fip-adaptive", ["scale=small"], "ft-as-long"),
-        ("seeds-small", [], "ft-200"),
+        ("fip-adaptive", [], "fip", "ft-as-long"),
+        ("fip-adaptive", ["scale=small"], "fip", "ft-as-long"),
+        ("seeds-small", [], "fip", "ft-200"),
+        ("seeds-small", [], "f-fip", "f-ft-200"),
+        ("proof", [], "fip", "ft-200"),
+        ("proof", [], "f-fip", "f-ft-200"),
     ],
 )
 def test_the_control_of_fip_trains_as_long_on_the_same_images(
-    sweep: str, overrides: list[str], control: str, monkeypatch: pytest.MonkeyPatch
+    sweep: str,
+    overrides: list[str],
+    method: str,
+    control: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """As many steps of the same batches at the same rates; with the terms it is FIP."""
     entries = {entry.label: entry for entry in spec.load(sweep, overrides).defenses}
@@ -110,10 +117,10 @@ def test_the_control_of_fip_trains_as_long_on_the_same_images(
     for kind in (fine_tuning, fip_module):
         monkeypatch.setattr(kind, "descend", descend)
     monkeypatch.setattr(Case, "accuracy", lambda *_: 1.0)
-    for label in ("fip", control):
+    for label in (method, control):
         entry = entries[label]
         catalog.make("defense", entry.name, entry.options).defend(case(clean=200))
-    (images, *one), (others, *other) = seen["fip"], seen[control]
+    (images, *one), (others, *other) = seen[method], seen[control]
     assert one == other and torch.equal(images, others)
 
 
