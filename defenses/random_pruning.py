@@ -3,9 +3,7 @@
 Runs the other defense's pruning, counts what it zeroed in each layer by comparing the two models,
 and zeroes the same parameters of as many random channels of the victim instead. What the defense
 achieves beyond this is owed to its choice of channels. With `epochs` the model is then fine-tuned
-as SIBP does (their number is chosen on a hold-out, then as many are run on all clean images). A
-network left at chance may be stopped early for want of progress: compare at `patience: 0` and
-SIBP's number of epochs too.
+as SIBP does (their number is chosen on a hold-out, then as many are run on all clean images).
 """
 
 from __future__ import annotations
@@ -61,7 +59,7 @@ class RandomPruning(Defense):
     paper = "control"
     kind = "repair"
     sees = frozenset({"model", "clean"})
-    version = 3
+    version = 4
     presets = {
         "sibp": {"like": "sibp", "epochs": 20},
         "sibp-released": {"like": "sibp", **SIBP.presets["released"]},

@@ -20,7 +20,8 @@ them and bring the release's u and epochs against BadNets and its augmentation:
   amplifies by up to 1/sqrt(eps). It is re-initialised rather than pruned; `freeze` keeps it zero.
 - Released u and epochs are chosen for each attack. Here one u for all, and as many epochs as it
   takes, fine-tuning on a part of the clean budget, until accuracy on the rest has not improved for
-  `patience` epochs; `u: null` takes the strongest pruning of a list whose hold-out accuracy stays
+  `patience` epochs, of which none counts while it is near chance: a pruned network may need several
+  before it learns at all; `u: null` takes the strongest pruning of a list whose hold-out accuracy stays
   within `tau`. With what was chosen the victim is pruned and tuned on all images (fair rule H).
 
 The controls: `fine-tuning`, or this with `u` and `conv` of 1e9, which prunes nothing;
@@ -45,6 +46,8 @@ from sweeper.core.types import ImageSet, Outcome
 from sweeper.models.base import Net
 
 CANDIDATES = (0.5, 1.0, 1.5, 1.9, 2.5)
+NEAR_CHANCE = 0.05
+"""Hold-out accuracy above chance below which no epoch counts against the patience."""
 MODES = ("released", "vgg-list", "adaptive")
 AUGMENTATIONS: dict[str, dict[str, Any]] = {
     "recipe": {},
@@ -94,7 +97,7 @@ class SIBP(Defense):
     paper = "released code; no paper found"
     kind = "repair"
     sees = frozenset({"model", "clean"})
-    version = 3
+    version = 4
     presets = {
         "released": {**RELEASED, "epochs": 7, "augment": "cifar10"},
         "released-gtsrb": {**RELEASED, "u": 1.8, "epochs": 4, "augment": "gtsrb"},
@@ -235,7 +238,7 @@ class SIBP(Defense):
             name: Names the draws.
             accuracy: Ends the training when it has not risen for `patience` epochs; None: all run.
         """
-        hooks = _Tuning(self, dead, accuracy)
+        hooks = _Tuning(self, dead, accuracy, 1 / len(data.classes) + NEAR_CHANCE)
         if epochs:
             try:
                 case.fit(
@@ -262,12 +265,17 @@ class _Tuning(Clipped):
     """Keeps pruned channels at zero, clips gradients, ends the loop when nothing improves."""
 
     def __init__(
-        self, sibp: SIBP, dead: channels.Dead, accuracy: Callable[[nn.Module], float] | None
+        self,
+        sibp: SIBP,
+        dead: channels.Dead,
+        accuracy: Callable[[nn.Module], float] | None,
+        learned: float,
     ) -> None:
         super().__init__(sibp.clip)
         self.sibp = sibp
         self.dead = dead
         self.accuracy = accuracy
+        self.learned = learned
         self.epochs = 0
         self.best, self.best_epoch = -1.0, 0
 
@@ -283,7 +291,7 @@ class _Tuning(Clipped):
             return
         accuracy = self.accuracy(model)
         model.train()
-        if accuracy > self.best:
-            self.best, self.best_epoch = accuracy, epoch
+        if accuracy > self.best or accuracy < self.learned:
+            self.best, self.best_epoch = max(accuracy, self.best), epoch
         if epoch - self.best_epoch >= self.sibp.patience:
             raise Enough

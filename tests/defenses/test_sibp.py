@@ -269,6 +269,16 @@ def test_fine_tuning_stops_when_the_hold_out_no_longer_gains(
     assert not any(module.training for module in found.model.modules())
 
 
+def test_no_epoch_near_chance_counts_against_the_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    asleep = [0.1, 0.12, 0.14, 0.1]
+    scripted(monkeypatch, [0.9, 0.1, *asleep, 0.6, 0.5, 0.5])
+    (chosen,) = SIBP(epochs=9, patience=2).defend(case()).notes["choice"]["rounds"]
+    assert chosen["epochs"] == len(asleep) + 3
+    scripted(monkeypatch, [0.9, 0.1, 0.16, 0.16, 0.16])
+    (chosen,) = SIBP(epochs=9, patience=2).defend(case()).notes["choice"]["rounds"]
+    assert chosen["epochs"] == 3, "one that has learned a little is stopped as any other"
+
+
 def test_the_strongest_pruning_within_tau_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     # before; then of each candidate pruned and after one epoch, twice
     scripted(monkeypatch, [0.9, 0.0, 0.1, 0.1, 0.0, 0.84, 0.84, 0.0, 0.86, 0.86])
