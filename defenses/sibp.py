@@ -21,8 +21,9 @@ them and bring the release's u and epochs against BadNets and its augmentation:
 - Released u and epochs are chosen for each attack. Here one u for all, and as many epochs as it
   takes, fine-tuning on a part of the clean budget, until accuracy on the rest has not improved for
   `patience` epochs, of which none counts while it is near chance: a pruned network may need several
-  before it learns at all; `u: null` takes the strongest pruning of a list whose hold-out accuracy stays
-  within `tau`. With what was chosen the victim is pruned and tuned on all images (fair rule H).
+  before it learns at all. `u: null` takes the strongest pruning of a list whose hold-out accuracy
+  stays within `tau`. With what was chosen the victim is pruned and tuned on all images (fair rule
+  H).
 
 The controls: `fine-tuning`, or this with `u` and `conv` of 1e9, which prunes nothing;
 `{defense: random-pruning, like: sibp}`, which zeroes as many channels of each layer at random.
