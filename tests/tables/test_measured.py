@@ -98,7 +98,7 @@ def test_tables_of_shipped_rows_show_them_and_their_device(form: str) -> None:
     figures = (*published.of("d-br-cifar10"), *measured.figures("d-br-cifar10", frame))
     values = ["acc_nontarget", "asr"]
     text = render.render(tables.build(frame, figures=figures, values=values), form)
-    assert "6000 training images" in text, "the small ones"
+    assert "12000 training images" in text, "the small ones"
     assert "D-BR/D-ST seed, table 1" in text
 
 
