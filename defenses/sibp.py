@@ -270,13 +270,13 @@ class _Tuning(Clipped):
         sibp: SIBP,
         dead: channels.Dead,
         accuracy: Callable[[nn.Module], float] | None,
-        learned: float,
+        floor: float,
     ) -> None:
         super().__init__(sibp.clip)
         self.sibp = sibp
         self.dead = dead
         self.accuracy = accuracy
-        self.learned = learned
+        self.floor = floor
         self.epochs = 0
         self.best, self.best_epoch = -1.0, 0
 
@@ -292,7 +292,7 @@ class _Tuning(Clipped):
             return
         accuracy = self.accuracy(model)
         model.train()
-        if accuracy > self.best or accuracy < self.learned:
+        if accuracy > self.best or accuracy < self.floor:
             self.best, self.best_epoch = max(accuracy, self.best), epoch
         if epoch - self.best_epoch >= self.sibp.patience:
             raise Enough
