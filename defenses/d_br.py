@@ -25,7 +25,7 @@ from typing import Any
 from torch import Tensor
 
 from defenses.base import Case
-from defenses.parts.alternate import alternate
+from defenses.parts.alternate import Mode, alternate
 from defenses.parts.sd import CLEAN, POISONED, Separated
 from sweeper.core.errors import SweepError
 from sweeper.core.types import Outcome
@@ -46,6 +46,10 @@ class DBR(Separated):
     """Images of a step."""
     bound: float | None = None
     """Ascent leaves samples alone whose loss exceeds this; default: none is, as published."""
+    bound_mode: Mode = field(default="train", metadata={"added": True})
+    """In which mode that loss is taken: train, as ascent is, or eval, as the model is delivered. A
+    batch of D_p alone has BatchNorm statistics of its own: under these the loss can be at the bound
+    while under the model's own the trigger still works."""
     crop_only: bool = field(default=False, metadata={"added": True})
     """Whether both phases only crop where the recipe mirrors and rotates as well."""
 
@@ -90,6 +94,7 @@ class DBR(Separated):
             lr=self.lr,
             batch=self.batch,
             bound=self.bound,
+            mode=self.bound_mode,
             **({"flip": False, "rotation": 0.0, "erase": 0.0} if self.crop_only else {}),
         )
 

@@ -7,7 +7,7 @@ data set's augmentation in both (Chen, Wu and Wang, NeurIPS 2022, section 4.2).
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,13 +19,17 @@ from sweeper.engine.recipes import Recipe
 from sweeper.engine.training import Batch, Hooks
 from sweeper.models.base import Net
 
+Mode = Literal["train", "eval"]
+"""Whether BatchNorm has the statistics of the batch, or those it has kept."""
+
 
 class Signed(Hooks):
     """Descends (sign 1) or ascends (sign -1) cross-entropy, with one optimiser for all phases."""
 
-    def __init__(self, bound: float | None = None) -> None:
+    def __init__(self, bound: float | None = None, mode: Mode = "train") -> None:
         self.sign = 1.0
         self.bound = bound
+        self.mode = mode
         self.shared_optimizer: torch.optim.Optimizer | None = None
 
     def optimizer(self, model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
@@ -37,10 +41,23 @@ class Signed(Hooks):
         """Signed cross-entropy; ascent leaves alone what is above the bound."""
         if self.sign > 0 or self.bound is None:
             return self.sign * super().loss(model, batch, recipe)
-        losses = functional.cross_entropy(
-            model(batch.images).float(), batch.labels, reduction="none"
-        )
-        return -losses.clamp(max=self.bound).mean()
+        judged = self._delivered(model, batch) if self.mode == "eval" else None
+        losses = _losses(model, batch)
+        above = (losses if judged is None else judged) > self.bound
+        return -losses.masked_fill(above, self.bound).mean()
+
+    @torch.no_grad()
+    def _delivered(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The losses in eval mode; the model is in train mode before and after."""
+        model.eval()
+        losses = _losses(model, batch)
+        model.train()
+        return losses
+
+
+def _losses(model: nn.Module, batch: Batch) -> Tensor:
+    """Cross-entropy of each sample, float32 [B]."""
+    return functional.cross_entropy(model(batch.images).float(), batch.labels, reduction="none")
 
 
 def alternate(
@@ -53,6 +70,7 @@ def alternate(
     lr: float,
     batch: int,
     bound: float | None = None,
+    mode: Mode = "train",
     **changes: Any,
 ) -> Iterator[tuple[Net, float]]:
     """Yield `model`, changed in place, with its loss on `drop`: before, and after each epoch.
@@ -66,9 +84,10 @@ def alternate(
         lr: Learning rate of both.
         batch: Images of a step.
         bound: Ascent leaves samples alone whose loss exceeds this.
+        mode: In which mode that loss is taken; ascent itself is in train mode.
         changes: Fields of the recipe, such as its augmentation.
     """
-    hooks = Signed(bound)
+    hooks = Signed(bound, mode)
     yield model, 0.0
     for epoch in range(epochs):
         losses = []

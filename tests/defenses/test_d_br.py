@@ -409,6 +409,35 @@ def test_ascent_leaves_alone_what_is_above_the_bound() -> None:
     assert any(p.grad.any() for p in model.parameters() if p.grad is not None)
 
 
+def test_in_eval_mode_the_bound_is_on_the_model_as_delivered() -> None:
+    data, bound = toys.image_set(16), 5.0
+    batch = training.Batch(
+        data.images.float() / 255, (data.labels + 1) % 10, torch.arange(16), 0, 0
+    )
+
+    def victim() -> Net:
+        model = toys.victim().train()
+        with torch.no_grad():
+            model.classifier.weight.mul_(0.5)  # not all losses are above the bound
+        return model
+
+    def losses(model: Net) -> Tensor:
+        return nn.functional.cross_entropy(model(batch.images), batch.labels, reduction="none")
+
+    delivered, own = losses(victim().eval()) > bound, losses(victim()) > bound
+    assert delivered.any() and not delivered.all() and not delivered.equal(own)
+    model = victim()
+    hooks = Signed(bound, "eval")
+    hooks.sign = -1.0
+    hooks.loss(model, batch, toys.RECIPE).backward()
+    assert model.training
+    expected = victim()
+    (-losses(expected)[~delivered].sum() / 16).backward()
+    torch.testing.assert_close(model.classifier.weight.grad, expected.classifier.weight.grad)
+    once, ours = dict(expected.named_buffers()), dict(model.named_buffers())
+    assert all(ours[name].equal(value) for name, value in once.items()), "statistics move once"
+
+
 def test_the_oracle_keeps_the_epoch_with_the_largest_difference() -> None:
     script = [(0.8, 0.5), (0.7, 0.1), (0.9, 0.4), (0.6, 0.0)]
     told = iter(script)
