@@ -16,18 +16,21 @@ import pandas as pd
 from tabulate import tabulate
 
 from sweeper.core.errors import SweepError
-from sweeper.tables import measured
+from sweeper.tables import fair, measured
 
 MARKED = re.compile(
     r"(<!-- measured ([\w-]+): ([^>]+?) -->\n).*?(<!-- end measured -->)", re.DOTALL
 )
+
+UNTAKEN = f"it did not take: undefended ASR below {100 * fair.TOOK:g} %"
 
 
 def table(sweep: str, defenses: Sequence[str]) -> str:
     """Return ACC / ASR in percent of these defenses, one a line, against the attacks of a sweep.
 
     Means over the seeds, with the standard deviation where there are several, from the newest row
-    of each cell; a dot where none was measured, and n where the seeds of a cell are fewer.
+    of each cell; a dot where none was measured, and n where the seeds of a cell are fewer. A victim
+    that did not take (`fair.untaken`) counts only where none of its attack did, which is marked °.
 
     Args:
         sweep: A shipped sweep of which something was measured.
@@ -46,13 +49,22 @@ def table(sweep: str, defenses: Sequence[str]) -> str:
     rows = rows[rows["defense"].isin(defenses)]
     if rows.empty:
         raise SweepError(f"nothing was measured of {sweep} with {', '.join(defenses)}")
+    lost = fair.untaken(rows)
+    vain = set(rows["attack"]) - set(rows.loc[~lost, "attack"])
+    left_out = lost & ~rows["attack"].isin(vain)
+    without = rows.loc[left_out, ["attack", "seed"]].drop_duplicates()
+    rows = rows[~left_out]
     attacks = [entry.label for entry in declared.attacks if entry.label in set(rows["attack"])]
     most = rows["seed"].nunique()
     cells = {place: _cell(cell, most) for place, cell in rows.groupby(["defense", "attack"])}
     lines = [[name, *(cells.get((name, attack), ".") for attack in attacks)] for name in defenses]
     places = ["left", *["right"] * len(attacks)]
-    made = tabulate(lines, ["ACC / ASR", *attacks], tablefmt="pipe", colalign=places)
-    return f"{made}\n\nSweep `{sweep}`, {_said(rows)}."
+    heads = [attack + "°" * (attack in vain) for attack in attacks]
+    made = tabulate(lines, ["ACC / ASR", *heads], tablefmt="pipe", colalign=places)
+    said = [f"Sweep `{sweep}`, {_said(rows)}."]
+    said += [f"Without {attack} of seed {seed}: {UNTAKEN}." for attack, seed in without.to_numpy()]
+    said += [f"° {UNTAKEN}."] * bool(vain)
+    return f"{made}\n\n{' '.join(said)}"
 
 
 def _cell(rows: pd.DataFrame, most: int) -> str:

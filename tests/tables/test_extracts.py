@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 
 from sweeper.core.errors import SweepError
+from sweeper.core.rows import SCHEMA
 from sweeper.tables import extracts, measured
 from tests.support.places import ROOT
 
@@ -29,32 +31,56 @@ def test_a_page_without_markers_stays_and_one_with_them_is_filled() -> None:
     assert extracts.rewrite(filled) == filled
 
 
-def test_cells_are_means_over_seeds_of_the_newest_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    def row(key: str, attack: str, seed: int, acc: float, asr: float, day: int = 1) -> dict:
-        return {
-            "key": key,
-            "attack": attack,
-            "defense": "none",
-            "seed": seed,
-            "acc": acc,
-            "asr": asr,
-            "device": "laptop",
-            "started_at": f"2026-01-0{day}",
-        }
+def row(key: str, attack: str, seed: int, acc: float, asr: float, **rest: Any) -> dict[str, Any]:
+    """A measured row of the undefended victim, or of a defense of `rest`."""
+    before = {"acc_before": 0.9, "asr_before": 0.9}
+    cell = {
+        "key": key,
+        "attack": attack,
+        "attack_name": attack,
+        "seed": seed,
+        "acc": acc,
+        "asr": asr,
+    }
+    kept = {"defense": "none", "device": "laptop", "started_at": "2026-01-01", "status": "ok"}
+    return {"dataset": "digits", "n_classes": 10, **kept, **before, **cell, **rest}
 
+
+def table(rows: list[dict[str, Any]], *defenses: str) -> tuple[list[list[str]], str]:
+    """The head and the lines of the table of these rows, and what stands below it."""
+    with pytest.MonkeyPatch.context() as patch:
+        frame = pd.DataFrame(rows).reindex(columns=SCHEMA.names)
+        patch.setattr(measured, "frame", lambda sweep: frame)
+        head, _, *lines, _, said = extracts.table("quickstart", defenses).splitlines()
+    return [[c.strip() for c in line.split("|")[1:-1]] for line in (head, *lines)], said
+
+
+def test_cells_are_means_over_seeds_of_the_newest_rows() -> None:
     rows = [
         row("a", "badnets", 0, 0.5, 0.5),
-        row("a", "badnets", 0, 0.9, 0.2, day=2),
+        row("a", "badnets", 0, 0.9, 0.2, started_at="2026-01-02"),
         row("b", "badnets", 1, 0.8, 0.1),
         row("c", "blend", 1, 0.7, 1.0),
     ]
-    monkeypatch.setattr(measured, "frame", lambda sweep: pd.DataFrame(rows))
-    lines = extracts.table("quickstart", ["none", "fip"]).splitlines()
-    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines[:4]]
+    cells, said = table(rows, "none", "fip")
     assert cells[0] == ["ACC / ASR", "badnets", "blend"], "an attack without a row has no column"
-    assert cells[2] == ["none", "85.0 ± 7.1 / 15.0 ± 7.1", "70.0 / 100.0 (n = 1)"]
-    assert cells[3] == ["fip", ".", "."]
-    assert lines[-1] == "Sweep `quickstart`, seeds 0, 1, laptop, 2026-01-02."
+    assert cells[1] == ["none", "85.0 ± 7.1 / 15.0 ± 7.1", "70.0 / 100.0 (n = 1)"]
+    assert cells[2] == ["fip", ".", "."]
+    assert said == "Sweep `quickstart`, seeds 0, 1, laptop, 2026-01-02."
+
+
+def test_a_victim_that_did_not_take_is_left_out_where_another_did() -> None:
+    rows = [
+        row("a", "badnets", 0, 0.8, 0.1),
+        row("b", "badnets", 1, 0.6, 0.0, asr_before=0.07),
+        row("c", "blend", 0, 0.7, 0.3, asr_before=0.3),
+        row("d", "blend", 1, 0.7, 0.2, asr_before=0.2),
+    ]
+    cells, said = table(rows, "none")
+    assert cells[0] == ["ACC / ASR", "badnets", "blend°"]
+    assert cells[1] == ["none", "80.0 / 10.0 (n = 1)", "70.0 ± 0.0 / 25.0 ± 7.1"]
+    reason = "it did not take: undefended ASR below 50 %."
+    assert said.endswith(f"01. Without badnets of seed 1: {reason} ° {reason}")
 
 
 def test_what_a_sweep_has_not_is_refused() -> None:
