@@ -30,7 +30,7 @@ def table(sweep: str, defenses: Sequence[str]) -> str:
 
     Means over the seeds, with the standard deviation where there are several, from the newest row
     of each cell; a dot where none was measured, and n where the seeds of a cell are fewer. A victim
-    that did not take (`fair.untaken`) counts only where none of its attack did, which is marked °.
+    that did not take counts only where none of its attack did (`fair.taken`), which is marked °.
 
     Args:
         sweep: A shipped sweep of which something was measured.
@@ -49,11 +49,10 @@ def table(sweep: str, defenses: Sequence[str]) -> str:
     rows = rows[rows["defense"].isin(defenses)]
     if rows.empty:
         raise SweepError(f"nothing was measured of {sweep} with {', '.join(defenses)}")
-    lost = fair.untaken(rows)
-    vain = set(rows["attack"]) - set(rows.loc[~lost, "attack"])
-    left_out = lost & ~rows["attack"].isin(vain)
-    without = rows.loc[left_out, ["attack", "seed"]].drop_duplicates()
-    rows = rows[~left_out]
+    counted = fair.taken(rows)
+    without = rows.loc[~counted, ["attack", "seed"]].drop_duplicates()
+    rows = rows[counted]
+    vain = set(rows.loc[fair.untaken(rows), "attack"])
     attacks = [entry.label for entry in declared.attacks if entry.label in set(rows["attack"])]
     most = rows["seed"].nunique()
     cells = {place: _cell(cell, most) for place, cell in rows.groupby(["defense", "attack"])}

@@ -64,6 +64,16 @@ def untaken(data: pd.DataFrame) -> pd.Series[bool]:
     return (before["asr"].lt(TOOK) & poisoned) | near
 
 
+def taken(data: pd.DataFrame) -> pd.Series[bool]:
+    """Return which rows count in a mean over seeds: not those of a victim that did not take.
+
+    Where that is so of each seed of a setting, all count: there is no other figure.
+    """
+    lost = untaken(data)
+    setting = [data[axis] for axis in _VICTIM if axis not in ("seed", "victim")]
+    return ~lost | lost.groupby(setting, dropna=False).transform("all")
+
+
 def bare(data: pd.DataFrame) -> pd.Series[bool]:
     """Return which rows are those of no defense."""
     return data["defense_name"].eq("none").fillna(False).astype(bool) | data["defense"].eq("none")

@@ -25,7 +25,7 @@ from sweeper.core.errors import SweepError
 from sweeper.core.rows import METRICS, SCHEMA
 from sweeper.engine import recipes
 from sweeper.plan import source
-from sweeper.tables import results
+from sweeper.tables import fair, results
 from sweeper.tables.published import AVERAGE, Figure
 from sweeper.tables.results import SETTINGS
 
@@ -66,6 +66,8 @@ def _each(table: pa.Table) -> pd.DataFrame:
 def figures(sweep: str, beside: pd.DataFrame | None = None) -> tuple[Figure, ...]:
     """Return the measured cells of a shipped sweep, means over the seeds, the newest first.
 
+    A seed whose victim did not take counts where that is so of all (`fair.taken`).
+
     Args:
         sweep: Its name.
         beside: The rows they will stand beside: what was measured on other data, or on another
@@ -85,6 +87,7 @@ def _figures(group: pd.DataFrame, beside: pd.DataFrame | None) -> Iterator[Figur
     """The cells of one run."""
     first, date = group.iloc[0], str(group["started_at"].max())[:10]
     whole = results.averages(group, AVERAGE) if group["attack"].nunique() > 1 else group
+    whole = whole[fair.taken(whole)]
     for _, cell in whole.groupby(_CELL, dropna=False, sort=False):
         named = cell.iloc[0]
         means, sds = (getattr(cell[list(METRICS)], name)().dropna() for name in ("mean", "std"))

@@ -110,6 +110,13 @@ def test_some_seeds_never_took() -> None:
     assert "67.0 ± 55.4 (3, 1°)" in text and "(3, 1°): 1 of 3 seeds" in text
 
 
+def test_a_mean_over_seeds_counts_those_that_took_or_all_where_none_did() -> None:
+    good, bad = (0.80, 0.99), (0.79, 0.03)
+    given = frame(sweep({"badnets": [good, bad, good], "blend": [bad, bad, bad]}, seeds=3))
+    counted = given[fair.taken(given)].groupby("attack")["seed"].unique()
+    assert set(counted["badnets"]) == {0, 2} and set(counted["blend"]) == {0, 1, 2}
+
+
 def test_the_clean_model_needs_no_backdoor_but_must_have_learned() -> None:
     given = [
         row("none", 0.0, "fip", 0, acc=0.8, acc_before=acc, asr=0.1, asr_before=asr, n_classes=10)

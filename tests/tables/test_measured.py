@@ -181,6 +181,13 @@ def test_the_newest_of_two_measurements_is_shown(monkeypatch: pytest.MonkeyPatch
     assert [text.split(";")[0] for text in built.measured] == ["GPU Y"]
 
 
+def test_a_seed_that_did_not_take_is_in_no_figure(monkeypatch: pytest.MonkeyPatch) -> None:
+    took, not_took = {"asr": 0.9, "asr_before": 0.9}, {"asr": 0.1, "asr_before": 0.1}
+    shipped(monkeypatch, [row(seed=0, **took), row(seed=1, **not_took)])
+    (figure,) = measured.figures(SWEEP)
+    assert figure.values["asr"] == 0.9 and "seed 0;" in figure.source
+
+
 def test_averages_are_of_one_run(monkeypatch: pytest.MonkeyPatch) -> None:
     shipped(monkeypatch, [row("badnets", asr=0.8), row("blend", asr=0.6)])
     found = {figure.attack: figure for figure in measured.figures(SWEEP)}
