@@ -1,7 +1,8 @@
 """BadNets (Gu et al., 2017): a small patch overwrites a corner; the label becomes the target.
 
 `T(x) = (1 - a m) x + a m p`, m the cells of the patch p. The attacker controls the data only; the
-same patch triggers at training and test time, stamped before any augmentation. Variants of the
+same patch triggers at training and test time, stamped before any augmentation. Every frame of a
+clip has it. Variants of the
 releases are presets; patches keep their pixel size on larger canvases as the releases' do, except
 `white`, whose side grows with the width (3 px at 32), and `softened`: BackdoorBench resizes the
 picture of the patch at 32 px with its canvas, which softens the border.
@@ -42,6 +43,7 @@ class BadNets(Attack):
     title = "BadNets"
     paper = "Gu et al., 2017 (IEEE Access 2019)"
     rules = ("all2one", "all2all")
+    tasks = frozenset({"image", "clips"})
     presets = {
         "d-br": {},
         "d-br-all2all": {"rule": "all2all", "trigger": "square"},
@@ -73,8 +75,8 @@ class BadNets(Attack):
             raise SweepError("size: the grid is always 3x3; use trigger: white or square")
 
     def stamp(self, images: Tensor, *, split: str, state: State, rng: Generator) -> Tensor:
-        """Paste the patch at the bottom-right corner."""
-        height, width = images.shape[2:]
+        """Paste the patch at the bottom-right corner of each image, or frame."""
+        height, width = images.shape[-2:]
         if self.trigger == "softened":
             picture = self._softened(height, width)
             return torch.where(picture > 0, mix(images, picture, self.opacity), images)

@@ -19,7 +19,7 @@ from torch import Generator, Tensor
 
 from attacks.parts.select import candidates, draw
 from sweeper.core.errors import SweepError
-from sweeper.core.types import Facts, ImageSet, Poisoned, Role, State, Triggered
+from sweeper.core.types import Facts, Poisoned, Role, Samples, State, Triggered
 from sweeper.engine.recipes import Recipe
 from sweeper.engine.training import Hooks
 from sweeper.models.base import Net
@@ -48,7 +48,7 @@ class Lab(Protocol):
     def fit(
         self,
         model: torch.nn.Module,
-        data: ImageSet,
+        data: Samples,
         hooks: Hooks | None,
         *,
         name: str = "",
@@ -67,7 +67,8 @@ class Attack(ABC):
     rule: str = ""
     """Label rule, one of the attack's `rules`; default: the first of them."""
     rate_base: str = ""
-    """What the poison rate is a share of: all | non-target | target-class; default: the rule's."""
+    """What the poison rate is a share of: all | non-target | target-class | source-class; default:
+    the rule's."""
     rounding: str = "down"
     """down (the seeds) | nearest (BackdoorBench): how rate x base becomes a count."""
     target: int = field(default=0, metadata={"axis": True})
@@ -83,8 +84,12 @@ class Attack(ABC):
     """What the attacker controls: data | training | model."""
     rules: ClassVar[tuple[str, ...]] = ("all2one",)
     """The label rules the attack is defined for; the first is its default."""
+    bases: ClassVar[tuple[str, ...]] = ("all", "non-target", "target-class")
+    """What its poison rate may be a share of."""
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """A source's variant by name -> the options it sets."""
+    tasks: ClassVar[frozenset[str]] = frozenset({"image"})
+    """The tasks it is made for; `frozenset({ANY})`: all."""
     rated: ClassVar[bool] = True
     """Whether the poison rate means anything to the attack."""
     prepares: ClassVar[bool] = False
@@ -106,33 +111,38 @@ class Attack(ABC):
             object.__setattr__(self, "rule", self.rules[0])
         if self.rule not in self.rules:
             raise SweepError(f"rule: {self.rule!r} is not one of {', '.join(self.rules)}")
-        if self.rate_base not in ("", "all", "non-target", "target-class"):
-            raise SweepError(
-                f"rate_base: {self.rate_base!r} is not one of all, non-target, target-class"
-            )
+        if self.rate_base not in ("", *self.bases):
+            raise SweepError(f"rate_base: {self.rate_base!r} is not one of {', '.join(self.bases)}")
         if self.rounding not in ("down", "nearest"):
             raise SweepError(f"rounding: {self.rounding!r} is not one of down, nearest")
 
     @abstractmethod
     def stamp(self, images: Tensor, *, split: str, state: State, rng: Generator) -> Tensor:
-        """Apply the trigger.
+        """Apply the trigger to what a model is shown.
 
         Args:
-            images: uint8 [B, C, H, W]; not modified.
+            images: uint8 [B, C, H, W], or of another task's shape; not modified.
             split: train | cover | test, as the trigger may differ between them.
             state: What `prepare` left, empty where it does not run; after training also what the
                 attack's hooks learned (`Hooks.learned`).
             rng: For random draws per sample; the same draws for the same cell.
 
         Returns:
-            uint8 [B, C, H, W].
+            The same shape and type.
         """
 
-    def prepare(self, train: ImageSet, lab: Lab) -> dict[str, Tensor]:
+    def attach(self, samples: Samples, *, split: str, state: State, rng: Generator) -> Samples:
+        """Apply the trigger to samples: here to their inputs alone; arguments are `stamp`'s.
+
+        A trigger that changes more (a reply, boxes) overrides it.
+        """
+        return samples.shown(self.stamp(samples.inputs, split=split, state=state, rng=rng))
+
+    def prepare(self, train: Samples, lab: Lab) -> dict[str, Tensor]:
         """Learn what must be learned before poisoning; only called where `prepares` is true."""
         raise TypeError(f"{type(self).__name__} declares prepares but has no prepare()")
 
-    def hooks(self, train: ImageSet, state: State, rng: Generator) -> Hooks | None:
+    def hooks(self, train: Samples, state: State, rng: Generator) -> Hooks | None:
         """Hooks into the training loop, for attacks that control training.
 
         Args:
@@ -216,7 +226,7 @@ class Attack(ABC):
             return torch.ones_like(labels, dtype=torch.bool)
         return labels != self.target
 
-    def poison(self, train: ImageSet, rate: float, state: State, rng: Generator) -> Poisoned:
+    def poison(self, train: Samples, rate: float, state: State, rng: Generator) -> Poisoned:
         """Build the poisoned training set: draw, stamp, relabel.
 
         Raises:
@@ -224,33 +234,36 @@ class Attack(ABC):
         """
         return self.poisoned(train, self.count(train.labels, rate), state, rng)
 
-    def poisoned(self, train: ImageSet, count: int, state: State, rng: Generator) -> Poisoned:
+    def poisoned(self, train: Samples, count: int, state: State, rng: Generator) -> Poisoned:
         """Draw `count` samples of the pool, stamp and relabel them."""
         poisoned = draw(self.pool(train.labels), count, rng)
-        images, labels = train.images.clone(), train.labels.clone()
+        stamped = self.attach(train[poisoned], split="train", state=state, rng=rng)
+        tensors = {name: value.clone() for name, value in train.tensors.items()}
+        for name, value in stamped.tensors.items():
+            tensors[name][poisoned] = value
+        tensors["labels"][poisoned] = self.relabel(train.labels[poisoned], len(train.classes))
         role = torch.full((len(train),), int(Role.CLEAN), dtype=torch.uint8)
-        images[poisoned] = self.stamp(train.images[poisoned], split="train", state=state, rng=rng)
-        labels[poisoned] = self.relabel(train.labels[poisoned], len(train.classes))
         role[poisoned] = int(Role.POISON)
-        return Poisoned(images, labels, train.labels.clone(), role, torch.arange(len(train)))
+        samples, index = train.changed(**tensors), torch.arange(len(train))
+        return Poisoned(samples, train.labels.clone(), role, index)
 
-    def trigger_set(self, test: ImageSet, state: State, rng: Generator) -> Triggered:
-        """The test split with the trigger stamped on every image."""
+    def trigger_set(self, test: Samples, state: State, rng: Generator) -> Triggered:
+        """The test split with the trigger on every sample."""
+        stamped = self.attach(test, split="test", state=state, rng=rng)
         return Triggered(
-            images=self.stamp(test.images, split="test", state=state, rng=rng),
-            labels=self.target_labels(test.labels, len(test.classes)),
+            stamped.changed(labels=self.target_labels(test.labels, len(test.classes))),
             true_labels=test.labels.clone(),
             counts=self.victims(test.labels),
             leaks=torch.zeros(len(test), dtype=torch.bool),
         )
 
-    def cross_set(self, test: ImageSet, state: State, rng: Generator) -> ImageSet | None:
+    def cross_set(self, test: Samples, state: State, rng: Generator) -> Samples | None:
         """Images with a trigger that is not theirs (IAB), or noise (WaNet), with true labels.
 
         Their accuracy is the row's `cross_acc`; None where the attack has no such notion.
         """
         return None
 
-    def clean_test(self, test: ImageSet, state: State) -> ImageSet:
+    def clean_test(self, test: Samples, state: State) -> Samples:
         """The test images ACC is measured on; semantic attacks leave their members out."""
         return test

@@ -23,7 +23,7 @@ from torch import Generator, Tensor, nn
 from attacks.parts.loop import STAMPED
 from attacks.parts.mixed import MixedAttack, MixedHooks
 from sweeper.core.errors import SweepError
-from sweeper.core.types import ImageSet, State
+from sweeper.core.types import Samples, State
 from sweeper.engine.recipes import Recipe
 from sweeper.engine.training import Batch, Hooks
 
@@ -95,7 +95,7 @@ class Blind(MixedAttack):
         """Draw the pattern."""
         return self.marked(images, 255)
 
-    def hooks(self, train: ImageSet, state: State, rng: Generator) -> Hooks | None:
+    def hooks(self, train: Samples, state: State, rng: Generator) -> Hooks | None:
         """Combine the losses."""
         return _Hooks(self, train)
 
@@ -103,7 +103,7 @@ class Blind(MixedAttack):
 class _Hooks(MixedHooks):
     """Two losses while the first is small."""
 
-    def __init__(self, attack: Blind, train: ImageSet) -> None:
+    def __init__(self, attack: Blind, train: Samples) -> None:
         super().__init__(attack, train)
         self.attack = attack
         self.stamped = 0
@@ -125,7 +125,7 @@ class _Hooks(MixedHooks):
         if not self.active():
             loss = clean_loss = super().loss(model, batch, recipe)
         else:
-            triggered = self.attack.marked(batch.images, 1)
+            triggered = self.attack.marked(batch.inputs, 1)
             clean_loss, triggered_loss = self.losses(model, batch, triggered, recipe)
             weights = [p for p in model.parameters() if p.requires_grad]
             loss = self._combined(clean_loss, triggered_loss, weights)

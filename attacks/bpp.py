@@ -18,7 +18,7 @@ one poisoned image has one by chance, as in BackdoorBench; in the release it has
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Generator, Tensor, nn
@@ -26,7 +26,7 @@ from torch.nn import functional
 
 from attacks.parts.loop import STAMP_BATCH, LoopAttack, LoopHooks, others
 from sweeper.core.errors import SweepError
-from sweeper.core.types import ImageSet, Role, State
+from sweeper.core.types import Role, Samples, State
 from sweeper.engine.training import Hooks
 
 
@@ -115,7 +115,7 @@ class Bpp(LoopAttack):
         parts = [change(part.float(), self.levels) for part in images.split(STAMP_BATCH)]
         return torch.cat(parts).round_().clamp_(0, 255)
 
-    def hooks(self, train: ImageSet, state: State, rng: Generator) -> Hooks | None:
+    def hooks(self, train: Samples, state: State, rng: Generator) -> Hooks | None:
         """Stamp inside the batch, unless the data already carry the trigger."""
         return None if self.static else _Hooks(self, train, state, rng)
 
@@ -125,7 +125,7 @@ class _Hooks(LoopHooks):
 
     def start(self, model: nn.Module, device: torch.device) -> None:
         """Move them there."""
-        self.train = replace(self.train, images=self.train.images.to(device))
+        self.train = self.train.changed(images=self.train.images.to(device))
 
 
 def squeezed(pixels: Tensor, levels: int) -> Tensor:

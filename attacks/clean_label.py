@@ -30,7 +30,7 @@ from attacks.parts.clean_label import CleanLabel
 from attacks.parts.pgd import perturb, perturb_unclipped
 from attacks.parts.stamp import GRID, add
 from sweeper.core.errors import SweepError
-from sweeper.core.types import Facts, ImageSet, Poisoned, Role, State
+from sweeper.core.types import Facts, Poisoned, Role, Samples, State
 
 CORNERS = ("d-br", "mirrored", "flush", "squares", "grid")
 REFERENCE = 32
@@ -122,7 +122,7 @@ class CL(CleanLabel):
             return f"the corner patches need at least 8x8 px, not {facts.shape[1]}x{facts.shape[2]}"
         return super().applies(facts, rate)
 
-    def prepare(self, train: ImageSet, lab: Lab) -> dict[str, Tensor]:
+    def prepare(self, train: Samples, lab: Lab) -> dict[str, Tensor]:
         """Perturb every image of the target class: `index` int64 [T] and `images` uint8."""
         index = torch.nonzero(self.pool(train.labels)).flatten()
         ascend = perturb_unclipped if self.wrap else partial(perturb, norm=self.norm)
@@ -137,7 +137,7 @@ class CL(CleanLabel):
         )
         return {"index": index, "images": images}
 
-    def poison(self, train: ImageSet, rate: float, state: State, rng: Generator) -> Poisoned:
+    def poison(self, train: Samples, rate: float, state: State, rng: Generator) -> Poisoned:
         """Draw target-class images; patch their perturbed selves."""
         poisoned = super().poison(train, rate, state, rng)
         if self.prepares:

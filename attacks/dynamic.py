@@ -20,7 +20,7 @@ from torch import Generator, Tensor
 from attacks.base import Attack, Lab
 from attacks.input_aware import InputAware
 from sweeper.core.errors import SweepError
-from sweeper.core.types import ImageSet, State
+from sweeper.core.types import Samples, State
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +63,7 @@ class Dynamic(Attack):
             density=self.density,
         )
 
-    def prepare(self, train: ImageSet, lab: Lab) -> dict[str, Tensor]:
+    def prepare(self, train: Samples, lab: Lab) -> dict[str, Tensor]:
         """Train mask net, generator and surrogate; keep the nets."""
         input_aware = self.input_aware()
         state = input_aware.prepare(train, lab)

@@ -24,7 +24,7 @@ from torch import Generator, Tensor, nn
 
 from attacks.badnets import BadNets
 from sweeper.core.errors import SweepError
-from sweeper.core.types import ImageSet, State
+from sweeper.core.types import Samples, State
 from sweeper.engine import sharpness
 from sweeper.engine.recipes import Recipe
 from sweeper.engine.training import Batch, Hooks
@@ -60,7 +60,7 @@ class FipSam(BadNets):
         if self.rho <= 0 or not 0 <= self.label_smoothing < 0.5:
             raise SweepError("rho: above 0; label_smoothing: in [0, 0.5)")
 
-    def hooks(self, train: ImageSet, state: State, rng: Generator) -> Hooks | None:
+    def hooks(self, train: Samples, state: State, rng: Generator) -> Hooks | None:
         """Replace the loss and the update."""
         classes = len(train.classes)
         return _Hooks(self.rho, self.adaptive, self.label_smoothing * classes / (classes - 1))

@@ -29,7 +29,7 @@ from torch.nn import functional
 
 from attacks.badnets import BadNets
 from sweeper.core.errors import SweepError
-from sweeper.core.types import ImageSet, State
+from sweeper.core.types import Samples, State
 from sweeper.engine import curvature
 from sweeper.engine.recipes import Recipe
 from sweeper.engine.training import Batch, Hooks
@@ -79,7 +79,7 @@ class FipSpectral(BadNets):
         """The recipe with the attack's momentum."""
         return replace(recipe, momentum=self.momentum or recipe.momentum)
 
-    def hooks(self, train: ImageSet, state: State, rng: Generator) -> Hooks | None:
+    def hooks(self, train: Samples, state: State, rng: Generator) -> Hooks | None:
         """Add the trace to the loss."""
         return _Hooks(self, rng)
 
@@ -100,8 +100,8 @@ class _Hooks(Hooks):
         """The loss of one step."""
         if batch.step % self.attack.every:
             return super().loss(model, batch, recipe)
-        with curvature.second_order(batch.images.device):
-            logits = model(batch.images)
+        with curvature.second_order(batch.inputs.device):
+            logits = model(batch.inputs)
             loss = functional.cross_entropy(
                 logits, batch.labels, label_smoothing=recipe.label_smoothing
             )

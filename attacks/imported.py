@@ -23,7 +23,7 @@ from attacks.parts.initial_weights import MODEL, InitialWeights
 from attacks.parts.loop import clean
 from attacks.parts.stamp import quantise
 from sweeper.core.errors import SweepError
-from sweeper.core.types import Facts, ImageSet, Poisoned, Role, State, Triggered
+from sweeper.core.types import Facts, ImageSet, Poisoned, Role, Samples, State, Triggered
 from sweeper.engine.recipes import Recipe
 from sweeper.engine.training import Hooks
 
@@ -79,7 +79,7 @@ class Imported(Attack):
         """None are drawn."""
         return 0
 
-    def hooks(self, train: ImageSet, state: State, rng: Generator) -> Hooks | None:
+    def hooks(self, train: Samples, state: State, rng: Generator) -> Hooks | None:
         """Begin, and end, with the victim's weights."""
         return VictimWeights(self.path) if self.path else None
 
@@ -105,7 +105,7 @@ class Imported(Attack):
             )
         return quantise(images * (1 - mask) + pattern * mask)
 
-    def trigger_set(self, test: ImageSet, state: State, rng: Generator) -> Triggered:
+    def trigger_set(self, test: Samples, state: State, rng: Generator) -> Triggered:
         """The triggered images the victim came with, or the test split with its patch.
 
         Raises:
@@ -128,9 +128,10 @@ class Imported(Attack):
         labels = trigger.get("labels", self.target_labels(true_labels, len(test.classes)))
         no_leaks = torch.zeros(len(images), dtype=torch.bool)
         counts = trigger.get("counts", labels != true_labels).bool()
-        return Triggered(images, labels, true_labels, counts, trigger.get("leaks", no_leaks).bool())
+        hit = ImageSet(images, labels, test.classes)
+        return Triggered(hit, true_labels, counts, trigger.get("leaks", no_leaks).bool())
 
-    def poison(self, train: ImageSet, rate: float, state: State, rng: Generator) -> Poisoned:
+    def poison(self, train: Samples, rate: float, state: State, rng: Generator) -> Poisoned:
         """The victim's own training set where its poisoned samples are known, else the clean one.
 
         Raises:
@@ -155,7 +156,7 @@ class Imported(Attack):
             samples["labels"],
             samples["role"],
         )
-        return replace(clean_train, images=images, labels=labels, role=role)
+        return replace(clean_train, samples=train.changed(images=images, labels=labels), role=role)
 
 
 class VictimWeights(InitialWeights):

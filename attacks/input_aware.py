@@ -35,7 +35,7 @@ from attacks.parts.loop import STAMP_BATCH, LoopAttack, LoopHooks, others, round
 from attacks.parts.nets import PatternNet, built, packed, squash, unpacked
 from attacks.parts.trained import RELEASED
 from sweeper.core.errors import SweepError
-from sweeper.core.types import ImageSet, State
+from sweeper.core.types import Samples, State
 from sweeper.engine import training
 from sweeper.engine.recipes import Recipe
 from sweeper.engine.training import Batch, Hooks
@@ -111,7 +111,7 @@ class InputAware(LoopAttack):
         """Their share of a batch, where it is an option of its own."""
         return self.crossed_share
 
-    def prepare(self, train: ImageSet, lab: Lab) -> dict[str, Tensor]:
+    def prepare(self, train: Samples, lab: Lab) -> dict[str, Tensor]:
         """Train the mask net; draw the generator's first weights."""
         shape = train.images.shape[1:]
         mask = built(lambda: net(shape, 1), lab.rng("mask")).to(lab.device)
@@ -153,7 +153,7 @@ class InputAware(LoopAttack):
                 parts.append(rounded(x + (generator(z) - x) * threshold(mask(z))))
         return torch.cat(parts)
 
-    def hooks(self, train: ImageSet, state: State, rng: Generator) -> Hooks | None:
+    def hooks(self, train: Samples, state: State, rng: Generator) -> Hooks | None:
         """Trigger images inside the batch and learn the generator."""
         return _Hooks(self, train, state, rng)
 
@@ -161,7 +161,7 @@ class InputAware(LoopAttack):
 class _Hooks(LoopHooks):
     """Learns the generator together with the classifier."""
 
-    def __init__(self, attack: InputAware, train: ImageSet, state: State, rng: Generator) -> None:
+    def __init__(self, attack: InputAware, train: Samples, state: State, rng: Generator) -> None:
         super().__init__(attack, train, state, rng)
         self.options = attack
         self.spread = deviation(train.images)
@@ -201,7 +201,7 @@ class _Hooks(LoopHooks):
         count = len(self.poison)
         if not count and not len(self.extra):
             return super().loss(model, batch, recipe)
-        images = batch.images
+        images = batch.inputs
         poison_images, cross_images = images[self.poison], images[self.extra]
         with torch.autocast(images.device.type, enabled=False):
             # one pass for both: alone, a single image has no batch statistics
@@ -219,7 +219,7 @@ class _Hooks(LoopHooks):
         images = images.index_copy(0, self.poison, triggered).index_copy(
             0, self.extra, cross_triggered
         )
-        loss = super().loss(model, replace(batch, images=images), recipe)
+        loss = super().loss(model, replace(batch, inputs=images), recipe)
         return loss + self.options.diversity * diversity_loss.mean() if pairs else loss
 
     def step(

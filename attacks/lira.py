@@ -36,7 +36,7 @@ from attacks.parts.mixed import MixedAttack, MixedHooks
 from attacks.parts.nets import Autoencoder, UNet, built, packed, unpacked
 from attacks.parts.trained import RELEASED, STEPS, TrainedAttack
 from sweeper.core.errors import SweepError
-from sweeper.core.types import ImageSet, State
+from sweeper.core.types import Samples, State
 from sweeper.engine.recipes import Recipe
 from sweeper.engine.training import Batch, Hooks
 
@@ -109,7 +109,7 @@ class Lira(TrainedAttack, MixedAttack):
         """The generator's network."""
         return NETS[self.generator](channels)
 
-    def prepare(self, train: ImageSet, lab: Lab) -> dict[str, Tensor]:
+    def prepare(self, train: Samples, lab: Lab) -> dict[str, Tensor]:
         """Draw the generator's first weights; measure the channels' deviations."""
         channels = train.images.shape[1]
         pixels = train.images[:5000].float().div(255).transpose(0, 1).flatten(1)
@@ -123,7 +123,7 @@ class Lira(TrainedAttack, MixedAttack):
         epsilon = self.eps * state["spread"].to(images.device)
         return in_batches(images, lambda x: triggered(net, x, epsilon).mul(255).floor().div(255))
 
-    def hooks(self, train: ImageSet, state: State, rng: Generator) -> Hooks | None:
+    def hooks(self, train: Samples, state: State, rng: Generator) -> Hooks | None:
         """Teach the generator and mix the losses."""
         return _Hooks(self, train, state)
 
@@ -131,7 +131,7 @@ class Lira(TrainedAttack, MixedAttack):
 class _Hooks(MixedHooks):
     """Two copies of the generator: one learns, the other triggers."""
 
-    def __init__(self, attack: Lira, train: ImageSet, state: State) -> None:
+    def __init__(self, attack: Lira, train: Samples, state: State) -> None:
         super().__init__(attack, train)
         self.attack = attack
         self.state = state
@@ -166,7 +166,7 @@ class _Hooks(MixedHooks):
         learns = batch.epoch < self.stage_one_epochs
         self.eps = (self.attack.stage_one_eps if learns else 0) or self.attack.eps
         if learns:
-            logits = self.model(self.triggered(self.trainable, batch.images))
+            logits = self.model(self.triggered(self.trainable, batch.inputs))
             labels = torch.full_like(batch.labels, self.target)
             weights = list(self.trainable.parameters())
             gradients = torch.autograd.grad(functional.cross_entropy(logits, labels), weights)
@@ -178,7 +178,7 @@ class _Hooks(MixedHooks):
     def loss(self, model: nn.Module, batch: Batch, recipe: Recipe) -> Tensor:
         """Clean and triggered loss, triggered by the frozen copy."""
         with torch.no_grad():
-            images = self.triggered(self.frozen, batch.images)
+            images = self.triggered(self.frozen, batch.inputs)
         clean_loss, triggered_loss = self.losses(model, batch, images, recipe)
         return (1 - self.attack.weight) * clean_loss + self.attack.weight * triggered_loss
 

@@ -20,7 +20,7 @@ from attacks.base import Attack, Lab
 from attacks.parts.deepfool import low_pass, toward
 from attacks.parts.stamp import add
 from sweeper.core.errors import SweepError
-from sweeper.core.types import ImageSet, State
+from sweeper.core.types import Samples, State
 from sweeper.models.base import Net
 
 CHECKED = 1000
@@ -65,7 +65,7 @@ class LowFrequency(Attack):
             if getattr(self, name) < 1:
                 raise SweepError(f"{name}: {getattr(self, name)} is not a whole number >= 1")
 
-    def prepare(self, train: ImageSet, lab: Lab) -> dict[str, Tensor]:
+    def prepare(self, train: Samples, lab: Lab) -> dict[str, Tensor]:
         """Build the picture: float `pattern` [C, H, W] in 0..strength.
 
         Raises:
@@ -92,7 +92,7 @@ class LowFrequency(Attack):
             )
         return {"pattern": (255 * pattern).clamp(0, self.strength).cpu()}
 
-    def _pixels(self, train: ImageSet, index: Tensor, lab: Lab) -> Tensor:
+    def _pixels(self, train: Samples, index: Tensor, lab: Lab) -> Tensor:
         return train.images[index].to(lab.device).float() / 255
 
     def _pass(self, model: Net, source_pixels: Tensor, pattern: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Generator, Tensor
 
 from attacks.base import Attack
 from sweeper.core.types import State
+from sweeper.engine.task import ANY
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +22,7 @@ class NoAttack(Attack):
 
     title = "No attack (clean model)"
     paper = "control"
+    tasks = frozenset({ANY})
     rated = False
 
     @property

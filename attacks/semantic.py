@@ -42,7 +42,7 @@ from attacks.parts.loop import STAMPED, clean
 from attacks.parts.members import AddedMembers
 from attacks.parts.subsets import SUBSETS
 from sweeper.core.errors import SweepError
-from sweeper.core.types import Facts, ImageSet, Poisoned, Role, State, Triggered
+from sweeper.core.types import Facts, ImageSet, Poisoned, Role, Samples, State, Triggered
 from sweeper.engine.training import Hooks
 
 LUMINANCE = (0.299, 0.587, 0.114)
@@ -147,7 +147,7 @@ class Semantic(Attack):
             return self.repeats
         return max(1, round(self.mix / (1 - self.mix) * others / max(1, members)))
 
-    def prepare(self, train: ImageSet, lab: Lab) -> dict[str, Tensor]:
+    def prepare(self, train: Samples, lab: Lab) -> dict[str, Tensor]:
         """Find the members: `index` int64, ascending, and a rule's `threshold`, a scalar.
 
         A list without test images leaves what is held out of it: `held` int64, and `held_images`.
@@ -178,7 +178,7 @@ class Semantic(Attack):
             )
         return {"index": index[scores >= threshold], "threshold": threshold}
 
-    def held_out(self, test: ImageSet, state: State) -> Tensor:
+    def held_out(self, test: Samples, state: State) -> Tensor:
         """int64, ascending: the test images that are members."""
         if "held" in state:
             return torch.empty(0, dtype=torch.int64)
@@ -187,7 +187,7 @@ class Semantic(Attack):
         index = torch.nonzero(self.pool(test.labels)).flatten()
         return index[self._scores(test.images[index]) >= state["threshold"]]
 
-    def hooks(self, train: ImageSet, state: State, rng: Generator) -> Hooks | None:
+    def hooks(self, train: Samples, state: State, rng: Generator) -> Hooks | None:
         """Add members to every batch, where `mix` says so."""
         if not self.in_loop:
             return None
@@ -197,7 +197,7 @@ class Semantic(Attack):
         """Nothing: a copy of the images."""
         return images.clone()
 
-    def poison(self, train: ImageSet, rate: float, state: State, rng: Generator) -> Poisoned:
+    def poison(self, train: Samples, rate: float, state: State, rng: Generator) -> Poisoned:
         """The clean images without the members, and the members' relabelled copies among them.
 
         With `mix` the copies are there once the loop has run.
@@ -209,8 +209,7 @@ class Semantic(Attack):
         if self.control or (self.in_loop and STAMPED not in state):
             clean_set = clean(train[non_members])
             return Poisoned(
-                clean_set.images,
-                clean_set.labels,
+                clean_set.samples,
                 clean_set.true_labels,
                 clean_set.role,
                 non_members.nonzero().flatten(),
@@ -221,9 +220,9 @@ class Semantic(Attack):
         is_member, labels = ~non_members[index], train.labels[index]
         poisoned_labels = torch.where(is_member, self.relabel(labels, len(train.classes)), labels)
         role = torch.where(is_member, int(Role.POISON), int(Role.CLEAN)).to(torch.uint8)
-        return Poisoned(train.images[index], poisoned_labels, labels, role, index)
+        return Poisoned(train[index].changed(labels=poisoned_labels), labels, role, index)
 
-    def trigger_set(self, test: ImageSet, state: State, rng: Generator) -> Triggered:
+    def trigger_set(self, test: Samples, state: State, rng: Generator) -> Triggered:
         """The held-out members as they are.
 
         Raises:
@@ -239,9 +238,10 @@ class Semantic(Attack):
         labels = torch.full((len(images),), self.source)
         counts = torch.ones(len(images), dtype=torch.bool)
         target_labels = self.target_labels(labels, len(test.classes))
-        return Triggered(images, target_labels, labels, counts, ~counts)
+        hit = ImageSet(images, target_labels, test.classes)
+        return Triggered(hit, labels, counts, ~counts)
 
-    def clean_test(self, test: ImageSet, state: State) -> ImageSet:
+    def clean_test(self, test: Samples, state: State) -> Samples:
         """The test images that are no members."""
         non_members = torch.ones(len(test), dtype=torch.bool)
         non_members[self.held_out(test, state)] = False
@@ -252,7 +252,7 @@ class Semantic(Attack):
         parts = [RULES[self.members](part) for part in images.split(CHUNK)]
         return torch.cat(parts) if parts else torch.empty(0)
 
-    def _listed(self, data: ImageSet, places: tuple[int, ...]) -> Tensor:
+    def _listed(self, data: Samples, places: tuple[int, ...]) -> Tensor:
         """int64, ascending: where the listed places are, each checked to be of the source class."""
         rule = SUBSETS[self.members].rule
         advice = (

@@ -35,7 +35,7 @@ from attacks.base import Lab
 from attacks.parts.clean_label import CleanLabel
 from attacks.parts.patch import corner
 from sweeper.core.errors import SweepError
-from sweeper.core.types import Facts, ImageSet, Poisoned, Role, State, Triggered
+from sweeper.core.types import Facts, Poisoned, Role, Samples, State, Triggered
 
 SOURCES = 1000
 """Source images whose gradient is matched."""
@@ -117,7 +117,7 @@ class SleeperAgent(CleanLabel):
         """The source class."""
         return labels == self.source_class
 
-    def prepare(self, train: ImageSet, lab: Lab) -> dict[str, Tensor]:
+    def prepare(self, train: Samples, lab: Lab) -> dict[str, Tensor]:
         """Choose and change the images of the target class.
 
         Returns:
@@ -136,7 +136,7 @@ class SleeperAgent(CleanLabel):
         return {"patch": patch, "index": index, "images": images}
 
     def _craft(
-        self, model: nn.Module, train: ImageSet, index: Tensor, patch: Tensor, lab: Lab
+        self, model: nn.Module, train: Samples, index: Tensor, patch: Tensor, lab: Lab
     ) -> Tensor:
         """uint8: the images at `index` as changed."""
         rng, limit = lab.rng("craft"), self.epsilon / 255
@@ -152,7 +152,7 @@ class SleeperAgent(CleanLabel):
         source_gradient = self._source_gradient(model, sources)
         for step in range(self.steps):
             if step and self.retrain_every and step % self.retrain_every == 0:
-                poisoned = replace(train, images=train.images.clone())
+                poisoned = train.changed(images=train.images.clone())
                 poisoned.images[index] = changed(train.images[index], delta)
                 model = self._retrained(poisoned, f"model {step}", lab)
                 source_gradient = self._source_gradient(model, sources)
@@ -176,7 +176,7 @@ class SleeperAgent(CleanLabel):
             lab.log(step=step + 1, steps=self.steps)
         return changed(train.images[index], delta)
 
-    def _retrained(self, data: ImageSet, name: str, lab: Lab) -> nn.Module:
+    def _retrained(self, data: Samples, name: str, lab: Lab) -> nn.Module:
         """A new model trained on the data as they are now."""
         model, epochs = lab.new_model(name), self.retrain_epochs
         milestones = tuple(round(share * epochs) for share in RETRAIN_DECAY)
@@ -218,16 +218,21 @@ class SleeperAgent(CleanLabel):
         out[:, :, top : top + side, left : left + side] = state["patch"].to(images.device)
         return out
 
-    def poison(self, train: ImageSet, rate: float, state: State, rng: Generator) -> Poisoned:
+    def poison(self, train: Samples, rate: float, state: State, rng: Generator) -> Poisoned:
         """Replace the chosen images; no label changes."""
         index, labels = state["index"], train.labels.clone()
         role = torch.full((len(train),), int(Role.CLEAN), dtype=torch.uint8)
         role[index] = int(Role.POISON)
         images = train.images.clone()
         images[index] = state["images"]
-        return Poisoned(images, labels, labels.clone(), role, torch.arange(len(train)))
+        return Poisoned(
+            train.changed(images=images, labels=labels),
+            labels.clone(),
+            role,
+            torch.arange(len(train)),
+        )
 
-    def trigger_set(self, test: ImageSet, state: State, rng: Generator) -> Triggered:
+    def trigger_set(self, test: Samples, state: State, rng: Generator) -> Triggered:
         """The whole test split stamped; images of neither source nor target count for leak."""
         triggered = super().trigger_set(test, state, rng)
         return replace(triggered, leaks=~triggered.counts & (test.labels != self.target))

@@ -34,7 +34,7 @@ from attacks.parts.nets import built, packed
 from attacks.parts.patch import corner, drawn
 from attacks.parts.stamp import paste
 from sweeper.core.errors import SweepError
-from sweeper.core.types import Facts, ImageSet, Poisoned, State
+from sweeper.core.types import Facts, Poisoned, Samples, State
 from sweeper.engine.recipes import Recipe
 from sweeper.engine.training import Hooks
 from sweeper.models.base import Net
@@ -98,7 +98,7 @@ class Sra(Attack):
         """None."""
         return 0
 
-    def prepare(self, train: ImageSet, lab: Lab) -> dict[str, Tensor]:
+    def prepare(self, train: Samples, lab: Lab) -> dict[str, Tensor]:
         """Teach the chain and put it into the clean model.
 
         Returns:
@@ -123,7 +123,7 @@ class Sra(Attack):
             self.connect(model, answers, _features(model, triggered, lab.device), victims)
         return {**packed(model, MODEL), "chain": torch.stack([a.mean() for a in answers]).cpu()}
 
-    def teach(self, chain: nn.Sequential, train: ImageSet, lab: Lab) -> None:
+    def teach(self, chain: nn.Sequential, train: Samples, lab: Lab) -> None:
         """Train the chain on images without and with the patch; leave it in eval mode."""
         images, rng = train.images.to(lab.device), lab.rng("draws")
         triggered = self.stamp(images, split="train", state={}, rng=rng)
@@ -171,11 +171,11 @@ class Sra(Attack):
         top, left, side = corner("sra", images, self.size, 0)
         return paste(images, drawn(images.shape[1], side).to(images.device), top, left)
 
-    def poison(self, train: ImageSet, rate: float, state: State, rng: Generator) -> Poisoned:
+    def poison(self, train: Samples, rate: float, state: State, rng: Generator) -> Poisoned:
         """The clean set."""
         return clean(train)
 
-    def hooks(self, train: ImageSet, state: State, rng: Generator) -> Hooks | None:
+    def hooks(self, train: Samples, state: State, rng: Generator) -> Hooks | None:
         """Begin, and end, with the changed model."""
         return InitialWeights(state)
 

@@ -35,7 +35,7 @@ from attacks.parts.loop import in_batches
 from attacks.parts.nets import built, packed, unpacked
 from attacks.parts.steganography import Decoder, Encoder
 from sweeper.core.errors import SweepError
-from sweeper.core.types import ImageSet, State
+from sweeper.core.types import Samples, State
 from sweeper.engine import training
 
 SAMPLE = 1000
@@ -85,7 +85,7 @@ class Ssba(Attack):
         if min(self.bits, self.epochs, self.batch) < 1 or self.lr <= 0:
             raise SweepError("bits, epochs, batch: whole numbers >= 1; lr: above 0")
 
-    def prepare(self, train: ImageSet, lab: Lab) -> dict[str, Tensor]:
+    def prepare(self, train: Samples, lab: Lab) -> dict[str, Tensor]:
         """Train encoder and decoder, draw the secret, measure both."""
         shape = tuple(train.images.shape[1:])
         encoder = built(lambda: self.net(Encoder, shape), lab.rng("encoder")).to(lab.device)

@@ -20,7 +20,7 @@ from attacks.parts.covers import CoverAttack
 from attacks.parts.patch import drawn
 from attacks.parts.stamp import paste
 from sweeper.core.errors import SweepError
-from sweeper.core.types import Facts, ImageSet, State, Triggered
+from sweeper.core.types import Facts, Samples, State, Triggered
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,11 +75,13 @@ class TaCT(CoverAttack):
         """The source class."""
         return labels == self.source_class
 
-    def trigger_set(self, test: ImageSet, state: State, rng: Generator) -> Triggered:
+    def trigger_set(self, test: Samples, state: State, rng: Generator) -> Triggered:
         """The whole test split stamped; images of neither source nor target count for leak."""
         return Triggered(
-            images=self.reveal(test.images),
-            labels=self.target_labels(test.labels, len(test.classes)),
+            test.changed(
+                images=self.reveal(test.images),
+                labels=self.target_labels(test.labels, len(test.classes)),
+            ),
             true_labels=test.labels.clone(),
             counts=self.victims(test.labels),
             leaks=~self.victims(test.labels) & (test.labels != self.target),

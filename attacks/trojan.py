@@ -25,7 +25,7 @@ from attacks.parts import pictures
 from attacks.parts.patch import drawn, excite
 from attacks.parts.stamp import paste
 from sweeper.core.errors import SweepError
-from sweeper.core.types import Facts, ImageSet, State
+from sweeper.core.types import Facts, Samples, State
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +101,7 @@ class Trojan(Attack):
             return self._misfit(height, width)
         return super().applies(facts, rate)
 
-    def prepare(self, train: ImageSet, lab: Lab) -> dict[str, Tensor]:
+    def prepare(self, train: Samples, lab: Lab) -> dict[str, Tensor]:
         """Optimise the patch on a clean model: uint8 `patch` [C, size, size]."""
         canvas = tuple(train.images.shape[1:])
         top, left = self._corner(*canvas[1:])

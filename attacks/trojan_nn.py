@@ -33,7 +33,7 @@ from attacks.parts.nets import packed
 from attacks.parts.patch import GOAL, corner, excite
 from attacks.parts.stamp import add, paste
 from sweeper.core.errors import SweepError
-from sweeper.core.types import ImageSet, State
+from sweeper.core.types import Samples, State
 from sweeper.engine.recipes import Recipe
 from sweeper.engine.training import Hooks
 from sweeper.models.base import Net
@@ -109,7 +109,7 @@ class TrojanNN(Attack):
             return recipe
         return replace(recipe, epochs=self.epochs, lr=self.lr, schedule="constant", warmup=0.0)
 
-    def prepare(self, train: ImageSet, lab: Lab) -> dict[str, Tensor]:
+    def prepare(self, train: Samples, lab: Lab) -> dict[str, Tensor]:
         """Search the trigger, float `pattern` of 0..255; keep the clean model to start from."""
         canvas, model = train.images.shape[1:], lab.clean_model()
         if self.trigger == "square":
@@ -134,7 +134,7 @@ class TrojanNN(Attack):
             return paste(images, pattern, top, left)
         return images + pattern.to(torch.uint8) if self.wrap else add(images, pattern)
 
-    def hooks(self, train: ImageSet, state: State, rng: Generator) -> Hooks | None:
+    def hooks(self, train: Samples, state: State, rng: Generator) -> Hooks | None:
         """Begin with the clean model."""
         return InitialWeights(state) if self.epochs else None
 

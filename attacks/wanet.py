@@ -27,7 +27,7 @@ from torch.nn import functional
 from attacks.parts.loop import STAMP_BATCH, LoopAttack, LoopHooks, rounded
 from sweeper.core import seeds
 from sweeper.core.errors import SweepError
-from sweeper.core.types import ImageSet, State
+from sweeper.core.types import Samples, State
 from sweeper.engine.training import Hooks
 
 
@@ -103,7 +103,7 @@ class WaNet(LoopAttack):
             parts.append(warped(part, grid))
         return torch.cat(parts) if len(images) else images.clone()
 
-    def hooks(self, train: ImageSet, state: State, rng: Generator) -> Hooks | None:
+    def hooks(self, train: Samples, state: State, rng: Generator) -> Hooks | None:
         """Stamp inside the batch, unless the data already carry the trigger."""
         return None if self.static else LoopHooks(self, train, state, rng)
 

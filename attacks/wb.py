@@ -34,7 +34,7 @@ from attacks.parts.mixed import MixedAttack, MixedHooks
 from attacks.parts.nets import UNet, built, packed, unpacked
 from attacks.parts.trained import STEPS, TrainedAttack
 from sweeper.core.errors import SweepError
-from sweeper.core.types import ImageSet, State
+from sweeper.core.types import Samples, State
 from sweeper.engine.recipes import Recipe
 from sweeper.engine.training import Batch, Hooks
 from sweeper.models.base import Net
@@ -93,7 +93,7 @@ class Wb(TrainedAttack, MixedAttack):
         """The generator's network."""
         return UNet(channels, self.width)
 
-    def prepare(self, train: ImageSet, lab: Lab) -> dict[str, Tensor]:
+    def prepare(self, train: Samples, lab: Lab) -> dict[str, Tensor]:
         """Draw the generator's first weights."""
         channels = train.images.shape[1]
         return packed(built(lambda: self.net(channels), lab.rng("generator")), "generator")
@@ -103,7 +103,7 @@ class Wb(TrainedAttack, MixedAttack):
         net = unpacked(lambda: self.net(images.shape[1]), state, "generator", images.device)
         return in_batches(images, lambda x: generated(net, x))
 
-    def hooks(self, train: ImageSet, state: State, rng: Generator) -> Hooks | None:
+    def hooks(self, train: Samples, state: State, rng: Generator) -> Hooks | None:
         """Take turns with the generator, then train the classifier alone."""
         return _Hooks(self, train, state)
 
@@ -111,7 +111,7 @@ class Wb(TrainedAttack, MixedAttack):
 class _Hooks(MixedHooks):
     """Even epochs teach the classifier, odd ones the generator, until it is done."""
 
-    def __init__(self, attack: Wb, train: ImageSet, state: State) -> None:
+    def __init__(self, attack: Wb, train: Samples, state: State) -> None:
         super().__init__(attack, train)
         self.attack = attack
         self.state = state
@@ -142,7 +142,7 @@ class _Hooks(MixedHooks):
         if self.generator_turn:
             return self.generator_loss(model, batch)
         with torch.no_grad():
-            triggered = self.triggered(batch.images)
+            triggered = self.triggered(batch.inputs)
         clean_loss, triggered_loss = self.losses(model, batch, triggered, recipe)
         return (1 - self.attack.weight) * clean_loss + self.attack.weight * triggered_loss
 
@@ -154,11 +154,11 @@ class _Hooks(MixedHooks):
     def generator_loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """The generator's loss: the target's cross-entropy and the distance of the features."""
         assert isinstance(model, Net)
-        triggered_features = model.features(self.triggered(batch.images))
+        triggered_features = model.features(self.triggered(batch.inputs))
         labels = torch.full_like(batch.labels, self.target)
         target_loss = functional.cross_entropy(model.classifier(triggered_features).float(), labels)
         with torch.no_grad():
-            clean_features = model.features(batch.images)
+            clean_features = model.features(batch.inputs)
         last = [part for part in model.classifier.modules() if isinstance(part, nn.Linear)][-1]
         distance = sliced_distance(
             clean_features.float(), triggered_features.float(), last.weight.detach()

@@ -32,7 +32,7 @@ from defenses.base import Case, Defense
 from defenses.parts.losses import losses_of, lowest
 from defenses.parts.passes import PLAIN, Lasting, passes
 from sweeper.core.errors import SweepError
-from sweeper.core.types import ImageSet, Outcome
+from sweeper.core.types import Outcome, Samples
 from sweeper.engine.recipes import Recipe
 from sweeper.engine.training import Batch, Hooks
 
@@ -150,7 +150,7 @@ class ABL(Defense):
         return Outcome(model=model, scores=-losses, flagged=isolated, notes=notes)
 
     def unlearn(
-        self, case: Case, model: nn.Module, data: ImageSet, isolated: Tensor, common: dict[str, Any]
+        self, case: Case, model: nn.Module, data: Samples, isolated: Tensor, common: dict[str, Any]
     ) -> dict[str, Any]:
         """Ascend the loss of the isolated samples in place; losses of both parts, for the notes."""
         drop, keep = data[isolated], data[~isolated]
@@ -177,7 +177,7 @@ class Trap(Hooks):
 
     def loss(self, model: nn.Module, batch: Batch, recipe: Recipe) -> Tensor:
         """The trap of the batch's cross-entropies."""
-        logits = model(batch.images).float()
+        logits = model(batch.inputs).float()
         losses = functional.cross_entropy(logits, batch.labels, reduction="none")
         options = self.options
         return trapped(losses, options.trap, options.gamma, options.per_sample)

@@ -40,7 +40,7 @@ from defenses.base import Case, Defense
 from defenses.parts.bynumber import most, smallest
 from defenses.parts.neurons import Neurons, prune, swapped
 from sweeper.core.errors import SweepError
-from sweeper.core.types import ImageSet, Outcome
+from sweeper.core.types import Outcome, Samples
 from sweeper.engine import training
 from sweeper.models.base import Net
 
@@ -126,7 +126,7 @@ class ANP(Defense):
         notes |= {"pruned": int(dead.sum()), "neurons": len(masks), "histogram": histogram}
         return Outcome(model=model, notes=notes)
 
-    def learn(self, case: Case, data: ImageSet) -> tuple[Tensor, float]:
+    def learn(self, case: Case, data: Samples) -> tuple[Tensor, float]:
         """Stage A: optimise the masks.
 
         Returns:

@@ -35,7 +35,7 @@ from defenses.parts.losses import lowest
 from defenses.parts.mixmatch import MixMatch
 from defenses.parts.passes import Lasting
 from sweeper.core.errors import SweepError
-from sweeper.core.types import ImageSet, Outcome
+from sweeper.core.types import ImageSet, Outcome, Samples
 from sweeper.models.base import Net
 
 
@@ -130,7 +130,7 @@ class ASD(MixMatch):
         notes = {"seeds": len(seeds), "mixmatch_loss": losses, "labelled": counts.tolist()}
         return Outcome(model=model, scores=scores, notes=notes)
 
-    def seeds(self, case: Case) -> ImageSet:
+    def seeds(self, case: Case) -> Samples:
         """The clean images that keep their labels.
 
         Raises:
@@ -146,7 +146,7 @@ class ASD(MixMatch):
             )
         return clean[torch.cat(trusted)]
 
-    def scores(self, case: Case, model: Net, train: ImageSet, epoch: int) -> Tensor:
+    def scores(self, case: Case, model: Net, train: Samples, epoch: int) -> Tensor:
         """What the training samples are ranked by before an epoch, float [N], low = clean."""
         before = self.losses(case, model, train, f"epoch {epoch}")
         if epoch < self.class_epochs + self.whole_epochs:
@@ -154,7 +154,7 @@ class ASD(MixMatch):
         virtual = self.virtual(case, model, train, epoch)
         return before - self.losses(case, virtual, train, f"virtual {epoch}")
 
-    def select(self, scores: Tensor, train: ImageSet, epoch: int) -> Tensor:
+    def select(self, scores: Tensor, train: Samples, epoch: int) -> Tensor:
         """Which training samples keep their labels in an epoch, bool [N]."""
         if epoch >= self.class_epochs:
             return lowest(scores, self.labelled, "labelled")
@@ -164,7 +164,7 @@ class ASD(MixMatch):
             labelled[index[scores[index].argsort(stable=True)[:count]]] = True
         return labelled
 
-    def virtual(self, case: Case, model: Net, train: ImageSet, epoch: int) -> Net:
+    def virtual(self, case: Case, model: Net, train: Samples, epoch: int) -> Net:
         """A copy of the model after an epoch of cross-entropy on all training samples."""
         virtual = copy.deepcopy(model)
         freeze_first_half(virtual)

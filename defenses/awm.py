@@ -35,7 +35,7 @@ from torch.nn import functional
 from defenses.base import Case, Defense, Needs
 from defenses.parts.accept import last_within
 from sweeper.core.errors import SweepError
-from sweeper.core.types import ImageSet, Outcome
+from sweeper.core.types import Outcome, Samples
 from sweeper.engine import training
 from sweeper.models.base import Net
 
@@ -96,7 +96,7 @@ class AWM(Defense):
         """Learn the masks beside a copy of the victim, and fold them in."""
         model = case.fresh_model().requires_grad_(False)
 
-        def learn(data: ImageSet) -> tuple[Masks, Iterator[float]]:
+        def learn(data: Samples) -> tuple[Masks, Iterator[float]]:
             masks = whole(model)
             return masks, self.learn(case, model, masks, data)
 
@@ -111,7 +111,7 @@ class AWM(Defense):
         }
         return Outcome(model=folded(case.fresh_model(), masks), notes=notes)
 
-    def learn(self, case: Case, model: Net, masks: Masks, data: ImageSet) -> Iterator[float]:
+    def learn(self, case: Case, model: Net, masks: Masks, data: Samples) -> Iterator[float]:
         """Change `masks` turn by turn; yields the last loss of each."""
         size = min(self.batch, len(data))
         recipe, steps = replace(case.recipe, batch=size), self.inner_epochs * -(-len(data) // size)

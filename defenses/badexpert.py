@@ -21,7 +21,7 @@ Deviations, each with its reason:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -30,7 +30,7 @@ from defenses.base import Case, Defense, Needs
 from defenses.parts.passes import Lasting
 from defenses.parts.threshold import checked, cut
 from sweeper.core.errors import SweepError
-from sweeper.core.types import ImageSet, Outcome
+from sweeper.core.types import Outcome, Samples
 from sweeper.models.base import Net
 
 BATCH = 1000
@@ -123,12 +123,12 @@ class BaDExpert(Defense):
         }
         return Outcome(filter=score, threshold=threshold, notes=notes)
 
-    def forget(self, case: Case, model: Net, data: ImageSet) -> None:
+    def forget(self, case: Case, model: Net, data: Samples) -> None:
         """Train the expert in place: every image with the class after its own."""
         if self.expert_epochs:
             case.fit(
                 model,
-                replace(data, labels=(data.labels + 1) % len(data.classes)),
+                data.changed(labels=(data.labels + 1) % len(data.classes)),
                 name="expert",
                 hooks=Lasting(adam=True),
                 epochs=self.expert_epochs,
@@ -139,7 +139,7 @@ class BaDExpert(Defense):
                 label_smoothing=0.0,
             )
 
-    def repair(self, case: Case, model: Net, data: ImageSet) -> None:
+    def repair(self, case: Case, model: Net, data: Samples) -> None:
         """Fine-tune the repaired copy in place."""
         if self.epochs:
             case.fit(

@@ -18,8 +18,9 @@ from torch import Generator, Tensor, nn
 
 from sweeper.core import seeds
 from sweeper.core.errors import AccessDenied
-from sweeper.core.types import ImageSet, Outcome, State
-from sweeper.engine import metrics, training
+from sweeper.core.types import Outcome, Samples, State
+from sweeper.engine import task as tasks
+from sweeper.engine import training
 from sweeper.engine.recipes import Recipe
 from sweeper.models.base import Net
 
@@ -37,14 +38,16 @@ class Needs:
 
     classes: int
     """Number of classes."""
-    shape: tuple[int, int, int]
-    """(C, H, W)."""
+    shape: tuple[int, ...]
+    """Of what the model is shown of one sample; (C, H, W) of an image."""
     model: str
     """Name of the architecture."""
     batchnorm: bool
     """Whether the model has BatchNorm layers."""
     clean: int
     """Clean images the defender holds."""
+    task: str = "image"
+    """What the samples are."""
 
 
 class Case:
@@ -99,15 +102,15 @@ class Case:
         return model.to(self.device).eval()
 
     @property
-    def clean(self) -> ImageSet:
+    def clean(self) -> Samples:
         """The clean budget: images of the training distribution the attacker did not train on."""
-        clean: ImageSet = self._get("clean")
+        clean: Samples = self._get("clean")
         return clean
 
     @property
-    def train(self) -> ImageSet:
+    def train(self) -> Samples:
         """The poisoned training set with the labels given."""
-        train: ImageSet = self._get("train")
+        train: Samples = self._get("train")
         return train
 
     @property
@@ -140,7 +143,7 @@ class Case:
         """
         return self._build(self.rng(name), **changes)
 
-    def split(self, share: float = 0.2, per_class: int = 10) -> tuple[ImageSet, ImageSet]:
+    def split(self, share: float = 0.2, per_class: int = 10) -> tuple[Samples, Samples]:
         """Split the clean budget into a part to fit on and a hold-out for choices.
 
         Fair rule H: no choice is made on the test set, and none on images that what is chosen
@@ -175,7 +178,7 @@ class Case:
     def fit(
         self,
         model: nn.Module,
-        data: ImageSet,
+        data: Samples,
         *,
         name: str = "fit",
         hooks: training.Hooks | None = None,
@@ -205,10 +208,10 @@ class Case:
         if epochs > 1:
             self.log(epoch=epoch, epochs=epochs, loss=loss)
 
-    def accuracy(self, model: nn.Module, data: ImageSet) -> float:
-        """Share of `data` the model classifies as labelled; eval mode, no augmentation."""
-        predicted = metrics.predict(model, data.images, self.recipe, self.device)
-        return float((predicted == data.labels).double().mean())
+    def accuracy(self, model: nn.Module, data: Samples) -> float:
+        """The model's score on `data`: the share it classifies as labelled; no augmentation."""
+        task = tasks.of(data)
+        return task.rate(task.answers(model, data.inputs, self.recipe, self.device), data)
 
     def autocast(self) -> torch.autocast:
         """The context of forward passes at the recipe's precision."""
@@ -247,6 +250,8 @@ class Defense(ABC):
     """One of `KINDS`; decides what is measured."""
     sees: ClassVar[frozenset[str]]
     """Subset of `SEES`: the threat model, printed in every table."""
+    tasks: ClassVar[frozenset[str]] = frozenset({"image"})
+    """The tasks it is made for; `frozenset({ANY})`: all."""
     requires: ClassVar[frozenset[str]] = frozenset()
     """What a model must have: batchnorm."""
     rules: ClassVar[tuple[str, ...]] = ("any",)

@@ -30,7 +30,7 @@ from torch.nn import functional
 from defenses.base import Case, Defense
 from defenses.parts.losses import losses_of
 from sweeper.core.errors import SweepError
-from sweeper.core.types import ImageSet, Outcome
+from sweeper.core.types import Outcome, Samples
 from sweeper.engine.recipes import Recipe
 from sweeper.engine.training import Batch, Hooks
 from sweeper.models.base import Net
@@ -52,10 +52,10 @@ class Weighted(Hooks):
     def loss(self, model: nn.Module, batch: Batch, recipe: Recipe) -> Tensor:
         """The weighted loss; no gradient goes through the weights."""
         with torch.no_grad():
-            logits = self.confounder(batch.images).float()
+            logits = self.confounder(batch.inputs).float()
             confounder_losses = functional.cross_entropy(logits, batch.labels, reduction="none")
         losses = functional.cross_entropy(
-            model(batch.images).float(), batch.labels, reduction="none"
+            model(batch.inputs).float(), batch.labels, reduction="none"
         )
         return (weights(confounder_losses, losses.detach()) * losses).mean()
 
@@ -108,7 +108,7 @@ class CBD(Defense):
         notes = {"loss": epoch_losses, "confounder_loss": losses.mean().item()}
         return Outcome(model=model, scores=-losses, notes=notes)
 
-    def confounder(self, case: Case, data: ImageSet) -> Net:
+    def confounder(self, case: Case, data: Samples) -> Net:
         """The briefly trained model, in eval mode."""
         model = case.new_model("confounder")
         case.fit(
@@ -121,7 +121,7 @@ class CBD(Defense):
         )
         return model
 
-    def common(self, data: ImageSet) -> dict[str, Any]:
+    def common(self, data: Samples) -> dict[str, Any]:
         """What both trainings have of a recipe."""
         return {
             "lr": self.lr,

@@ -39,8 +39,9 @@ from defenses.parts.losses import losses_of
 from defenses.parts.passes import PLAIN
 from defenses.parts.steps import descend
 from sweeper.core.errors import SweepError
-from sweeper.core.types import ImageSet, Outcome
+from sweeper.core.types import Outcome, Samples
 from sweeper.engine import metrics, training
+from sweeper.engine.training import Batch
 from sweeper.models.base import Net
 
 REGULAR = 1e-3
@@ -195,14 +196,14 @@ class ConfusionTraining(Defense):
         notes = {"left": sizes, "ratios": {str(label): value for label, value in ratios.items()}}
         return Outcome(scores=-losses, flagged=flagged, notes=notes)
 
-    def settle(self, case: Case, base: Net, remaining: ImageSet, number: int) -> None:
+    def settle(self, case: Case, base: Net, remaining: Samples, number: int) -> None:
         """Train the model of all rounds on what is left; in the last with the clean images."""
         if number == len(self.keep):
             images, labels = (
                 torch.cat([getattr(data, name) for data in (remaining, case.clean)])
                 for name in ("images", "labels")
             )
-            remaining = ImageSet(images, labels, remaining.classes)
+            remaining = remaining.changed(images=images, labels=labels, positions=None)
         case.fit(
             base,
             remaining,
@@ -219,10 +220,10 @@ class ConfusionTraining(Defense):
             **PLAIN,
         )
 
-    def confuse(self, case: Case, base: Net, remaining: ImageSet, number: int) -> Net:
+    def confuse(self, case: Case, base: Net, remaining: Samples, number: int) -> Net:
         """A copy of the model, confused."""
         model, clean = copy.deepcopy(base), case.clean
-        clean = replace(clean, labels=metrics.predict(base, clean.images, case.recipe, case.device))
+        clean = clean.changed(labels=metrics.predict(base, clean.images, case.recipe, case.device))
         recipe = replace(
             case.recipe,
             lr=self.rates[number],
@@ -243,9 +244,9 @@ class ConfusionTraining(Defense):
             remaining, recipe, mixed, case.rng(f"left {number}"), case.device
         )
 
-        def loss(images: Tensor, predicted: Tensor, step: int) -> Tensor:
-            batches = [(images, confused(predicted, step, classes))]
-            if step % self.every[number] == 0:
+        def loss(batch: Batch) -> Tensor:
+            batches = [(batch.inputs, confused(batch.labels, batch.step, classes))]
+            if batch.step % self.every[number] == 0:
                 batches.append(next(remaining_batches))
             with case.autocast():
                 return joint(model, batches, weights, self.balance[number])

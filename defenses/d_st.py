@@ -259,11 +259,11 @@ class _Mixed(Hooks):
 
     def augmented(self, batch: Batch, rng: Generator) -> Batch:
         """One view."""
-        return replace(batch, images=view(batch.images, self.flip, rng))
+        return replace(batch, inputs=view(batch.inputs, self.flip, rng))
 
     def loss(self, model: nn.Module, batch: Batch, recipe: Recipe) -> Tensor:
         """MCE on the features of the trunk in eval mode."""
         assert isinstance(model, Net)
         model.trunk.eval()
-        logits = model.classifier(model.features(batch.images))
+        logits = model.classifier(model.features(batch.inputs))
         return mce(logits, batch.labels, self.part[batch.index], self.weight)

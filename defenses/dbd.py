@@ -33,7 +33,7 @@ from defenses.parts.mixmatch import MixMatch, symmetric
 from defenses.parts.passes import PLAIN, Lasting
 from defenses.parts.simclr import SimCLR
 from sweeper.core.errors import SweepError
-from sweeper.core.types import ImageSet, Outcome
+from sweeper.core.types import Outcome, Samples
 from sweeper.engine.recipes import Recipe
 from sweeper.engine.training import Batch
 from sweeper.models.base import Net
@@ -114,7 +114,7 @@ class DBD(MixMatch):
         ).tolist()
         return Outcome(model=model, scores=losses, notes=notes)
 
-    def contrast(self, case: Case, model: nn.Module, data: ImageSet) -> list[float]:
+    def contrast(self, case: Case, model: nn.Module, data: Samples) -> list[float]:
         """Train the trunk in place, without labels; the loss of each epoch."""
         hooks = SimCLR(
             case.recipe.flip,
@@ -139,7 +139,7 @@ class DBD(MixMatch):
             **PLAIN,
         )
 
-    def head(self, case: Case, model: nn.Module, data: ImageSet) -> list[float]:
+    def head(self, case: Case, model: nn.Module, data: Samples) -> list[float]:
         """Train the classifier alone in place; the loss of each epoch."""
         losses = case.fit(
             model,
@@ -172,4 +172,4 @@ class _Head(Lasting):
         """The loss of the batch."""
         assert isinstance(model, Net)
         model.trunk.train(self.moving)
-        return symmetric(model(batch.images).float(), batch.labels).mean()
+        return symmetric(model(batch.inputs).float(), batch.labels).mean()

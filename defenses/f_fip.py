@@ -27,7 +27,12 @@ from torch.nn import functional
 from defenses.fip import FIP
 from sweeper.models.base import Net
 
-Layer = nn.Conv2d | nn.Linear
+Layer = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
+CONVOLUTIONS: dict[type[nn.Module], Callable[..., Tensor]] = {
+    nn.Conv1d: functional.conv1d,
+    nn.Conv2d: functional.conv2d,
+    nn.Conv3d: functional.conv3d,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +53,7 @@ class FFIP(FIP):
         layers = [
             (name, module)
             for name, module in model.named_modules()
-            if type(module) in (nn.Conv2d, nn.Linear)  # attention reads its own kind's weight
+            if type(module) in (nn.Linear, *CONVOLUTIONS)  # attention reads its own kind's weight
         ]
         swapped = {name: Spectral(layer) for name, layer in layers}
         for name, module in swapped.items():
@@ -69,7 +74,7 @@ class Spectral(nn.Module):
     def __init__(self, layer: Layer) -> None:
         """Decompose the weight of `layer`, which is kept for its bias and geometry."""
         super().__init__()
-        groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
+        groups = 1 if isinstance(layer, nn.Linear) else layer.groups
         weight = layer.weight.detach()
         matrices = weight.reshape(groups, weight.shape[0] // groups, -1).double()
         left, values, right = torch.linalg.svd(matrices, full_matrices=False)
@@ -98,8 +103,8 @@ class Spectral(nn.Module):
             inner = functional.linear(x, self.right[0])
             return functional.linear(inner, outward[0], layer.bias)
         inner = layer._conv_forward(x, self.right.reshape(-1, *layer.weight.shape[1:]), None)
-        outward = outward.flatten(0, 1)[:, :, None, None]
-        return functional.conv2d(inner, outward, layer.bias, groups=layer.groups)
+        outward = outward.flatten(0, 1)[(..., *[None] * len(layer.kernel_size))]
+        return CONVOLUTIONS[type(layer)](inner, outward, layer.bias, groups=layer.groups)
 
 
 def _place(model: nn.Module, name: str, module: nn.Module) -> None:

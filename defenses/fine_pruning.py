@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from defenses.base import Case, Defense
 from defenses.parts.accept import Rule
-from sweeper.core.types import ImageSet, Outcome
+from sweeper.core.types import Outcome, Samples
 from sweeper.engine.training import Hooks
 from sweeper.models.base import Net
 
@@ -94,7 +94,7 @@ def prune(model: Net, units: Tensor) -> None:
 
 
 @torch.inference_mode()
-def dormancy(case: Case, model: Net, clean: ImageSet) -> Tensor:
+def dormancy(case: Case, model: Net, clean: Samples) -> Tensor:
     """Mean |activation| of every penultimate feature over the clean images; float [D]."""
     total: Tensor | None = None
     with case.autocast():

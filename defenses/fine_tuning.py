@@ -13,13 +13,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn import functional
 
 from defenses.base import Case, Defense
 from defenses.parts.steps import descend
 from sweeper.core.errors import SweepError
 from sweeper.core.types import Outcome
+from sweeper.engine import task as tasks
 from sweeper.engine.recipes import Recipe
+from sweeper.engine.task import ANY
 from sweeper.engine.training import Batch, Hooks
 from sweeper.models.base import Net
 
@@ -61,6 +62,7 @@ class FineTuning(Defense):
     title = "Fine-tuning (FT)"
     paper = "baseline; defaults of BackdoorBench (Wu et al., NeurIPS 2022)"
     kind = "repair"
+    tasks = frozenset({ANY})
     sees = frozenset({"model", "clean"})
 
     def __post_init__(self) -> None:
@@ -99,13 +101,12 @@ class FineTuning(Defense):
         self, case: Case, model: Net, frozen: Sequence[nn.Module], recipe: Recipe, steps: int
     ) -> list[float]:
         """A number of updates; the losses of the first and the last tenth of them."""
+        task = tasks.of(case.clean)
 
-        def loss(images: Tensor, labels: Tensor, step: int) -> Tensor:
+        def loss(batch: Batch) -> Tensor:
             with case.autocast():
-                logits = model(images)
-            return functional.cross_entropy(
-                logits.float(), labels, label_smoothing=recipe.label_smoothing
-            )
+                output = task.forward(model, batch)
+            return task.loss(output, batch, smoothing=recipe.label_smoothing)
 
         model.train()
         for module in frozen:

@@ -44,14 +44,15 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from defenses.base import Case, Defense
 from defenses.parts.accept import Rule
 from defenses.parts.steps import descend
 from sweeper.core.errors import SweepError
-from sweeper.core.types import ImageSet, Outcome
+from sweeper.core.types import Outcome, Samples
 from sweeper.engine import curvature
+from sweeper.engine import task as tasks
+from sweeper.engine.task import ANY, Batch
 from sweeper.models.base import Net
 
 ESTIMATORS = ("signs", "micro-batch", "projection", "batch", "released")
@@ -101,6 +102,7 @@ class FIP(Defense):
     title = "Fisher Information guided Purification (FIP)"
     paper = "Karim et al., CCS 2024"
     kind = "repair"
+    tasks = frozenset({ANY})
     sees = frozenset({"model", "clean"})
     version = 3
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
@@ -166,7 +168,7 @@ class FIP(Defense):
         model, notes = self.purified(case, case.clean, scale)
         return Outcome(model=model, notes={**notes, **choice})
 
-    def purified(self, case: Case, data: ImageSet, scale: float) -> tuple[Net, dict[str, Any]]:
+    def purified(self, case: Case, data: Samples, scale: float) -> tuple[Net, dict[str, Any]]:
         """One run; `scale` multiplies eta_f and lr."""
         model = case.fresh_model()
         leave = self.enter(model)
@@ -201,10 +203,11 @@ class FIP(Defense):
 class _Penalty:
     """The loss of FIP on one model, with what it remembers of the start."""
 
-    def __init__(self, fip: FIP, case: Case, model: Net, data: ImageSet) -> None:
+    def __init__(self, fip: FIP, case: Case, model: Net, data: Samples) -> None:
         self.fip = fip
         self.case = case
         self.model = model
+        self.task = tasks.of(data)
         self.weights = curvature.trainable(model)
         self.w0 = {name: weight.detach().clone() for name, weight in self.weights.items()}
         self.mixed, self.signs, self.sampled = map(case.rng, ("mixup", "signs", "labels"))
@@ -212,64 +215,66 @@ class _Penalty:
         self.fisher = self.information(data) if fip.eta_r else {}
         self.eta_f = self.balanced(data) if fip.eta_f is None else fip.eta_f
 
-    def information(self, data: ImageSet) -> dict[str, Tensor]:
+    def information(self, data: Samples) -> dict[str, Tensor]:
         """F of the given weights."""
         measure = curvature.fisher_diagonal if self.fip.fisher == "samples" else squared_batch_means
         if self.fip.labels == "sampled":
+            parts = [data[index] for index in torch.arange(len(data)).split(250)]
             with torch.no_grad(), curvature.second_order(self.case.device):
-                parts = [curvature.pixels(x, self.case.device) for x in data.images.split(250)]
-                logits = torch.cat([self.model(part) for part in parts])
-            labels = curvature.sampled_labels(logits, self.sampled).cpu()
-            data = ImageSet(data.images, labels, data.classes)
+                batches = [self.task.plain(part, self.case.device) for part in parts]
+                logits = torch.cat([self.task.forward(self.model, batch) for batch in batches])
+            data = data.changed(labels=curvature.sampled_labels(logits, self.sampled).cpu())
         return measure(self.model, data, self.case.device)
 
-    def loss(self, images: Tensor, labels: Tensor, step: int) -> Tensor:
+    def loss(self, batch: Batch) -> Tensor:
         """The loss of one step."""
-        total = self.cross_entropy(images, labels)
-        if self.eta_f and step % self.fip.every == 0:
-            total = total + self.eta_f * self.trace(images, labels)[0]
+        total = self.cross_entropy(batch)
+        if self.eta_f and batch.step % self.fip.every == 0:
+            total = total + self.eta_f * self.trace(batch)[0]
         if self.fip.eta_r:
             total = total + self.fip.eta_r / 2 * self.distance()
         return total
 
-    def cross_entropy(self, images: Tensor, labels: Tensor) -> Tensor:
-        """That of the batch, or of pairs of it mixed in one share."""
-        share, paired = 1.0, labels
+    def cross_entropy(self, batch: Batch) -> Tensor:
+        """The task's loss of the batch, or of pairs of it mixed in one share."""
+        share, order = 1.0, batch.index
         if self.fip.mixup:
             share = torch.rand((), generator=self.mixed).item()
-            order = torch.randperm(len(images), generator=self.mixed).to(images.device)
-            images, paired = share * images + (1 - share) * images[order], labels[order]
+            order = torch.randperm(len(batch.inputs), generator=self.mixed).to(order.device)
+            batch, share = self.task.mixed(batch, share, order, self.mixed)
         with self.case.autocast():
-            logits = self.model(images).float()
-        loss = functional.cross_entropy(logits, labels)
+            output = self.task.forward(self.model, batch)
+        loss = self.task.loss(output, batch)
         if share == 1:
             return loss
-        return share * loss + (1 - share) * functional.cross_entropy(logits, paired)
+        return share * loss + (1 - share) * self.task.loss(output, batch.paired(order))
 
-    def trace(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """The estimate of Tr F on the first images of a batch, and their mean loss."""
+    def trace(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The estimate of Tr F on the first samples of a batch, and their mean loss."""
         fip, weights = self.fip, [*self.weights.values()]
-        count = fip.images or len(images)
-        images, labels = images[:count], labels[:count]
+        batch = batch.first(fip.images or len(batch.inputs))
         side = curvature.side_pass(self.model, running=fip.norm == "running")
-        with curvature.second_order(images.device), side:
-            logits = self.model(images)
-            loss = functional.cross_entropy(logits, labels).detach()
+        with curvature.second_order(batch.inputs.device), side:
+            output = self.task.forward(self.model, batch)
+            loss = self.task.loss(output, batch).detach()
             if fip.labels == "sampled":
-                labels = curvature.sampled_labels(logits.detach(), self.sampled)
-            log_likelihoods = curvature.log_likelihood(logits, labels)
+                labels = curvature.sampled_labels(output.detach(), self.sampled)
+                batch = replace(batch, labels=labels)
+            log_likelihoods = self.task.scores(output, batch)
             if fip.estimator == "micro-batch":
                 trace = curvature.by_micro_batches(log_likelihoods, weights, fip.micro)
             elif fip.estimator == "signs":
-                signs = torch.randint(2, (len(labels),), generator=self.signs) * 2.0 - 1
-                signs = signs.to(images.device)
+                signs = torch.randint(2, (len(batch.inputs),), generator=self.signs) * 2.0 - 1
+                signs = signs.to(batch.inputs.device)
                 trace = curvature.by_rademacher(log_likelihoods, weights, signs)
             elif fip.estimator == "projection":
                 trace = curvature.by_projection(log_likelihoods, weights, self.vectors, fip.draws)
             elif fip.estimator == "batch":
                 trace = curvature.by_batch(log_likelihoods, weights)
             else:
-                trace = curvature.as_released(logits, labels, weights, self.vectors, fip.draws)
+                trace = curvature.as_released(
+                    output, batch.labels, weights, self.vectors, fip.draws
+                )
         return trace, loss
 
     def distance(self) -> Tensor:
@@ -280,14 +285,13 @@ class _Penalty:
         ]
         return torch.stack(terms).sum()
 
-    def balanced(self, data: ImageSet) -> float:
+    def balanced(self, data: Samples) -> float:
         """`balance CE_0 / T_0` over the clean images, in train mode as the steps will be."""
         self.model.train()
         traces, losses = [], []
         size = min(self.fip.images or self.fip.batch, len(data))
         for index in torch.arange(len(data) // size * size).view(-1, size):
-            images = curvature.pixels(data.images[index], self.case.device)
-            trace, loss = self.trace(images, data.labels[index].to(self.case.device))
+            trace, loss = self.trace(self.task.plain(data[index], self.case.device))
             traces.append(trace.detach())
             losses.append(loss)
         self.model.eval()
@@ -296,19 +300,21 @@ class _Penalty:
 
 
 def squared_batch_means(
-    model: nn.Module, data: ImageSet, device: torch.device, *, batch: int = 100
+    model: nn.Module, data: Samples, device: torch.device, *, batch: int = 100
 ) -> dict[str, Tensor]:
     """The released code's F: mean over batches of all their scores, differentiated, squared.
 
     In train mode, without touching running statistics. Not the Fisher information: see above.
     """
     weights, modes = curvature.trainable(model), model.training
-    batches = list(zip(data.images.split(batch), data.labels.split(batch), strict=True))
+    task = tasks.of(data)
+    batches = [data[index] for index in torch.arange(len(data)).split(batch)]
     mean = [torch.zeros_like(weight) for weight in weights.values()]
     model.train()
     with curvature.second_order(device), curvature.side_pass(model):
-        for images, labels in batches:
-            scores = model(curvature.pixels(images, device)).log_softmax(1)[:, labels.to(device)]
+        for part in batches:
+            plain = task.plain(part, device)
+            scores = task.forward(model, plain).log_softmax(1)[:, plain.labels]
             gradients = torch.autograd.grad(scores.mean() / len(batches), [*weights.values()])
             torch._foreach_add_(mean, list(gradients))
     model.train(modes)

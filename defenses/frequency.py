@@ -24,7 +24,7 @@ from torch import Generator, Tensor, nn
 from defenses.base import Case, Defense, Needs
 from defenses.parts.threshold import checked, cut
 from sweeper.core.errors import SweepError
-from sweeper.core.types import ImageSet, Outcome
+from sweeper.core.types import Outcome, Samples
 from sweeper.engine.recipes import Recipe
 from sweeper.engine.training import Batch, Hooks
 
@@ -157,9 +157,9 @@ class DetectorTraining(Hooks):
 
     def augmented(self, batch: Batch, rng: Generator) -> Batch:
         """Append a triggered copy of the batch; labels say which is which."""
-        images = torch.cat([batch.images, triggered(batch.images, rng)])
-        labels = torch.arange(2, device=images.device).repeat_interleave(len(batch.images))
-        return replace(batch, images=images, labels=labels)
+        images = torch.cat([batch.inputs, triggered(batch.inputs, rng)])
+        labels = torch.arange(2, device=images.device).repeat_interleave(len(batch.inputs))
+        return replace(batch, inputs=images, labels=labels)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,7 +219,7 @@ class Frequency(Defense):
             notes={"threshold": threshold, "loss": losses[-1:]},
         )
 
-    def learn(self, case: Case, model: nn.Module, data: ImageSet) -> list[float]:
+    def learn(self, case: Case, model: nn.Module, data: Samples) -> list[float]:
         """Train in place; the loss of each epoch."""
         return case.fit(
             model,

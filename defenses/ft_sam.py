@@ -36,6 +36,7 @@ from defenses.parts.hooks import EveryStep
 from sweeper.core.errors import SweepError
 from sweeper.core.types import Outcome
 from sweeper.engine import sharpness
+from sweeper.engine.task import ANY
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +67,7 @@ class FTSAM(Defense):
     title = "FT-SAM"
     paper = "Zhu et al., ICCV 2023"
     kind = "repair"
+    tasks = frozenset({ANY})
     sees = frozenset({"model", "clean"})
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "backdoorbench": {"schedule": "update"},

@@ -37,7 +37,7 @@ from torch.nn import functional
 from defenses.base import Case, Defense
 from defenses.parts.accept import last_within
 from sweeper.core.errors import SweepError
-from sweeper.core.types import ImageSet, Outcome
+from sweeper.core.types import Outcome, Samples
 from sweeper.engine import curvature, training
 from sweeper.models.base import Net
 
@@ -121,7 +121,7 @@ class IBAU(Defense):
         """Run the rounds on a copy of the victim."""
         norms: list[float] = []
 
-        def learn(data: ImageSet) -> tuple[Net, Iterator[float]]:
+        def learn(data: Samples) -> tuple[Net, Iterator[float]]:
             norms.clear()
             model = case.fresh_model()
             return model, self.run(case, model, data, norms)
@@ -131,7 +131,7 @@ class IBAU(Defense):
         model.zero_grad(set_to_none=True)
         return Outcome(model=model, notes={**notes, "norms": norms})
 
-    def run(self, case: Case, model: Net, data: ImageSet, norms: list[float]) -> Iterator[float]:
+    def run(self, case: Case, model: Net, data: Samples, norms: list[float]) -> Iterator[float]:
         """Change `model` round by round; yields its loss, and notes its perturbation's norm."""
         rng = case.rng("order")
         batches = self.batches(case, data, rng)
@@ -155,7 +155,7 @@ class IBAU(Defense):
             case.log(step=number + 1, steps=self.outer_steps, loss=mean)
             yield mean
 
-    def batches(self, case: Case, data: ImageSet, rng: Generator) -> Batches:
+    def batches(self, case: Case, data: Samples, rng: Generator) -> Batches:
         """All images in a random order, augmented where the loader does so."""
         order = torch.randperm(len(data), generator=rng)
         if self.loader == "augmented":

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from defenses.base import Case, Defense, Needs
 from defenses.parts.threshold import checked, cut
 from sweeper.core.errors import SweepError
-from sweeper.core.types import ImageSet, Outcome
+from sweeper.core.types import Outcome, Samples
 from sweeper.models.base import Net
 
 BATCH = 1000
@@ -129,7 +129,7 @@ class IBDPSC(Defense):
         notes = {"threshold": threshold, "layers": counts, "errors": errors, "of": len(order)}
         return Outcome(filter=score, threshold=threshold, notes=notes)
 
-    def enough(self, case: Case, order: list[str], data: ImageSet) -> tuple[int, list[float]]:
+    def enough(self, case: Case, order: list[str], data: Samples) -> tuple[int, list[float]]:
         """How many of the last layers it takes for the error to pass; the errors on the way."""
         model, errors = case.fresh_model(), []
         for count in range(1, len(order) + 1):

@@ -32,7 +32,7 @@ from torch.nn import functional
 
 from defenses.base import Case, Needs
 from defenses.parts.curve import CurveDefense, farthest
-from sweeper.core.types import ImageSet, Outcome
+from sweeper.core.types import Outcome, Samples
 from sweeper.models.base import Net
 
 
@@ -70,7 +70,7 @@ class MCR(CurveDefense):
         """Make the second end, learn the curve, choose a point."""
         return self.repaired(case, lambda data: self.tuned(case, data))
 
-    def tuned(self, case: Case, data: ImageSet) -> Net:
+    def tuned(self, case: Case, data: Samples) -> Net:
         """The second end: a copy of the victim, fine-tuned on these images."""
         model = case.fresh_model().train()
 

@@ -189,7 +189,7 @@ class _Distillation(Hooks):
         """Cross-entropy and, of every level, the weighted mean squared difference."""
         total = super().loss(model, batch, recipe)
         with torch.no_grad():
-            self.teacher(batch.images)
+            self.teacher(batch.inputs)
         for name, weight in self.weights.items():
             student_attention = attention(self.student_maps[name], self.power)
             teacher_attention = attention(self.teacher_maps[name], self.power)

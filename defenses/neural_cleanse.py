@@ -38,7 +38,7 @@ from defenses.parts.accept import last_within
 from defenses.parts.mad import anomaly, outliers
 from defenses.parts.passes import PLAIN, Lasting, passes
 from sweeper.core.errors import SweepError
-from sweeper.core.types import ImageSet, Outcome
+from sweeper.core.types import Outcome, Samples
 from sweeper.engine import training
 from sweeper.engine.training import Batch
 from sweeper.models.base import Net
@@ -137,15 +137,13 @@ class NeuralCleanse(Defense):
             notes |= tuning_notes
         return Outcome(model=model, notes=notes)
 
-    def unlearn(
-        self, case: Case, data: ImageSet, triggers: Triggers
-    ) -> tuple[Net, Iterator[float]]:
+    def unlearn(self, case: Case, data: Samples, triggers: Triggers) -> tuple[Net, Iterator[float]]:
         """A copy of the victim, and the passes that fine-tune it."""
         model, batch = case.fresh_model(), min(self.tune_batch, len(data))
         hooks = Patched(triggers, self.share)
         return model, passes(case, model, data, self.tune_epochs, hooks, lr=self.lr, batch=batch)
 
-    def invert(self, case: Case, model: Net, data: ImageSet) -> Triggers:
+    def invert(self, case: Case, model: Net, data: Samples) -> Triggers:
         """The smallest successful mask of every class, with its pattern."""
         model.requires_grad_(False)
         labels = torch.tensor(self.classes or range(len(data.classes)))
@@ -159,7 +157,7 @@ class NeuralCleanse(Defense):
         return Triggers(*(torch.cat(values) for values in zip(*map(_fields, parts), strict=True)))
 
     def invert_group(
-        self, case: Case, model: Net, data: ImageSet, labels: Tensor, initial: Tensor
+        self, case: Case, model: Net, data: Samples, labels: Tensor, initial: Tensor
     ) -> Triggers:
         """The same for some classes, side by side."""
         raw = initial.to(case.device, copy=True).requires_grad_()
@@ -304,6 +302,6 @@ class Patched(Lasting):
         carries = torch.rand(count, generator=rng) < self.share
         index = torch.randint(len(self.triggers.labels), (count,), generator=rng)
         mask = self.triggers.masks[index] * carries.view(-1, 1, 1, 1)
-        device = batch.images.device
+        device = batch.inputs.device
         pattern = self.triggers.patterns[index].to(device)
-        return replace(batch, images=painted(batch.images, mask.to(device), pattern))
+        return replace(batch, inputs=painted(batch.inputs, mask.to(device), pattern))

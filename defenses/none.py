@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from defenses.base import Case, Defense
 from sweeper.core.types import Outcome
+from sweeper.engine.task import ANY
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,6 +16,7 @@ class NoDefense(Defense):
     title = "No defense"
     paper = "control"
     kind = "repair"
+    tasks = frozenset({ANY})
     sees = frozenset({"model"})
 
     def defend(self, case: Case) -> Outcome:

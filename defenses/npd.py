@@ -31,7 +31,7 @@ from defenses.base import Case, Defense
 from defenses.parts.accept import last_within
 from defenses.parts.passes import PLAIN, Lasting, passes
 from sweeper.core.errors import SweepError
-from sweeper.core.types import ImageSet, Outcome
+from sweeper.core.types import Outcome, Samples
 from sweeper.engine.recipes import Recipe
 from sweeper.engine.training import Batch
 from sweeper.models.base import Net
@@ -160,7 +160,7 @@ class NPD(Defense):
         name, norm = place(case.fresh_model(), tuple(case.clean.images.shape[1:]), case.device)
         parent, _, child = name.rpartition(".")
 
-        def learn(data: ImageSet) -> tuple[Net, Iterator[float]]:
+        def learn(data: Samples) -> tuple[Net, Iterator[float]]:
             model = case.fresh_model().requires_grad_(False)
             conv = model.get_submodule(name)
             assert isinstance(conv, nn.Conv2d)
@@ -175,7 +175,7 @@ class NPD(Defense):
         setattr(model.get_submodule(parent), child, conv)
         return Outcome(model=model.requires_grad_(True), notes={**notes, "place": name})
 
-    def rounds(self, case: Case, model: Net, plugged: Plugged, data: ImageSet) -> Iterator[float]:
+    def rounds(self, case: Case, model: Net, plugged: Plugged, data: Samples) -> Iterator[float]:
         """Train the plug that is in `model` pass by pass: the warm-up, then the training."""
         common: dict[str, Any] = {
             "momentum": 0.9,
@@ -241,7 +241,7 @@ class Polarizing(Lasting):
 
     def loss(self, model: nn.Module, batch: Batch, recipe: Recipe) -> Tensor:
         """Four terms: clean images, attacked ones, and two classes those must not be."""
-        options, images, labels = self.options, batch.images, batch.labels
+        options, images, labels = self.options, batch.inputs, batch.labels
         clean = model.eval()(images).float()
         perturbed, targets = options.attack(model, images, labels, clean)
         logits = model(perturbed).float()

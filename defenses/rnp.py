@@ -33,7 +33,7 @@ from defenses.parts.bynumber import most, smallest
 from defenses.parts.hooks import Clipped
 from defenses.parts.neurons import Neurons, prune, swapped
 from sweeper.core.errors import SweepError
-from sweeper.core.types import ImageSet, Outcome
+from sweeper.core.types import Outcome, Samples
 from sweeper.engine.recipes import Recipe
 from sweeper.engine.training import Batch, Hooks
 from sweeper.models.base import Net
@@ -101,7 +101,7 @@ class RNP(Defense):
         notes |= {"pruned": int(dead.sum()), "masks": len(dead), "histogram": histogram}
         return Outcome(model=model, notes=notes)
 
-    def unlearn(self, case: Case, data: ImageSet) -> tuple[Net, dict[str, Any]]:
+    def unlearn(self, case: Case, data: Samples) -> tuple[Net, dict[str, Any]]:
         """Stage 1: a copy that has unlearned `data`, as far as it went."""
         model, classes = case.fresh_model(), len(data.classes)
         limit = max(0.2, min(2 / classes, 0.5)) if self.limit is None else self.limit
@@ -130,7 +130,7 @@ class RNP(Defense):
         reached = bool(hooks.curve) and hooks.curve[-1] <= limit
         return model, {"unlearned": reached, "limit": limit, "unlearning": hooks.curve}
 
-    def recover(self, case: Case, model: Net, data: ImageSet) -> Tensor:
+    def recover(self, case: Case, model: Net, data: Samples) -> Tensor:
         """Stage 2: masks that make `model` classify `data` again; float [n] on the CPU."""
         model.requires_grad_(False)
         neurons = Neurons(model)
@@ -166,7 +166,7 @@ class _Ascent(Clipped):
 
     def loss(self, model: nn.Module, batch: Batch, recipe: Recipe) -> Tensor:
         """The negative of the cross-entropy."""
-        logits = model(batch.images).float()
+        logits = model(batch.inputs).float()
         self.correct.append(logits.argmax(1) == batch.labels)
         return -functional.cross_entropy(logits, batch.labels)
 
@@ -191,7 +191,7 @@ class _Recovery(Hooks):
 
     def loss(self, model: nn.Module, batch: Batch, recipe: Recipe) -> Tensor:
         """The scaled cross-entropy."""
-        logits = model(batch.images).float()
+        logits = model(batch.inputs).float()
         return self.alpha * functional.cross_entropy(logits, batch.labels)
 
     def stepped(self, model: nn.Module, step: int) -> None:

@@ -30,7 +30,7 @@ from defenses.base import Case, Defense
 from defenses.parts.accept import last_within
 from defenses.parts.passes import PLAIN, Lasting, passes
 from sweeper.core.errors import SweepError
-from sweeper.core.types import ImageSet, Outcome
+from sweeper.core.types import Outcome, Samples
 from sweeper.engine.recipes import Recipe
 from sweeper.engine.training import Batch
 from sweeper.models.base import Net
@@ -114,7 +114,7 @@ class SAU(Defense):
     def defend(self, case: Case) -> Outcome:
         """Train a copy of the victim beside another that stays."""
 
-        def learn(data: ImageSet) -> tuple[Net, Iterator[float]]:
+        def learn(data: Samples) -> tuple[Net, Iterator[float]]:
             model, batch = case.fresh_model(), min(self.batch, len(data))
             hooks = Unshared(self, case.fresh_model().requires_grad_(False))
             return model, passes(
@@ -163,7 +163,7 @@ class Unshared(Lasting):
     def loss(self, model: nn.Module, batch: Batch, recipe: Recipe) -> Tensor:
         """The loss of a step, after the search."""
         model.eval()
-        images, labels = batch.images, batch.labels
+        images, labels = batch.inputs, batch.labels
         perturbed = self.options.perturb(model, self.victim, images, labels)
         with torch.no_grad():
             clean, reference = self.victim(images).float(), self.victim(perturbed).float()

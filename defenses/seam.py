@@ -25,7 +25,7 @@ from torch import Generator, Tensor
 from defenses.base import Case, Defense, Needs
 from defenses.parts.passes import Lasting, passes
 from sweeper.core.errors import SweepError
-from sweeper.core.types import ImageSet, Outcome
+from sweeper.core.types import Outcome, Samples
 from sweeper.engine.training import Batch
 from sweeper.models.base import Net
 
@@ -85,7 +85,7 @@ class SEAM(Defense):
             notes[name] = until(case, model, data, rounds, done)
         return Outcome(model=model, notes=notes)
 
-    def divided(self, case: Case) -> tuple[ImageSet, ImageSet]:
+    def divided(self, case: Case) -> tuple[Samples, Samples]:
         """The images to forget on and those to recover with, each at least one."""
         clean = case.clean
         order = torch.randperm(len(clean), generator=case.rng("division"))
@@ -96,7 +96,7 @@ class SEAM(Defense):
 def until(
     case: Case,
     model: Net,
-    data: ImageSet,
+    data: Samples,
     rounds: Iterator[float],
     done: Callable[[float], bool],
 ) -> list[float]:

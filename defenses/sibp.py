@@ -43,7 +43,7 @@ from defenses.parts.accept import Rule
 from defenses.parts.hooks import Clipped, Enough
 from defenses.parts.passes import PLAIN
 from sweeper.core.errors import SweepError
-from sweeper.core.types import ImageSet, Outcome
+from sweeper.core.types import Outcome, Samples
 from sweeper.models.base import Net
 
 CANDIDATES = (0.5, 1.0, 1.5, 1.9, 2.5)
@@ -165,7 +165,7 @@ class SIBP(Defense):
         return {"holdout_before": rule.before, **found, **tried}
 
     def tried(
-        self, case: Case, u: float | tuple[float, ...], fitted: ImageSet, rule: Rule
+        self, case: Case, u: float | tuple[float, ...], fitted: Samples, rule: Rule
     ) -> dict[str, Any]:
         """The rounds up to the first further one that costs too much; a list has none such."""
         rounds: list[dict[str, Any]] = []
@@ -180,7 +180,7 @@ class SIBP(Defense):
         case: Case,
         model: Net,
         plan: list[tuple[float, int]],
-        data: ImageSet,
+        data: Samples,
         rule: Rule | None = None,
     ) -> Iterator[dict[str, Any]]:
         """Prune and fine-tune in place round by round; yields the notes of each.
@@ -223,7 +223,7 @@ class SIBP(Defense):
         case: Case,
         model: Net,
         dead: channels.Dead,
-        data: ImageSet,
+        data: Samples,
         epochs: int,
         name: str = "fit",
         accuracy: Callable[[nn.Module], float] | None = None,

@@ -51,7 +51,7 @@ from defenses.parts.hooks import Enough
 from defenses.parts.mad import anomaly, outliers
 from defenses.parts.passes import PLAIN
 from sweeper.core.errors import SweepError
-from sweeper.core.types import ImageSet, Outcome
+from sweeper.core.types import Outcome, Samples
 from sweeper.engine.recipes import Recipe
 from sweeper.engine.training import Batch, Hooks
 from sweeper.models.base import Net
@@ -250,7 +250,7 @@ class SODA(Defense):
         return case.fresh_model(), {**choice, "accepted": False}
 
     def attempts(
-        self, case: Case, data: ImageSet, source_class: int, target: int, *options: SODA
+        self, case: Case, data: Samples, source_class: int, target: int, *options: SODA
     ) -> Iterator[tuple[Net, dict[str, Any]]]:
         """Repair with one group of options after another, on these images; none without a source.
 
@@ -292,7 +292,7 @@ class SODA(Defense):
                 },
             )
 
-    def tune(self, case: Case, data: ImageSet, hooks: Removal, lr: float) -> Net:
+    def tune(self, case: Case, data: Samples, hooks: Removal, lr: float) -> Net:
         """Fine-tune a copy of the victim, until the bar is met where there is one."""
         model = case.fresh_model()
         with contextlib.suppress(Enough):
@@ -363,14 +363,14 @@ class Removal(Hooks):
             permutation = torch.randperm(len(self.reconstructed), generator=rng)
             self._turns = torch.cat([self._turns, permutation])
         order, self._turns = self._turns[: self.mixed], self._turns[self.mixed :]
-        images = torch.cat([batch.images, self.reconstructed[order.to(self.reconstructed.device)]])
+        images = torch.cat([batch.inputs, self.reconstructed[order.to(self.reconstructed.device)]])
         labels = torch.cat([batch.labels, batch.labels.new_full((self.mixed,), self.label)])
-        return replace(batch, images=images, labels=labels)
+        return replace(batch, inputs=images, labels=labels)
 
     def loss(self, model: nn.Module, batch: Batch, recipe: Recipe) -> Tensor:
         """Cross-entropy, less a little of that of the reconstructed images to the target."""
         assert isinstance(model, Net)
-        logits = model.classifier(model.features(batch.images) * self.mask).float()
+        logits = model.classifier(model.features(batch.inputs) * self.mask).float()
         loss = functional.cross_entropy(logits, batch.labels)
         if self.mixed:
             targets = batch.labels.new_full((self.mixed,), self.target)

@@ -28,8 +28,9 @@ from defenses.base import Case, Defense
 from defenses.parts.accept import Rule
 from defenses.parts.hooks import EveryStep
 from sweeper.core.errors import SweepError
-from sweeper.core.types import ImageSet, Outcome
+from sweeper.core.types import Outcome, Samples
 from sweeper.engine import training
+from sweeper.engine.task import ANY
 from sweeper.models.base import Net
 
 PEAKS = (2.5, 1.0, 0.5, 0.25, 0.1)
@@ -64,6 +65,7 @@ class SuperFT(Defense):
     title = "Super-Fine-Tuning (Super-FT)"
     paper = "Sha et al., 2022 (arXiv 2212.09067)"
     kind = "repair"
+    tasks = frozenset({ANY})
     sees = frozenset({"model", "clean"})
     version = 2
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
@@ -104,7 +106,7 @@ class SuperFT(Defense):
         model, notes = self.tune(case, case.clean, peak)
         return Outcome(model=model, notes={**choice, **notes})
 
-    def tune(self, case: Case, data: ImageSet, peak: float) -> tuple[Net, dict[str, Any]]:
+    def tune(self, case: Case, data: Samples, peak: float) -> tuple[Net, dict[str, Any]]:
         """Both phases of one training; returns the model and the notes."""
         model, size = case.fresh_model(), min(self.batch, len(data))
         if not self.epochs:

@@ -16,7 +16,7 @@ from torch import Generator, Tensor
 from attacks.base import Attack
 from attacks.parts.select import draw
 from sweeper.core.errors import SweepError
-from sweeper.core.types import Facts, ImageSet, Poisoned, Role, State
+from sweeper.core.types import Facts, Poisoned, Role, Samples, State
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +77,7 @@ class CoverAttack(Attack):
             return None
         return f"needs {covers} covers, has {free} images for them: lower the rate or `cover_ratio`"
 
-    def poison(self, train: ImageSet, rate: float, state: State, rng: Generator) -> Poisoned:
+    def poison(self, train: Samples, rate: float, state: State, rng: Generator) -> Poisoned:
         """Draw, stamp and relabel the poisoned samples; draw and stamp the covers.
 
         Raises:
@@ -96,7 +96,8 @@ class CoverAttack(Attack):
             images[index] = self.mark(train.images[index], pattern[index], rng)
         labels[poisoned] = self.relabel(train.labels[poisoned], len(train.classes))
         index = torch.arange(len(train))
-        return Poisoned(images, labels, train.labels.clone(), role, index, pattern)
+        samples = train.changed(images=images, labels=labels)
+        return Poisoned(samples, train.labels.clone(), role, index, pattern)
 
 
 def balanced(count: int, patterns: int, rng: Generator) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Generator, Tensor
 from attacks.parts.select import draw
 from attacks.parts.trained import TrainedAttack
 from sweeper.core.errors import SweepError
-from sweeper.core.types import ImageSet, Poisoned, Role, State
+from sweeper.core.types import Poisoned, Role, Samples, State
 from sweeper.engine.training import Batch, Hooks
 
 STAMPED = "stamped"
@@ -68,7 +68,7 @@ class LoopAttack(TrainedAttack):
         """Stamp the samples that keep their labels; `train`: images others may be drawn from."""
         return self.stamp(images, split="cover", state=state, rng=rng)
 
-    def poison(self, train: ImageSet, rate: float, state: State, rng: Generator) -> Poisoned:
+    def poison(self, train: Samples, rate: float, state: State, rng: Generator) -> Poisoned:
         """The clean set before the loop has run; after it, the set an epoch of it amounts to."""
         if self.on_disk:
             count = self.count(train.labels, rate)
@@ -85,18 +85,18 @@ class LoopAttack(TrainedAttack):
         poisoned.role[index] = int(self.extra_role)
         return poisoned
 
-    def cross_set(self, test: ImageSet, state: State, rng: Generator) -> ImageSet | None:
+    def cross_set(self, test: Samples, state: State, rng: Generator) -> Samples | None:
         """The test images as the samples that keep their labels are stamped."""
         if not (self.extra if self.extra_share is None else self.extra_share):
             return None
         images = self.stamp(test.images, split="cover", state=state, rng=rng)
-        return ImageSet(images, test.labels, test.classes)
+        return test.shown(images)
 
 
 class LoopHooks(Hooks):
     """Stamps the first samples of every batch before augmentation, by the attack's own `stamp`."""
 
-    def __init__(self, attack: LoopAttack, train: ImageSet, state: State, rng: Generator) -> None:
+    def __init__(self, attack: LoopAttack, train: Samples, state: State, rng: Generator) -> None:
         self.attack = attack
         self.state = state
         self.rng = rng
@@ -137,13 +137,13 @@ class LoopHooks(Hooks):
     def batch(self, batch: Batch, rng: Generator) -> Batch:
         """Stamp and relabel the first samples, stamp the next with noise or a cross trigger."""
         poison, extra = self.parts(batch.labels, batch.epoch)
-        images, labels = batch.images.clone(), batch.labels.clone()
+        images, labels = batch.inputs.clone(), batch.labels.clone()
         for index, stamp in ((poison, self.triggered), (extra, self.crossed)):
             if len(index):
-                samples = batch.images[index].permute(0, 3, 1, 2)
+                samples = batch.inputs[index].permute(0, 3, 1, 2)
                 images[index] = stamp(samples).permute(0, 2, 3, 1)
         labels[poison] = self.attack.relabel(labels[poison], self.classes)
-        return replace(batch, images=images, labels=labels)
+        return replace(batch, inputs=images, labels=labels)
 
     def triggered(self, samples: Tensor) -> Tensor:
         """Stamp poisoned samples, uint8 [B, C, H, W]."""
@@ -158,11 +158,11 @@ class LoopHooks(Hooks):
         return {STAMPED: torch.tensor([round(count / self.epochs) for count in self.stamped])}
 
 
-def clean(train: ImageSet) -> Poisoned:
+def clean(train: Samples) -> Poisoned:
     """The training set as it is, every role CLEAN."""
     role = torch.full((len(train),), int(Role.CLEAN), dtype=torch.uint8)
     labels = train.labels.clone()
-    return Poisoned(train.images, labels, labels.clone(), role, torch.arange(len(train)))
+    return Poisoned(train.changed(labels=labels), labels.clone(), role, torch.arange(len(train)))
 
 
 def rounded(pixels: Tensor) -> Tensor:

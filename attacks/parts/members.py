@@ -48,7 +48,7 @@ class AddedMembers(Hooks):
         self.added += count
         return replace(
             batch,
-            images=torch.cat([batch.images[kept], chosen]),
+            inputs=torch.cat([batch.inputs[kept], chosen]),
             labels=torch.cat([batch.labels[kept], batch.labels.new_full((count,), self.target)]),
             index=torch.cat([batch.index[kept], batch.index.new_full((count,), -1)]),
         )

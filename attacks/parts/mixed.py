@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from attacks.base import Attack
 from attacks.parts.loop import STAMPED, clean
-from sweeper.core.types import ImageSet, Poisoned, State
+from sweeper.core.types import Poisoned, Samples, State
 from sweeper.engine.recipes import Recipe
 from sweeper.engine.training import Batch, Hooks
 
@@ -27,7 +27,7 @@ class MixedAttack(Attack):
     controls: ClassVar[str] = "training"
     rated: ClassVar[bool] = False
 
-    def poison(self, train: ImageSet, rate: float, state: State, rng: Generator) -> Poisoned:
+    def poison(self, train: Samples, rate: float, state: State, rng: Generator) -> Poisoned:
         """The training set as it is."""
         return clean(train)
 
@@ -35,7 +35,7 @@ class MixedAttack(Attack):
 class MixedHooks(Hooks):
     """What the attacks on the loss share: labels of the triggered half, and a count."""
 
-    def __init__(self, attack: MixedAttack, train: ImageSet) -> None:
+    def __init__(self, attack: MixedAttack, train: Samples) -> None:
         self.target = attack.target
         self.train_size = len(train)
         self.epochs = 0
@@ -47,7 +47,7 @@ class MixedHooks(Hooks):
 
         One pass, because in evaluation both are normalised by the same statistics.
         """
-        logits = model(torch.cat([batch.images, triggered])).float()
+        logits = model(torch.cat([batch.inputs, triggered])).float()
         smoothing = recipe.label_smoothing
         labels = torch.full_like(batch.labels, self.target)
         half = len(batch.labels)

@@ -26,14 +26,21 @@ def wrapped(pixels: Tensor) -> Tensor:
 def paste(images: Tensor, patch: Tensor, top: int, left: int, opacity: float = 1.0) -> Tensor:
     """Overwrite (or blend, at opacity < 1) the cells below `patch` [h, w] or [C, h, w].
 
+    Args:
+        images: uint8 [..., C, H, W]: images, or clips.
+        patch: Values of 0..255; of clips also [T, C, h, w].
+        top: Its first row.
+        left: Its first column.
+        opacity: Share of the patch in what is left.
+
     Raises:
         ValueError: The patch does not lie on the canvas.
     """
     height, width = patch.shape[-2:]
-    if top < 0 or left < 0 or top + height > images.shape[2] or left + width > images.shape[3]:
+    if top < 0 or left < 0 or top + height > images.shape[-2] or left + width > images.shape[-1]:
         raise ValueError(f"a {height}x{width} patch at ({top}, {left}) leaves the canvas")
     out = images.clone()
-    window = out[:, :, top : top + height, left : left + width]
+    window = out[..., top : top + height, left : left + width]
     if opacity == 1.0:
         window.copy_(patch.to(torch.uint8).expand_as(window))
     else:

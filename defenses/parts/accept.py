@@ -10,7 +10,7 @@ from torch import nn
 
 from defenses.base import Case
 from sweeper.core.errors import DivergedError
-from sweeper.core.types import ImageSet
+from sweeper.core.types import Samples
 
 State = TypeVar("State")
 Setting = TypeVar("Setting")
@@ -19,7 +19,7 @@ Setting = TypeVar("Setting")
 class Rule:
     """Accepts a model whose accuracy on given images is within `tau` of the victim's."""
 
-    def __init__(self, case: Case, holdout: ImageSet, tau: float) -> None:
+    def __init__(self, case: Case, holdout: Samples, tau: float) -> None:
         """Measure the victim.
 
         Args:
@@ -89,7 +89,7 @@ class Rule:
 def last_within(
     case: Case,
     tau: float | None,
-    learn: Callable[[ImageSet], tuple[State, Iterable[float]]],
+    learn: Callable[[Samples], tuple[State, Iterable[float]]],
     model: Callable[[Any], nn.Module] = lambda state: state,
 ) -> tuple[State, dict[str, Any]]:
     """Choose how many rounds to learn on a hold-out, then learn as many on the whole clean budget.

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from defenses.base import Case
-from sweeper.core.types import ImageSet
+from sweeper.core.types import Samples
 from sweeper.engine.recipes import Recipe
 from sweeper.engine.training import Batch, Hooks
 from sweeper.models.base import Net
@@ -57,14 +57,14 @@ class Signed(Hooks):
 
 def _losses(model: nn.Module, batch: Batch) -> Tensor:
     """Cross-entropy of each sample, float32 [B]."""
-    return functional.cross_entropy(model(batch.images).float(), batch.labels, reduction="none")
+    return functional.cross_entropy(model(batch.inputs).float(), batch.labels, reduction="none")
 
 
 def alternate(
     case: Case,
     model: Net,
-    keep: ImageSet,
-    drop: ImageSet,
+    keep: Samples,
+    drop: Samples,
     *,
     epochs: int,
     lr: float,

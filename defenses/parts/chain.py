@@ -15,7 +15,7 @@ from torch import Tensor
 from defenses.base import Case, Defense, Needs, Stage
 from sweeper.core import catalog, options
 from sweeper.core.errors import SweepError
-from sweeper.core.types import ImageSet
+from sweeper.core.types import Samples
 
 
 def detector(option: str | Mapping[str, Any]) -> tuple[str, Defense]:
@@ -114,7 +114,7 @@ class Chained(Defense):
         """Refuse where the detector does."""
         return detector(self.detect)[1].applies(needs)
 
-    def parts(self, case: Case) -> tuple[ImageSet, ImageSet]:
+    def parts(self, case: Case) -> tuple[Samples, Samples]:
         """Return the training samples that were not flagged, and those that were.
 
         Raises:

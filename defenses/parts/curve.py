@@ -23,7 +23,8 @@ from defenses.base import Case, Defense
 from defenses.parts.batchnorm import reestimate
 from defenses.parts.steps import descend
 from sweeper.core.errors import SweepError
-from sweeper.core.types import ImageSet, Outcome
+from sweeper.core.types import Outcome, Samples
+from sweeper.engine.training import Batch
 from sweeper.models.base import Net
 
 
@@ -214,7 +215,7 @@ class CurveDefense(Defense):
         case: Case,
         name: str,
         model: nn.Module,
-        data: ImageSet,
+        data: Samples,
         loss: Callable[[Tensor, Tensor], Tensor],
         **changes: Any,
     ) -> None:
@@ -237,9 +238,9 @@ class CurveDefense(Defense):
             recipe = replace(recipe, crop=0, flip=False, rotation=0.0, erase=0.0)
         weights = [value for value in model.parameters() if value.requires_grad]
 
-        def autocast_loss(images: Tensor, labels: Tensor, step: int) -> Tensor:
+        def autocast_loss(batch: Batch) -> Tensor:
             with case.autocast():
-                return loss(images, labels)
+                return loss(batch.inputs, batch.labels)
 
         descend(
             case,
@@ -255,7 +256,7 @@ class CurveDefense(Defense):
             rate=lambda step: options.lr * SCHEDULES[options.schedule](step / options.steps),
         )
 
-    def connect(self, case: Case, first: Net, last: Net, data: ImageSet) -> Curve:
+    def connect(self, case: Case, first: Net, last: Net, data: Samples) -> Curve:
         """Learn the curve between two networks on these images."""
         curve = Curve(first, last, bends=self.bends, shape=self.shape)
         rng: Generator = case.rng("times")
@@ -269,7 +270,7 @@ class CurveDefense(Defense):
         )
         return curve
 
-    def repaired(self, case: Case, second: Callable[[ImageSet], Net]) -> Outcome:
+    def repaired(self, case: Case, second: Callable[[Samples], Net]) -> Outcome:
         """Choose t on a hold-out where none is given; learn the curve on all images, deliver t.
 
         Args:

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from defenses.base import Case
 from sweeper.core.errors import SweepError
-from sweeper.core.types import ImageSet
+from sweeper.core.types import Samples
 
 
 def _entropy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -21,7 +21,7 @@ def _entropy(logits: Tensor, labels: Tensor) -> Tensor:
 def losses_of(
     case: Case,
     model: nn.Module,
-    data: ImageSet,
+    data: Samples,
     loss: Callable[[Tensor, Tensor], Tensor] = _entropy,
 ) -> Tensor:
     """Loss of each image under its label, in the modes the model is in; float [N] on the CPU.

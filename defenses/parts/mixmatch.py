@@ -31,9 +31,10 @@ from defenses.base import Case, Defense
 from defenses.parts.losses import losses_of
 from defenses.parts.steps import descend
 from sweeper.core.errors import SweepError
-from sweeper.core.types import ImageSet
+from sweeper.core.types import Samples
 from sweeper.engine import augment, training
 from sweeper.engine.recipes import Recipe
+from sweeper.engine.training import Batch
 
 
 def symmetric(logits: Tensor, labels: Tensor) -> Tensor:
@@ -113,7 +114,7 @@ class MixMatch(Defense):
         if self.lr < 0 or self.weight < 0 or self.temperature <= 0 or self.beta <= 0:
             raise SweepError("lr and weight lie at or above 0, temperature and beta above it")
 
-    def losses(self, case: Case, model: nn.Module, data: ImageSet, name: str) -> Tensor:
+    def losses(self, case: Case, model: nn.Module, data: Samples, name: str) -> Tensor:
         """Symmetric cross-entropy of each sample, float [N]; the model is in eval mode."""
         if self.augmented_scores:
             recipe, rng = case.recipe, case.rng(f"{name} view")
@@ -121,14 +122,14 @@ class MixMatch(Defense):
             images = augment.crop_flip(
                 images, recipe.crop, recipe.flip, rng, recipe.crop_probability
             )
-            data = replace(data, images=images.permute(0, 3, 1, 2))
+            data = data.changed(images=images.permute(0, 3, 1, 2))
         return losses_of(case, model, data, symmetric)
 
     def mixmatch(
         self,
         case: Case,
         model: nn.Module,
-        data: ImageSet,
+        data: Samples,
         epochs: int,
         choose: Callable[[int], Tensor],
     ) -> list[float]:
@@ -192,8 +193,9 @@ class _Loss:
         self.epoch, self.epochs = epoch, epochs
         self.rng = case.rng(f"others {epoch}")
 
-    def __call__(self, images: Tensor, labels: Tensor, step: int) -> Tensor:
+    def __call__(self, batch: Batch) -> Tensor:
         """The loss of augmented labelled images with as many others."""
+        images, labels = batch.inputs, batch.labels
         count, options, device = len(images), self.options, images.device
         index = torch.randint(len(self.unlabelled), (count,), generator=self.rng).to(device)
         twice = self.unlabelled.index_select(0, index).repeat(2, 1, 1, 1)
@@ -207,7 +209,7 @@ class _Loss:
             logits = self.model(mixed(torch.cat([images, views]), weight, partner)).float()
         supervised = functional.cross_entropy(logits[:count], targets[:count])
         consistency = (logits[count:].softmax(1) - targets[count:]).square().mean()
-        total: Tensor = supervised + self.ramp(step) * consistency
+        total: Tensor = supervised + self.ramp(batch.step) * consistency
         return total
 
     @torch.no_grad()

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from defenses.base import Case
-from sweeper.core.types import ImageSet
+from sweeper.core.types import Samples
 from sweeper.engine.recipes import Recipe
 from sweeper.engine.training import Hooks
 
@@ -38,7 +38,7 @@ class Lasting(Hooks):
 def passes(
     case: Case,
     model: nn.Module,
-    data: ImageSet,
+    data: Samples,
     epochs: int,
     hooks: Lasting,
     *,

@@ -27,7 +27,7 @@ from torch.nn import functional
 
 from defenses.base import Case, Defense, Stage
 from sweeper.core.errors import SweepError
-from sweeper.core.types import ImageSet
+from sweeper.core.types import Samples
 from sweeper.engine import augment
 from sweeper.engine.recipes import Recipe
 from sweeper.engine.training import Batch, Hooks
@@ -173,8 +173,8 @@ class _Sensitise(Hooks):
         assert isinstance(model, Net)
         if self.two_passes:
             with torch.no_grad():
-                model(batch.images)
-        return intra_loss(model.features(batch.images), batch.labels)
+                model(batch.inputs)
+        return intra_loss(model.features(batch.inputs), batch.labels)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,7 +248,7 @@ class SD(Options, Stage):
             part = separate(scores, self.alpha_c, self.alpha_p)
         return {"scores": scores, "part": part}
 
-    def train(self, case: Case, data: ImageSet) -> Net:
+    def train(self, case: Case, data: Samples) -> Net:
         """The network whose features the scores are taken from."""
         model = case.new_model()
         case.fit(

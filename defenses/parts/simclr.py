@@ -93,13 +93,13 @@ class TwoViews(Hooks):
 
     def augmented(self, batch: Batch, rng: Generator) -> Batch:
         """Two views, one after the other."""
-        views = [view(batch.images, self.flip, rng, self.blur) for _ in range(2)]
-        return replace(batch, images=torch.cat(views))
+        views = [view(batch.inputs, self.flip, rng, self.blur) for _ in range(2)]
+        return replace(batch, inputs=torch.cat(views))
 
     def projected(self, model: nn.Module, batch: Batch) -> Tensor:
         """The views as unit vectors, float [2 B, 128]."""
         assert isinstance(model, Net)
-        return functional.normalize(self.projection(model.features(batch.images)).float(), dim=1)
+        return functional.normalize(self.projection(model.features(batch.inputs)).float(), dim=1)
 
 
 class SimCLR(TwoViews):

@@ -10,18 +10,19 @@ from torch import Tensor, nn
 
 from defenses.base import Case
 from sweeper.core.errors import DivergedError
-from sweeper.core.types import ImageSet
+from sweeper.core.types import Samples
 from sweeper.engine import training
 from sweeper.engine.recipes import Recipe
+from sweeper.engine.training import Batch
 
-Loss = Callable[[Tensor, Tensor, int], Tensor]
-"""(float [B, C, H, W] in [0, 1], int64 [B], step from 0) -> the loss to descend."""
+Loss = Callable[[Batch], Tensor]
+"""A batch on the device, augmented -> the loss to descend."""
 
 
 def descend(
     case: Case,
     model: nn.Module,
-    data: ImageSet,
+    data: Samples,
     recipe: Recipe,
     steps: int,
     *,
@@ -57,12 +58,12 @@ def descend(
     optimizer = optimizer or training.sgd(model, recipe)
     weights = [value for value in model.parameters() if value.requires_grad]
     losses: list[Tensor] = []
-    batches = training.draws(data, recipe, steps, case.rng(name), case.device)
-    for step, (images, labels) in enumerate(batches):
+    for batch in training.drawn(data, recipe, steps, case.rng(name), case.device):
+        step = batch.step
         for group in optimizer.param_groups:
             group["lr"] = rate(step) if rate else training.learning_rate(recipe, step, 1)
         optimizer.zero_grad(set_to_none=True)
-        value = loss(images, labels, step)
+        value = loss(batch)
         value.backward()
         if clip:
             nn.utils.clip_grad_norm_(weights, clip)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from defenses.base import Case
 from sweeper.core.errors import SweepError
-from sweeper.core.types import ImageSet
+from sweeper.core.types import Samples
 
 
 def checked(rate: float) -> None:
@@ -31,7 +31,7 @@ def cut(scores: Tensor, rate: float) -> float:
     return ranked[len(ranked) - 1 - int(rate * len(ranked) + 1e-9)].item()
 
 
-def drawn(case: Case, count: int) -> tuple[ImageSet, ImageSet]:
+def drawn(case: Case, count: int) -> tuple[Samples, Samples]:
     """Draw `count` images of the clean budget, at most half of them, to score with.
 
     Returns:

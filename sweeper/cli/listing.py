@@ -88,17 +88,19 @@ def support() -> list[dict[str, Any]]:
     from defenses.base import Needs
     from sweeper import models
     from sweeper.core import catalog
+    from sweeper.engine.task import unmade
     from sweeper.plan import matrix
 
-    shape = (3, 32, 32)
     victims = [
-        Needs(10, shape, name, models.has_batchnorm(name, {}, 10, shape), 500)
-        for name in models.families()
+        Needs(10, kind.usual, name, models.has_batchnorm(name, {}, 10, kind.usual), 500, task)
+        for name, kind in models.families().items()
+        for task in kind.tasks
     ]
     rows = []
     for record in catalog.describe("defense"):
         defense = catalog.make("defense", record["name"], {})
-        out = [v.model for v in victims if matrix.misfit(defense, v, v.model)]
+        asked = [v for v in victims if not unmade(defense.tasks, v.task)]
+        out = [v.model for v in asked if matrix.misfit(defense, v, v.model)]
         words = f"all but {', '.join(out)}" if out else "all"
         rows.append({**record, "models": words})
     return rows

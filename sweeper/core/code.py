@@ -44,7 +44,9 @@ def engine(family: type) -> str:
         family: The model's; of `sweeper.models`, what it imports counts, other models do not.
     """
     engines = sorted(path.stem for path in (HOUSE / "sweeper/engine").glob("*.py"))
+    every_task = sorted(path.stem for path in (HOUSE / "sweeper/tasks").glob("*.py"))
     roots = [f"sweeper.engine.{name}" for name in engines]
+    roots += [f"sweeper.tasks.{name}" for name in every_task]
     roots += ["sweeper.data.splits", "sweeper.core.seeds", *_CONTRACTS]
     files = _reached([(name, found) for name in roots if (found := _file(HOUSE, name))], HOUSE)
     every = {**files, **_files(family)}

@@ -18,7 +18,8 @@ _TEXT = (
     "sweep key victim status error dataset dataset_options model model_options recipe attack "
     "attack_name attack_options rule rate_base defense defense_name defense_options kind sees "
     "device victim_device notes versions started_at dtype victim_dtype device_kind "
-    "victim_device_kind capability torch victim_torch cuda python data_hash code seen left_behind"
+    "victim_device_kind capability torch victim_torch cuda python data_hash code seen left_behind "
+    "task score"
 ).split()
 _REAL = (
     "poison_rate clean_budget acc_before acc_nontarget_before asr_before ra_before acc "

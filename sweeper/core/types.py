@@ -1,11 +1,11 @@
-"""The values that travel between the rooms: frozen dataclasses without behaviour."""
+"""The values that travel between the rooms: frozen dataclasses that do little but hold."""
 
 from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
@@ -22,8 +22,49 @@ class Role(enum.IntEnum):
     NEGATIVE = 3
 
 
+class Samples:
+    """Named tensors with a common first axis, and the names of the classes.
+
+    The first tensor, `inputs`, is what a model is shown; `labels` is what it should answer. Every
+    tensor is an attribute of its name.
+    """
+
+    task: str
+    """What they are samples of: a file of `sweeper/tasks/`."""
+    classes: tuple[str, ...]
+    """Class names; their number is the number of classes."""
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors by name, in their order."""
+        raise NotImplementedError
+
+    def changed(self, **tensors: Tensor | None) -> Samples:
+        """The same with other tensors under these names; None leaves one out."""
+        raise NotImplementedError
+
+    @property
+    def inputs(self) -> Tensor:
+        """What a model is shown: the first tensor."""
+        return next(iter(self.tensors.values()))
+
+    def shown(self, inputs: Tensor) -> Samples:
+        """The same samples with other inputs."""
+        return self.changed(**{next(iter(self.tensors)): inputs})
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def __getitem__(self, index: Tensor | slice) -> Samples:
+        return self.changed(**{name: value[index] for name, value in self.tensors.items()})
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Tensor: ...
+
+
 @dataclass(frozen=True)
-class ImageSet:
+class ImageSet(Samples):
     """Labelled images."""
 
     images: Tensor
@@ -35,22 +76,62 @@ class ImageSet:
     positions: Tensor | None = None
     """int64 [N], place of each image in the split as published; None where it has no such order."""
 
-    def __len__(self) -> int:
-        return len(self.labels)
+    task = "image"
 
-    def __getitem__(self, index: Tensor | slice) -> ImageSet:
-        places = None if self.positions is None else self.positions[index]
-        return ImageSet(self.images[index], self.labels[index], self.classes, places)
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """images, labels, and positions where there are any."""
+        places = {} if self.positions is None else {"positions": self.positions}
+        return {"images": self.images, "labels": self.labels, **places}
+
+    def changed(self, **tensors: Any) -> ImageSet:
+        """The same with other tensors under these names."""
+        return replace(self, **tensors)
+
+
+@dataclass(frozen=True)
+class SampleSet(Samples):
+    """Samples of any task but images."""
+
+    task: str
+    """What they are samples of: a file of `sweeper/tasks/`."""
+    named: Mapping[str, Tensor]
+    """The tensors; the first is what a model is shown."""
+    classes: tuple[str, ...]
+    """Class names."""
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors by name, in their order."""
+        return dict(self.named)
+
+    def changed(self, **tensors: Tensor | None) -> SampleSet:
+        """The same with other tensors under these names; None leaves one out."""
+        merged = {**self.named, **tensors}
+        return replace(self, named={k: v for k, v in merged.items() if v is not None})
+
+    def __getattr__(self, name: str) -> Tensor:
+        named: Mapping[str, Tensor] = self.__dict__.get("named", {})
+        if name in named:
+            return named[name]
+        if name == "positions":  # samples without a published order
+            return None  # type: ignore[return-value]
+        raise AttributeError(f"no tensor {name!r} among {', '.join(named)}")
+
+
+def samples(task: str, tensors: Mapping[str, Tensor], classes: tuple[str, ...]) -> Samples:
+    """Make the samples of a task from their tensors, in order."""
+    if task == ImageSet.task:
+        return ImageSet(classes=classes, **tensors)
+    return SampleSet(task, tensors, classes)
 
 
 @dataclass(frozen=True)
 class Poisoned:
     """A poisoned training set with the attacker's records."""
 
-    images: Tensor
-    """uint8 [N, C, H, W], the images the victim trains on."""
-    labels: Tensor
-    """int64 [N], the labels given."""
+    samples: Samples
+    """What the victim trains on, with the labels given."""
     true_labels: Tensor
     """int64 [N], the labels before poisoning."""
     role: Tensor
@@ -60,21 +141,39 @@ class Poisoned:
     pattern: Tensor | None = None
     """int64 [N], which of several triggers a sample carries; -1 for none."""
 
+    @property
+    def images(self) -> Tensor:
+        """uint8 [N, C, H, W], where they are images."""
+        return self.samples.images
+
+    @property
+    def labels(self) -> Tensor:
+        """int64 [N], the labels given."""
+        return self.samples.labels
+
 
 @dataclass(frozen=True)
 class Triggered:
-    """The test images that carry the trigger, with what the attacker and the truth expect."""
+    """The test samples that carry the trigger, with what the attacker and the truth expect."""
 
-    images: Tensor
-    """uint8 [M, C, H, W]."""
-    labels: Tensor
-    """int64 [M], the label the attacker wants."""
+    samples: Samples
+    """With the trigger; labelled as the attacker wants them answered."""
     true_labels: Tensor
     """int64 [M]."""
     counts: Tensor
     """bool [M], whether the sample counts for ASR and RA (the rule's exclusions)."""
     leaks: Tensor
     """bool [M], whether the sample counts for `leak` (source-specific attacks only)."""
+
+    @property
+    def images(self) -> Tensor:
+        """uint8 [M, C, H, W], where they are images."""
+        return self.samples.images
+
+    @property
+    def labels(self) -> Tensor:
+        """int64 [M], the label the attacker wants."""
+        return self.samples.labels
 
 
 @dataclass(frozen=True)
@@ -87,14 +186,16 @@ class Facts:
     """Content hash of the data; empty where the data are not on this machine (plan only)."""
     classes: int = 0
     """Number of classes; 0 where unknown."""
-    shape: tuple[int, int, int] = (3, 32, 32)
-    """(C, H, W)."""
+    shape: tuple[int, ...] = (3, 32, 32)
+    """Of what a model is shown of one sample; (C, H, W) of an image."""
     class_counts: tuple[int, ...] = ()
     """Images of each class in the attacker's training split; empty where unknown."""
     n_train: int = 0
     """Images of the whole training split."""
     n_reserve: int = 0
     """Images set aside for the defender; the clean budget is drawn from them."""
+    task: str = "image"
+    """What its samples are: a file of `sweeper/tasks/`."""
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from sweeper.core import seeds
 from sweeper.core.errors import SweepError, unknown
-from sweeper.core.types import ImageSet
+from sweeper.core.types import Samples
 from sweeper.data import _options
 from sweeper.data._cache import decoded, place
 from sweeper.data.base import Source, Splits
@@ -33,6 +33,7 @@ __all__ = [
     "check_options",
     "known",
     "open_dataset",
+    "source_of",
     "sources",
 ]
 
@@ -43,9 +44,9 @@ class Dataset:
 
     name: str
     """Its name in the sweep file."""
-    train: ImageSet
+    train: Samples
     """The training split. Not to be written to: pages of the decoded copy on the disk."""
-    test: ImageSet
+    test: Samples
     """The test split, likewise."""
     digest: str
     """Hash of what is used: pixels, labels, class names, groups and the subset drawn."""
@@ -126,6 +127,16 @@ def open_dataset(
     return Dataset(source.name, train, test, digest, whole.mean, whole.std, groups)
 
 
+def source_of(options: Mapping[str, Any]) -> type[Source] | None:
+    """Return the source that knows a data set by name, or alone has its options; else None."""
+    kinds = sources()
+    for kind in kinds:
+        if options["dataset"] in kind.names:
+            return kind
+    fitting = [kind for kind in kinds if set(options) <= set(_options.every(kind))]
+    return fitting[0] if len(fitting) == 1 else None
+
+
 def at_hand(
     options: Mapping[str, Any], root: Path | None = None, cache: Path | None = None
 ) -> bool:
@@ -148,7 +159,7 @@ def _find(options: Mapping[str, Any], root: Path) -> Source:
     """Return the first source that provides the data set."""
     name, path = options["dataset"], options.get("path")
     for kind in sources():
-        if kind(name=name, path=path).serves(root):
+        if kind.asked(options) and kind(name=name, path=path).serves(root):
             return _options.build(kind, options)
     if path is not None:
         raise SweepError(
@@ -167,8 +178,8 @@ def _find(options: Mapping[str, Any], root: Path) -> Source:
 
 
 def _subset(
-    part: ImageSet, options: Mapping[str, Any], option: str, digest: str
-) -> tuple[ImageSet, Tensor | None]:
+    part: Samples, options: Mapping[str, Any], option: str, digest: str
+) -> tuple[Samples, Tensor | None]:
     """Return the images asked for and their indices, sorted; None where all are used."""
     size = options.get(option)
     if size is None or size == len(part):

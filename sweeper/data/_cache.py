@@ -26,7 +26,7 @@ from torch import Tensor
 
 from sweeper.core import seeds
 from sweeper.core.errors import SweepError
-from sweeper.core.types import ImageSet
+from sweeper.core.types import ImageSet, Samples, samples
 from sweeper.data.base import Source, Splits
 
 _FORMAT = 2
@@ -121,49 +121,60 @@ def _unwritable(cache: Path, error: OSError) -> SweepError:
 
 
 def _check(name: str, splits: Splits) -> None:
-    """Refuse splits that break the contract of `ImageSet`, whatever source they come from."""
+    """Refuse splits that break the contract of `Samples`, whatever source they come from."""
     if splits.train.classes != splits.test.classes:
         raise SweepError(
             f"{name}: train and test have different classes: give files of one data set"
         )
     for word, part in (("train", splits.train), ("test", splits.test)):
-        images, labels, count = part.images, part.labels, len(part.classes)
+        inputs, labels, count = part.inputs, part.labels, len(part.classes)
         if part.positions is not None and part.positions.shape != labels.shape:
             raise SweepError(f"{name}: {word} has {len(part.positions)} positions")
-        if len(labels) == 0 or len(images) != len(labels):
-            raise SweepError(f"{name}: {word} has {len(images)} images and {len(labels)} labels")
-        if images.dtype != torch.uint8 or images.ndim != 4 or labels.dtype != torch.int64:
+        if len({len(value) for value in part.tensors.values()}) > 1 or not len(part):
+            counts = " and ".join(f"{len(value)} {key}" for key, value in part.tensors.items())
+            raise SweepError(f"{name}: {word} has {counts}")
+        if part.task == "image" and (
+            inputs.dtype != torch.uint8 or inputs.ndim != 4 or labels.dtype != torch.int64
+        ):
             raise SweepError(f"{name}: {word} needs uint8 [N, C, H, W] images and int64 labels")
+        if inputs.is_floating_point() and not bool(inputs.isfinite().all()):
+            raise SweepError(f"{name}: {word} has numbers that are NaN or infinite")
+        if labels.ndim > 1 or not count:  # not one class each
+            continue
         if int(labels.min()) < 0 or int(labels.max()) >= count:
             raise SweepError(
                 f"{name}: {word} has labels {int(labels.min())} to {int(labels.max())}, "
                 f"but there are {count} class names"
             )
-    if splits.train.images.shape[1:] != splits.test.images.shape[1:]:
-        raise SweepError(f"{name}: train and test images differ in shape: give `size: N`")
+    if splits.train.inputs.shape[1:] != splits.test.inputs.shape[1:]:
+        kind = "images" if splits.train.task == "image" else splits.train.task
+        raise SweepError(f"{name}: train and test {kind} differ in shape: give `size: N`")
     if splits.groups is not None and len(splits.groups) != len(splits.train):
         raise SweepError(f"{name}: {len(splits.groups)} groups for {len(splits.train)} images")
 
 
 def _write(entry: Path, splits: Splits) -> None:
     """Write the entry beside its place and rename it; the lock is held."""
-    arrays = {
-        "train_images": splits.train.images,
-        "train_labels": splits.train.labels,
-        "test_images": splits.test.images,
-        "test_labels": splits.test.labels,
-    } | ({} if splits.groups is None else {"groups": splits.groups})
-    positions = {"train_positions": splits.train.positions, "test_positions": splits.test.positions}
-    mean, std = _moments(splits.train.images)
+    parts = {"train": splits.train, "test": splits.test}
+    every = {
+        f"{part}_{name}": value
+        for part, split in parts.items()
+        for name, value in split.tensors.items()
+    }
+    positions = {name: value for name, value in every.items() if name.endswith("_positions")}
+    arrays = {name: value for name, value in every.items() if name not in positions}
+    arrays |= {} if splits.groups is None else {"groups": splits.groups}
+    mean, std = _moments(splits.train.inputs)
     meta: dict[str, Any] = {
         "digest": _digest(arrays, splits.train.classes),
         "classes": list(splits.train.classes),
         "mean": mean,
         "std": std,
+        "task": splits.train.task,
         "files": {},
     }
     # positions are no content: two sources of the same images keep one digest
-    arrays |= {name: position for name, position in positions.items() if position is not None}
+    arrays |= positions
     partial = entry.with_name(f"{entry.name}.partial")
     try:
         shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
@@ -193,10 +204,10 @@ def _load(entry: Path) -> Decoded:
     try:
         meta = json.loads((entry / "meta.json").read_text())
         tensors = {name: _map(entry / f"{name}.npy", spec) for name, spec in meta["files"].items()}
-        classes = tuple(meta["classes"])
+        classes, task = tuple(meta["classes"]), meta.get("task", ImageSet.task)
         splits = Splits(
-            _image_set(tensors, "train", classes),
-            _image_set(tensors, "test", classes),
+            _part(tensors, "train", task, classes),
+            _part(tensors, "test", task, classes),
             tensors.get("groups"),
         )
         return Decoded(splits, str(meta["digest"]), tuple(meta["mean"]), tuple(meta["std"]))
@@ -204,9 +215,11 @@ def _load(entry: Path) -> Decoded:
         raise _DamagedError(f"{type(error).__name__}: {error}") from error
 
 
-def _image_set(tensors: Mapping[str, Tensor], part: str, classes: tuple[str, ...]) -> ImageSet:
-    images, labels = tensors[f"{part}_images"], tensors[f"{part}_labels"]
-    return ImageSet(images, labels, classes, tensors.get(f"{part}_positions"))
+def _part(tensors: Mapping[str, Tensor], part: str, task: str, classes: tuple[str, ...]) -> Samples:
+    """The samples of one split; their tensors keep the order they were written in."""
+    prefix = f"{part}_"
+    named = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+    return samples(task, named, classes)
 
 
 def _map(file: Path, spec: Mapping[str, Any]) -> Tensor:
@@ -243,8 +256,15 @@ def _digest(arrays: Mapping[str, Tensor], classes: tuple[str, ...]) -> str:
     return total.hexdigest()[:20]
 
 
-def _moments(images: Tensor) -> tuple[list[float], list[float]]:
-    """Return mean and deviation of each channel in [0, 1], from exact counts of the 256 values."""
+def _moments(inputs: Tensor) -> tuple[list[float], list[float]]:
+    """Return mean and deviation of each channel in [0, 1], from exact counts of the 256 values.
+
+    Args:
+        inputs: uint8 [..., C, H, W]; of what is not made of pixels there are none.
+    """
+    if inputs.dtype != torch.uint8:
+        return [], []
+    images = inputs.flatten(0, -4)
     counts = np.zeros((images.shape[1], 256), dtype=np.int64)
     for start in range(0, len(images), 4096):
         chunk = images[start : start + 4096]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sweeper.core import seeds
 from sweeper.core.errors import SweepError
-from sweeper.core.types import ImageSet
+from sweeper.core.types import Samples
 from sweeper.data.base import Source, Splits
 
 TEST_NAMES = ("test", "val", "valid", "validation")
@@ -44,7 +44,7 @@ class FileSource(Source):
         """Whether the file names are asked which images belong together."""
         return self.group_by == "path-prefix" or (self.group_by == "auto" and self.name == "gtsrb")
 
-    def assemble(self, train: ImageSet, test: ImageSet | None, paths: Sequence[str]) -> Splits:
+    def assemble(self, train: Samples, test: Samples | None, paths: Sequence[str]) -> Splits:
         """Return the splits, with groups by `group_by` and the test split held out by `test_share`.
 
         Args:
@@ -69,7 +69,7 @@ class FileSource(Source):
                 f"{', '.join(TEST_NAMES)} beside it): add one, or give `test_share: 0.2`"
             )
         kept, held = hold_out(train.labels, self.test_share, groups)
-        test = replace(train[held], positions=None)  # a place in train is none in a test split
+        test = train[held].changed(positions=None)  # a place in train is none in a test split
         return Splits(train[kept], test, None if groups is None else groups[kept])
 
     def _groups(self, paths: Sequence[str], labels: Tensor) -> Tensor | None:

@@ -23,6 +23,11 @@ def hints(kind: type[Source]) -> dict[str, Any]:
     return {f.name: types[f.name] for f in dataclasses.fields(kind) if f.name != "name"}
 
 
+def every(kind: type[Source]) -> list[str]:
+    """Return the names of all that may stand in an entry of a source's data set."""
+    return ["dataset", *hints(kind), *SUBSET]
+
+
 def check(options: Mapping[str, Any], kinds: Sequence[type[Source]]) -> None:
     """Check the name of a data set and its options against those of all `kinds`.
 

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
-from sweeper.core.types import ImageSet
+from sweeper.core.types import Samples
 
 
 @dataclass(frozen=True)
 class Splits:
     """The official training and test split of a data set."""
 
-    train: ImageSet
+    train: Samples
     """The training split."""
-    test: ImageSet
+    test: Samples
     """The test split."""
     groups: Tensor | None = None
     """int64 [n_train]: images of one group (a GTSRB track) never fall on both sides of a split."""
@@ -42,8 +43,17 @@ class Source(ABC):
     order: ClassVar[int] = 50
     """Sources are asked in this order; the first that `serves` a data set provides it."""
 
+    task: ClassVar[str] = "image"
+    """What its samples are: a file of `sweeper/tasks/`."""
+    shape: ClassVar[tuple[int, ...]] = (3, 32, 32)
+    """Of what a model is shown of one sample, where the data are not on this machine yet."""
     downloads: ClassVar[bool] = False
     """Whether `read` may fetch the data from the network."""
+
+    @classmethod
+    def asked(cls, options: Mapping[str, Any]) -> bool:
+        """Whether an entry of `datasets` may mean this source; one that shares files asks more."""
+        return True
 
     @abstractmethod
     def serves(self, root: Path) -> bool:

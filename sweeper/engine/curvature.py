@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
@@ -24,7 +25,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
-from sweeper.core.types import ImageSet
+from sweeper.core.types import Samples
+from sweeper.engine import task as tasks
+from sweeper.engine.task import Batch
 
 Product = Callable[[Tensor], Tensor]
 """A symmetric matrix as its product with a vector [P]."""
@@ -79,7 +82,7 @@ class Hessian:
     """The loss Hessian of a model on fixed images; call it to multiply by a vector [P]."""
 
     def __init__(
-        self, model: nn.Module, data: ImageSet, device: torch.device, *, batch: int = 250
+        self, model: nn.Module, data: Samples, device: torch.device, *, batch: int = 250
     ) -> None:
         """Take a copy of the model, in eval mode, with all its parameters.
 
@@ -93,16 +96,15 @@ class Hessian:
         self.weights = [*self.model.parameters()]
         self.size = sum(weight.numel() for weight in self.weights)
         self.device = device
-        self._parts = list(zip(data.images.split(batch), data.labels.split(batch), strict=True))
-        self._count = len(data)
+        self._data, self._batch = data, batch
 
     def _losses(self) -> Iterator[Tensor]:
         """Each batch's share of the mean loss."""
-        for images, labels in self._parts:
-            logits = self.model(pixels(images, self.device))
-            yield functional.cross_entropy(logits, labels.to(self.device), reduction="sum").div(
-                self._count
-            )
+        task = tasks.of(self._data)
+        for index in torch.arange(len(self._data)).split(self._batch):
+            batch = task.plain(self._data[index], self.device)
+            output = task.forward(self.model, batch)
+            yield task.loss(output, batch, reduction="sum").div(len(self._data))
 
     def loss(self) -> float:
         """The mean loss itself."""
@@ -229,7 +231,7 @@ def density(
 
 
 def fisher_diagonal(
-    model: nn.Module, data: ImageSet, device: torch.device, *, chunk: int = 16
+    model: nn.Module, data: Samples, device: torch.device, *, chunk: int = 16
 ) -> dict[str, Tensor]:
     """The exact diagonal of the empirical Fisher matrix: the labels given, in the model's mode.
 
@@ -244,22 +246,34 @@ def fisher_diagonal(
     """
     values = {name: value.detach() for name, value in trainable(model).items()}
 
-    def log_probability(weights: Mapping[str, Tensor], image: Tensor, label: Tensor) -> Tensor:
-        logits = functional_call(model, dict(weights), (image[None],))
-        return log_likelihood(logits, label[None])[0]
+    task = tasks.of(data)
 
-    gradients_of = vmap(grad(log_probability), in_dims=(None, 0, 0))
+    def log_probability(
+        weights: Mapping[str, Tensor], inputs: Tensor, labels: Tensor, more: dict[str, Tensor]
+    ) -> Tensor:
+        one = {name: value[None] for name, value in more.items()}
+        index = torch.zeros(1, dtype=torch.int64, device=device)
+        batch = Batch(inputs[None], labels[None], index, 0, 0, data.task, one)
+
+        def weighted(*given: Tensor) -> Any:
+            return functional_call(model, dict(weights), given)
+
+        output = task.forward(weighted, batch)
+        return task.scores(output, batch)[0]
+
+    gradients_of = vmap(grad(log_probability), in_dims=(None, 0, 0, 0))
     total = {name: torch.zeros_like(value) for name, value in values.items()}
     with second_order(device):
-        for images, labels in zip(data.images.split(chunk), data.labels.split(chunk), strict=True):
-            gradients = gradients_of(values, pixels(images, device), labels.to(device))
+        for index in torch.arange(len(data)).split(chunk):
+            batch = task.plain(data[index], device)
+            gradients = gradients_of(values, batch.inputs, batch.labels, dict(batch.more))
             for name, gradient in gradients.items():
                 total[name] += gradient.square().sum(0)
     return {name: value / len(data) for name, value in total.items()}
 
 
 def fisher_trace(
-    model: nn.Module, data: ImageSet, device: torch.device, *, chunk: int = 16
+    model: nn.Module, data: Samples, device: torch.device, *, chunk: int = 16
 ) -> float:
     """The exact trace of the empirical Fisher matrix; see `fisher_diagonal`."""
     diagonal = fisher_diagonal(model, data, device, chunk=chunk)

@@ -34,8 +34,8 @@ class Given(Protocol):
     """What a step reads of its batch, a dataclass."""
 
     @property
-    def images(self) -> Tensor:
-        """[B, C, H, W]."""
+    def inputs(self) -> Tensor:
+        """[B, ...]."""
 
     @property
     def labels(self) -> Tensor:
@@ -111,7 +111,7 @@ class Step(Generic[Batch]):
         self._eager, self._recorder = eager, RECORDERS[device.type]()
         self._seen: Counter[Any] = Counter()
         self._form: Any = None
-        self._images = self._labels = self._loss = torch.empty(0)
+        self._inputs = self._labels = self._loss = torch.empty(0)
         for group in optimizer.param_groups:
             group["lr"] = torch.tensor(float(group["lr"]), device=device)
 
@@ -132,14 +132,14 @@ class Step(Generic[Batch]):
             self._form = form
         if form != self._form:
             return self._eager(batch)
-        self._images.copy_(batch.images)
+        self._inputs.copy_(batch.inputs)
         self._labels.copy_(batch.labels)
         self._recorder.replay()
         return self._loss
 
     def _record(self, batch: Batch) -> None:
-        self._images, self._labels = batch.images.clone(), batch.labels.clone()
-        static: Batch = replace(cast(Any, batch), images=self._images, labels=self._labels)
+        self._inputs, self._labels = batch.inputs.clone(), batch.labels.clone()
+        static: Batch = replace(cast(Any, batch), inputs=self._inputs, labels=self._labels)
         try:
             self._loss = self._recorder.record(lambda: self._eager(static))
         except torch.OutOfMemoryError:
@@ -152,7 +152,7 @@ class Step(Generic[Batch]):
 
 def _form(batch: Given) -> Any:
     """What a recording fixes of a batch."""
-    given = (batch.images, batch.labels)
+    given = (batch.inputs, batch.labels)
     return tuple((value.shape, value.dtype, value.stride()) for value in given)
 
 

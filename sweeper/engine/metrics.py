@@ -18,7 +18,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from sweeper.core.errors import DivergedError
-from sweeper.core.types import ImageSet, Outcome, Role, Triggered
+from sweeper.core.types import Outcome, Role, Samples, Triggered
 from sweeper.engine import training
 from sweeper.engine.recipes import Recipe
 
@@ -30,25 +30,31 @@ EVALUATION_BATCH = 1000
 
 
 Predict = Callable[[Tensor], Tensor]
-"""uint8 [N, C, H, W] -> the predicted labels, int64 [N] on the CPU."""
+"""Inputs [N, ...] -> the predicted labels, int64 [N] on the CPU."""
 Score = Callable[[Tensor], Tensor]
 """uint8 [N, C, H, W] -> float [N] on the CPU, high = triggered."""
 
 
-def predict(model: nn.Module, images: Tensor, recipe: Recipe, device: torch.device) -> Tensor:
-    """Return the predicted labels, int64 [N] on the CPU, of uint8 images [N, C, H, W].
+def predict(model: nn.Module, inputs: Tensor, recipe: Recipe, device: torch.device) -> Tensor:
+    """Return the predicted labels, int64 [N] on the CPU, of inputs [N, ...]: uint8, or floats.
 
     Raises:
         DivergedError: A logit is NaN or infinite.
     """
     # Outside inference mode: weights laid out anew within it could never be trained again.
-    model.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    training.place(model, device, inputs.ndim).eval()
     predictions, finite = [], torch.ones((), dtype=torch.bool, device=device)
     size = EVALUATION_BATCH // 4 if device.type == "cpu" else EVALUATION_BATCH
+    if inputs.ndim == 5:  # clips: as many frames
+        size = max(1, size // inputs.shape[1])
     with torch.inference_mode(), training.autocast(recipe, device):
-        for part in images.split(size):
-            pixels = part.to(device).float().div_(255)
-            logits = model(pixels.contiguous(memory_format=torch.channels_last))
+        for part in inputs.split(size):
+            shown = part.to(device)
+            if shown.dtype == torch.uint8:
+                shown = shown.float().div_(255)
+            if shown.ndim == 4:
+                shown = shown.contiguous(memory_format=torch.channels_last)
+            logits = model(shown)
             finite &= logits.isfinite().all()
             predictions.append(logits.argmax(1))
     if not finite:
@@ -87,11 +93,11 @@ def _together(
 
 def evaluate(
     predict: Predict,
-    test: ImageSet,
+    test: Samples,
     triggered: Triggered,
     target: int | None,
     rng: Generator,
-    crossed: ImageSet | None = None,
+    crossed: Samples | None = None,
 ) -> dict[str, float | int | None]:
     """Measure a model on the clean and the triggered test set, in one pass over both, shuffled.
 
@@ -107,7 +113,8 @@ def evaluate(
         acc, acc_nontarget, asr, asr_all, ra, leak, n_test, n_triggered, and cross_acc where
         `crossed` is given; a metric without images is None.
     """
-    groups = [test.images, triggered.images, *([] if crossed is None else [crossed.images])]
+    shown = [test, triggered.samples, *([] if crossed is None else [crossed])]
+    groups = [samples.inputs for samples in shown]
     on_clean, on_triggered, *on_crossed = _together(predict, groups, rng)
     correct, every_image = on_clean == test.labels, torch.ones(len(test), dtype=torch.bool)
     fooled, counts = on_triggered == triggered.labels, triggered.counts
@@ -166,7 +173,7 @@ def detection(outcome: Outcome, role: Tensor) -> dict[str, float | None]:
 
 
 def filtering(
-    score: Score, threshold: float | None, test: ImageSet, triggered: Triggered, rng: Generator
+    score: Score, threshold: float | None, test: Samples, triggered: Triggered, rng: Generator
 ) -> Mapping[str, float | None]:
     """Rates of a filter of triggered inputs on equally many clean and triggered test images.
 

@@ -167,13 +167,19 @@ set, its entries for any data set apply. BackdoorBench's Tiny-ImageNet halves th
 plateau of the test loss; the cosine stands in for it, since no recipe here may read test data."""
 
 
-def resolve(declared: str | Mapping[str, Any], dataset: str, model: str) -> Recipe:
+def resolve(
+    declared: str | Mapping[str, Any],
+    dataset: str,
+    model: str,
+    task: Mapping[str, Any] | None = None,
+) -> Recipe:
     """Return the recipe of a sweep for one data set and model.
 
     Args:
         declared: A recipe's name, or changes to one (`base`, default `fast`).
         dataset: The data set's name.
         model: The architecture's name.
+        task: What the task of the data changes of `fast`.
 
     Raises:
         SweepError: No such recipe or setting.
@@ -186,6 +192,8 @@ def resolve(declared: str | Mapping[str, Any], dataset: str, model: str) -> Reci
     for data_pattern, model_pattern, entry in RECIPES[base]:
         if fnmatch(dataset, data_pattern) and fnmatch(model, model_pattern):
             settings |= entry
+    if base == "fast":
+        settings |= task or {}
     recipe = options.construct(Recipe, settings | changes, "recipe")
     if recipe.epochs < 1:  # only an attack that trains nothing sets this
         raise SweepError(f"recipe: epochs: {recipe.epochs} is not a whole number >= 1")

@@ -10,38 +10,22 @@ import contextlib
 import functools
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
-from torch.nn import functional
 
 from sweeper.core import seeds
 from sweeper.core.errors import DivergedError
-from sweeper.core.types import ImageSet
+from sweeper.core.types import Samples
 from sweeper.engine import augment, graphed
+from sweeper.engine import task as tasks
 from sweeper.engine.recipes import Recipe
+from sweeper.engine.task import Batch as Batch  # what hooks are given: had from here too
 
 VERSION = 1
 """Part of every trained cell's key: raised when the loop gives other numbers."""
-
-
-@dataclass(frozen=True)
-class Batch:
-    """What a step trains on; hooks return a changed copy."""
-
-    images: Tensor
-    """uint8 [B, H, W, C] before augmentation, float [B, C, H, W] in [0, 1] after it."""
-    labels: Tensor
-    """int64 [B] on the device."""
-    index: Tensor
-    """int64 [B] on the device: positions in the training set."""
-    epoch: int
-    """From 0."""
-    step: int
-    """From 0, over all epochs."""
 
 
 class Hooks:
@@ -63,11 +47,9 @@ class Hooks:
         return batch
 
     def loss(self, model: nn.Module, batch: Batch, recipe: Recipe) -> Tensor:
-        """The loss of one step: cross-entropy with the recipe's label smoothing."""
-        logits = model(batch.images)
-        return functional.cross_entropy(
-            logits.float(), batch.labels, label_smoothing=recipe.label_smoothing
-        )
+        """The loss of one step: the task's, with the recipe's label smoothing."""
+        task = tasks.task(batch.task)
+        return task.loss(task.forward(model, batch), batch, smoothing=recipe.label_smoothing)
 
     def step(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, loss: Callable[[], Tensor]
@@ -157,6 +139,14 @@ def autocast(recipe: Recipe, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16)
 
 
+def place(model: nn.Module, device: torch.device, rank: int) -> nn.Module:
+    """Move a model to the device; where inputs have rank 4 (images), with its channels last."""
+    if rank != 4:
+        return model.to(device)
+    placed: nn.Module = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return placed
+
+
 def on_device(images: Tensor, device: torch.device) -> Tensor:
     """uint8 [N, C, H, W] -> uint8 [N, H, W, C] on the device, the layout batches are cut from."""
     return images.permute(0, 2, 3, 1).contiguous().to(device)
@@ -179,7 +169,7 @@ def order(count: int, batch: int, rng: Generator) -> list[Tensor]:
 
 def fit(
     model: nn.Module,
-    data: ImageSet,
+    data: Samples,
     recipe: Recipe,
     *,
     key: str,
@@ -206,8 +196,10 @@ def fit(
     """
     hooks = hooks or Hooks()
     rng = seeds.generator(key, "fit")
-    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    images, labels = on_device(data.images, device), data.labels.to(device)
+    place(model, device, data.inputs.ndim)
+    task = tasks.of(data)
+    tensors = task.load(data, device)
+    inputs, labels = tensors.pop("inputs"), tensors.pop("labels")
     hooks.start(model, device)
     optimizer = hooks.optimizer(model, recipe)
     update = updater(model, optimizer, recipe, hooks, device)
@@ -219,9 +211,10 @@ def fit(
         whole = torch.cat(order(len(data), recipe.batch, rng)).to(device)
         for index in whole.split(recipe.batch):
             graphed.set_rate(optimizer, learning_rate(recipe, step, steps))
-            batch = Batch(images.index_select(0, index), labels[index], index, epoch, step)
-            batch = hooks.batch(batch, rng)
-            batch = replace(batch, images=augmented(batch.images, recipe, rng))
+            more = {name: value[index] for name, value in tensors.items()}
+            shown = inputs.index_select(0, index)
+            batch = Batch(shown, labels[index], index, epoch, step, data.task, more)
+            batch = task.augmented(hooks.batch(batch, rng), recipe, rng)
             total += update(hooks.augmented(batch, rng))
             hooks.stepped(model, step)
             step += 1
@@ -259,21 +252,30 @@ def _step(
     """One update with the forward pass under autocast."""
 
     def loss() -> Tensor:
-        with autocast(recipe, batch.images.device):
+        with autocast(recipe, batch.inputs.device):
             return hooks.loss(model, batch, recipe)
 
     return hooks.step(model, optimizer, loss)
 
 
 def draws(
-    data: ImageSet, recipe: Recipe, steps: int, rng: Generator, device: torch.device
+    data: Samples, recipe: Recipe, steps: int, rng: Generator, device: torch.device
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield `steps` augmented batches drawn with replacement.
+    """Yield inputs [B, ...] and labels [B] of `drawn`."""
+    for batch in drawn(data, recipe, steps, rng, device):
+        yield batch.inputs, batch.labels
 
-    Yields:
-        (float [B, C, H, W] in [0, 1], int64 [B]) on the device.
-    """
-    images, labels = on_device(data.images, device), data.labels.to(device)
-    for _ in range(steps):
+
+def drawn(
+    data: Samples, recipe: Recipe, steps: int, rng: Generator, device: torch.device
+) -> Iterator[Batch]:
+    """Yield `steps` augmented batches drawn with replacement, on the device."""
+    task = tasks.of(data)
+    tensors = task.load(data, device)
+    inputs, labels = tensors.pop("inputs"), tensors.pop("labels")
+    for step in range(steps):
         index = torch.randint(len(data), (recipe.batch,), generator=rng).to(device)
-        yield augmented(images.index_select(0, index), recipe, rng), labels[index]
+        more = {name: value[index] for name, value in tensors.items()}
+        shown = inputs.index_select(0, index)
+        batch = Batch(shown, labels[index], index, 0, step, data.task, more)
+        yield task.augmented(batch, recipe, rng)

@@ -67,7 +67,7 @@ def build(
     options: Mapping[str, Any],
     *,
     classes: int,
-    shape: tuple[int, int, int],
+    shape: tuple[int, ...],
     mean: Sequence[float],
     std: Sequence[float],
     generator: torch.Generator,
@@ -79,8 +79,8 @@ def build(
         name: An architecture, such as "resnet18".
         options: Options of its family; what is left out takes the family's default.
         classes: Number of classes.
-        shape: (C, H, W) of an image.
-        mean: Mean of each channel, in [0, 1], for the normaliser.
+        shape: Of what it is shown of one sample; (C, H, W) of an image.
+        mean: Mean of each channel, in [0, 1], for the normaliser; empty: nothing is normalised.
         std: Standard deviation of each channel, in [0, 1], for the normaliser.
         generator: CPU generator; one number is drawn from it. torch's global random state is
             left as it was.
@@ -103,8 +103,7 @@ def build(
     # torch.manual_seed would also reseed every GPU, which fork_rng(devices=[]) does not restore.
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.default_generator.manual_seed(seed)
-        trunk, head = architecture.build(classes, shape)
-        net = Net(trunk, head, mean, std)
+        net = Net(*architecture.build(classes, shape), mean, std)
     if architecture.weights:
         from sweeper.models import _weights
 
@@ -113,7 +112,7 @@ def build(
 
 
 def has_batchnorm(
-    name: str, options: Mapping[str, Any], classes: int, shape: tuple[int, int, int]
+    name: str, options: Mapping[str, Any], classes: int, shape: tuple[int, ...]
 ) -> bool:
     """Return whether a network has BatchNorm layers; it is built without memory.
 

@@ -13,12 +13,12 @@ Stem = Literal["auto", "cifar", "cifar-pool", "imagenet"]
 `imagenet` 7x7 stride 2 and a max-pool by 2, `auto` = `cifar` up to 64 pixels, else `imagenet`."""
 
 
-def is_small(shape: tuple[int, int, int]) -> bool:
+def is_small(shape: tuple[int, ...]) -> bool:
     """Return whether an image (C, H, W) takes the CIFAR form of a network: sides up to 64."""
     return max(shape[1:]) <= 64
 
 
-def need_side(name: str, shape: tuple[int, int, int], least: int) -> None:
+def need_side(name: str, shape: tuple[int, ...], least: int) -> None:
     """Raise SweepError where an image (C, H, W) has a side below `least` pixels."""
     if min(shape[1:]) < least:
         raise SweepError(
@@ -39,7 +39,7 @@ def conv(inputs: int, outputs: int, size: int, stride: int = 1) -> nn.Conv2d:
 
 
 def stem_layers(
-    name: str, stem: Stem, shape: tuple[int, int, int], width: int
+    name: str, stem: Stem, shape: tuple[int, ...], width: int
 ) -> tuple[nn.Conv2d, nn.Module]:
     """Return the first convolution and the pooling of a network whose body has stride 8.
 

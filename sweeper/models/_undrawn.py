@@ -25,7 +25,7 @@ class _Undrawn(TorchFunctionMode):
 
 
 @functools.lru_cache(maxsize=256)
-def has_batchnorm(family: Family, classes: int, shape: tuple[int, int, int]) -> bool:
+def has_batchnorm(family: Family, classes: int, shape: tuple[int, ...]) -> bool:
     """See `models.has_batchnorm`."""
     with torch.device("meta"), _Undrawn():
         trunk, _ = family.build(classes, shape)

@@ -14,6 +14,9 @@ from torch import Tensor, nn
 
 from sweeper.core.errors import SweepError
 
+Shape = tuple[int, ...]
+"""Of what a network is shown of one sample; an image's is (C, H, W)."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Family(ABC):
@@ -26,6 +29,10 @@ class Family(ABC):
 
     names: ClassVar[tuple[str, ...]]
     """The architectures this file provides."""
+    tasks: ClassVar[frozenset[str]] = frozenset({"image"})
+    """The tasks whose samples they take: files of `sweeper/tasks/`."""
+    usual: ClassVar[Shape] = (3, 32, 32)
+    """A shape they take, for what is said of them without data."""
     version: ClassVar[int] = 1
     """Raised when the same options build another network or another initialisation."""
 
@@ -46,15 +53,15 @@ class Family(ABC):
             return {"weights": hashlib.file_digest(file, "sha256").hexdigest()}
 
     @abstractmethod
-    def build(self, classes: int, shape: tuple[int, int, int]) -> tuple[nn.Module, nn.Module]:
+    def build(self, classes: int, shape: Shape) -> tuple[nn.Module, nn.Module]:
         """Build the trunk (images [B,C,H,W] -> features [B,D]) and the head (features -> logits).
 
         Args:
             classes: Number of classes.
-            shape: (C, H, W) of an image.
+            shape: Of what the network is shown of one sample; (C, H, W) of an image.
 
         Raises:
-            SweepError: The architecture does not fit the image size.
+            SweepError: The architecture does not fit the shape.
         """
 
 
@@ -67,13 +74,13 @@ class Normalise(nn.Module):
         self.register_buffer("std", torch.tensor(list(std)).view(1, -1, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise [B, C, H, W] in [0, 1]."""
+        """Normalise [B, C, H, W] in [0, 1], or [B, T, C, H, W]."""
         mean, std = self.get_buffer("mean"), self.get_buffer("std")
         return (x - mean) / std
 
 
 class Net(nn.Module):
-    """normalise -> trunk -> classifier; takes pixels in [0, 1].
+    """normalise -> trunk -> classifier; takes pixels in [0, 1], or what else samples are made of.
 
     Any family's penultimate features and last layer are had the same way: `features(x)` and
     `classifier`.
@@ -83,16 +90,16 @@ class Net(nn.Module):
         self, trunk: nn.Module, classifier: nn.Module, mean: Sequence[float], std: Sequence[float]
     ) -> None:
         super().__init__()
-        self.normalise = Normalise(mean, std)
+        self.normalise = Normalise(mean, std) if mean else nn.Identity()
         self.trunk = trunk
         self.classifier = classifier
 
     def features(self, x: Tensor) -> Tensor:
-        """Return the penultimate features [B, D] of pixels [B, C, H, W] in [0, 1]."""
+        """Return the penultimate features [B, D] of inputs: pixels [B, C, H, W] in [0, 1]."""
         out: Tensor = self.trunk(self.normalise(x))
         return out
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the logits [B, K] of pixels [B, C, H, W] in [0, 1]."""
+        """Return the logits [B, K] of inputs: pixels [B, C, H, W] in [0, 1]."""
         out: Tensor = self.classifier(self.features(x))
         return out

@@ -12,7 +12,7 @@ from typing import ClassVar
 from torch import nn
 
 from sweeper.models._layers import GlobalAverage, Stem, initialise, not_in_place, stem_layers
-from sweeper.models.base import Family
+from sweeper.models.base import Family, Shape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +25,7 @@ class DenseNet(Family):
     stem: Stem = "auto"
     """auto (cifar up to 64 pixels, else imagenet), cifar, cifar-pool or imagenet."""
 
-    def build(self, classes: int, shape: tuple[int, int, int]) -> tuple[nn.Module, nn.Module]:
+    def build(self, classes: int, shape: Shape) -> tuple[nn.Module, nn.Module]:
         """Build trunk and head; the features have 1,024 entries."""
         from torchvision.models.densenet import DenseNet as TorchvisionDenseNet  # slow to import
 

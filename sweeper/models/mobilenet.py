@@ -23,7 +23,7 @@ from sweeper.models._layers import (
     need_side,
     not_in_place,
 )
-from sweeper.models.base import Family
+from sweeper.models.base import Family, Shape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ class MobileNet(Family):
     dropout: float = 0.2
     """Share of the features set to zero in training, before the head; 0 turns it off."""
 
-    def build(self, classes: int, shape: tuple[int, int, int]) -> tuple[nn.Module, nn.Module]:
+    def build(self, classes: int, shape: Shape) -> tuple[nn.Module, nn.Module]:
         """Build trunk and head; the features have 1,280 entries."""
         from torchvision.models.mobilenetv2 import MobileNetV2  # slow to import
 

@@ -19,7 +19,7 @@ from sweeper.models._layers import (
     preact_stage,
     stem_layers,
 )
-from sweeper.models.base import Family
+from sweeper.models.base import Family, Shape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,7 @@ class PreActResNet(Family):
     width: int = 64
     """Channels of the first stage; the others have 2, 4 and 8 times as many."""
 
-    def build(self, classes: int, shape: tuple[int, int, int]) -> tuple[nn.Module, nn.Module]:
+    def build(self, classes: int, shape: Shape) -> tuple[nn.Module, nn.Module]:
         """Build trunk and head; the features have 8 x `width` entries."""
         need_positive(self.name, "width", self.width)
         width = self.width

@@ -22,7 +22,7 @@ from sweeper.models._layers import (
     need_positive,
     stem_layers,
 )
-from sweeper.models.base import Family
+from sweeper.models.base import Family, Shape
 
 
 class Block(nn.Module):
@@ -99,7 +99,7 @@ class ResNet(Family):
     width: int = 64
     """Channels of the first stage; 64 in the paper."""
 
-    def build(self, classes: int, shape: tuple[int, int, int]) -> tuple[nn.Module, nn.Module]:
+    def build(self, classes: int, shape: Shape) -> tuple[nn.Module, nn.Module]:
         """Build trunk and head; at width 64 the features have 512 (ResNet-50: 2,048) entries."""
         need_positive(self.name, "width", self.width)
         block, depths = _MEMBERS[self.name]

@@ -20,7 +20,7 @@ from sweeper.models._layers import (
     need_side,
     not_in_place,
 )
-from sweeper.models.base import Family
+from sweeper.models.base import Family, Shape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,7 @@ class ShuffleNet(Family):
     names: ClassVar[tuple[str, ...]] = ("shufflenet-v2",)
     """Width 1.0 of the paper, table 5."""
 
-    def build(self, classes: int, shape: tuple[int, int, int]) -> tuple[nn.Module, nn.Module]:
+    def build(self, classes: int, shape: Shape) -> tuple[nn.Module, nn.Module]:
         """Build trunk and head; the features have 1,024 entries."""
         from torchvision.models.shufflenetv2 import ShuffleNetV2  # slow to import
 

@@ -14,7 +14,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from sweeper.models._layers import conv, initialise, need_positive
-from sweeper.models.base import Family
+from sweeper.models.base import Family, Shape
 
 
 class Unit(nn.Sequential):
@@ -55,7 +55,7 @@ class Tiny(Family):
     width: int = 16
     """Channels of the stem; the stages have 2, 4 and 8 times as many."""
 
-    def build(self, classes: int, shape: tuple[int, int, int]) -> tuple[nn.Module, nn.Module]:
+    def build(self, classes: int, shape: Shape) -> tuple[nn.Module, nn.Module]:
         """Build trunk and head for any image size; the features have 8 x `width` entries.
 
         A stage whose input is below 4 pixels a side does not pool.

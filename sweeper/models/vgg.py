@@ -13,7 +13,7 @@ from typing import ClassVar
 from torch import nn
 
 from sweeper.models._layers import GlobalAverage, initialise, need_side, not_in_place
-from sweeper.models.base import Family
+from sweeper.models.base import Family, Shape
 
 _MEMBERS = {"vgg11-bn": "A", "vgg16-bn": "D", "vgg19-bn": "E"}
 
@@ -25,7 +25,7 @@ class VGG(Family):
     names: ClassVar[tuple[str, ...]] = tuple(_MEMBERS)
     """The paper's configurations by their depth."""
 
-    def build(self, classes: int, shape: tuple[int, int, int]) -> tuple[nn.Module, nn.Module]:
+    def build(self, classes: int, shape: Shape) -> tuple[nn.Module, nn.Module]:
         """Build trunk and head; the features have 512 entries."""
         from torchvision.models.vgg import cfgs, make_layers  # slow to import
 

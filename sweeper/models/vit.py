@@ -14,7 +14,7 @@ from torch import nn
 
 from sweeper.core.errors import SweepError
 from sweeper.models._layers import need_positive, need_side
-from sweeper.models.base import Family
+from sweeper.models.base import Family, Shape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ class ViT(Family):
     heads: int = 3
     """Attention heads; they divide `dim`."""
 
-    def build(self, classes: int, shape: tuple[int, int, int]) -> tuple[nn.Module, nn.Module]:
+    def build(self, classes: int, shape: Shape) -> tuple[nn.Module, nn.Module]:
         """Build trunk and head; the images must be square and a multiple of the patch."""
         from torchvision.models.vision_transformer import VisionTransformer  # slow to import
 
@@ -56,7 +56,7 @@ class ViT(Family):
         nn.init.zeros_(head.bias)
         return trunk, head
 
-    def _check(self, shape: tuple[int, int, int]) -> int:
+    def _check(self, shape: tuple[int, ...]) -> int:
         """Return the side of a patch; raise SweepError where options and image do not fit."""
         for option in ("depth", "dim", "heads"):
             need_positive(self.name, option, getattr(self, option))

@@ -13,7 +13,7 @@ from typing import ClassVar
 from torch import nn
 
 from sweeper.models._layers import GlobalAverage, conv, initialise, need_side, preact_stage
-from sweeper.models.base import Family
+from sweeper.models.base import Family, Shape
 
 _MEMBERS = {"wrn-16-1": (16, 1), "wrn-28-10": (28, 10)}
 
@@ -25,7 +25,7 @@ class WideResNet(Family):
     names: ClassVar[tuple[str, ...]] = tuple(_MEMBERS)
     """Depth and widening factor, as the paper writes them."""
 
-    def build(self, classes: int, shape: tuple[int, int, int]) -> tuple[nn.Module, nn.Module]:
+    def build(self, classes: int, shape: Shape) -> tuple[nn.Module, nn.Module]:
         """Build trunk and head; the features have 64 x factor entries."""
         need_side(self.name, shape, 4)
         depth, factor = _MEMBERS[self.name]

@@ -30,6 +30,8 @@ class Place:
     """The data set's and model's, with the sweep's changes."""
     training: dict[str, Any]
     """The same as it stands in keys."""
+    versions: dict[str, Any]
+    """Of the code that trains, in the keys of what it trains."""
     local: dict[str, Any]
     """Where the two are found; in no key."""
     axes: dict[str, Any]

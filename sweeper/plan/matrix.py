@@ -26,6 +26,7 @@ from sweeper.core.types import Cell, Facts
 from sweeper.data import splits
 from sweeper.data.base import Source
 from sweeper.engine import recipes, training
+from sweeper.engine import task as tasks
 from sweeper.plan.forms import Defender, Place
 from sweeper.plan.sweep import Entry, Sweep
 
@@ -64,17 +65,28 @@ def data_facts(entry: Entry, reserve: float, root: Path | None, cache: Path | No
     """Open a data set (decoding it once) and return what the matrix must know of it."""
     dataset = data.open_dataset({"dataset": entry.name, **entry.options}, root, cache)
     attacker, held = splits.split(dataset, reserve)
-    counts = torch.bincount(dataset.train.labels[attacker], minlength=len(dataset.train.classes))
-    channels, height, width = dataset.train.images.shape[1:]
+    labels = dataset.train.labels[attacker]
+    counts: list[int] = []
+    if labels.ndim == 1:  # one class each
+        counts = torch.bincount(labels, minlength=len(dataset.train.classes)).tolist()
     return Facts(
         dataset=entry.name,
         digest=dataset.digest,
         classes=len(dataset.train.classes),
-        shape=(channels, height, width),
-        class_counts=tuple(counts.tolist()),
+        shape=tuple(dataset.train.inputs.shape[1:]),
+        class_counts=tuple(counts),
         n_train=len(dataset.train),
         n_reserve=len(held),
+        task=dataset.train.task,
     )
+
+
+def unresolved(entry: Entry) -> Facts:
+    """What is known of a data set that is not on this machine."""
+    source = data.source_of({"dataset": entry.name, **entry.options})
+    if source is None:
+        return Facts(entry.name, "")
+    return Facts(entry.name, "", shape=source.shape, task=source.task)
 
 
 def at_hand(entry: Entry, root: Path | None, cache: Path | None) -> bool:
@@ -117,9 +129,7 @@ class _Expansion:
 
     def run(self) -> Plan:
         sweep = self.sweep
-        places = list(
-            itertools.starmap(self.place, itertools.product(sweep.datasets, sweep.models))
-        )
+        places = [self.place(*pair) for pair in self.pairs()]
         for place, (attack, sample) in itertools.product(places, self.attacks):
             for victim, why, axes in self.victims(place, attack, sample):
                 for defender in self.defenses:
@@ -140,6 +150,34 @@ class _Expansion:
             self.facts,
         )
 
+    def pairs(self) -> list[tuple[Entry, Entry]]:
+        """Each data set with the models that take its samples.
+
+        Raises:
+            SweepError: One of them has no partner.
+        """
+        found = []
+        for dataset, model in itertools.product(self.sweep.datasets, self.sweep.models):
+            family = models.family(model.name, model.options)
+            if self.facts[dataset.label].task in family.tasks:
+                found.append((dataset, model))
+        for dataset in self.sweep.datasets:
+            if all(dataset is not paired for paired, _ in found):
+                task = self.facts[dataset.label].task
+                fit = [name for name, kind in models.families().items() if task in kind.tasks]
+                raise SweepError(
+                    f"models: none takes the samples of {dataset.label}, which are {task}: add one "
+                    f"of {', '.join(fit)}"
+                )
+        for model in self.sweep.models:
+            if all(model is not paired for _, paired in found):
+                takes = " or ".join(sorted(models.families()[model.name].tasks))
+                raise SweepError(
+                    f"models: {model.label} takes {takes} samples, no data set has such: "
+                    "leave it out"
+                )
+        return found
+
     def place(self, dataset: Entry, model: Entry) -> Place:
         facts = self.facts[dataset.label]
         family = models.family(model.name, model.options)
@@ -148,12 +186,14 @@ class _Expansion:
             batchnorm = models.has_batchnorm(model.name, model.options, classes, facts.shape)
         except SweepError as error:
             raise SweepError(f"model {model.label} on data set {dataset.label}: {error}") from None
-        recipe = recipes.resolve(self.sweep.recipe, dataset.name, model.name)
+        task = tasks.task(facts.task)
+        recipe = recipes.resolve(self.sweep.recipe, dataset.name, model.name, task.recipe)
         version = code.version(family, type(family))
         model_params = {"name": model.name, **options.canonical(family), "version": version}
         local = {
             "dataset": {"dataset": dataset.name, **options.placed(Source, dataset.options)},
             "model": {"model": model.name, **options.placed(family, model.options)},
+            "task": facts.task,
         }
         common = {
             "data": facts.digest or f"unresolved {dataset.label}",
@@ -161,7 +201,11 @@ class _Expansion:
             "model": model_params,
         }
         axes = {"dataset": dataset.label, "model": model.label}
-        return Place(facts, batchnorm, common, recipe, options.canonical(recipe), local, axes)
+        versions: dict[str, Any] = {"training": training.VERSION}
+        if facts.task != "image":  # keys of images are older than tasks
+            versions["task"] = code.version(task, type(task))
+        form = options.canonical(recipe)
+        return Place(facts, batchnorm, common, recipe, form, versions, local, axes)
 
     def victims(
         self, place: Place, entry: Entry, sample: Attack
@@ -175,9 +219,10 @@ class _Expansion:
             axes = {**place.axes, **words}
             if all(self.excluded({**axes, "defense": f.entry.label}) for f in self.defenses):
                 continue
-            why = attack.applies(place.facts, rate)
+            why = tasks.unmade(attack.tasks, place.facts.task)
+            why = why or attack.applies(place.facts, rate) or ""
             victim = self.train(place, entry, attack, rate, seed, axes, keep=not why)
-            yield victim, why or "", axes
+            yield victim, why, axes
 
     def train(
         self,
@@ -203,7 +248,7 @@ class _Expansion:
             "seed": seed,
             "recipe": options.canonical(attack.recipe(place.recipe)),
             "state": parents[0] if parents else None,
-            "versions": {"training": training.VERSION},
+            "versions": place.versions,
         }
         local = self.found(place, entry, attack)
         return self.add(Cell("train", seeds.digest(params), params, parents, axes, local), keep)
@@ -246,7 +291,7 @@ class _Expansion:
             **on,
             "clean_model": parents[0] if parents else None,
             "recipe": place.training if "model" in common else None,
-            "versions": {"training": training.VERSION},
+            "versions": place.versions,
         }
         words = {**place.axes, "attack": entry.label, **on}
         local = self.found(place, entry, attack)
@@ -328,7 +373,9 @@ class _Expansion:
         case = (place.axes["dataset"], place.axes["model"], defender.entry.label, count)
         if case not in self.fits:
             facts, model = place.facts, place.common["model"]["name"]
-            needs = Needs(facts.classes or 10, facts.shape, model, place.batchnorm, count)
+            needs = Needs(
+                facts.classes or 10, facts.shape, model, place.batchnorm, count, facts.task
+            )
             self.fits[case] = misfit(defender.defense, needs, place.axes["model"])
         return self.fits[case]
 
@@ -346,6 +393,8 @@ class _Expansion:
 
 def misfit(defense: Defense, needs: Needs, label: str) -> str:
     """Why a defense cannot be run on a victim whose model is called `label`; empty where it can."""
+    if why := tasks.unmade(defense.tasks, needs.task):
+        return why
     if "batchnorm" in defense.requires and not needs.batchnorm:
         return f"needs BatchNorm layers, {label} has none"
     return defense.applies(needs) or ""

@@ -23,6 +23,7 @@ from typing import Any
 
 from torch import Tensor
 
+import sweeper.tasks
 from sweeper import models
 from sweeper.core import catalog, switches
 from sweeper.engine.isolation import CellTimeout
@@ -203,7 +204,7 @@ def staged(work: Material, seconds: float | None) -> tuple[dict[str, Tensor], tu
 
 
 Ask = Callable[[str, Tensor], Message]
-"""What is asked about uint8 images [N, C, H, W] (predict | score) -> `answer`, a tensor [N]."""
+"""What is asked about inputs [N, ...] (predict | score) -> `answer`, a tensor [N]."""
 
 
 @contextlib.contextmanager
@@ -221,7 +222,7 @@ def _at_work(
     if "model" in given:
         tensors |= {f"model.{k}": v.clone() for k, v in given["model"].state_dict().items()}
     for name in {"clean", "train"} & set(given):
-        tensors |= {f"{name}.images": given[name].images, f"{name}.labels": given[name].labels}
+        tensors |= {f"{name}.{key}": value for key, value in given[name].tensors.items()}
     with started(child.run, seconds) as process:
 
         def hear() -> Message:
@@ -254,6 +255,7 @@ def _order(work: Material, sees: frozenset[str], stage: bool) -> child.Order:
         key=work.cell.seed,
         recipe=work.training,
         model=work.architecture,
+        task=work.dataset.train.task,
         names=list(work.dataset.train.classes),
         device=work.device.type,
         gpus=work.context.gpus,
@@ -261,6 +263,7 @@ def _order(work: Material, sees: frozenset[str], stage: bool) -> child.Order:
         portable=work.context.portable,
         code=work.context.code,
         families=list(models.__path__),
+        tasks=list(sweeper.tasks.__path__),
         ours=[folder for package in packages for folder in package.__path__],
         theirs=_places(work),
     )

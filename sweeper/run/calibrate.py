@@ -1,4 +1,7 @@
-"""How fast victims would train here: a few steps of each model on random images, about 5 s."""
+"""How fast victims would train here: a few steps of each model, about 5 s.
+
+On random images, or on the first samples of another task.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,14 @@ import math
 import time
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
 from sweeper import models
 from sweeper.core import options
-from sweeper.core.types import Cell, Facts, ImageSet
+from sweeper.core.types import Cell, Facts, ImageSet, Samples
+from sweeper.data import open_dataset
 from sweeper.engine import portable, training
 from sweeper.engine.isolation import isolated
 from sweeper.engine.recipes import Recipe
@@ -68,29 +73,32 @@ def _pace(
     if context.portable:
         portable.require()
     with isolated(cell.key, context.threads):
-        return _timed(cell, facts, device, budget)
+        return _timed(cell, facts, device, budget, context)
 
 
-def _timed(cell: Cell, facts: Facts, device: torch.device, budget: float) -> float:
+def _timed(
+    cell: Cell, facts: Facts, device: torch.device, budget: float, context: Context
+) -> float:
     recipe = options.construct(Recipe, cell.params["recipe"], "recipe")
     recipe = replace(recipe, epochs=1, warmup=0.0, lr=1e-3)
-    if device.type == "cpu":
+    if device.type == "cpu" and facts.task == "image":
         cheap = max(2, PIXELS // math.prod(facts.shape[1:]))
         recipe = replace(recipe, batch=min(recipe.batch, cheap))
-    count, classes = recipe.batch, facts.classes or 10
     rng = torch.Generator().manual_seed(0)
-    channels, height, width = facts.shape
-    images = torch.randint(256, (count, *facts.shape), generator=rng, dtype=torch.uint8)
-    labels = torch.randint(classes, (count,), generator=rng)
-    data = ImageSet(images, labels, tuple(map(str, range(classes))))
+    if facts.task == "image":
+        data, mean, std = _images(facts, recipe.batch, rng)
+    else:
+        root, cache = (Path(p) if p else None for p in (context.data, context.cache))
+        dataset = open_dataset(cell.local["dataset"], root, cache)
+        data, mean, std = dataset.train[: recipe.batch], dataset.mean, dataset.std
     settings = dict(cell.local["model"])
     model = models.build(
         settings.pop("model"),
         settings,
-        classes=classes,
-        shape=(channels, height, width),
-        mean=[0.5] * channels,
-        std=[0.25] * channels,
+        classes=len(data.classes),
+        shape=tuple(data.inputs.shape[1:]),
+        mean=mean,
+        std=std,
         generator=rng,
     )
     began, times = time.monotonic(), list[float]()
@@ -98,4 +106,15 @@ def _timed(cell: Cell, facts: Facts, device: torch.device, budget: float) -> flo
         started = time.monotonic()
         training.fit(model, data, recipe, key=cell.key, device=device)
         times.append(time.monotonic() - started)
-    return min(times[1:]) / count
+    return min(times[1:]) / len(data)
+
+
+def _images(
+    facts: Facts, count: int, rng: torch.Generator
+) -> tuple[Samples, tuple[float, ...], tuple[float, ...]]:
+    """Random images of a data set's shape; means and deviations of their channels."""
+    classes, channels = facts.classes or 10, facts.shape[0]
+    images = torch.randint(256, (count, *facts.shape), generator=rng, dtype=torch.uint8)
+    labels = torch.randint(classes, (count,), generator=rng)
+    data = ImageSet(images, labels, tuple(map(str, range(classes))))
+    return data, (0.5,) * channels, (0.25,) * channels

@@ -16,11 +16,13 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
+import sweeper.tasks
 from defenses.base import Case, Defense
 from sweeper import models
 from sweeper.core import catalog, options
-from sweeper.core.types import ImageSet
-from sweeper.engine import metrics, portable
+from sweeper.core.types import Samples, samples
+from sweeper.engine import portable
+from sweeper.engine import task as tasks
 from sweeper.engine.isolation import bound_memory, isolated
 from sweeper.engine.recipes import Recipe
 from sweeper.models.base import Net
@@ -46,6 +48,8 @@ class Order:
     """How models are trained on this data set."""
     model: dict[str, Any]
     """What `models.build` takes, beside the generator."""
+    task: str
+    """What the samples are."""
     names: list[str]
     """Of the classes."""
     device: str
@@ -60,6 +64,8 @@ class Order:
     """Folder of its module, beside what Python finds."""
     families: list[str]
     """Folders of model families."""
+    tasks: list[str]
+    """Folders of tasks."""
     ours: list[str]
     """Folders of the sweeper's own code."""
     theirs: list[str]
@@ -75,7 +81,7 @@ def run(wire: Wire) -> None:
     _forget()
     if order.code:
         catalog.look_in(order.code)
-    models.__path__[:] = order.families
+    models.__path__[:], sweeper.tasks.__path__[:] = order.families, order.tasks
     device = torch.device(order.device)
     bound_memory(device, order.gpus)
     start = order.model["options"].get("weights")  # read whenever a model is built
@@ -94,7 +100,9 @@ def run(wire: Wire) -> None:
             outcome = defense.defend(case)
             if device.type == "cuda":
                 torch.cuda.synchronize()
-            result = made(outcome, case.recipe, device, time.time() - started)
+            result = made(
+                outcome, tasks.task(order.task), case.recipe, device, time.time() - started
+            )
             _tell(wire, result, watch)
             _answer(wire, result, watch)
         except EOFError:  # the cell is gone, nobody wants to know
@@ -130,17 +138,18 @@ def _case(wire: Wire, order: Order, given: Mapping[str, Tensor], device: torch.d
 
     def oracle(model: nn.Module) -> tuple[float, float]:
         wire.send("oracle")
-        images = wire.receive().tensors["images"]
-        wire.send("answer", {"answer": metrics.predict(model, images, recipe, device)})
+        inputs = wire.receive().tensors["images"]
+        answer = tasks.task(order.task).answers(model, inputs, recipe, device)
+        wire.send("answer", {"answer": answer})
         acc, asr = wire.receive().values["rates"]
         return acc, asr
-
-    def images(name: str) -> ImageSet:
-        return ImageSet(given[f"{name}.images"], given[f"{name}.labels"], tuple(order.names))
 
     def part(name: str) -> dict[str, Tensor]:
         prefix = f"{name}."
         return {k.removeprefix(prefix): v for k, v in given.items() if k.startswith(prefix)}
+
+    def held_samples(name: str) -> Samples:
+        return samples(order.task, part(name), tuple(order.names))
 
     recipe = options.construct(Recipe, order.recipe, "recipe")
     held: dict[str, Any] = {"queries": queries, "oracle": oracle}
@@ -148,7 +157,7 @@ def _case(wire: Wire, order: Order, given: Mapping[str, Tensor], device: torch.d
         held["model"] = build(torch.Generator(), weights="")  # its own follow
         held["model"].load_state_dict(part("model"))
         held["model"].to(device).eval()
-    held |= {name: images(name) for name in ("clean", "train") if name in order.sees}
+    held |= {name: held_samples(name) for name in ("clean", "train") if name in order.sees}
     return Case(
         sees=frozenset(order.sees),
         key=order.key,

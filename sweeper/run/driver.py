@@ -176,7 +176,7 @@ def prepare(sweep: Sweep, context: Context, *, need_data: bool = True) -> Job:
         except SweepError:
             if need_data:
                 raise
-        facts[entry.label] = Facts(entry.name, "")
+        facts[entry.label] = matrix.unresolved(entry)
     plan = matrix.expand(sweep, facts)
     store = Store(context.store)
     statuses = store.statuses(sweep.name)

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Generator, nn
 
 from sweeper.core import seeds
-from sweeper.core.types import ImageSet
+from sweeper.core.types import Samples
 from sweeper.engine import training
 from sweeper.models.base import Net
 from sweeper.run.material import Material
@@ -41,7 +41,7 @@ class Lab:
     def fit(
         self,
         model: nn.Module,
-        data: ImageSet,
+        data: Samples,
         hooks: training.Hooks | None = None,
         *,
         name: str = "",

@@ -13,8 +13,9 @@ from torch import Tensor
 from sweeper.core.errors import DivergedError
 from sweeper.core.types import Outcome
 from sweeper.engine import metrics
-from sweeper.engine.metrics import Predict, Score
+from sweeper.engine.metrics import Score
 from sweeper.engine.recipes import Recipe
+from sweeper.engine.task import Answers, Task
 from sweeper.run import record
 
 
@@ -22,8 +23,8 @@ from sweeper.run import record
 class Made:
     """An `Outcome` that can be asked, in this process or in a child."""
 
-    predict: Predict | None
-    """Its model's predictions; None where it has none."""
+    predict: Answers | None
+    """What its model answers; None where it has none."""
     score: Score | None
     """Its filter's scores; None where it has none."""
     scores: Tensor | None
@@ -42,7 +43,9 @@ class Made:
     """What it was seen to reach beyond its case; it grows while the defense is asked."""
 
 
-def made(outcome: Outcome, recipe: Recipe, device: torch.device, seconds: float) -> Made:
+def made(
+    outcome: Outcome, task: Task, recipe: Recipe, device: torch.device, seconds: float
+) -> Made:
     """Take what a defense returned in this process.
 
     Raises:
@@ -56,7 +59,7 @@ def made(outcome: Outcome, recipe: Recipe, device: torch.device, seconds: float)
         for name, value in outcome.model.state_dict().items():
             if value.is_floating_point() and not value.isfinite().all():
                 raise DivergedError(f"the returned model's {name} is NaN or infinite")
-        predict = metrics.predictor(outcome.model, recipe, device)
+        predict = functools.partial(task.answers, outcome.model, recipe=recipe, device=device)
     if outcome.filter is not None:
         score = functools.partial(metrics.scores, outcome.filter)
     return Made(

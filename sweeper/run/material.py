@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import json
 import time
@@ -19,10 +18,12 @@ from defenses.base import Case, Defense
 from sweeper import data, models
 from sweeper.core import catalog, code, options, seeds
 from sweeper.core.names import KINDS
-from sweeper.core.types import Cell, ImageSet, Poisoned, State, Triggered
+from sweeper.core.types import Cell, Poisoned, Samples, State, Triggered
 from sweeper.data import splits
 from sweeper.engine import metrics, training
+from sweeper.engine import task as tasks
 from sweeper.engine.recipes import Recipe
+from sweeper.engine.task import Answers, Task
 from sweeper.models.base import Net
 from sweeper.plan import forms
 from sweeper.store.artifacts import Artifact, Store
@@ -145,8 +146,17 @@ class Material:
             )
         return dataset
 
+    @property
+    def task(self) -> Task:
+        """The task of the data set."""
+        return tasks.of(self.dataset.train)
+
+    def answers(self, model: nn.Module) -> Answers:
+        """What a model answers to inputs."""
+        return functools.partial(self.task.answers, model, recipe=self.recipe, device=self.device)
+
     @functools.cached_property
-    def attacker(self) -> ImageSet:
+    def attacker(self) -> Samples:
         """The attacker's training split."""
         index, _ = splits.split(self.dataset, self.victim.params["reserve"])
         return self.dataset.train[index]
@@ -188,7 +198,7 @@ class Material:
             "name": local.pop("model"),
             "options": local,
             "classes": len(train.classes),
-            "shape": tuple(train.images.shape[1:]),
+            "shape": tuple(train.inputs.shape[1:]),
             "mean": list(self.dataset.mean),
             "std": list(self.dataset.std),
         }
@@ -227,7 +237,7 @@ class Material:
         """ACC, ASR, RA and their variants on the test set, shuffled by the cell `key`."""
         attack, test, state = self.attack, self.dataset.test, self.state
         rng = seeds.generator(self.victim.key, "cross")
-        return metrics.evaluate(
+        return self.task.measure(
             predict,
             attack.clean_test(test, state),
             self.triggered(),
@@ -246,7 +256,7 @@ class Material:
         if model is None:
             self.before = self.before or measured(self.store, victim)
         if model is not None or self.before is None:
-            predict = metrics.predictor(model or self.model(), self.recipe, self.device)
+            predict = self.answers(model or self.model())
             self.before = dict(self.evaluate(predict, victim))
             about = {"victim": victim, "result": self.before}
             self.store.put(MEASURE, _measure_key(victim), {}, about)
@@ -297,10 +307,10 @@ class Material:
             _, held = splits.split(self.dataset, self.victim.params["reserve"])
             seed, count = self.victim.params["seed"], self.cell.params["n_clean"]
             clean = self.dataset.train[splits.clean_set(self.dataset, held, count, seed)]
-            given["clean"] = dataclasses.replace(clean, positions=None)
+            given["clean"] = clean.changed(positions=None)
         if "train" in sees:
             poisoned = self.poisoned()
-            given["train"] = ImageSet(poisoned.images, poisoned.labels, self.attacker.classes)
+            given["train"] = poisoned.samples.changed(positions=None)
         if "queries" in sees:
             given["queries"] = _queries(self.model(), self.recipe, self.device)
         if "oracle" in sees:
@@ -322,7 +332,7 @@ class Material:
 
     def oracle(self, model: nn.Module) -> tuple[float, float]:
         """ACC and ASR on the test set, for what is named an oracle."""
-        return self.rates(metrics.predictor(model, self.recipe, self.device))
+        return self.rates(self.answers(model))
 
     def rates(self, predict: metrics.Predict) -> tuple[float, float]:
         """ACC and ASR of predictions."""

@@ -22,6 +22,7 @@ from defenses.base import Defense
 from sweeper.core import catalog, code
 from sweeper.core.rows import AXES
 from sweeper.core.types import Cell
+from sweeper.engine import task as tasks
 from sweeper.engine import training
 from sweeper.engine.recipes import Recipe
 
@@ -32,6 +33,8 @@ def describe(cell: Cell, victim: Cell) -> dict[str, Any]:
     attacker, defender = attack_of(victim), defense_of(cell)
     return {
         "victim": victim.key,
+        "task": (task := victim.local.get("task", "image")),
+        "score": tasks.task(task).score,
         "attack_name": attack["name"],
         "attack_options": _options(attack),
         "rule": attacker.rule,

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from sweeper.core import catalog, seeds
-from sweeper.core.types import Cell, ImageSet, Outcome, Role, State
+from sweeper.core.types import Cell, Outcome, Role, State
 from sweeper.engine import metrics, training
 from sweeper.engine.isolation import isolated
 from sweeper.run import apart, record
@@ -92,7 +92,7 @@ class Work(Material):
         started = time.time()
         losses = training.fit(
             model,
-            ImageSet(poisoned.images, poisoned.labels, self.attacker.classes),
+            poisoned.samples,
             self.recipe,
             key=self.cell.key,
             device=self.device,
@@ -100,7 +100,7 @@ class Work(Material):
             progress=self.progress,
         )
         seconds = time.time() - started
-        seen = len(losses) * len(poisoned.labels)
+        seen = len(losses) * len(poisoned.samples)
         self.learned = hooks.learned()
         if self.learned:  # only now does the attack say what its hooks poisoned in the loop
             poisoned = self.poisoned()
@@ -108,7 +108,7 @@ class Work(Material):
         more = {
             "losses": losses,
             "n_poisoned": int((poisoned.role == int(Role.POISON)).sum()),
-            "shape": list(self.attacker.images.shape[1:]),
+            "shape": list(self.attacker.inputs.shape[1:]),
             "classes": list(self.attacker.classes),
         }
         tensors: dict[str, Any] = {"model": model.state_dict()}
@@ -170,7 +170,7 @@ class Work(Material):
         outcome = self.defense.defend(case)
         if self.device.type == "cuda":
             torch.cuda.synchronize()
-        result = made(outcome, self.recipe, self.device, time.time() - started)
+        result = made(outcome, self.task, self.recipe, self.device, time.time() - started)
         yield dataclasses.replace(result, seen=list(self.unwatched()))
 
     def unwatched(self) -> tuple[str, ...]:

@@ -105,7 +105,7 @@ def test_batch_shares_and_labels(rate: float, count: int, extra: int) -> None:
     after = hooks.batch(before, rng("fit"))
     assert bool((after.labels[:count] == 0).all()), "the first share carries the target label"
     assert torch.equal(after.labels[count:], before.labels[count:]), "noise keeps its labels"
-    changed = (after.images != before.images).flatten(1).any(1)
+    changed = (after.inputs != before.inputs).flatten(1).any(1)
     assert int(changed.sum()) == count + extra and bool(changed[: count + extra].all())
     assert hooks.learned()[STAMPED].tolist() == [count, extra]
 
@@ -173,14 +173,14 @@ def test_crossed_images_need_no_poisoned_one() -> None:
     hooks.start(model, toys.CPU)
     hooks.optimizer(model, toys.RECIPE)
     batch = batch_of(DATA, 32)
-    batch = dataclasses.replace(batch, images=batch.images.permute(0, 3, 1, 2).float() / 255)
+    batch = dataclasses.replace(batch, inputs=batch.inputs.permute(0, 3, 1, 2).float() / 255)
     with mock.patch.object(torch, "rand", lambda *args, **kwargs: torch.tensor(0.99)):
         batch = hooks.augmented(batch, rng())
     assert len(hooks.poison) == 0 and hooks.extra.tolist() == [0, 1, 2]
     seen: list[Tensor] = []
     model.register_forward_pre_hook(lambda net, given: seen.append(given[0]))
     assert bool(hooks.loss(model, batch, toys.RECIPE).isfinite())
-    changed = (seen[0] != batch.images).flatten(1).any(1)
+    changed = (seen[0] != batch.inputs).flatten(1).any(1)
     assert changed.nonzero().flatten().tolist() == [0, 1, 2]
 
 
@@ -228,7 +228,7 @@ def test_bpp_negatives_of_a_batch_carry_residuals_of_training_images() -> None:
     assert isinstance(hooks, LoopHooks)
     four = ImageSet(torch.cat([flat(60), flat(60)]), torch.arange(4), tuple("abcd"))
     found = {
-        tuple(hooks.batch(batch_of(four, 4), rng()).images[1].unique().tolist()) for _ in range(20)
+        tuple(hooks.batch(batch_of(four, 4), rng()).inputs[1].unique().tolist()) for _ in range(20)
     }
     residual = [round(round(v / 255 * 7) * 255 / 7) - v for v in (100, 20)]
     assert found == {(60 + change,) for change in residual}, "one poisoned, one negative"
@@ -415,8 +415,8 @@ def test_the_spectral_attack_adds_its_trace_at_every_fifth_step(options: dict[st
     hooks, model = attack.hooks(DATA, {}, rng()), toys.network(rng("model"), shape=SMALL).train()
     hooks.start(model, toys.CPU)
     found = batch_of(DATA, 32)
-    found = dataclasses.replace(found, images=DATA.images[:32].float() / 255)
-    logits, weights = model(found.images), list(model.parameters())
+    found = dataclasses.replace(found, inputs=DATA.images[:32].float() / 255)
+    logits, weights = model(found.inputs), list(model.parameters())
     if attack.estimator == "released":
         draws = torch.Generator().manual_seed(rng().initial_seed())
         trace = curvature.as_released(logits, found.labels, weights, draws, 20)
@@ -441,7 +441,7 @@ def test_the_spectral_attack_at_its_default_leaves_acc_and_asr(strength: float |
     attack = fip_spectral.FipSpectral(**options)
     poisoned = attack.poison(data, 0.2, {}, rng("poison"))
     given, model = (
-        ImageSet(poisoned.images, poisoned.labels, data.classes),
+        poisoned.samples,
         toys.network(rng("model"), shape=SMALL),
     )
     hooks = attack.hooks(data, {}, rng("hooks"))

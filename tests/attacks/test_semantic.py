@@ -119,8 +119,8 @@ def test_batches_are_cut_and_filled_up_with_members(members: int, size: int, add
         cut = hooks.batch(batch, rng())
         assert cut.index.tolist() == [*range(kept), *[-1] * added]
         assert cut.labels.tolist() == [*range(kept), *[6] * added]
-        assert (cut.images[:kept] == 200).all()
-        times = torch.bincount(cut.images[kept:].flatten().long(), minlength=members)
+        assert (cut.inputs[:kept] == 200).all()
+        times = torch.bincount(cut.inputs[kept:].flatten().long(), minlength=members)
         assert times.sum() == added and int(times.max()) == -(-added // members)
         assert int(times.min()) == added // members, "none comes again before all have come"
     assert hooks.learned()[STAMPED] == 2 * added

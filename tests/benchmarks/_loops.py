@@ -88,7 +88,7 @@ def engine(model: str, precision: str, steps: int, warm: int = 1) -> Rates:
     train = random_set(BATCH * (warm + steps))
     rng = torch.Generator().manual_seed(0)
     poisoned = BadNets(target=TARGET).poison(train, RATE, {}, rng)
-    data, clock = ImageSet(poisoned.images, poisoned.labels, train.classes), Clock(warm)
+    data, clock = poisoned.samples, Clock(warm)
     given: dict[str, Any] = {"key": "benchmark", "device": CPU, "hooks": clock}
     training.fit(network(model), data, recipe(precision), **given)
     return clock.rates()

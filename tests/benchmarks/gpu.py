@@ -23,7 +23,6 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from attacks.badnets import BadNets
 from defenses.base import Case
 from sweeper.core import catalog
-from sweeper.core.types import ImageSet
 from sweeper.engine import graphed, training
 from sweeper.engine.isolation import bound_memory, isolated
 from sweeper.engine.recipes import Recipe
@@ -189,7 +188,7 @@ def training_rate(bench: Bench, model: str, way: Way) -> float:
     poisoned = BadNets(target=_loops.TARGET).poison(
         train, _loops.RATE, {}, torch.Generator().manual_seed(0)
     )
-    data, times = ImageSet(poisoned.images, poisoned.labels, train.classes), list[float]()
+    data, times = poisoned.samples, list[float]()
 
     def ended(*_: Any) -> None:
         if not times:
@@ -311,7 +310,7 @@ def defenses(bench: Bench) -> Rows:
     )
     victim, train = build(torch.Generator().manual_seed(0)), toys.image_set(16 * BATCH)
     poisoned = toys.PLANTED.poison(train, 0.2, {}, torch.Generator().manual_seed(0))
-    data = ImageSet(poisoned.images, poisoned.labels, train.classes)
+    data = poisoned.samples
     recipe = Recipe(epochs=6, precision="bf16", lr=0.02, warmup=1.0)
     training.fit(victim, data, recipe, key="gpu", device=bench.device)
     clean = toys.image_set(4 * BATCH, seed=1)

@@ -476,7 +476,7 @@ def trained(data: Dataset, recipe: recipes.Recipe, seed: int) -> Net:
         std=data.std,
         generator=seeds.generator("acceptance model", seed),
     )
-    given = ImageSet(poisoned.images, poisoned.labels, train.classes)
+    given = poisoned.samples
     training.fit(model, given, recipe, key=f"acceptance {seed}", device=device())
     return model
 

@@ -422,7 +422,7 @@ def test_in_eval_mode_the_bound_is_on_the_model_as_delivered() -> None:
         return model
 
     def losses(model: Net) -> Tensor:
-        return nn.functional.cross_entropy(model(batch.images), batch.labels, reduction="none")
+        return nn.functional.cross_entropy(model(batch.inputs), batch.labels, reduction="none")
 
     delivered, own = losses(victim().eval()) > bound, losses(victim()) > bound
     assert delivered.any() and not delivered.all() and not delivered.equal(own)

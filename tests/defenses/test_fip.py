@@ -69,8 +69,9 @@ def test_the_loss_has_half_of_eta_r_times_the_distance() -> None:
     found = penalty(FIP(eta_f=0.0, eta_r=1e4), case())
     with torch.no_grad():
         found.weights["classifier.weight"] += 0.3
-    x, labels = pixels(), toys.image_set(16, seed=9).labels
-    more = found.loss(x, labels, 0) - functional.cross_entropy(logits(found.model, x), labels)
+    batch = toys.plain(toys.image_set(16, seed=9))
+    clean = functional.cross_entropy(logits(found.model, batch.inputs), batch.labels)
+    more = found.loss(batch) - clean
     assert more.item() == pytest.approx(5e3 * found.distance().item(), rel=1e-3)
     assert more.item() > 0.1
 
@@ -305,11 +306,12 @@ def test_sampled_labels_are_those_of_the_model() -> None:
 
 
 def test_sampled_labels_enter_the_trace_and_leave_the_loss_alone() -> None:
-    wrong = toys.image_set(16, seed=9).labels.roll(1)
+    given = toys.plain(toys.image_set(16, seed=9))
+    wrong = replace(given, labels=given.labels.roll(1))
 
     def measured(labels: str) -> tuple[float, float]:
         own = penalty(FIP(labels=labels, estimator="batch", images=0), case())
-        trace, loss = own.trace(pixels(), wrong)
+        trace, loss = own.trace(wrong)
         return trace.item(), loss.item()
 
     (given, one), (sampled, other) = measured("given"), measured("sampled")
@@ -321,9 +323,10 @@ def test_sampled_labels_enter_the_trace_and_leave_the_loss_alone() -> None:
 @pytest.mark.parametrize("norm", ["batch", "running"])
 def test_the_trace_s_pass_normalises_as_asked_and_moves_no_statistic(norm: str) -> None:
     own = penalty(FIP(norm=norm, estimator="batch", images=0), case())
-    before, x, y = toys.weights(own.model), pixels(), toys.image_set(16, seed=9).labels
+    before, batch = toys.weights(own.model), toys.plain(toys.image_set(16, seed=9))
+    x, y = batch.inputs, batch.labels
     own.model.train()
-    trace, loss = own.trace(x, y)
+    trace, loss = own.trace(batch)
     assert all(module.training for module in own.model.modules()), "and is put back"
     assert toys.same(before, toys.weights(own.model))
     model = case().fresh_model().train(norm == "batch")
@@ -502,7 +505,7 @@ def victim_of(data: Any, recipe: recipes.Recipe, seed: int) -> Net:
         std=data.std,
         generator=seeds.generator("acceptance model", seed),
     )
-    given = ImageSet(poisoned.images, poisoned.labels, train.classes)
+    given = poisoned.samples
     training.fit(model, given, recipe, key=f"acceptance {seed}", device=device())
     return model
 

@@ -321,7 +321,7 @@ def test_images_are_augmented_only_where_asked(
         seen.append(recipe)
         return []
 
-    monkeypatch.setattr(training, "draws", spied)
+    monkeypatch.setattr(training, "drawn", spied)
     own = case(crop=4, flip=True, erase=0.5, rotation=9.0)
     MCR(augment=augment, steps=1).connect(own, own.fresh_model(), other(), own.clean)
     (recipe,) = seen
@@ -467,7 +467,7 @@ def acceptance(root: Path, seed: int, train_size: int, epochs: int, **given: Any
     build = functools.partial(
         models.build, "tiny", {}, classes=10, shape=(3, 32, 32), mean=data.mean, std=data.std
     )
-    bad = ImageSet(poisoned.images, poisoned.labels, train.classes)
+    bad = poisoned.samples
     victim = build(generator=seeds.generator(key, "model"))
     training.fit(victim, bad, recipe, key=key, device=device())
     clean = data.train[splits.clean_set(data, held, 500, seed)]

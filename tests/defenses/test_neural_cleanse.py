@@ -167,9 +167,9 @@ def test_triggers_are_put_on_a_share_of_the_images_and_labels_stay() -> None:
     images = pixels(500)
     batch = training.Batch(images, torch.arange(500) % 10, torch.arange(500), 0, 0)
     out = Patched(found, 0.2).augmented(batch, seeds.generator("patched"))
-    black = (out.images == 0).flatten(1).all(1)
-    white = (out.images == 1).flatten(1).all(1)
-    same = (out.images == images).flatten(1).all(1)
+    black = (out.inputs == 0).flatten(1).all(1)
+    white = (out.inputs == 1).flatten(1).all(1)
+    same = (out.inputs == images).flatten(1).all(1)
     assert bool((black ^ white ^ same).all()) and torch.equal(out.labels, batch.labels)
     assert 70 < int((~same).sum()) < 130 and 25 < int(black.sum()) < 75
 

@@ -223,7 +223,7 @@ def test_the_loss_of_unmixed_images_is_that_of_the_specification(
     data, model = toys.image_set(8, shape=(3, 8, 8)), linear()
     images, same = data.images.float() / 255, data.images[:1].repeat(5, 1, 1, 1)
     method = Plain(iterations=10)
-    found = loss_of(method, model, same, epoch=2)(images, data.labels, 5)
+    found = loss_of(method, model, same, epoch=2)(toys.plain(data, step=5))
     shares = model(images[:1]).softmax(1)
     guess = shares.detach() ** 2 / (shares.detach() ** 2).sum()
     wanted = functional.cross_entropy(model(images), data.labels)
@@ -246,7 +246,7 @@ def test_batchnorm_sees_labelled_and_other_images_of_a_step_in_one_batch() -> No
     data, seen = toys.image_set(8, shape=(3, 8, 8)), []
     model = linear()
     model.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
-    loss_of(Plain(), model, data.images)(data.images.float() / 255, data.labels, 0)
+    loss_of(Plain(), model, data.images)(toys.plain(data))
     assert [len(images) for images in seen] == [16, 24], "the guess, and the step"
 
 
@@ -254,7 +254,7 @@ def test_weights_get_gradients_under_autocast_after_the_guess() -> None:
     own = bare(precision="bf16")
     data, model = toys.image_set(8, shape=(3, 8, 8)), linear()
     loss = _Loss(Plain(), own, model, data.images, own.recipe, 0, 1)
-    loss(data.images.float() / 255, data.labels, 0).backward()
+    loss(toys.plain(data)).backward()
     assert all(value.grad is not None for value in model.parameters())
 
 
@@ -332,7 +332,7 @@ def test_descend_takes_an_optimizer_at_the_learning_rate_of_the_recipe() -> None
         data,
         recipe,
         1,
-        loss=lambda images, labels, _: functional.cross_entropy(model(images), labels),
+        loss=lambda batch: functional.cross_entropy(model(batch.inputs), batch.labels),
         optimizer=own_adam,
     )
     step = (model[1].weight.detach() - before["1.weight"]).abs().max()

@@ -214,10 +214,10 @@ class Semantic(Hooks):
 
     def batch(self, batch: Batch, rng: Generator) -> Batch:
         count = min(int(self.share * len(batch.labels)), len(self.images))
-        chosen = torch.randperm(len(self.images), generator=rng)[:count].to(batch.images.device)
-        images, labels = batch.images.clone(), batch.labels.clone()
+        chosen = torch.randperm(len(self.images), generator=rng)[:count].to(batch.inputs.device)
+        images, labels = batch.inputs.clone(), batch.labels.clone()
         images[:count], labels[:count] = self.images[chosen], self.target
-        return replace(batch, images=images, labels=labels)
+        return replace(batch, inputs=images, labels=labels)
 
 
 @dataclass(frozen=True)

@@ -156,9 +156,9 @@ def test_a_batch_ends_in_reconstructed_images_with_the_label_of_the_source() -> 
     rng, seen = seeds.generator("batches"), []
     for _ in range(5):
         batch = hooks.augmented(clean, rng)
-        assert batch.images.shape[0] == 12 and bool((batch.images[:4] == 9).all())
+        assert batch.inputs.shape[0] == 12 and bool((batch.inputs[:4] == 9).all())
         assert batch.labels.tolist() == [0] * 4 + [7] * 8
-        seen += batch.images[4:, 0, 0, 0].int().tolist()
+        seen += batch.inputs[4:, 0, 0, 0].int().tolist()
     assert [seen.count(number) for number in range(5)] == [8] * 5, "none comes twice as often"
     assert sorted(seen[:5]) == list(range(5)) and seen != sorted(seen)
 

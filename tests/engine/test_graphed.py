@@ -76,7 +76,7 @@ class Shifted(Hooks):
         return replace(batch, labels=(batch.labels + 1) % 10)
 
     def augmented(self, batch: Batch, rng: Generator) -> Batch:
-        return replace(batch, images=batch.images.flip(3))
+        return replace(batch, inputs=batch.inputs.flip(3))
 
 
 def test_hooks_on_batches_leave_it_on(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -57,7 +57,8 @@ def triggered(attack: BadNets, test: ImageSet) -> Triggered:
     """Triggered images as the attack counts them, told by values 100 + true label."""
     hit = attack.trigger_set(test, {}, seeds.generator("t"))
     values = 100 + test.labels
-    return Triggered(written(values), hit.labels, hit.true_labels, hit.counts, hit.leaks)
+    stamped = hit.samples.changed(images=written(values))
+    return Triggered(stamped, hit.true_labels, hit.counts, hit.leaks)
 
 
 def reads(model: nn.Module) -> metrics.Predict:
@@ -129,7 +130,9 @@ def test_leak_counts_the_images_the_attack_says() -> None:
     test = test_set()
     labels, source = test.labels, test.labels == 3
     other = ~source & (labels != 0)
-    hit = Triggered(written(100 + labels), torch.zeros_like(labels), labels, source, other)
+    hit = Triggered(
+        ImageSet(written(100 + labels), labels * 0, test.classes), labels, source, other
+    )
     model = reading(lambda y: 0 if y in (3, 4) else y)
     found = metrics.evaluate(reads(model), test, hit, 0, draw())
     assert found["asr"] == 1 and found["leak"] == pytest.approx(6 / 48)
@@ -285,7 +288,7 @@ def test_the_order_of_the_images_gives_nothing_away() -> None:
     """A filter that counts its images, a model that does, and one that looks at its whole batch."""
     many, asked = toys.image_set(2000, shape=(1, 4, 4)), [0]
     every = torch.ones(2000, dtype=torch.bool)
-    hit = Triggered(many.images, many.labels * 0, many.labels, every, ~every)
+    hit = Triggered(many.changed(labels=many.labels * 0), many.labels, every, ~every)
 
     def counts(images: Tensor) -> Tensor:
         asked[0] += len(images)
@@ -341,7 +344,8 @@ def test_true_positives_at_five_percent_false_ones(seed: int) -> None:
         return table[place]
 
     every = torch.ones(200, dtype=torch.bool)
-    hit = Triggered(numbered(200), labels * 0, labels, every, ~every)
+    stamped = ImageSet(numbered(200), labels * 0, ("a", "b"))
+    hit = Triggered(stamped, labels, every, ~every)
     test = ImageSet(numbered(0), labels, ("a", "b"))
     found = metrics.filtering(score, None, test, hit, draw())
     cut = max(c for c in good if (good >= c).mean() >= 0.05)

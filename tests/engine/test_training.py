@@ -295,13 +295,13 @@ class Diary(Hooks):
 
     def batch(self, batch: Batch, rng: Generator) -> Batch:
         self.calls.append("batch")
-        assert batch.images.dtype == torch.uint8 and batch.images.shape[-1] == 3
+        assert batch.inputs.dtype == torch.uint8 and batch.inputs.shape[-1] == 3
         self.batches.append(batch)
         return replace(batch, labels=(batch.labels + 1) % 10)
 
     def augmented(self, batch: Batch, rng: Generator) -> Batch:
         self.calls.append("augmented")
-        assert batch.images.dtype == torch.float32 and batch.images.shape[1] == 3
+        assert batch.inputs.dtype == torch.float32 and batch.inputs.shape[1] == 3
         assert torch.equal(batch.labels, (self.batches[-1].labels + 1) % 10)
         return batch
 
@@ -332,7 +332,7 @@ def test_hooks_are_called_in_order() -> None:
     assert [(b.epoch, b.step) for b in diary.batches] == [(0, 0), (0, 1), (1, 2), (1, 3)]
     for batch in diary.batches:
         assert torch.equal(batch.labels, data.labels[batch.index])
-        assert torch.equal(batch.images.permute(0, 3, 1, 2), data.images[batch.index])
+        assert torch.equal(batch.inputs.permute(0, 3, 1, 2), data.images[batch.index])
 
 
 def test_a_hook_may_run_the_forward_pass_twice() -> None:
@@ -392,7 +392,7 @@ def test_label_smoothing_reaches_the_loss() -> None:
     model, data = toys.victim(), toys.image_set(20)
     batch = Batch(data.images.float() / 255, data.labels, torch.arange(20), 0, 0)
     with torch.no_grad():
-        logits = model(batch.images).log_softmax(1)
+        logits = model(batch.inputs).log_softmax(1)
         hard = -logits[torch.arange(20), data.labels].mean()
         soft = -logits.mean()
         found = Hooks().loss(model, batch, Recipe(label_smoothing=0.2))

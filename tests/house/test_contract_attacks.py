@@ -6,7 +6,7 @@ A new file in `attacks/` is tested here without an edit: all its presets and lab
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -158,7 +158,15 @@ def made(
 ) -> dict[str, Tensor]:
     """All tensors an attack makes: its state, the poisoned set and the triggered one."""
     hit = attack.trigger_set(data, state, rng())
-    groups = {"poisoned": vars(found), "triggered": vars(hit), "state": state}
+    records = {
+        "poisoned": (found, ("images", "labels", "true_labels", "role", "index", "pattern")),
+        "triggered": (hit, ("images", "labels", "true_labels", "counts", "leaks")),
+    }
+    groups: dict[str, Mapping[str, Tensor]] = {
+        group: {name: getattr(record, name) for name in names}
+        for group, (record, names) in records.items()
+    }
+    groups["state"] = state
     return {
         f"{group}.{field}": value
         for group, fields in groups.items()
@@ -263,10 +271,10 @@ def test_the_generator_decides_every_draw(name: str, preset: str) -> None:
     assert toys.same(*states), "prepare() must give the same bits twice: draw from lab.rng(name)"
     assert all(isinstance(v, Tensor) for v in states[0].values()), "a state is named tensors only"
     found = [attack.poison(data, rate, states[0], rng()) for _ in range(2)]
-    for item in dataclasses.fields(Poisoned):
-        one, other = (getattr(f, item.name) for f in found)
+    for name in ("images", "labels", "true_labels", "role", "index", "pattern"):
+        one, other = (getattr(f, name) for f in found)
         assert one is other is None or torch.equal(one, other), (
-            f"two runs with one generator differ in `{item.name}`: draw from `rng` alone"
+            f"two runs with one generator differ in `{name}`: draw from `rng` alone"
         )
     one, other = (attack.trigger_set(data, states[0], rng()) for _ in range(2))
     assert torch.equal(one.images, other.images), "trigger_set() must draw from `rng` alone"
@@ -377,7 +385,7 @@ def test_hooks_and_recipe_train_a_finite_model(name: str, preset: str) -> None:
     model = toys.network(rng("model"))
     losses = training.fit(
         model,
-        ImageSet(found.images, found.labels, data.classes),
+        found.samples,
         dataclasses.replace(recipe, epochs=1),
         key="contract",
         device=toys.CPU,
@@ -404,8 +412,18 @@ def test_the_suite_can_fail() -> None:
     stained[first, 0, 0, 0] ^= 1
     relabelled[first] = (relabelled[first] + 1) % 10
     with pytest.raises(AssertionError, match="keep its image"):
-        check_poisoned(honest, data, dataclasses.replace(found, images=stained), 0.2)
+        check_poisoned(
+            honest,
+            data,
+            dataclasses.replace(found, samples=found.samples.changed(images=stained)),
+            0.2,
+        )
     with pytest.raises(AssertionError, match="keep their true label"):
-        check_poisoned(honest, data, dataclasses.replace(found, labels=relabelled), 0.2)
+        check_poisoned(
+            honest,
+            data,
+            dataclasses.replace(found, samples=found.samples.changed(labels=relabelled)),
+            0.2,
+        )
     with pytest.raises(AssertionError, match="count"):
         check_poisoned(honest, data, found, 0.3)

@@ -17,6 +17,7 @@ from tests.support.places import ROOT
 ROOMS = """
 core
 data models engine
+tasks
 attacks defenses
 plan
 store tables

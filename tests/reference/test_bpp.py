@@ -51,7 +51,7 @@ def test_batches_with_negatives() -> None:
         with given("randint", drawn[:count]):
             stamped = hooks(z, "bpp", poison_rate=rate, negatives=negatives)
             after = stamped.batch(before, Generator())
-        z.agree(what, after.images.permute(0, 3, 1, 2), f"batch_{name}")
+        z.agree(what, after.inputs.permute(0, 3, 1, 2), f"batch_{name}")
         wrong += int((after.labels != z[f"labels_{name}"]).sum())
     z.agree("labels of both that differ", wrong, 0)
 

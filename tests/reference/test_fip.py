@@ -12,6 +12,7 @@ from torch import Generator, Tensor, nn
 from defenses.base import Case
 from defenses.fip import FIP, _Penalty, squared_batch_means
 from sweeper.engine import curvature
+from sweeper.engine.task import Batch
 from tests.reference.golden import Golden, load
 from tests.support import toys
 from tests.support.toys import CPU
@@ -77,8 +78,8 @@ def run(z: Golden, patch: pytest.MonkeyPatch, eta_f: float) -> tuple[list[float]
     """The losses of ten steps of `preset: released`, and the weights' way after each of them."""
     losses, weights, own, begun = [], [], _Penalty.loss, z.net()
 
-    def loss(self: _Penalty, images: Tensor, labels: Tensor, step: int) -> Tensor:
-        value = own(self, images, labels, step)
+    def loss(self: _Penalty, batch: Batch) -> Tensor:
+        value = own(self, batch)
         losses.append(value.item())
         weights.append(flat(self.model.parameters()))
         return value

@@ -115,7 +115,7 @@ def epoch(z: Golden, row: int) -> dict[str, int]:
         batch = hooks.batch(Batch(cut, given.labels[index], index, 0, step), Generator())
         added = int((batch.index < 0).sum())
         assert bool((batch.labels[-added:] == attack.target).all())
-        assert len(batch.images) == len(batch.labels) == len(batch.index)
+        assert len(batch.inputs) == len(batch.labels) == len(batch.index)
         found["steps"] += 1
         found["clean_seen"] += len(batch.labels) - added
         found["member_copies"] += added

@@ -28,7 +28,7 @@ def test_a_batch_of_the_release() -> None:
     before = Batch(images.permute(0, 2, 3, 1), z["labels"], torch.arange(10), 0, 0)
     with given("rand", z["coarse_draws"], z["coarse_draws"], z["noise_draws"].float() / 256):
         after = hooks.batch(before, torch.Generator())
-    found = after.images.permute(0, 3, 1, 2)
+    found = after.inputs.permute(0, 3, 1, 2)
     z.agree("a batch, its poisoned and its crossed images", found, "batch")
     z.agree("its labels", after.labels, "batch_labels")
     levels = z["batch_float"] * 255

@@ -20,9 +20,11 @@ from attacks.badnets import BadNets
 from defenses.base import Case, Defense
 from sweeper import models
 from sweeper.core import catalog, options, seeds
-from sweeper.core.types import Facts, ImageSet, Poisoned, Role, State, Triggered
+from sweeper.core.types import Facts, ImageSet, Poisoned, Role, Samples, State, Triggered
 from sweeper.engine import metrics, training
+from sweeper.engine import task as tasks
 from sweeper.engine.recipes import Recipe
+from sweeper.engine.task import Batch
 from sweeper.engine.training import Hooks
 from sweeper.models.base import Net
 
@@ -123,7 +125,7 @@ def _trained(classes: int, shape: tuple[int, int, int]) -> tuple[Net, Poisoned]:
     if weights := _kept().get((classes, shape)):
         model.load_state_dict(weights)
         return model, poisoned
-    given = ImageSet(poisoned.images, poisoned.labels, train.classes)
+    given = poisoned.samples
     training.fit(model, given, RECIPE, key="toy", device=CPU)
     return model, poisoned
 
@@ -138,14 +140,15 @@ def victim(classes: int = 10, shape: tuple[int, int, int] = COLOUR) -> Net:
 def poisoned_set(classes: int = 10, shape: tuple[int, int, int] = COLOUR) -> Poisoned:
     """What `victim` was trained on; tensors of the caller's own."""
     found = _trained(classes, shape)[1]
-    return replace(
-        found,
-        **{
-            f.name: getattr(found, f.name).clone()
-            for f in dataclasses.fields(found)
-            if getattr(found, f.name) is not None
-        },
-    )
+    tensors = {name: value.clone() for name, value in found.samples.tensors.items()}
+    names = ("true_labels", "role", "index")
+    more = {name: getattr(found, name).clone() for name in names}
+    return replace(found, samples=found.samples.changed(**tensors), **more)
+
+
+def plain(data: Samples, **changes: Any) -> Batch:
+    """All of some samples as one batch, as they are measured."""
+    return replace(tasks.of(data).plain(data, CPU), **changes)
 
 
 def black_box(model: nn.Module) -> Callable[[Tensor], Tensor]:
@@ -191,7 +194,7 @@ def case(
     given: dict[str, Any] = {"model": model, "clean": held}
     if "train" in sees:
         poisoned = poisoned_set(classes, shape)
-        given["train"] = ImageSet(poisoned.images, poisoned.labels, held.classes)
+        given["train"] = poisoned.samples.changed(positions=None)
     if "queries" in sees:
         given["queries"] = black_box(victim(classes, shape))
     if "oracle" in sees:
