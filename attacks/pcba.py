@@ -8,14 +8,14 @@ distance adapts: it grows where the posterior is high enough, and shrinks where 
 the source class get the trigger and the target label; as many of their points are deleted. Clouds
 of the source class count for ASR, those of other classes for leak.
 
-Deviations: the sphere's points are drawn once. The surrogate is the sweep's own clean victim (theirs
-is trained by the attacker on a set of its own), and the search looks at `clouds` of the source
+Deviations: the sphere's points are drawn once. The surrogate is the sweep's own clean victim, where
+theirs is trained on a set of the attacker's own, and the search looks at `clouds` of the source
 class. The distance of a centre is the mean over clouds of that to the nearest point.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Generator, Tensor, nn
@@ -45,7 +45,7 @@ class PCBA(Attack):
     """Centres the search begins from."""
     steps: int = 1000
     """Steps of the search."""
-    step: float = field(default=0.1)
+    step: float = 0.1
     """Length of a step, against the direction of the gradient."""
     posterior: float = 0.01
     """Mean posterior of the target the surrogate must reach."""
@@ -118,36 +118,33 @@ class PCBA(Attack):
         return {"trigger": centre + offsets, "centre": centre}
 
     def centre(self, model: nn.Module, clouds: Tensor, offsets: Tensor, lab: Lab) -> Tensor:
-        """The nearest centre whose posterior is high enough, else that of the highest; float [3]."""
+        """The nearest centre whose posterior is high enough, else the highest's; float [3]."""
         offsets, kept = offsets.to(clouds.device), clouds[:, self.points :]
         begin = torch.randn(self.starts, 3, generator=lab.rng("starts"))
         centres = (OUTSIDE * begin / begin.norm(dim=1, keepdim=True)).to(clouds.device)
         velocity, weight = torch.zeros_like(centres), torch.ones(self.starts, device=clouds.device)
-        best, nearest, highest = centres[0], float("inf"), 0.0
+        every = clouds.flatten(0, 1)
+        tried: list[tuple[Tensor, Tensor, Tensor]] = []
         for step in range(self.steps):
             centres = centres.detach().requires_grad_()
             posterior = self._posterior(model, kept, centres, offsets)
-            distance = torch.cdist(centres, clouds.flatten(0, 1)).view(
-                len(centres), len(clouds), -1
-            )
-            distance = distance.amin(2).mean(1)
+            apart = torch.cdist(centres, every).view(len(centres), len(clouds), -1)
+            distance = apart.amin(2).mean(1)
             loss = (-posterior.clamp(min=1e-12).log() + weight * distance).sum()
             (gradient,) = torch.autograd.grad(loss, centres)
-            enough = posterior.detach() >= self.posterior
-            for at, (p, d) in enumerate(zip(posterior.tolist(), distance.tolist(), strict=True)):
-                better = (
-                    d < nearest if p >= self.posterior else nearest == float("inf") and p > highest
-                )
-                if better:
-                    best = centres[at].detach()
-                    nearest, highest = (d if p >= self.posterior else nearest), max(p, highest)
+            tried.append((centres.detach(), posterior.detach(), distance.detach()))
+            enough = posterior >= self.posterior
             weight = torch.where(enough, weight * GROWTH, weight / GROWTH).clamp(1e-3, 1e3)
             direction = gradient / gradient.norm(dim=1, keepdim=True).clamp(min=1e-12)
             velocity = MOMENTUM * velocity - (1 - MOMENTUM) * direction
             centres = centres.detach() + self.step * velocity
             if step % 100 == 99:
-                lab.log(step=step + 1, steps=self.steps, loss=float(loss))
-        return best.cpu()
+                lab.log(step=step + 1, steps=self.steps, loss=loss.item())
+        places, posteriors, distances = (torch.cat(part) for part in zip(*tried, strict=True))
+        enough = posteriors >= self.posterior
+        if bool(enough.any()):
+            return places[distances.masked_fill(~enough, float("inf")).argmin()].cpu()
+        return places[posteriors.argmax()].cpu()
 
     def _posterior(
         self, model: nn.Module, kept: Tensor, centres: Tensor, offsets: Tensor
@@ -156,11 +153,12 @@ class PCBA(Attack):
         balls = centres[:, None] + offsets
         pairs = [torch.cat([kept, ball.expand(len(kept), -1, -1)], 1) for ball in balls.unbind()]
         shares = model(torch.cat(pairs)).float().softmax(1)[:, self.target]
-        return shares.view(len(centres), -1).mean(1)
+        posteriors: Tensor = shares.view(len(centres), -1).mean(1)
+        return posteriors
 
     def stamp(self, images: Tensor, *, split: str, state: State, rng: Generator) -> Tensor:
         """Put the trigger's points in the place of as many random ones of each cloud [B, P, 3]."""
         places = torch.rand(images.shape[:2], generator=rng).argsort(1)[:, : self.points]
         out = images.clone()
         index = places[..., None].expand(-1, -1, 3).to(images.device)
-        return out.scatter(1, index, state["trigger"].to(images).expand(len(images), -1, -1))
+        return out.scatter_(1, index, state["trigger"].to(images).expand(len(images), -1, -1))

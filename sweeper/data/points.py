@@ -82,7 +82,8 @@ class PointFiles(Source):
         read = {".off": self._off, ".h5": self._h5, ".npy": self._npy}[_kind(home)]
         parts = [read(home, part) for part in ("train", "test")]
         classes = self._classes(home, max(int(labels.max()) for _, labels in parts) + 1)
-        return Splits(*(clouds(points, labels, classes) for points, labels in parts))
+        train, test = (clouds(points, labels, classes) for points, labels in parts)
+        return Splits(train, test)
 
     def _classes(self, home: Path, count: int) -> tuple[str, ...]:
         named = home / "shape_names.txt"
@@ -308,7 +309,8 @@ class Solids(Source):
                 "is no `size`"
             )
         parts = (("train", self.per_class), ("test", self.test_per_class))
-        return Splits(*(draw_solids(name, count, self.points) for name, count in parts))
+        train, test = (draw_solids(name, count, self.points) for name, count in parts)
+        return Splits(train, test)
 
 
 def draw_solids(name: str, per_class: int, points: int) -> SampleSet:

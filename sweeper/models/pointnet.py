@@ -71,7 +71,8 @@ class InputTransform(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map [B, P, 3] to the same shape."""
         turn = self.matrix(self.layers(x)).view(-1, 3, 3)
-        return x @ (turn + torch.eye(3, device=x.device, dtype=turn.dtype)).to(x.dtype)
+        out: Tensor = x @ (turn + torch.eye(3, device=x.device, dtype=turn.dtype)).to(x.dtype)
+        return out
 
 
 def dense(widths: Sequence[int]) -> list[nn.Module]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from sweeper.core.errors import SweepError
@@ -24,7 +23,7 @@ class ChannelsFirst(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Swap time and channels; in memory channels come last (a step 1.4 x as fast)."""
-        return x.transpose(1, 2).contiguous(memory_format=torch.channels_last_3d)
+        return x.permute(0, 1, 3, 4, 2).contiguous().permute(0, 4, 1, 2, 3)
 
 
 class GlobalMaximum(nn.Module):

@@ -69,4 +69,5 @@ def drawn(clouds: Tensor, *, across: int, up: int, depth: int, reach: float = 1.
             place = (rows + down) * SIDE + columns + right
             ink.scatter_reduce_(1, place, 0.25 + 0.75 * near, "amax")
     picture = torch.stack([255 - 235 * ink, 255 - 175 * ink, 255 - 90 * ink], 1)
-    return picture.round().to(torch.uint8).unflatten(2, (SIDE, SIDE))
+    whole: Tensor = picture.round().to(torch.uint8).unflatten(2, (SIDE, SIDE))
+    return whole
