@@ -21,12 +21,15 @@ SMALLEST = 1e-10
 
 @torch.no_grad()
 def features_of(model: Net, images: Tensor) -> Tensor:
-    """Penultimate features of uint8 images; float [N, D] in single precision, where the model is.
+    """Penultimate features of inputs; float [N, D] in single precision, where the model is.
+
+    uint8 inputs [N, C, H, W] are pixels; others are shown to the model as they are.
 
     The forward passes run in the precision of the caller's context.
     """
     device = next(model.parameters()).device
-    features = [model.features(batch.to(device).float().div_(255)) for batch in images.split(BATCH)]
+    shown = (batch.to(device) for batch in images.split(BATCH))
+    features = [model.features(x.float().div_(255) if x.dtype == torch.uint8 else x) for x in shown]
     return torch.cat([batch.float() for batch in features])
 
 

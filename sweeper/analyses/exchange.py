@@ -98,7 +98,7 @@ def export(sweep: Sweep, context: Context, victim: str, folder: Path) -> dict[st
     about = {
         "model": model if len(model) > 1 else model["model"],
         "dataset": work.victim.local["dataset"],
-        "shape": list(work.attacker.images.shape[1:]),
+        "shape": list(work.attacker.inputs.shape[1:]),
         "classes": len(work.attacker.classes),
         "class_names": list(work.attacker.classes),
         "target": params["target"],

@@ -1,4 +1,4 @@
-"""What an attack does to images, as one picture: clean, triggered, difference amplified."""
+"""What an attack does to samples, as one picture: clean, triggered, difference amplified."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from sweeper.core.errors import SweepError
-from sweeper.core.types import Cell
+from sweeper.core.types import Cell, Samples
+from sweeper.engine import task as tasks
 from sweeper.plan.sweep import Sweep
 from sweeper.run import cells, driver
 from sweeper.run.driver import Job
@@ -70,8 +71,8 @@ def ssim(clean: Tensor, triggered: Tensor, sigma: float = 1.5) -> Tensor:
 
 def triggered(
     sweep: Sweep, context: Context, log: Log | None = None, count: int = 8
-) -> tuple[Tensor, Tensor]:
-    """Return test images and the same with the trigger, both uint8 [B, C, H, W].
+) -> tuple[Samples, Samples]:
+    """Return test samples and the same with the trigger.
 
     What the trigger needs is made first, and kept in the store: the attack's prepared state, and
     for an attack that controls training the victim itself.
@@ -80,7 +81,7 @@ def triggered(
         sweep: One attack, one data set, one model.
         context: Where its cells run.
         log: Takes their progress.
-        count: Most images.
+        count: Most samples.
 
     Raises:
         SweepError: The attack does not apply to the data set, or its cells failed.
@@ -121,10 +122,10 @@ def gallery(sweep: Sweep, context: Context, count: int = 8) -> Iterator[tuple[st
         if needed and needed.key not in job.done:
             continue
         drawn.add(label)
-        clean, triggered_images = _pair(job, walk, defend, count)
-        if len(triggered_images):
+        clean, triggered_samples = _pair(job, walk, defend, count)
+        if len(triggered_samples):
             picture = io.BytesIO()
-            figure(label, clean, triggered_images).savefig(picture, dpi=80)
+            figure(label, clean, triggered_samples).savefig(picture, dpi=80)
             yield f"{label}, {dataset}", picture.getvalue()
 
 
@@ -138,31 +139,43 @@ def _needed(job: Job, walk: Walk, defend: Cell) -> Cell | None:
     return walk.cells[state] if state else None
 
 
-def _pair(job: Job, walk: Walk, defend: Cell, count: int) -> tuple[Tensor, Tensor]:
-    """At most `count` test images and the same with the trigger."""
+def _pair(job: Job, walk: Walk, defend: Cell, count: int) -> tuple[Samples, Samples]:
+    """At most `count` test samples and the same with the trigger."""
     victim = walk.cells[defend.params["victim"]]
     work = Material(victim, walk.ancestors(victim.key), job.context, job.store)
     if work.attack.controls != "data":  # its state is the victim's own
         work = Material(defend, walk.ancestors(defend.key), job.context, job.store)
     triggered, test = work.triggered(), work.dataset.test
-    images = triggered.images[triggered.counts]
-    clean = test.images[triggered.counts] if len(triggered.counts) == len(test) else images
-    return clean[:count], images[:count]
+    stamped = triggered.samples[triggered.counts]
+    clean = test[triggered.counts] if len(triggered.counts) == len(test) else stamped
+    return clean[:count], stamped[:count]
 
 
-def figure(attack: str, clean: Tensor, triggered: Tensor) -> Any:
-    """Draw the rows clean, triggered and difference as a matplotlib figure."""
+def figure(attack: str, before: Samples, after: Samples) -> Any:
+    """Draw the rows clean, triggered and difference as a matplotlib figure, as tasks picture them.
+
+    Args:
+        attack: Its label.
+        before: The samples without the trigger.
+        after: The same with it.
+    """
     from matplotlib.figure import Figure
 
-    measured, count = quality(clean, triggered), len(clean)
-    difference = (triggered.float() - clean.float()).abs()
+    task, changed = tasks.of(before), change(before, after)
+    if isinstance(changed, Quality):
+        changed = (
+            f"PSNR {changed.psnr:.1f} dB, SSIM {changed.ssim:.3f}, L-inf {changed.linf:.0f} of 255"
+        )
+    clean, triggered = task.pictures(before), task.pictures(after)
+    difference, count = (triggered.float() - clean.float()).abs(), len(clean)
     factor = 255 / max(1.0, float(difference.max()))
     rows = {
         "clean": clean,
         "triggered": triggered,
         f"difference x {factor:.3g}": (difference * factor).to(torch.uint8),
     }
-    picture = Figure(figsize=(1.1 * count + 1.2, 4.2), layout="constrained")
+    wide = clean.shape[3] / clean.shape[2]
+    picture = Figure(figsize=(1.1 * wide * count + 1.2, 4.2), layout="constrained")
     axes = picture.subplots(3, count, squeeze=False)
     for row, (name, images) in zip(axes, rows.items(), strict=True):
         for panel, image in zip(row, images, strict=True):
@@ -172,8 +185,13 @@ def figure(attack: str, clean: Tensor, triggered: Tensor) -> Any:
             panel.set_xticks([])
             panel.set_yticks([])
         row[0].set_ylabel(name)
-    picture.suptitle(
-        f"{attack}: PSNR {measured.psnr:.1f} dB, SSIM {measured.ssim:.3f}, "
-        f"L-inf {measured.linf:.0f} of 255"
-    )
+    picture.suptitle(f"{attack}: {changed}")
     return picture
+
+
+def change(before: Samples, after: Samples) -> Quality | str:
+    """How far samples are from themselves: the quality of pixels, else how many numbers differ."""
+    one, other = before.inputs, after.inputs
+    if one.dtype == torch.uint8:  # frames are images
+        return quality(one.flatten(0, -4), other.flatten(0, -4))
+    return f"{(one != other).double().mean():.1%} of the numbers changed"

@@ -295,7 +295,7 @@ def show(
             help="An attack, as a sweep file names it.", autocompletion=methods("attack")
         ),
     ],
-    dataset: Annotated[str, typer.Option(help="Whose test images to show.")] = "digits",
+    dataset: Annotated[str, typer.Option(help="Whose test samples to show.")] = "digits",
     model: Annotated[
         str, typer.Option(help="What a trigger that is learned is learned on.")
     ] = "tiny",
@@ -308,7 +308,7 @@ def show(
     ] = None,
     out: Annotated[Path, typer.Option(help="The picture: .png, .svg or .pdf.")] = Path("show.png"),
 ) -> None:
-    """Draw what an attack does to images.
+    """Draw what an attack does to samples: images, frames of clips, point clouds.
 
     A trigger that must be learned is learned first, and kept in the store.
 
@@ -323,7 +323,7 @@ def show(
     sweep = Sweep.from_values(values)
     clean, triggered = pictures.triggered(sweep.declared, sweep.context(store, data), _say)
     pictures.figure(attack, clean, triggered).savefig(out, dpi=150)
-    typer.echo(f"{out}: {pictures.quality(clean, triggered)}")
+    typer.echo(f"{out}: {pictures.change(clean, triggered)}")
 
 
 @app.command()

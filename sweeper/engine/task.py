@@ -78,6 +78,8 @@ class Task(ABC):
     """What ACC measures here: accuracy | mAP@.5 | BLEU; a row's column, a table's header."""
     recipe: ClassVar[Mapping[str, Any]] = {}
     """Settings of the recipe `fast` on such samples."""
+    augments: ClassVar[frozenset[str]] = frozenset()
+    """What `augmented` knows of the recipe's crop, flip, rotation and erase; others are refused."""
     mixing: ClassVar[str] = ""
     """The MixUp of the task, with its source; empty where none is named: `mixed` is refused."""
     version: ClassVar[int] = 1
@@ -118,6 +120,19 @@ class Task(ABC):
     def forward(self, model: Callable[..., Any], batch: Batch) -> Any:
         """What the model says of a batch; here: of its inputs."""
         return model(batch.inputs)
+
+    def check(self, recipe: Recipe) -> None:
+        """See that the recipe asks for no augmentation the task does not have.
+
+        Raises:
+            SweepError: It does.
+        """
+        for name in sorted({"crop", "flip", "rotation", "erase"} - self.augments):
+            if getattr(recipe, name):
+                raise SweepError(
+                    f"recipe: {name}: means nothing for {self.title}: set it to "
+                    f"{'false' if name == 'flip' else 0}"
+                )
 
     @abstractmethod
     def scores(self, output: Any, batch: Batch) -> Tensor:

@@ -188,6 +188,7 @@ class _Expansion:
             raise SweepError(f"model {model.label} on data set {dataset.label}: {error}") from None
         task = tasks.task(facts.task)
         recipe = recipes.resolve(self.sweep.recipe, dataset.name, model.name, task.recipe)
+        task.check(recipe)
         version = code.version(family, type(family))
         model_params = {"name": model.name, **options.canonical(family), "version": version}
         local = {

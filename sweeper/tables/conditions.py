@@ -17,7 +17,25 @@ def notes(data: pd.DataFrame) -> tuple[str, ...]:
     """Return what must be known of the rows whatever the metrics: `sentence`, and `left_behind`."""
     left = [f"{d}: {fair.shortened(left)}" for d, left in fair.listed(data, "left_behind").items()]
     undone = f"Left behind in its process, with no way back: {'; '.join(left)}." if left else ""
-    return tuple(text for text in (sentence(data), undone) if text)
+    return tuple(text for text in (tasks(data), sentence(data), undone) if text)
+
+
+def score(data: pd.DataFrame) -> str:
+    """Return what ACC measures in all rows where that is not accuracy; else empty."""
+    found = data["score"].dropna().unique()
+    return str(found[0]) if len(found) == 1 and found[0] != "accuracy" else ""
+
+
+def tasks(data: pd.DataFrame) -> str:
+    """Return what the samples of each data set are, and what ACC is; empty where all are images."""
+    known = data[["dataset", "task", "score"]].dropna().drop_duplicates()
+    if (known["task"] == "image").all():
+        return ""
+    parts = [
+        f"{dataset} {task}" + f" (ACC is {score})" * (score != "accuracy")
+        for dataset, task, score in known.itertuples(index=False)
+    ]
+    return f"Samples: {', '.join(parts)}."
 
 
 def sentence(data: pd.DataFrame) -> str:

@@ -88,7 +88,7 @@ def _condition(table: Table) -> str:
     if not heads or table.max_acc_loss >= 1:
         return "."
     return (
-        f"; in {', '.join(heads)} only where ACC fell by no more than "
+        f"; in {', '.join(heads)} only where {head('acc', table.score)} fell by no more than "
         f"{100 * table.max_acc_loss:g} points."
     )
 

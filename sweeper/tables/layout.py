@@ -144,6 +144,8 @@ class Table:
     """The fall of ACC beyond which no ASR is bold; 1: nothing is asked."""
     counted: bool = False
     """Whether untaken victims count in averages and for what is bold."""
+    score: str = ""
+    """What ACC measures in all rows, where it is not accuracy: BLEU."""
 
 
 def label(table: Table, axis: str, value: Any) -> str:
@@ -186,9 +188,10 @@ def name(axis: str) -> str:
     return _AXES.get(axis, axis.replace("_", " "))
 
 
-def head(metric: str) -> str:
-    """Return how people call a metric."""
-    return _HEADS.get(metric, metric.upper())
+def head(metric: str, score: str = "") -> str:
+    """Return how people call a metric; `score` is what ACC measures, where it is not accuracy."""
+    text = _HEADS.get(metric, metric.upper())
+    return text.replace("ACC", score) if score else text
 
 
 def threat(defense: Any, sees: str | None) -> str:

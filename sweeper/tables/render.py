@@ -60,7 +60,10 @@ def fragment(table: Table) -> str:
                 for text, span in group_spans(table, level, _HTML)
             ]
         else:
-            cells += [f'<th scope="col">{_HTML.escape(head(c.metric))}</th>' for c in table.columns]
+            cells += [
+                f'<th scope="col">{_HTML.escape(head(c.metric, table.score))}</th>'
+                for c in table.columns
+            ]
         top.append(f"<tr>{''.join(cells)}</tr>")
     body = []
     for line in table.lines:
@@ -100,7 +103,7 @@ def _markdown(table: Table) -> str:
     top = list(label_heads(table))
     for column in table.columns:
         named = [text for text in column_labels(table, column, _MARKDOWN) if text != "–"]
-        top.append(" ".join([*named, head(column.metric)]))
+        top.append(" ".join([*named, head(column.metric, table.score)]))
     wide = len(table.row_axes)
     grid = tabulate(
         [line_texts(table, line, _MARKDOWN) for line in table.lines],
@@ -186,7 +189,7 @@ def _latex_head(table: Table) -> list[str]:
             rules.append(rf"\cmidrule(lr){{{at}-{at + span - 1}}}")
             at += span
         top += [" & ".join(cells).strip() + r" \\", " ".join(rules)]
-    last = [*label_heads(table), *(head(column.metric) for column in table.columns)]
+    last = [*label_heads(table), *(head(column.metric, table.score) for column in table.columns)]
     return [*top, " & ".join(_LATEX.escape(text) for text in last) + r" \\"]
 
 
@@ -194,7 +197,7 @@ def _parts(table: Table) -> list[tuple[int, int]]:
     """Return the columns (from, to) of each part: as many outermost groups as `WIDTH` takes."""
     wide = len(table.row_axes)
     grid = [line_texts(table, line, _MARKDOWN) for line in table.lines]
-    heads = [*label_heads(table), *(head(column.metric) for column in table.columns)]
+    heads = [*label_heads(table), *(head(column.metric, table.score) for column in table.columns)]
     widths = [max(map(len, column)) + 2 for column in zip(heads, *grid, strict=True)]
     parts, start, used = [], 0, sum(widths[:wide])
     spans = [span for _, span in group_spans(table, 0, _MARKDOWN)] if table.col_axes else []

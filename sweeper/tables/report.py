@@ -70,7 +70,12 @@ def build(
             for axis in ("dataset", "model", "attack", "defense")
         },
         "measures": [
-            {"name": m, "head": head(m), "better": MEASURES[m], "triggered": m in fair.TRIGGERED}
+            {
+                "name": m,
+                "head": head(m, conditions.score(rows)),
+                "better": MEASURES[m],
+                "triggered": m in fair.TRIGGERED,
+            }
             for m in MEASURES
         ],
         "max_acc_loss": max_acc_loss,

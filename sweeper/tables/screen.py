@@ -52,7 +52,7 @@ def _spans(table: Table) -> list[tuple[list[str], int]]:
 def _widths(table: Table) -> tuple[list[int], list[int]]:
     """The widths of the label columns and of the others, heads and groups included."""
     grid = [line_texts(table, line, _SCREEN) for line in table.lines]
-    heads = [*label_heads(table), *(head(column.metric) for column in table.columns)]
+    heads = [*label_heads(table), *(head(column.metric, table.score) for column in table.columns)]
     sizes = [max(map(_size, column)) for column in zip(heads, *grid, strict=True)]
     wide = len(table.row_axes)
     widths = sizes[wide:]
@@ -99,7 +99,9 @@ def _part(table: Table, start: int, end: int) -> list[str]:
                 last = texts[: level + 1]
             at += span
         lines.append(GAP.join(cells).rstrip())
-    lines.append(row([*label_heads(table), *(head(c.metric) for c in table.columns[start:end])]))
+    lines.append(
+        row([*label_heads(table), *(head(c.metric, table.score) for c in table.columns[start:end])])
+    )
     lines.append("─" * max(map(len, lines)))
     for line in table.lines:
         texts = line_texts(table, line, _SCREEN)

@@ -90,6 +90,7 @@ def build(
         **vars(compared),
         max_acc_loss=max_acc_loss,
         counted=untaken,
+        score=conditions.score(data),
     )
 
 

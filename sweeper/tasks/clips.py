@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import torch
 from torch import Generator, Tensor
+from torch.nn import functional
 
 from sweeper.core.types import Samples
 from sweeper.engine import augment
@@ -56,11 +57,11 @@ class Clips(Classification):
         return replace(batch, inputs=inputs), 1 - volume
 
     def pictures(self, samples: Samples) -> Tensor:
-        """Contact sheets: at most eight frames of each clip, one below the other, rows of four."""
-        frames = samples.inputs
-        every = torch.linspace(0, frames.shape[1] - 1, min(8, frames.shape[1])).round().long()
-        sheet = frames[:, every]
-        rows = [torch.cat([*part.unbind(1)], 3) for part in sheet.split(4, 1)]
-        width = rows[0].shape[3]
-        blank = [row.new_zeros(*row.shape[:3], width - row.shape[3]) for row in rows]
-        return torch.cat([torch.cat(pair, 3) for pair in zip(rows, blank, strict=True)], 2)
+        """Contact sheets: at most eight frames of each clip in rows of four, from the left."""
+        count = min(8, samples.inputs.shape[1])
+        every = torch.linspace(0, samples.inputs.shape[1] - 1, count).round().long()
+        frames = functional.pad(samples.inputs[:, every], (0, 1, 0, 1), value=255)
+        missing = frames.new_full((len(frames), -count % 4, *frames.shape[2:]), 255)
+        rows = torch.cat([frames, missing], 1).split(4, 1)
+        sheet = torch.cat([torch.cat([*row.unbind(1)], 3) for row in rows], 2)
+        return sheet[:, :, :-1, :-1]

@@ -18,6 +18,7 @@ class Image(Classification):
     """Image classification."""
 
     title = "image classification"
+    augments = frozenset({"crop", "flip", "rotation", "erase"})
     mixing = "MixUp (Zhang et al., ICLR 2018)"
 
     def load(self, samples: Samples, device: torch.device) -> dict[str, Tensor]:

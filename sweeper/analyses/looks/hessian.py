@@ -22,7 +22,7 @@ class HessianSpectrum(Analysis):
     """Eigenvalue, trace and spectral density of the loss Hessian."""
 
     images: int = 1000
-    """Clean training images."""
+    """Clean training samples."""
     vectors: int = 50
     """Random vectors of the trace."""
     steps: int = 100
