@@ -116,7 +116,7 @@ def test_mixing_is_done_as_named_or_refused(name: str) -> None:
 
 @every
 def test_curvature_needs_scores_alone(name: str) -> None:
-    """The Fisher diagonal of one sample is its squared gradient; the Hessian's loss is the task's."""
+    """The Fisher diagonal is the mean squared gradient of scores; the Hessian is of the loss."""
     data, task = beyond.samples(name, 4), tasks.task(name)
     model = beyond.network(data).eval()
     diagonal = curvature.fisher_diagonal(model, data, toys.CPU)
