@@ -83,6 +83,7 @@ class ANP(Defense):
     title = "Adversarial Neuron Pruning (ANP)"
     paper = "Wu and Wang, NeurIPS 2021"
     kind = "repair"
+    tasks = frozenset({"image", "clips", "points"})
     sees = frozenset({"model", "clean"})
     version = 2
     presets = {

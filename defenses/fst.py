@@ -42,6 +42,7 @@ class FST(Defense):
     title = "Feature-Shift Tuning (FST)"
     paper = "Min et al., NeurIPS 2023"
     kind = "repair"
+    tasks = frozenset({"image", "clips", "points"})
     sees = frozenset({"model", "clean"})
     presets = {"released": {"alpha": 0.2}}
 

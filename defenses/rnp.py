@@ -69,6 +69,7 @@ class RNP(Defense):
     title = "Reconstructive Neuron Pruning (RNP)"
     paper = "Li et al., ICML 2023"
     kind = "repair"
+    tasks = frozenset({"image", "clips", "points"})
     sees = frozenset({"model", "clean"})
     version = 2
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"released": {"clip": 0.0, "limit": 0.2}}

@@ -52,6 +52,7 @@ class SEAM(Defense):
     title = "SEAM"
     paper = "Zhu et al., S&P 2023"
     kind = "repair"
+    tasks = frozenset({"image", "clips", "points"})
     sees = frozenset({"model", "clean"})
 
     def __post_init__(self) -> None:

@@ -18,7 +18,9 @@ from torch.nn import functional
 
 from sweeper.core.errors import SweepError
 
-Layer = nn.BatchNorm1d | nn.BatchNorm2d | nn.GroupNorm | nn.LayerNorm | nn.Conv2d | nn.Linear
+BATCHNORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
+Layer = BatchNorm | nn.GroupNorm | nn.LayerNorm | nn.Conv2d | nn.Linear
 
 
 def layers(model: nn.Module) -> list[tuple[str, Layer]]:
@@ -26,7 +28,7 @@ def layers(model: nn.Module) -> list[tuple[str, Layer]]:
     head = getattr(model, "classifier", None)
     hidden = [(n, m) for n, m in model.named_modules() if m is not head]
     for kinds in (
-        (nn.BatchNorm1d, nn.BatchNorm2d),
+        BATCHNORMS,
         (nn.GroupNorm, nn.LayerNorm),
         (nn.Conv2d, nn.Linear),
     ):

@@ -40,7 +40,11 @@ def records(what: str) -> list[dict[str, Any]]:
         from sweeper import models
 
         return [
-            {"name": name, "options": {f.name: f.default for f in _options(family)}}
+            {
+                "name": name,
+                "tasks": sorted(family.tasks),
+                "options": {f.name: f.default for f in _options(family)},
+            }
             for name, family in models.families().items()
         ]
     from sweeper.core import catalog
@@ -49,9 +53,9 @@ def records(what: str) -> list[dict[str, Any]]:
 
 
 COLUMNS = {
-    "attacks": ("name", "title", "paper", "rules", "controls", "rate_base", "presets"),
+    "attacks": ("name", "title", "paper", "tasks", "rules", "controls", "rate_base", "presets"),
     "defenses": ("name", "title", "paper", "kind", "sees", "presets"),
-    "support": ("name", "sees", "rules", "models"),
+    "support": ("name", "tasks", "sees", "rules", "models"),
 }
 """Columns of the tables in docs/methods.md."""
 GROUPS: dict[str, tuple[str, dict[str, str]]] = {

@@ -140,6 +140,7 @@ def describe(kind: str) -> list[dict[str, Any]]:
     for name in names(kind):
         cls = method(kind, name)
         record: dict[str, Any] = {"name": name, "title": cls.title, "paper": cls.paper}
+        record["tasks"] = sorted(cls.tasks)
         if kind == "attack":
             sample = make("attack", name, {})
             bases = {"rate_base": sample.base if sample.rated else "none"}

@@ -12,14 +12,11 @@ import itertools
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
-
-import torch
 
 from attacks.base import Attack
 from defenses.base import Defense, Needs
-from sweeper import data, models
+from sweeper import models
 from sweeper.core import catalog, code, options, seeds
 from sweeper.core.errors import SweepError
 from sweeper.core.types import Cell, Facts
@@ -59,39 +56,6 @@ class Plan:
         """Victim trainings that sharing saves against one for each defense cell."""
         counts = self.counts()
         return max(0, counts["defend"] - counts["train"])
-
-
-def data_facts(entry: Entry, reserve: float, root: Path | None, cache: Path | None) -> Facts:
-    """Open a data set (decoding it once) and return what the matrix must know of it."""
-    dataset = data.open_dataset({"dataset": entry.name, **entry.options}, root, cache)
-    attacker, held = splits.split(dataset, reserve)
-    labels = dataset.train.labels[attacker]
-    counts: list[int] = []
-    if labels.ndim == 1:  # one class each
-        counts = torch.bincount(labels, minlength=len(dataset.train.classes)).tolist()
-    return Facts(
-        dataset=entry.name,
-        digest=dataset.digest,
-        classes=len(dataset.train.classes),
-        shape=tuple(dataset.train.inputs.shape[1:]),
-        class_counts=tuple(counts),
-        n_train=len(dataset.train),
-        n_reserve=len(held),
-        task=dataset.train.task,
-    )
-
-
-def unresolved(entry: Entry) -> Facts:
-    """What is known of a data set that is not on this machine."""
-    source = data.source_of({"dataset": entry.name, **entry.options})
-    if source is None:
-        return Facts(entry.name, "")
-    return Facts(entry.name, "", shape=source.shape, task=source.task)
-
-
-def at_hand(entry: Entry, root: Path | None, cache: Path | None) -> bool:
-    """Whether a data set is on this machine, so that opening it downloads nothing."""
-    return data.at_hand({"dataset": entry.name, **entry.options}, root, cache)
 
 
 def expand(sweep: Sweep, facts: Mapping[str, Facts]) -> Plan:

@@ -20,7 +20,7 @@ from sweeper.core import rows, text
 from sweeper.core.errors import SweepError
 from sweeper.core.types import Cell, Facts
 from sweeper.engine import portable
-from sweeper.plan import matrix
+from sweeper.plan import known, matrix
 from sweeper.plan.sweep import Sweep
 from sweeper.run import cells, fresh, record
 from sweeper.run.faults import Interrupted
@@ -170,13 +170,13 @@ def prepare(sweep: Sweep, context: Context, *, need_data: bool = True) -> Job:
     cache = Path(context.cache) if context.cache else None
     for entry in sweep.datasets:
         try:
-            if need_data or matrix.at_hand(entry, root, cache):
-                facts[entry.label] = matrix.data_facts(entry, sweep.reserve, root, cache)
+            if need_data or known.at_hand(entry, root, cache):
+                facts[entry.label] = known.of(entry, sweep.reserve, root, cache)
                 continue
         except SweepError:
             if need_data:
                 raise
-        facts[entry.label] = matrix.unresolved(entry)
+        facts[entry.label] = known.unresolved(entry)
     plan = matrix.expand(sweep, facts)
     store = Store(context.store)
     statuses = store.statuses(sweep.name)

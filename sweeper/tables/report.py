@@ -69,15 +69,7 @@ def build(
             axis: list(sweep_points[axis].cat.categories)
             for axis in ("dataset", "model", "attack", "defense")
         },
-        "measures": [
-            {
-                "name": m,
-                "head": head(m, conditions.score(rows)),
-                "better": MEASURES[m],
-                "triggered": m in fair.TRIGGERED,
-            }
-            for m in MEASURES
-        ],
+        "measures": _measures(conditions.score(rows)),
         "max_acc_loss": max_acc_loss,
         "counted": untaken,
         "notes": [*filter(None, [fair.sentence(fair.victims(rows))]), *conditions.notes(rows)],
@@ -98,6 +90,14 @@ def build(
     parts |= {"policy": _policy(parts.values()), "style": _part("report.css")}
     parts |= {"title": html.escape(sweep), "data": _json(facts)}
     return re.sub(r"\{\{(\w+)\}\}", lambda hole: parts[hole[1]], _part("report.html"))
+
+
+def _measures(score: str) -> list[dict[str, Any]]:
+    """Return what the figures can show; `score` is what ACC measures, where it is not accuracy."""
+    return [
+        {"name": m, "head": head(m, score), "better": better, "triggered": m in fair.TRIGGERED}
+        for m, better in MEASURES.items()
+    ]
 
 
 def _states(rows: pd.DataFrame, max_acc_loss: float) -> dict[str, dict[str, str]]:

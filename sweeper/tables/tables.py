@@ -90,7 +90,6 @@ def build(
         **vars(compared),
         max_acc_loss=max_acc_loss,
         counted=untaken,
-        score=conditions.score(data),
     )
 
 
@@ -331,6 +330,7 @@ def _about(
         "reached": fair.reached(data),
         "devices": _devices(data, values),
         "notes": conditions.notes(data[data["attack"] != AVERAGE]),
+        "score": conditions.score(data),
     }
 
 

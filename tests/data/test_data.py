@@ -20,7 +20,12 @@ from tests.support.pictures import CLASSES, picture, png, write_folder, write_pa
 
 def test_sources_are_found_by_file_and_ordered():
     names = [kind.__name__ for kind in sources()]
-    assert names == ["FrameFolder", "Parquet", "Folder", "Torchvision", "Digits", "Moving"]
+    assert names == ["FrameFolder", "PointFiles", "Parquet", "Folder"] + [
+        "Torchvision",
+        "Digits",
+        "Moving",
+        "Solids",
+    ]
     assert {"cifar10", "gtsrb", "tiny-imagenet", "digits", "mnist"} <= set(known())
 
 

@@ -197,6 +197,10 @@ def test_an_attack_names_tasks_there_are(name: str) -> None:
 # Defenses beyond images
 
 
+MAY_LEAVE = ("none", "anp-oracle")
+"""Defenses that may hand back the victim as it is."""
+
+
 def differing(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return any(not torch.equal(one[key], other[key]) for key in one)
 
@@ -215,7 +219,8 @@ def test_a_defense_defends_beyond_images(name: str, task: str) -> None:
     assert one.state_dict().keys() == victim.state_dict().keys(), "it leaves nothing behind"
     answers = predict(one, data.inputs, beyond.RECIPE, toys.CPU)
     assert answers.shape == (len(data),)
-    assert differing(toys.weights(one), state) == (name != "none")
+    if name not in MAY_LEAVE:
+        assert differing(toys.weights(one), state)
 
 
 @pytest.mark.parametrize("name", catalog.names("defense"))

@@ -18,7 +18,9 @@ from sweeper.core.errors import SweepError
 from sweeper.models._depthwise import fast_depthwise
 from sweeper.models.base import Family, Net
 
-NAMES = tuple(models.families())
+FAMILIES = models.families()
+NAMES = tuple(name for name, family in FAMILIES.items() if "image" in family.tasks)
+OTHERS = tuple(name for name in FAMILIES if name not in NAMES)
 EVERY = pytest.mark.parametrize("name", NAMES)
 
 
@@ -118,6 +120,42 @@ def test_weights_come_from_the_generator_alone_and_fit_safetensors(name: str) ->
 
 def test_another_seed_is_another_network() -> None:
     assert not torch.equal(make("tiny").classifier.weight, make("tiny", seed=2).classifier.weight)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+@torch.inference_mode()
+def test_contract_beyond_images(name: str) -> None:
+    """Logits and features as images' networks have them; weights from the generator alone."""
+    shape = FAMILIES[name].usual
+    given = {"classes": 7, "shape": shape, "mean": [], "std": []}
+
+    def built() -> Net:
+        generator = torch.Generator().manual_seed(1)
+        return models.build(name, {}, **given, generator=generator).eval()
+
+    net, again = built(), built()
+    assert all(torch.equal(v, again.state_dict()[k]) for k, v in net.state_dict().items())
+    x = pixels(2, *shape)
+    features = net.features(x)
+    assert features.shape == (2, net.classifier.in_features)
+    assert net(x).shape == (2, 7) and torch.allclose(net.classifier(features), net(x))
+    alone = torch.cat([net(x[:1]), net(x[1:])])
+    assert torch.allclose(alone, net(x), atol=1e-5), "a sample does not see its neighbours"
+
+
+def test_a_pointnet_does_not_see_the_order_of_points() -> None:
+    for name in ("pointnet", "pointnet-small"):
+        generator = torch.Generator().manual_seed(1)
+        given = {"classes": 7, "shape": (32, 3), "mean": [], "std": [], "generator": generator}
+        net, x = models.build(name, {}, **given).eval(), pixels(2, 32, 3)
+        assert torch.allclose(net(x), net(x.flip(1)), atol=1e-6)
+
+
+def test_what_a_video_network_cannot_take_is_said() -> None:
+    with pytest.raises(SweepError, match="at least 16 pixels"):
+        models.family("r3d-18", {}).build(5, (8, 3, 8, 8))
+    trunk, head = models.family("r3d-small", {"width": 2}).build(5, (1, 1, 1, 1))
+    assert head(trunk(torch.zeros(2, 1, 1, 1, 1))).shape == (2, 5), "as small as can be"
 
 
 @EVERY

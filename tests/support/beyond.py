@@ -98,7 +98,13 @@ def facts(data: Samples) -> Facts:
 
 def case(data: Samples, model: nn.Module, sees: frozenset[str], key: str = "toy case") -> Case:
     """A case on some samples, all of them the clean budget."""
-    given = {"model": model, "clean": data, "train": data}
+    task = tasks.of(data)
+
+    def oracle(model: nn.Module) -> tuple[float, float]:
+        answers = task.answers(model, data.inputs, RECIPE, toys.CPU)
+        return task.rate(answers, data), float((answers == 0).double().mean())
+
+    given = {"model": model, "clean": data, "train": data, "oracle": oracle}
     return Case(
         sees=sees,
         key=key,

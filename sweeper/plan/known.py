@@ -1,0 +1,45 @@
+"""What is known of a data set before anything runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from sweeper import data
+from sweeper.core.types import Facts
+from sweeper.data import splits
+from sweeper.plan.sweep import Entry
+
+
+def of(entry: Entry, reserve: float, root: Path | None, cache: Path | None) -> Facts:
+    """Open a data set (decoding it once) and return what the matrix must know of it."""
+    dataset = data.open_dataset({"dataset": entry.name, **entry.options}, root, cache)
+    attacker, held = splits.split(dataset, reserve)
+    labels = dataset.train.labels[attacker]
+    counts: list[int] = []
+    if labels.ndim == 1:  # one class each
+        counts = torch.bincount(labels, minlength=len(dataset.train.classes)).tolist()
+    return Facts(
+        dataset=entry.name,
+        digest=dataset.digest,
+        classes=len(dataset.train.classes),
+        shape=tuple(dataset.train.inputs.shape[1:]),
+        class_counts=tuple(counts),
+        n_train=len(dataset.train),
+        n_reserve=len(held),
+        task=dataset.train.task,
+    )
+
+
+def unresolved(entry: Entry) -> Facts:
+    """What is known of a data set that is not on this machine."""
+    source = data.source_of({"dataset": entry.name, **entry.options})
+    if source is None:
+        return Facts(entry.name, "")
+    return Facts(entry.name, "", shape=source.shape, task=source.task)
+
+
+def at_hand(entry: Entry, root: Path | None, cache: Path | None) -> bool:
+    """Whether a data set is on this machine, so that opening it downloads nothing."""
+    return data.at_hand({"dataset": entry.name, **entry.options}, root, cache)
