@@ -15,6 +15,7 @@ class. The distance of a centre is the mean over clouds of that to the nearest p
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -127,13 +128,13 @@ class PCBA(Attack):
         tried: list[tuple[Tensor, Tensor, Tensor]] = []
         for step in range(self.steps):
             centres = centres.detach().requires_grad_()
-            posterior = self._posterior(model, kept, centres, offsets)
+            log_posterior = self._log_posterior(model, kept, centres, offsets)
             apart = torch.cdist(centres, every).view(len(centres), len(clouds), -1)
             distance = apart.amin(2).mean(1)
-            loss = (-posterior.clamp(min=1e-12).log() + weight * distance).sum()
+            loss = (weight * distance - log_posterior).sum()
             (gradient,) = torch.autograd.grad(loss, centres)
-            tried.append((centres.detach(), posterior.detach(), distance.detach()))
-            enough = posterior >= self.posterior
+            tried.append((centres.detach(), log_posterior.detach(), distance.detach()))
+            enough = log_posterior >= math.log(self.posterior)
             weight = torch.where(enough, weight * GROWTH, weight / GROWTH).clamp(1e-3, 1e3)
             direction = gradient / gradient.norm(dim=1, keepdim=True).clamp(min=1e-12)
             velocity = MOMENTUM * velocity - (1 - MOMENTUM) * direction
@@ -141,20 +142,20 @@ class PCBA(Attack):
             if step % 100 == 99:
                 lab.log(step=step + 1, steps=self.steps, loss=loss.item())
         places, posteriors, distances = (torch.cat(part) for part in zip(*tried, strict=True))
-        enough = posteriors >= self.posterior
+        enough = posteriors >= math.log(self.posterior)
         if bool(enough.any()):
             return places[distances.masked_fill(~enough, float("inf")).argmin()].cpu()
         return places[posteriors.argmax()].cpu()
 
-    def _posterior(
+    def _log_posterior(
         self, model: nn.Module, kept: Tensor, centres: Tensor, offsets: Tensor
     ) -> Tensor:
-        """Mean posterior of the target over clouds with the trigger at each centre, float [S]."""
+        """Log of the target's mean posterior over clouds with the trigger at each centre; [S]."""
         balls = centres[:, None] + offsets
         pairs = [torch.cat([kept, ball.expand(len(kept), -1, -1)], 1) for ball in balls.unbind()]
-        shares = model(torch.cat(pairs)).float().softmax(1)[:, self.target]
-        posteriors: Tensor = shares.view(len(centres), -1).mean(1)
-        return posteriors
+        logs = model(torch.cat(pairs)).float().log_softmax(1)[:, self.target]
+        mean: Tensor = logs.view(len(centres), -1).logsumexp(1) - math.log(len(kept))
+        return mean
 
     def stamp(self, images: Tensor, *, split: str, state: State, rng: Generator) -> Tensor:
         """Put the trigger's points in the place of as many random ones of each cloud [B, P, 3]."""

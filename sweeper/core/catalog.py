@@ -9,7 +9,7 @@ import inspect
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from sweeper.core import names as method_names
@@ -17,6 +17,8 @@ from sweeper.core import options
 from sweeper.core.errors import SweepError, unknown
 
 names = method_names.names
+ANY = "any"
+"""In the `tasks` of a method: it is made for every task."""
 _DOTTED = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 _BESIDE: list[str] = []
 
@@ -124,14 +126,15 @@ def ships(built: Any) -> bool:
     return all(cls.__module__.partition(".")[0] in ours for cls in classes(built))
 
 
-def ready(kind: str) -> list[str]:
-    """Return the names of the methods that need no option."""
+def ready(kind: str, tasks: Collection[str] = ("image",)) -> list[str]:
+    """Return the names of the methods made for one of `tasks` that need no option."""
 
-    def needs(name: str) -> bool:
-        fields = dataclasses.fields(method(kind, name))
-        return any(item.metadata.get("required") for item in fields)
+    def fits(name: str) -> bool:
+        cls = method(kind, name)
+        made = not cls.tasks.isdisjoint({*tasks, ANY})
+        return made and not any(f.metadata.get("required") for f in dataclasses.fields(cls))
 
-    return [name for name in names(kind) if not needs(name)]
+    return [name for name in names(kind) if fits(name)]
 
 
 def describe(kind: str) -> list[dict[str, Any]]:

@@ -20,14 +20,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Generator, Tensor, nn
 
+from sweeper.core.catalog import ANY as ANY
 from sweeper.core.errors import SweepError, unknown
 from sweeper.core.types import Samples, Triggered
 
 if TYPE_CHECKING:
     from sweeper.engine.recipes import Recipe
 
-ANY = "any"
-"""In the `tasks` of an attack or defense: it is made for every task."""
 Answers = Callable[[Tensor], Tensor]
 """Inputs [N, ...] -> what a model answers, [N, ...] on the CPU."""
 

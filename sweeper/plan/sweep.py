@@ -14,6 +14,7 @@ from pydantic import (
     ConfigDict,
     Field,
     PlainValidator,
+    ValidationInfo,
     field_validator,
 )
 
@@ -134,9 +135,15 @@ def _chain(item: dict[str, Any]) -> dict[str, Any]:
     return {**second.options, "defense": second.name, "as": label, "detect": detect, **options}
 
 
-def _every(kind: str, value: Any) -> Any:
-    """`all` stands for every attack or defense that needs no option, each with its defaults."""
-    return catalog.ready(kind) if value == "all" else value
+def _every(kind: str, value: Any, info: ValidationInfo) -> Any:
+    """`all`: every attack or defense made for one of the data sets that needs no option."""
+    if value != "all":
+        return value
+    from sweeper import data  # waits for torch
+
+    entries: list[Entry] = info.data.get("datasets", [])
+    found = (data.source_of({"dataset": entry.name, **entry.options}) for entry in entries)
+    return catalog.ready(kind, {source.task if source else "image" for source in found})
 
 
 Datasets = list[Annotated[Entry, BeforeValidator(functools.partial(entry_fields, "dataset"))]]
