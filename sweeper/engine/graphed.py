@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, Generic, Protocol, TypeVar, cast
 
@@ -40,6 +40,10 @@ class Given(Protocol):
     @property
     def labels(self) -> Tensor:
         """[B]."""
+
+    @property
+    def more(self) -> Mapping[str, Tensor]:
+        """What else belongs to the samples."""
 
 
 Batch = TypeVar("Batch", bound=Given)
@@ -123,6 +127,8 @@ class Step(Generic[Batch]):
         Raises:
             SweepError: The step cannot be recorded.
         """
+        if batch.more:  # a recording would not copy it
+            return self._eager(batch)
         form = _form(batch)
         if self._form is None:
             self._seen[form] += 1

@@ -70,7 +70,10 @@ def _cell(rows: pd.DataFrame, most: int) -> str:
     """Mean ± deviation of ACC and of ASR."""
     shown = []
     for metric in ("acc", "asr"):
-        values = 100 * rows[metric]
+        values = 100 * rows[metric].dropna()
+        if values.empty:  # a clean model has no ASR
+            shown.append("–")
+            continue
         shown.append(f"{values.mean():.1f}" + (f" ± {values.std():.1f}" if len(rows) > 1 else ""))
     few = f" (n = {len(rows)})" if len(rows) < most else ""
     return " / ".join(shown) + few

@@ -102,3 +102,40 @@ def test_rows_of_none_and_averages_of_attacks_count_alike() -> None:
     ]
     built = tables.build(frame(given), rows=("attack",), average=True)
     assert built.notes == ("Measured with threads 1 and 2.",), "an average is not an older row"
+
+
+IMAGES = {"task": "image", "score": "accuracy", "dataset": "cifar10"}
+SCENES = {"task": "boxes", "score": "mAP@.5", "dataset": "scenes"}
+CLIPS = {"task": "clips", "score": "accuracy", "dataset": "moving"}
+
+
+def of_tasks(*given: dict[str, Any]) -> Any:
+    return frame([row("badnets", 0.1, "anp", s, acc=0.5, **one) for s, one in enumerate(given)])
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence", "score"),
+    [
+        ([IMAGES, IMAGES], "", ""),
+        ([{"dataset": "cifar10"}], "", ""),  # of older code
+        ([CLIPS], "Samples: moving clips.", ""),
+        ([SCENES, SCENES], "Samples: scenes boxes (ACC is mAP@.5).", "mAP@.5"),
+        ([IMAGES, SCENES], "Samples: cifar10 image, scenes boxes (ACC is mAP@.5).", ""),
+    ],
+)
+def test_the_task_and_what_acc_measures_are_said(
+    given: list[dict[str, Any]], sentence: str, score: str
+) -> None:
+    data = of_tasks(*given)
+    assert conditions.tasks(data) == sentence and conditions.score(data) == score
+
+
+def test_a_table_of_one_score_has_it_in_its_header() -> None:
+    asked = tables.build(of_tasks(SCENES), rows=["dataset"], cols=["defense"])
+    for kind in ("markdown", "latex", "html"):
+        text = tables.render(asked, kind)
+        assert "anp mAP@.5" in text or "mAP@.5</th>" in text or "& mAP@.5" in text, kind
+    assert "(ACC is mAP@.5)" in tables.render(asked, "csv"), "whose columns keep their names"
+    mixed = tables.build(of_tasks(IMAGES, SCENES), rows=["dataset"], cols=["defense"])
+    text = tables.render(mixed, "markdown")
+    assert "ACC" in text.splitlines()[2] and "ACC is mAP@.5" in text

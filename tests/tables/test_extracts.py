@@ -13,7 +13,7 @@ from sweeper.core.rows import SCHEMA
 from sweeper.tables import extracts, measured
 from tests.support.places import ROOT
 
-PAGES = sorted((ROOT / "docs" / "methods").glob("*.md"))
+PAGES = sorted([*(ROOT / "docs" / "methods").glob("*.md"), ROOT / "docs" / "tasks.md"])
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
