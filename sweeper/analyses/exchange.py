@@ -82,6 +82,8 @@ def export(sweep: Sweep, context: Context, victim: str, folder: Path) -> dict[st
         raise SweepError(f"victim {key} has not been trained: `sweeper run` does that first")
     ancestors = Walk(job.plan.cells, []).ancestors(cells[key].key)
     work = Material(cells[key], ancestors, job.context, job.store)
+    if (task := work.dataset.train.task) != "image":
+        raise SweepError(f"victim {key}: its samples are {task}: only images can be written")
     if work.attack.rule == "semantic":
         raise SweepError(
             f"victim {key}: a semantic backdoor has no trigger to write: choose another victim"

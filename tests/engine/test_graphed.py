@@ -155,3 +155,18 @@ def test_recorded_and_eager_steps_agree_on_a_gpu(
     _, losses = trained(**given)
     _, eager = eagerly(monkeypatch, **given)
     assert losses == pytest.approx(eager, rel=1e-3 if precision == "fp32" else 2e-2)
+
+
+def test_a_batch_with_more_than_inputs_and_labels_is_never_recorded() -> None:
+    """A recording copies those two: the rest would stay what it was."""
+    model, seen = toys.network(torch.Generator().manual_seed(0)), []
+
+    def eager(batch: Batch) -> Tensor:
+        seen.append(batch.more["length"].item())
+        return torch.zeros(())
+
+    step = graphed.Step(eager, training.sgd(model, toys.RECIPE), toys.CPU)
+    for number in range(6):
+        plain = toys.plain(toys.image_set(4), more={"length": torch.tensor(number)})
+        step(plain)
+    assert seen == [*range(6)] and not any(tape.replayed for tape in Tape.made)

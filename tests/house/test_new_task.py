@@ -175,3 +175,58 @@ def test_a_model_is_paired_with_the_data_sets_it_takes(waves: None, tmp_path: Pa
 def test_an_unknown_task_is_said() -> None:
     with pytest.raises(SweepError, match="task"):
         tasks.of(SampleSet("wavs", {"waves": torch.zeros(2, 3)}, ()))
+
+
+OUTSIDE = '''
+"""A defense that is made for every task."""
+
+from dataclasses import dataclass
+
+from defenses.base import Defense
+from sweeper.core.types import Outcome
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mine(Defense):
+    """Trains one epoch."""
+
+    title = "mine"
+    paper = "none"
+    kind = "repair"
+    sees = frozenset({"model", "clean", "train"})
+    tasks = frozenset({"any"})
+
+    def defend(self, case):
+        """Train."""
+        model = case.fresh_model()
+        assert case.clean.task == case.train.task == "points" and case.clean.points.ndim == 3
+        case.fit(model, case.clean, epochs=1, lr=0.01, batch=8)
+        return Outcome(model=model, notes={"accuracy": case.accuracy(model, case.clean)})
+'''
+
+
+def test_a_defense_from_outside_gets_samples_of_any_task_in_its_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine_points.py").write_text(OUTSIDE.lstrip())
+    monkeypatch.syspath_prepend(str(tmp_path))
+    solids = {"dataset": "solids", "per_class": 12, "test_per_class": 4, "points": 32}
+    values = {"datasets": [solids], "models": ["pointnet-small"], "attacks": ["none"]}
+    values |= {"clean_budgets": [16], "reserve": 0.25, "recipe": {"epochs": 2}, "seeds": 1}
+    path = sweeps.write(tmp_path, **values, defenses=["none", "mine_points:Mine", "anp"])
+    counts, _ = sweeps.inline(path, tmp_path / "store")
+    rows = sweeps.frame(tmp_path / "store").set_index("defense")
+    assert counts == {"ok": 4}, rows["error"].tolist()
+    assert rows.loc["mine_points:Mine", "acc"] > 0 and set(rows["task"]) == {"points"}
+
+
+def test_what_is_made_for_images_does_not_apply_to_points(tmp_path: Path) -> None:
+    solids = {"dataset": "solids", "per_class": 12, "test_per_class": 4, "points": 32}
+    values = {"datasets": [solids], "models": ["pointnet-small"], "attacks": ["badnets", "none"]}
+    values |= {"reserve": 0.25, "clean_budgets": [16], "seeds": 1, "recipe": {"epochs": 1}}
+    path = sweeps.write(tmp_path, **values, defenses=["none", "neural-cleanse", "strip"])
+    plan = sweeps.prepared(path, tmp_path / "store").plan
+    said = {(c.axes["attack"], c.axes["defense"]): c.reason for c in plan.inapplicable}
+    assert said[("badnets", "none")] == "is made for clips and image data, these are points"
+    assert said[("none", "strip")] == "is made for image data, these are points"
+    assert {c.axes["defense"] for c in plan.cells.values() if c.kind == "defend"} == {"none"}
