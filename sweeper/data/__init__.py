@@ -161,15 +161,17 @@ def _find(options: Mapping[str, Any], root: Path) -> Source:
     for kind in sources():
         if kind.asked(options) and kind(name=name, path=path).serves(root):
             return _options.build(kind, options)
+    owner = source_of(options) or Source
+    if path is not None and owner.task != "image":
+        raise SweepError(
+            f"datasets: {name}: `path: {path}` holds no {owner.wants.rstrip(',')}: correct it"
+        )
     if path is not None:
         raise SweepError(
             f"datasets: {name}: `path: {path}` holds neither train.parquet nor train/<class>/ with "
             "images, nor is it a .parquet file: correct it"
         )
-    remedy = (
-        f"put train.parquet and test.parquet, or image folders train/<class>/ and test/<class>/, "
-        f"into {root / name}, or give `path`, or name the folder of your data sets with --data DIR"
-    )
+    remedy = f"put {owner.wants} into {root / name}, or give `path`, or name the folder of your data sets with --data DIR"
     if name.replace("_", "-") in known():
         raise SweepError(f"datasets: {name}: not found under {root} and not downloadable: {remedy}")
     raise SweepError(

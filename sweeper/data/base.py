@@ -47,6 +47,10 @@ class Source(ABC):
     """What its samples are: a file of `sweeper/tasks/`."""
     shape: ClassVar[tuple[int, ...]] = (3, 32, 32)
     """Of what a model is shown of one sample, where the data are not on this machine yet."""
+    wants: ClassVar[str] = (
+        "train.parquet and test.parquet, or image folders train/<class>/ and test/<class>/,"
+    )
+    """The files it looks for, for who has none yet."""
     downloads: ClassVar[bool] = False
     """Whether `read` may fetch the data from the network."""
 

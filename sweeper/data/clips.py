@@ -50,6 +50,7 @@ class FrameFolder(FileSource):
     names: ClassVar[dict[str, str]] = {}
     task = "clips"
     shape = (16, 3, 112, 112)
+    wants = "folders of frames train/<class>/<clip>/ and test/<class>/<clip>/,"
     order: ClassVar[int] = 5
 
     @classmethod

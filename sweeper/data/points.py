@@ -53,6 +53,7 @@ class PointFiles(Source):
     }
     task = "points"
     shape = (1024, 3)
+    wants = "<class>/train/*.off and <class>/test/*.off, or .h5 or .npy files of points,"
     order: ClassVar[int] = 6
 
     def home(self, root: Path) -> Path | None:

@@ -107,3 +107,20 @@ def test_moving_refuses_what_it_cannot_draw(tmp_path: Path) -> None:
     for options in ({"count": 3}, {"size": 32}):
         with pytest.raises(SweepError, match="moving: count and test_count"):
             open_dataset({"dataset": "moving", **options}, tmp_path, tmp_path / "cache")
+
+
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        ({"dataset": "ucf101", "frames": 4}, "put folders of frames train/<class>/<clip>/"),
+        ({"dataset": "ucf101", "frames": 4, "path": "nowhere"}, "holds no folders of frames"),
+        ({"dataset": "modelnet40"}, r"put <class>/train/\*\.off"),
+        ({"dataset": "modelnet40", "path": "nowhere"}, r"holds no <class>/train/\*\.off"),
+        ({"dataset": "mine"}, "put train.parquet and test.parquet, or image folders"),
+    ],
+)
+def test_data_that_are_not_there_are_asked_for_as_they_are_wanted(
+    tmp_path: Path, entry: dict, said: str
+) -> None:
+    with pytest.raises(SweepError, match=said):
+        open_dataset(entry, tmp_path, tmp_path / "cache")
