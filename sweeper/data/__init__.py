@@ -171,7 +171,10 @@ def _find(options: Mapping[str, Any], root: Path) -> Source:
             f"datasets: {name}: `path: {path}` holds neither train.parquet nor train/<class>/ with "
             "images, nor is it a .parquet file: correct it"
         )
-    remedy = f"put {owner.wants} into {root / name}, or give `path`, or name the folder of your data sets with --data DIR"
+    remedy = (
+        f"put {owner.wants} into {root / name}, or give `path`, or name the folder of your data "
+        "sets with --data DIR"
+    )
     if name.replace("_", "-") in known():
         raise SweepError(f"datasets: {name}: not found under {root} and not downloadable: {remedy}")
     raise SweepError(
