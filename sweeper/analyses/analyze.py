@@ -11,6 +11,7 @@ from sweeper.analyses.base import Analysis, Subject
 from sweeper.core.errors import SweepError, unknown
 from sweeper.core.types import Cell
 from sweeper.engine.isolation import isolated, lacking
+from sweeper.engine.task import unmade
 from sweeper.models.base import Net
 from sweeper.plan.sweep import Sweep
 from sweeper.run import driver
@@ -64,6 +65,8 @@ def pictures(
     walk = Walk(job.plan.cells, [])
     for number, cell in enumerate(cells, 1):
         work = Material(cell, walk.ancestors(cell.key), job.context, job.store)
+        if why := unmade(analysis.tasks, str(work.victim.local.get("task", "image"))):
+            raise SweepError(f"{name} {why}")
         if log:
             log(victim=f"{number}/{len(cells)}: {_label(work, after)}")
         with isolated(cell.seed, job.context.threads):

@@ -46,6 +46,8 @@ class Analysis(ABC):
     """What the picture shows."""
     source: ClassVar[str]
     """Paper and figure."""
+    tasks: ClassVar[frozenset[str]] = frozenset({"image"})
+    """The tasks it is made for; `frozenset({ANY})`: all."""
 
     @abstractmethod
     def compute(self, subject: Subject) -> pd.DataFrame:

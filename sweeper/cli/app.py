@@ -308,7 +308,7 @@ def show(
     ] = None,
     out: Annotated[Path, typer.Option(help="The picture: .png, .svg or .pdf.")] = Path("show.png"),
 ) -> None:
-    """Draw what an attack does to samples: images, frames of clips, point clouds.
+    """Draw what an attack does to samples.
 
     A trigger that must be learned is learned first, and kept in the store.
 

@@ -52,3 +52,30 @@ def test_after_a_defense_and_what_is_not_there(swept: tuple[Path, Path], tmp_pat
         look(swept, tmp_path, "tsne", after="fine-tunning")
     with pytest.raises(SweepError, match="no victim"):
         look(swept, tmp_path, "tsne", victim="zzz")
+
+
+@pytest.fixture(scope="module")
+def clouds(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The same of point clouds."""
+    folder = tmp_path_factory.mktemp("clouds")
+    solids = {"dataset": "solids", "per_class": 12, "test_per_class": 4, "points": 32}
+    pcba = {"attack": "pcba", "points": 4, "steps": 3, "starts": 2, "clouds": 4}
+    values = {"datasets": [solids], "models": ["pointnet-small"], "attacks": [pcba], "seeds": 1}
+    values |= {"poison_rates": [0.5], "reserve": 0.25, "clean_budgets": [16]}
+    values |= {"recipe": {"epochs": 1}, "defenses": ["none", {"defense": "seam", "epochs": 1}]}
+    path = sweeps.write(folder, **values)
+    sweeps.inline(path, folder / "store")
+    return path, folder / "store"
+
+
+@pytest.mark.parametrize("name", looks.names())
+def test_beyond_images_a_look_is_taken_or_refused(
+    name: str, clouds: tuple[Path, Path], tmp_path: Path
+) -> None:
+    if looks.analysis(name).tasks.isdisjoint({"any", "points"}):
+        with pytest.raises(SweepError, match=f"{name} is made for image data, these are points"):
+            look(clouds, tmp_path, name)
+        return
+    (path,) = look(clouds, tmp_path, name)
+    assert path.name.startswith(f"{name}-pcba-0.5-solids-pointnet-small-seed-0-")
+    assert len(pd.read_parquet(path.with_suffix(".parquet"))) > 1

@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from sweeper.core import catalog
+from tests.support import beyond
 
 FILE = Path(__file__).with_name("outcomes.json")
 SUITES = {
@@ -39,6 +40,8 @@ SUITES = {
     "defense": ("test_contract_defenses.py::test_defends_a_toy_victim_as_declared[{name}-]",),
 }
 """Kind -> the tests that run its cells."""
+BEYOND = "test_contract_tasks.py::test_an_attack_poisons_and_triggers_beyond_images[{name}-{task}]"
+"""The test that runs the cell of an attack on another task: `clips attack badnets`."""
 SKETCH = 8
 TOLERANCE = 5e-4
 LOOSE: dict[str, float] = {
@@ -176,13 +179,15 @@ def main(names: list[str]) -> int:
     outcomes.kept = {}
     folder = Path(__file__).parent
     tests = [
-        f"{folder}/{test.format(name=name)}"
+        test.format(name=name)
         for kind, pattern in SUITES.items()
         for name in catalog.names(kind)
-        if not names or name in names
+        if beyond.made_for(kind, name, "image") and (not names or name in names)
         for test in pattern
     ]
-    failed = pytest.main([*tests, "-n0", "-m", "", "-q"])
+    pairs = beyond.pairs("attack")
+    tests += [BEYOND.format(name=n, task=t) for n, t in pairs if not names or n in names]
+    failed = pytest.main([*(f"{folder}/{test}" for test in tests), "-n0", "-m", "", "-q"])
     merged = {**(old["outcomes"] if names else {}), **outcomes.kept}
     text = json.dumps({"made": here(), "outcomes": dict(sorted(merged.items()))}, indent=1)
     FILE.write_text(text + "\n")

@@ -21,6 +21,7 @@ from sweeper.core.types import Role, Samples
 from sweeper.engine import curvature, training
 from sweeper.engine import task as tasks
 from sweeper.engine.metrics import predict
+from tests.house import outcomes
 from tests.support import beyond, toys
 
 TASKS = tasks.names()
@@ -181,6 +182,13 @@ def test_an_attack_poisons_and_triggers_beyond_images(name: str, task: str) -> N
     assert torch.equal(test.inputs, untouched)
     assert hit.samples.inputs.shape == test.inputs.shape
     assert hit.samples.inputs.dtype == test.inputs.dtype
+    records = {"poisoned": found.samples, "triggered": hit.samples}
+    tensors = {
+        f"{record}.{key}": value
+        for record, made in records.items()
+        for key, value in made.tensors.items()
+    }
+    outcomes.check(f"{task} attack {name}", attack.version, tensors)
     if attack.rated:
         changed = (hit.samples.inputs != test.inputs).flatten(1).any(1)
         assert bool(changed.all()) and bool(hit.counts.any())

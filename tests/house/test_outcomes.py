@@ -44,7 +44,8 @@ def test_every_method_that_is_committed_has_its_outcome() -> None:
     for kind in ("attack", "defense"):
         for name in catalog.names(kind):
             if f"{kind}s/{name.replace('-', '_')}.py" in listed.stdout.splitlines():
-                assert f"{kind} {name}" in kept, f"python -m tests.house.outcomes {name}"
+                cells = [cell for cell in kept if cell.endswith(f"{kind} {name}")]
+                assert cells, f"python -m tests.house.outcomes {name}"
     assert set(outcomes.LOOSE) <= set(kept)
 
 

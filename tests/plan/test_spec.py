@@ -15,6 +15,7 @@ from sweeper.core.errors import SweepError
 from sweeper.core.types import Facts
 from sweeper.plan import matrix, source, spec, view
 from sweeper.plan.sweep import Sweep
+from tests.support import beyond
 from tests.support.places import ROOT
 
 BASE = {
@@ -382,9 +383,13 @@ def test_scales_and_nested_overrides(tmp_path: Path) -> None:
 
 def test_all_stands_for_every_method_that_needs_no_option(tmp_path: Path) -> None:
     sweep = loaded(tmp_path, text(attacks="all", defenses="all"))
-    given = [name for name in catalog.names("attack") if name != "imported"]  # it needs a folder
+    images = [n for n in catalog.names("attack") if beyond.made_for("attack", n, "image")]
+    given = [name for name in images if name != "imported"]  # it needs a folder
     assert [entry.label for entry in sweep.attacks] == given
     assert [entry.label for entry in sweep.defenses] == catalog.names("defense")
+    clips = text(attacks="all", defenses="[none]", datasets="[moving]", models="[r3d-small]")
+    made = ["badnets", "none", "video-clean"]
+    assert [entry.label for entry in loaded(tmp_path, clips).attacks] == made
     (line,) = refused(tmp_path, text(attacks="every"))
     assert "attacks: needs a list, such as [a, b], not 'every'" in line
 

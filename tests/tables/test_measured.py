@@ -66,7 +66,8 @@ def test_what_is_shipped_proves_something(name: str) -> None:
     assert set(found["status"]) == {"ok"} and found["notes"].isna().all()
     for column in ("device", "versions", "recipe", "started_at", "seed", "dataset_options"):
         assert found[column].notna().all(), column
-    assert found[["acc", "asr"]].stack().between(0, 1).all()
+    assert found["acc"].between(0, 1).all()
+    assert (found["asr"].between(0, 1) | (found["attack_name"] == "none")).all()
     assert (SHIPPED / f"{name}.parquet").stat().st_size < 1_000_000
     assert set(pq.read_schema(SHIPPED / f"{name}.parquet").names) <= set(SCHEMA.names)
 

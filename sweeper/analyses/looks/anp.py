@@ -34,6 +34,7 @@ class AnpCurves(Analysis):
 
     title = "ANP: masks and pruning curves"
     source = "Wu and Wang, NeurIPS 2021"
+    tasks = frozenset({"image", "clips", "points"})
 
     def compute(self, subject: Subject) -> pd.DataFrame:
         """Rows (panel, x, metric, value): masks | threshold | share."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from sweeper.analyses.base import CLEAN, Analysis, Subject
 from sweeper.core import seeds
 from sweeper.engine import curvature
+from sweeper.engine.task import ANY
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,6 +31,7 @@ class HessianSpectrum(Analysis):
 
     title = "Spectrum of the loss Hessian"
     source = "Karim et al., CCS 2024 (FIP)"
+    tasks = frozenset({ANY})
 
     def compute(self, subject: Subject) -> pd.DataFrame:
         """Rows (metric, x, value): loss, lambda_max, trace, trace_error, and density over x."""

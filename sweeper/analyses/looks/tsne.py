@@ -16,6 +16,7 @@ from torch import Tensor
 from sweeper.analyses.base import Analysis, Subject, features
 from sweeper.core import seeds
 from sweeper.core.types import Role
+from sweeper.engine.task import ANY
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,8 +33,9 @@ class Tsne(Analysis):
     perplexity: float = 30.0
     """Effective number of neighbours."""
 
-    title = "t-SNE of features, poisoned images marked"
+    title = "t-SNE of features, poisoned samples marked"
     source = "Karim et al., CCS 2024 (FIP)"
+    tasks = frozenset({ANY})
 
     def compute(self, subject: Subject) -> pd.DataFrame:
         """One row an image: x, y, its true label, whether poisoned, its nearest class."""
@@ -84,7 +86,7 @@ class Tsne(Analysis):
         if len(marked):
             share = (marked["nearest"] == marked["true_label"]).mean()
             axes.set_xlabel(
-                f"crosses: poisoned images; {share:.0%} lie nearest to their true class"
+                f"crosses: poisoned samples; {share:.0%} lie nearest to their true class"
             )
 
 
