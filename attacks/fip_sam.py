@@ -43,6 +43,7 @@ class FipSam(BadNets):
 
     title = "FIP adaptive: sharpness-aware training"
     paper = "Karim et al., 2024 (arXiv 2409.00863)"
+    tasks = frozenset({"image"})
     controls: ClassVar[str] = "training"
     version = 2
     presets = {

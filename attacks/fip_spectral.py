@@ -54,6 +54,7 @@ class FipSpectral(BadNets):
 
     title = "FIP adaptive: spectral regularisation"
     paper = "Karim et al., 2024 (arXiv 2409.00863)"
+    tasks = frozenset({"image"})
     controls: ClassVar[str] = "training"
     version = 2
     presets = {

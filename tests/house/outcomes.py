@@ -48,6 +48,7 @@ LOOSE: dict[str, float] = {
     "attack dynamic": 3,
     "attack input-aware": 1,
     "attack ssba": 0.02,
+    "clips attack video-clean": 3,
     "defense abl": 0.5,
     "defense asd": 0.5,
     "defense cbd": 0.2,
