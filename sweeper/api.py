@@ -344,8 +344,8 @@ class Victim:
     metrics: Mapping[str, Any]
     """ACC, ASR, RA and their variants on the test set, in [0, 1]; seconds of training. Older code
     measured them where no cell has needed them since."""
-    shape: tuple[int, int, int]
-    """(C, H, W) of an image."""
+    shape: tuple[int, ...]
+    """Of what the model is shown of one sample; (C, H, W) of an image."""
     classes: tuple[str, ...]
     """Names of the classes, in the order of the logits."""
 
@@ -377,12 +377,13 @@ def load_victim(key: str, *, store: str | Path | None = None) -> Victim:
         )
     kept = ("name", "version", "weights")  # its own weights follow
     options = {k: v for k, v in about["params"]["model"].items() if k not in kept}
-    channels, height, width = about["shape"]
+    shape = tuple(about["shape"])
+    channels = weights["normalise.mean"].numel() if "normalise.mean" in weights else 0
     model = models.build(
         about["params"]["model"]["name"],
         options,
         classes=len(about["classes"]),
-        shape=(channels, height, width),
+        shape=shape,
         mean=[0.0] * channels,
         std=[1.0] * channels,
         generator=seeds.generator(whole, "model"),
@@ -394,6 +395,6 @@ def load_victim(key: str, *, store: str | Path | None = None) -> Victim:
         axes=about["axes"],
         params=about["params"],
         metrics={**about["result"], **(measured(opened, whole) or {})},
-        shape=(channels, height, width),
+        shape=shape,
         classes=tuple(about["classes"]),
     )

@@ -10,7 +10,7 @@ in all classes, so that one frame says nothing of the class; the background wrap
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -137,7 +137,7 @@ def _frames(clip: Path) -> list[Path]:
 class Moving(Source):
     """Generated clips of 8 frames, 3x24x24: a digit of scikit-learn that moves in one of 8 ways."""
 
-    count: int = field(default=2000)
+    count: int = 2000
     """Training clips."""
     test_count: int = 500
     """Test clips; their digits are others than those of the training clips."""

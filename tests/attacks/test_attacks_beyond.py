@@ -10,7 +10,7 @@ from attacks.pcba import PCBA
 from attacks.video_clean import VideoClean
 from sweeper.core.errors import SweepError
 from sweeper.core.types import Role, Samples
-from tests.support import beyond
+from tests.support import beyond, toys
 
 
 def rng() -> torch.Generator:
@@ -142,7 +142,7 @@ def test_source_class_alone_is_poisoned_and_counts() -> None:
     ],
 )
 def test_what_does_not_fit_is_said(options: dict[str, int], said: str) -> None:
-    assert said in str(PCBA(**options).applies(beyond.facts(CLOUDS), 0.5))
+    assert said in str(PCBA(**options).applies(toys.facts(CLOUDS), 0.5))
 
 
 def test_a_rate_s_base_is_the_source_class() -> None:

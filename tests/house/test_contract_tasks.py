@@ -155,9 +155,9 @@ def built(name: str, data: Samples) -> tuple[Attack, float]:
     if not attack.rated:
         return attack, 0.0
     for rate in (0.1, 0.3, 0.5, 1.0):
-        if attack.applies(beyond.facts(data), rate) is None:
+        if attack.applies(toys.facts(data), rate) is None:
             return attack, rate
-    raise AssertionError(attack.applies(beyond.facts(data), 0.1))
+    raise AssertionError(attack.applies(toys.facts(data), 0.1))
 
 
 @pytest.mark.parametrize(("name", "task"), beyond.pairs("attack"))

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import sweeper
 import sweeper.data
 import sweeper.models
 import sweeper.tasks
@@ -218,6 +219,8 @@ def test_a_defense_from_outside_gets_samples_of_any_task_in_its_process(
     rows = sweeps.frame(tmp_path / "store").set_index("defense")
     assert counts == {"ok": 4}, rows["error"].tolist()
     assert rows.loc["mine_points:Mine", "acc"] > 0 and set(rows["task"]) == {"points"}
+    victim = sweeper.load_victim(rows.loc["none", "victim"], store=tmp_path / "store")
+    assert victim.shape == (32, 3) and victim.model(torch.zeros(2, 32, 3)).shape == (2, 8)
 
 
 def test_what_is_made_for_images_does_not_apply_to_points(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from torch import Generator, nn
 from defenses.base import Case
 from sweeper import models
 from sweeper.core import catalog, seeds
-from sweeper.core.types import Facts, Samples
+from sweeper.core.types import Samples
 from sweeper.data.clips import draw_moving
 from sweeper.data.points import draw_solids
 from sweeper.engine import task as tasks
@@ -80,20 +80,6 @@ def trained(data: Samples, **changes: Any) -> Net:
     model = network(data)
     training.fit(model, data, replace(RECIPE, **changes), key="beyond", device=toys.CPU)
     return model
-
-
-def facts(data: Samples) -> Facts:
-    """What the matrix would know of the samples if all were the attacker's."""
-    counts = torch.bincount(data.labels, minlength=len(data.classes))
-    return Facts(
-        dataset="toy",
-        digest="toy",
-        classes=len(data.classes),
-        shape=tuple(data.inputs.shape[1:]),
-        class_counts=tuple(counts.tolist()),
-        n_train=len(data),
-        task=data.task,
-    )
 
 
 def case(data: Samples, model: nn.Module, sees: frozenset[str], key: str = "toy case") -> Case:

@@ -58,16 +58,17 @@ def image_set(
     return ImageSet(images, labels, tuple(f"class {number}" for number in range(classes)))
 
 
-def facts(data: ImageSet) -> Facts:
+def facts(data: Samples) -> Facts:
     """What the matrix would know of this set if all of it were the attacker's."""
     counts = torch.bincount(data.labels, minlength=len(data.classes))
     return Facts(
         dataset="toy",
         digest="toy",
         classes=len(data.classes),
-        shape=tuple(data.images.shape[1:]),
+        shape=tuple(data.inputs.shape[1:]),
         class_counts=tuple(counts.tolist()),
         n_train=len(data),
+        task=data.task,
     )
 
 
