@@ -41,6 +41,7 @@ left_behind are JSON; a column that does not apply to a row, or that older code 
 null. `attack`, `defense`, `dataset` and `model` are the labels of the sweep file, the `_name`
 columns the methods behind them. `sees` is comma-separated.
 
+task: what the samples are. score: what acc measures: accuracy, or another score of the task.
 code: attack, defense, engine, victim_engine -> the hash of the code that ran (sweeper.core.code),
 the first and the last where the victim was trained; null where its manifest does not say. seen: a
 list of what a method that does not ship with the sweeper was seen to reach beyond what it was
