@@ -47,6 +47,8 @@ class Source(ABC):
     """What its samples are: a file of `sweeper/tasks/`."""
     shape: ClassVar[tuple[int, ...]] = (3, 32, 32)
     """Of what a model is shown of one sample, where the data are not on this machine yet."""
+    forbids: ClassVar[frozenset[str]] = frozenset()
+    """Augmentations of a recipe that would make other classes of its samples, such as flip."""
     wants: ClassVar[str] = (
         "train.parquet and test.parquet, or image folders train/<class>/ and test/<class>/,"
     )

@@ -147,6 +147,7 @@ class Moving(Source):
     }
     task = "clips"
     shape = (_FRAMES, 3, _SIDE, _SIDE)
+    forbids = frozenset({"flip"})
     order: ClassVar[int] = 40
 
     def serves(self, root: Path) -> bool:

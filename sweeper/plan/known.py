@@ -7,8 +7,10 @@ from pathlib import Path
 import torch
 
 from sweeper import data
+from sweeper.core.errors import SweepError
 from sweeper.core.types import Facts
 from sweeper.data import splits
+from sweeper.engine.recipes import Recipe
 from sweeper.plan.sweep import Entry
 
 
@@ -30,6 +32,21 @@ def of(entry: Entry, reserve: float, root: Path | None, cache: Path | None) -> F
         n_reserve=len(held),
         task=dataset.train.task,
     )
+
+
+def check(entry: Entry, recipe: Recipe) -> None:
+    """See that no augmentation makes other classes of a data set's samples.
+
+    Raises:
+        SweepError: One does.
+    """
+    source = data.source_of({"dataset": entry.name, **entry.options})
+    for name in sorted(source.forbids if source else ()):
+        if getattr(recipe, name):
+            raise SweepError(
+                f"recipe: {name}: makes other classes of the samples of {entry.label}: change it, "
+                f"as in {{base: RECIPE, {name}: false}}"
+            )
 
 
 def unresolved(entry: Entry) -> Facts:

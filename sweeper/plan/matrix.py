@@ -24,6 +24,7 @@ from sweeper.data import splits
 from sweeper.data.base import Source
 from sweeper.engine import recipes, training
 from sweeper.engine import task as tasks
+from sweeper.plan import known
 from sweeper.plan.forms import Defender, Place
 from sweeper.plan.sweep import Entry, Sweep
 
@@ -153,6 +154,7 @@ class _Expansion:
         task = tasks.task(facts.task)
         recipe = recipes.resolve(self.sweep.recipe, dataset.name, model.name, task.recipe)
         task.check(recipe)
+        known.check(dataset, recipe)
         version = code.version(family, type(family))
         model_params = {"name": model.name, **options.canonical(family), "version": version}
         local = {

@@ -165,6 +165,13 @@ def test_what_does_not_go_together_is_said_before_anything_runs(
         sweeps.prepared(path, tmp_path / "store")
 
 
+def test_a_mirrored_motion_is_another_one(tmp_path: Path) -> None:
+    values = {"datasets": ["moving"], "models": ["r3d-small"], "attacks": ["none"]}
+    path = sweeps.write(tmp_path, **values, defenses=["none"], recipe="fip")
+    with pytest.raises(SweepError, match="flip: makes other classes of the samples of moving"):
+        sweeps.prepared(path, tmp_path / "store")
+
+
 def test_a_model_is_paired_with_the_data_sets_it_takes(waves: None, tmp_path: Path) -> None:
     both = {"datasets": ["waves", "digits"], "models": ["waves-mlp", "tiny"]}
     path = sweeps.write(tmp_path, **{**SWEEP, **both, "defenses": ["none"]})
