@@ -100,6 +100,11 @@ class SampleSet(Samples):
     classes: tuple[str, ...]
     """Class names."""
 
+    def __post_init__(self) -> None:
+        """Refuse tensors whose order was lost: the first is what a model is shown."""
+        if next(iter(self.named), "labels") in ("labels", "positions"):
+            raise ValueError(f"the first of {', '.join(self.named)} is not what a model is shown")
+
     @property
     def tensors(self) -> dict[str, Tensor]:
         """The tensors by name, in their order."""

@@ -256,6 +256,7 @@ def _order(work: Material, sees: frozenset[str], stage: bool) -> child.Order:
         recipe=work.training,
         model=work.architecture,
         task=work.dataset.train.task,
+        layout=list(work.dataset.train.tensors),
         names=list(work.dataset.train.classes),
         device=work.device.type,
         gpus=work.context.gpus,

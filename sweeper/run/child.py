@@ -50,6 +50,8 @@ class Order:
     """What `models.build` takes, beside the generator."""
     task: str
     """What the samples are."""
+    layout: list[str]
+    """Their tensors, in order: the wire keeps none."""
     names: list[str]
     """Of the classes."""
     device: str
@@ -149,7 +151,9 @@ def _case(wire: Wire, order: Order, given: Mapping[str, Tensor], device: torch.d
         return {k.removeprefix(prefix): v for k, v in given.items() if k.startswith(prefix)}
 
     def held_samples(name: str) -> Samples:
-        return samples(order.task, part(name), tuple(order.names))
+        found = part(name)
+        tensors = {key: found[key] for key in order.layout if key in found}
+        return samples(order.task, tensors, tuple(order.names))
 
     recipe = options.construct(Recipe, order.recipe, "recipe")
     held: dict[str, Any] = {"queries": queries, "oracle": oracle}

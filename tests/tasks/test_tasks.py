@@ -36,6 +36,8 @@ def test_samples_of_any_kind_are_cut_and_changed_alike() -> None:
     assert plain.positions is None and torch.equal(plain.points, plain.inputs)
     with pytest.raises(AttributeError, match="no tensor 'images' among points, labels"):
         _ = plain.images
+    with pytest.raises(ValueError, match="the first of labels, points is not what a model"):
+        SampleSet("points", {"labels": plain.labels, "points": plain.points}, ("a",))
 
 
 def test_all_frames_of_a_clip_are_cropped_and_mirrored_alike() -> None:
