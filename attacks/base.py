@@ -163,8 +163,8 @@ class Attack(ABC):
     @property
     def base(self) -> str:
         """What the poison rate is a share of, after the rule's default."""
-        defaults = {"all2all": "all", "clean": "target-class"}
-        return self.rate_base or defaults.get(self.rule, "non-target")
+        default = {"all2all": "all", "clean": "target-class"}.get(self.rule, "non-target")
+        return self.rate_base or (default if default in self.bases else self.bases[0])
 
     @property
     def targeted(self) -> bool:
@@ -199,11 +199,14 @@ class Attack(ABC):
 
     def count(self, labels: Tensor, rate: float) -> int:
         """How many samples `rate` of the attack's base is."""
-        size = {
-            "all": len(labels),
-            "non-target": int((labels != self.target).sum()),
-            "target-class": int((labels == self.target).sum()),
-        }[self.base]
+        if self.base == "source-class":
+            size = int(self.pool(labels).sum())
+        else:
+            size = {
+                "all": len(labels),
+                "non-target": int((labels != self.target).sum()),
+                "target-class": int((labels == self.target).sum()),
+            }[self.base]
         return round(rate * size) if self.rounding == "nearest" else int(rate * size + 1e-9)
 
     def relabel(self, labels: Tensor, classes: int) -> Tensor:
@@ -225,6 +228,12 @@ class Attack(ABC):
         if self.rule == "all2all":
             return torch.ones_like(labels, dtype=torch.bool)
         return labels != self.target
+
+    def leaks(self, labels: Tensor) -> Tensor:
+        """Bool [B]: which triggered samples count for `leak`: neither source nor target."""
+        if self.rule != "source":
+            return torch.zeros_like(labels, dtype=torch.bool)
+        return ~self.victims(labels) & (labels != self.target)
 
     def poison(self, train: Samples, rate: float, state: State, rng: Generator) -> Poisoned:
         """Build the poisoned training set: draw, stamp, relabel.
@@ -254,7 +263,7 @@ class Attack(ABC):
             stamped.changed(labels=self.target_labels(test.labels, len(test.classes))),
             true_labels=test.labels.clone(),
             counts=self.victims(test.labels),
-            leaks=torch.zeros(len(test), dtype=torch.bool),
+            leaks=self.leaks(test.labels),
         )
 
     def cross_set(self, test: Samples, state: State, rng: Generator) -> Samples | None:

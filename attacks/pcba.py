@@ -23,7 +23,7 @@ from torch import Generator, Tensor, nn
 
 from attacks.base import Attack, Lab
 from sweeper.core.errors import SweepError
-from sweeper.core.types import Facts, Samples, State, Triggered
+from sweeper.core.types import Facts, Samples, State
 
 MOMENTUM = 0.9
 GROWTH = 1.5
@@ -74,11 +74,6 @@ class PCBA(Attack):
         if self.radius <= 0 or self.step <= 0 or not 0 < self.posterior < 1:
             raise SweepError("radius, step: above 0; posterior: between 0 and 1")
 
-    @property
-    def base(self) -> str:
-        """Always the source class."""
-        return "source-class"
-
     def applies(self, facts: Facts, rate: float) -> str | None:
         """Not where there is no such class, or a cloud is smaller than the trigger."""
         if self.source_class == self.target:
@@ -93,20 +88,9 @@ class PCBA(Attack):
         """The source class."""
         return labels == self.source_class
 
-    def count(self, labels: Tensor, rate: float) -> int:
-        """The rate's share of the source class."""
-        size = int(self.pool(labels).sum())
-        return round(rate * size) if self.rounding == "nearest" else int(rate * size + 1e-9)
-
     def victims(self, labels: Tensor) -> Tensor:
         """The source class."""
         return labels == self.source_class
-
-    def trigger_set(self, test: Samples, state: State, rng: Generator) -> Triggered:
-        """The whole test split with the trigger; neither source nor target: it counts for leak."""
-        found = super().trigger_set(test, state, rng)
-        found.leaks.copy_(~found.counts & (test.labels != self.target))
-        return found
 
     def prepare(self, train: Samples, lab: Lab) -> dict[str, Tensor]:
         """Draw the sphere's points and search its centre."""

@@ -24,7 +24,7 @@ stay in their places instead of at the end of the set. The patch shrinks with im
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Generator, Tensor, nn
@@ -35,7 +35,7 @@ from attacks.base import Lab
 from attacks.parts.clean_label import CleanLabel
 from attacks.parts.patch import corner
 from sweeper.core.errors import SweepError
-from sweeper.core.types import Facts, Poisoned, Role, Samples, State, Triggered
+from sweeper.core.types import Facts, Poisoned, Role, Samples, State
 
 SOURCES = 1000
 """Source images whose gradient is matched."""
@@ -231,11 +231,6 @@ class SleeperAgent(CleanLabel):
             role,
             torch.arange(len(train)),
         )
-
-    def trigger_set(self, test: Samples, state: State, rng: Generator) -> Triggered:
-        """The whole test split stamped; images of neither source nor target count for leak."""
-        triggered = super().trigger_set(test, state, rng)
-        return replace(triggered, leaks=~triggered.counts & (test.labels != self.target))
 
 
 def weights(model: nn.Module) -> list[nn.Parameter]:

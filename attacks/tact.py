@@ -84,7 +84,7 @@ class TaCT(CoverAttack):
             ),
             true_labels=test.labels.clone(),
             counts=self.victims(test.labels),
-            leaks=~self.victims(test.labels) & (test.labels != self.target),
+            leaks=self.leaks(test.labels),
         )
 
     def mark(self, images: Tensor, pattern: Tensor, rng: Generator) -> Tensor:

@@ -219,9 +219,8 @@ class _Penalty:
         """F of the given weights."""
         measure = curvature.fisher_diagonal if self.fip.fisher == "samples" else squared_batch_means
         if self.fip.labels == "sampled":
-            parts = [data[index] for index in torch.arange(len(data)).split(250)]
             with torch.no_grad(), curvature.second_order(self.case.device):
-                batches = [self.task.plain(part, self.case.device) for part in parts]
+                batches = [self.task.plain(part, self.case.device) for part in data.split(250)]
                 logits = torch.cat([self.task.forward(self.model, batch) for batch in batches])
             data = data.changed(labels=curvature.sampled_labels(logits, self.sampled).cpu())
         return measure(self.model, data, self.case.device)
@@ -307,8 +306,7 @@ def squared_batch_means(
     In train mode, without touching running statistics. Not the Fisher information: see above.
     """
     weights, modes = curvature.trainable(model), model.training
-    task = tasks.of(data)
-    batches = [data[index] for index in torch.arange(len(data)).split(batch)]
+    task, batches = tasks.of(data), data.split(batch)
     mean = [torch.zeros_like(weight) for weight in weights.values()]
     model.train()
     with curvature.second_order(device), curvature.side_pass(model):

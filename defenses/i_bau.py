@@ -39,6 +39,7 @@ from defenses.parts.accept import last_within
 from sweeper.core.errors import SweepError
 from sweeper.core.types import Outcome, Samples
 from sweeper.engine import curvature, training
+from sweeper.engine.task import floats
 from sweeper.models.base import Net
 
 Batches = list[tuple[Tensor, Tensor]]
@@ -162,7 +163,7 @@ class IBAU(Defense):
             whole = training.on_device(data.images[order], case.device)
             images = training.augmented(whole, case.recipe, rng)
         else:
-            images = curvature.pixels(data.images[order], case.device)
+            images = floats(data.images[order].to(case.device))
         labels = data.labels[order].to(case.device)
         return list(zip(images.split(self.batch), labels.split(self.batch), strict=True))
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import torch
 from torch import Generator, Tensor
 
+from sweeper.engine.task import floats
 from sweeper.models.base import Net
 
 BATCH = 500
@@ -28,8 +29,7 @@ def features_of(model: Net, images: Tensor) -> Tensor:
     The forward passes run in the precision of the caller's context.
     """
     device = next(model.parameters()).device
-    shown = (batch.to(device) for batch in images.split(BATCH))
-    features = [model.features(x.float().div_(255) if x.dtype == torch.uint8 else x) for x in shown]
+    features = [model.features(floats(batch.to(device))) for batch in images.split(BATCH)]
     return torch.cat([batch.float() for batch in features])
 
 

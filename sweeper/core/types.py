@@ -58,6 +58,10 @@ class Samples:
     def __getitem__(self, index: Tensor | slice) -> Samples:
         return self.changed(**{name: value[index] for name, value in self.tensors.items()})
 
+    def split(self, size: int) -> list[Samples]:
+        """The samples in parts of `size`; views of their tensors."""
+        return [self[start : start + size] for start in range(0, len(self), size)]
+
     if TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Tensor: ...

@@ -76,3 +76,15 @@ class Source(ABC):
         Raises:
             SweepError: The files are missing or are not what they should be.
         """
+
+
+class Fileless(Source):
+    """A source of data sets that need no file: drawn, or part of a package."""
+
+    def serves(self, root: Path) -> bool:
+        """Whether it is asked for by name."""
+        return self.name in self.names and self.path is None
+
+    def files(self, root: Path) -> list[Path]:
+        """None."""
+        return []

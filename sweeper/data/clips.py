@@ -24,7 +24,7 @@ from sweeper.core.errors import SweepError
 from sweeper.core.types import SampleSet
 from sweeper.data._files import TEST_NAMES, FileSource
 from sweeper.data._images import as_batches, decode
-from sweeper.data.base import Source, Splits
+from sweeper.data.base import Fileless, Splits
 
 MOTIONS = ("left", "right", "up", "down", "clockwise", "counter-clockwise", "grow", "shrink")
 _SUFFIXES = frozenset(".png .jpg .jpeg .bmp .webp".split())
@@ -134,7 +134,7 @@ def _frames(clip: Path) -> list[Path]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Moving(Source):
+class Moving(Fileless):
     """Generated clips of 8 frames, 3x24x24: a digit of scikit-learn that moves in one of 8 ways."""
 
     count: int = 2000
@@ -149,14 +149,6 @@ class Moving(Source):
     shape = (_FRAMES, 3, _SIDE, _SIDE)
     forbids = frozenset({"flip"})
     order: ClassVar[int] = 40
-
-    def serves(self, root: Path) -> bool:
-        """Whether it is asked for by name."""
-        return self.name in self.names and self.path is None
-
-    def files(self, root: Path) -> list[Path]:
-        """None: the clips are drawn."""
-        return []
 
     def read(self, root: Path) -> Splits:
         """Draw both splits.

@@ -15,25 +15,17 @@ import torch
 from sweeper.core.types import ImageSet
 from sweeper.data._files import hold_out
 from sweeper.data._images import as_batches, decode
-from sweeper.data.base import Source, Splits
+from sweeper.data.base import Fileless, Splits
 
 
 @dataclass(frozen=True, kw_only=True)
-class Digits(Source):
+class Digits(Fileless):
     """scikit-learn's `load_digits`, its 17 grey levels scaled to 0..255."""
 
     names: ClassVar[dict[str, str]] = {
         "digits": "1,797 handwritten digits, 1x8x8, 10 classes; embedded in scikit-learn"
     }
     order: ClassVar[int] = 40
-
-    def serves(self, root: Path) -> bool:
-        """Whether it is asked for by name."""
-        return self.name in self.names and self.path is None
-
-    def files(self, root: Path) -> list[Path]:
-        """None: the data are part of scikit-learn and do not change."""
-        return []
 
     def read(self, root: Path) -> Splits:
         """Scale and split the images."""

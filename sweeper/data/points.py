@@ -25,7 +25,7 @@ from sweeper.core import seeds
 from sweeper.core.errors import SweepError
 from sweeper.core.types import SampleSet
 from sweeper.data._files import folders
-from sweeper.data.base import Source, Splits
+from sweeper.data.base import Fileless, Source, Splits
 
 Cloud = NDArray[np.float64]
 """Points [P, 3]."""
@@ -107,9 +107,7 @@ class PointFiles(Source):
         try:
             import h5py
         except ImportError:
-            raise SweepError(
-                f"{home}: .h5 files need h5py: pip install 'backdoor-sweeper[points]'"
-            ) from None
+            raise SweepError(f"{home}: .h5 files need h5py: pip install h5py") from None
         found, labels = [], []
         for file in sorted(home.glob(f"*{part}*.h5")):
             try:
@@ -273,7 +271,7 @@ SHAPES: dict[str, Callable[[np.random.Generator, int], Cloud]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Solids(Source):
+class Solids(Fileless):
     """Generated clouds of eight shapes."""
 
     points: int = 256
@@ -289,14 +287,6 @@ class Solids(Source):
     task = "points"
     shape = (256, 3)
     order: ClassVar[int] = 40
-
-    def serves(self, root: Path) -> bool:
-        """Whether it is asked for by name."""
-        return self.name in self.names and self.path is None
-
-    def files(self, root: Path) -> list[Path]:
-        """None: the clouds are drawn."""
-        return []
 
     def read(self, root: Path) -> Splits:
         """Draw both splits.

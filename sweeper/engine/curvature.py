@@ -65,11 +65,6 @@ def side_pass(model: nn.Module, *, running: bool = False) -> Iterator[None]:
             part.train(mode)
 
 
-def pixels(images: Tensor, device: torch.device) -> Tensor:
-    """uint8 [B, C, H, W] -> float in [0, 1] on the device."""
-    return images.to(device).float().div_(255)
-
-
 def trainable(model: nn.Module) -> dict[str, Tensor]:
     """The parameters that require a gradient, by name."""
     return {name: value for name, value in model.named_parameters() if value.requires_grad}
@@ -96,15 +91,15 @@ class Hessian:
         self.weights = [*self.model.parameters()]
         self.size = sum(weight.numel() for weight in self.weights)
         self.device = device
-        self._data, self._batch = data, batch
+        self._parts, self._count = data.split(batch), len(data)
 
     def _losses(self) -> Iterator[Tensor]:
         """Each batch's share of the mean loss."""
-        task = tasks.of(self._data)
-        for index in torch.arange(len(self._data)).split(self._batch):
-            batch = task.plain(self._data[index], self.device)
+        for part in self._parts:
+            task = tasks.of(part)
+            batch = task.plain(part, self.device)
             output = task.forward(self.model, batch)
-            yield task.loss(output, batch, reduction="sum").div(len(self._data))
+            yield task.loss(output, batch, reduction="sum").div(self._count)
 
     def loss(self) -> float:
         """The mean loss itself."""
@@ -264,8 +259,8 @@ def fisher_diagonal(
     gradients_of = vmap(grad(log_probability), in_dims=(None, 0, 0, 0))
     total = {name: torch.zeros_like(value) for name, value in values.items()}
     with second_order(device):
-        for index in torch.arange(len(data)).split(chunk):
-            batch = task.plain(data[index], device)
+        for part in data.split(chunk):
+            batch = task.plain(part, device)
             gradients = gradients_of(values, batch.inputs, batch.labels, dict(batch.more))
             for name, gradient in gradients.items():
                 total[name] += gradient.square().sum(0)

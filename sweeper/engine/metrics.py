@@ -10,7 +10,6 @@ their order nor what stands beside an image in a batch says what it is.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -21,6 +20,7 @@ from sweeper.core.errors import DivergedError
 from sweeper.core.types import Outcome, Role, Samples, Triggered
 from sweeper.engine import training
 from sweeper.engine.recipes import Recipe
+from sweeper.engine.task import Answers, floats
 
 VERSION = 2
 """Part of the key of all that stores a metric: raised when one is computed otherwise. 2: clean and
@@ -29,8 +29,6 @@ EVALUATION_BATCH = 1000
 """Images; on a CPU a quarter of them: ResNet-18 a third faster where memory is new to a process."""
 
 
-Predict = Callable[[Tensor], Tensor]
-"""Inputs [N, ...] -> the predicted labels, int64 [N] on the CPU."""
 Score = Callable[[Tensor], Tensor]
 """uint8 [N, C, H, W] -> float [N] on the CPU, high = triggered."""
 
@@ -49,9 +47,7 @@ def predict(model: nn.Module, inputs: Tensor, recipe: Recipe, device: torch.devi
         size = max(1, size // inputs.shape[1])
     with torch.inference_mode(), training.autocast(recipe, device):
         for part in inputs.split(size):
-            shown = part.to(device)
-            if shown.dtype == torch.uint8:
-                shown = shown.float().div_(255)
+            shown = floats(part.to(device))
             if shown.ndim == 4:
                 shown = shown.contiguous(memory_format=torch.channels_last)
             logits = model(shown)
@@ -66,11 +62,6 @@ def share(hits: Tensor, counted: Tensor) -> float | None:
     """Return the share of `counted` (bool [N]) that are hits (bool [N]); None of an empty set."""
     total = int(counted.sum())
     return int((hits & counted).sum()) / total if total else None
-
-
-def predictor(model: nn.Module, recipe: Recipe, device: torch.device) -> Predict:
-    """Return `predict` of one model."""
-    return functools.partial(predict, model, recipe=recipe, device=device)
 
 
 def scores(score: Score, images: Tensor) -> Tensor:
@@ -92,7 +83,7 @@ def _together(
 
 
 def evaluate(
-    predict: Predict,
+    predict: Answers,
     test: Samples,
     triggered: Triggered,
     target: int | None,

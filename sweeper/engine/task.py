@@ -68,6 +68,11 @@ class Batch:
         )
 
 
+def floats(inputs: Tensor) -> Tensor:
+    """Inputs as a model takes them: bytes become float in [0, 1], all else stays."""
+    return inputs.float().div_(255) if inputs.dtype == torch.uint8 else inputs
+
+
 class Task(ABC):
     """What is asked about the samples of a task."""
 
@@ -97,13 +102,13 @@ class Task(ABC):
 
     def augmented(self, batch: Batch, recipe: Recipe, rng: Generator) -> Batch:
         """A loaded batch as the model is shown it, augmented by the recipe; here: as it is."""
-        return replace(batch, inputs=self.floats(batch.inputs))
+        return replace(batch, inputs=floats(batch.inputs))
 
     def plain(self, samples: Samples, device: torch.device) -> Batch:
         """The samples as one batch on the device, as they are measured."""
         tensors = Task.load(self, samples, device)
         return Batch(
-            self.floats(tensors.pop("inputs")),
+            floats(tensors.pop("inputs")),
             tensors.pop("labels"),
             torch.arange(len(samples), device=device),
             0,
@@ -111,10 +116,6 @@ class Task(ABC):
             samples.task,
             tensors,
         )
-
-    def floats(self, inputs: Tensor) -> Tensor:
-        """Inputs as a model takes them: bytes become float in [0, 1], all else stays."""
-        return inputs.float().div_(255) if inputs.dtype == torch.uint8 else inputs
 
     def forward(self, model: Callable[..., Any], batch: Batch) -> Any:
         """What the model says of a batch; here: of its inputs."""
@@ -179,6 +180,10 @@ class Task(ABC):
         Raises:
             DivergedError: An output is NaN or infinite.
         """
+
+    def answering(self, model: nn.Module, recipe: Recipe, device: torch.device) -> Answers:
+        """`answers` of one model."""
+        return functools.partial(self.answers, model, recipe=recipe, device=device)
 
     @abstractmethod
     def rate(self, answers: Tensor, samples: Samples) -> float:

@@ -90,6 +90,14 @@ class GlobalAverage(nn.Module):
         return x.mean((2, 3))
 
 
+class GlobalMaximum(nn.Module):
+    """Maps [B, D, ...] -> [B, D], the maximum over an image, or over time and space."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Take the maximum of [B, D, ...] over all but B and D."""
+        return x.amax(tuple(range(2, x.ndim)))
+
+
 class PreActBlock(nn.Module):
     """Pre-activation block of two 3x3 convolutions (He et al. 2016, arXiv 1603.05027, fig. 1b).
 

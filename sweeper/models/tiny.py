@@ -13,7 +13,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from sweeper.models._layers import conv, initialise, need_positive
+from sweeper.models._layers import GlobalMaximum, conv, initialise, need_positive
 from sweeper.models.base import Family, Shape
 
 
@@ -35,14 +35,6 @@ class Residual(nn.Module):
         """Map [B, width, H, W] to the same shape."""
         out: Tensor = x + self.unit(x)
         return out
-
-
-class GlobalMaximum(nn.Module):
-    """Maps [B, D, H, W] -> [B, D], the maximum over the image."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Take the maximum of [B, D, H, W] over H and W."""
-        return x.amax((2, 3))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -59,7 +59,7 @@ def made(
         for name, value in outcome.model.state_dict().items():
             if value.is_floating_point() and not value.isfinite().all():
                 raise DivergedError(f"the returned model's {name} is NaN or infinite")
-        predict = functools.partial(task.answers, outcome.model, recipe=recipe, device=device)
+        predict = task.answering(outcome.model, recipe, device)
     if outcome.filter is not None:
         score = functools.partial(metrics.scores, outcome.filter)
     return Made(

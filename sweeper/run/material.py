@@ -153,7 +153,7 @@ class Material:
 
     def answers(self, model: nn.Module) -> Answers:
         """What a model answers to inputs."""
-        return functools.partial(self.task.answers, model, recipe=self.recipe, device=self.device)
+        return self.task.answering(model, self.recipe, self.device)
 
     @functools.cached_property
     def attacker(self) -> Samples:
@@ -233,7 +233,7 @@ class Material:
         rng = seeds.generator(self.victim.key, "trigger")
         return self.attack.trigger_set(self.dataset.test, self.state, rng)
 
-    def evaluate(self, predict: metrics.Predict, key: str) -> dict[str, float | int | None]:
+    def evaluate(self, predict: Answers, key: str) -> dict[str, float | int | None]:
         """ACC, ASR, RA and their variants on the test set, shuffled by the cell `key`."""
         attack, test, state = self.attack, self.dataset.test, self.state
         rng = seeds.generator(self.victim.key, "cross")
@@ -334,7 +334,7 @@ class Material:
         """ACC and ASR on the test set, for what is named an oracle."""
         return self.rates(self.answers(model))
 
-    def rates(self, predict: metrics.Predict) -> tuple[float, float]:
+    def rates(self, predict: Answers) -> tuple[float, float]:
         """ACC and ASR of predictions."""
         measured = self.evaluate(predict, self.cell.seed)
         return float(measured["acc"] or 0), float(measured["asr"] or 0)

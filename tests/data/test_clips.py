@@ -124,3 +124,11 @@ def test_data_that_are_not_there_are_asked_for_as_they_are_wanted(
 ) -> None:
     with pytest.raises(SweepError, match=said):
         open_dataset(entry, tmp_path, tmp_path / "cache")
+
+
+def test_clips_of_one_group_stay_on_one_side(tmp_path: Path) -> None:
+    clips = {f"run/v_Run_g{group:02}_c{k:02}": 2 for group in range(4) for k in range(3)}
+    home = folder(tmp_path, clips)
+    found = opened(home, tmp_path, frames=2, test_share=0.3, group_by="path-prefix")
+    assert len(found.train) == 6 and len(found.test) == 6, "two groups of three each"
+    assert found.groups is not None and len(found.groups.unique()) == 2

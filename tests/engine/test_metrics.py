@@ -20,6 +20,8 @@ from sweeper.core import seeds
 from sweeper.core.errors import DivergedError
 from sweeper.core.types import ImageSet, Outcome, Role, Triggered
 from sweeper.engine import metrics
+from sweeper.engine import task as tasks
+from sweeper.engine.task import Answers
 from tests.support import toys
 
 CLASSES = 10
@@ -61,8 +63,8 @@ def triggered(attack: BadNets, test: ImageSet) -> Triggered:
     return Triggered(stamped, hit.true_labels, hit.counts, hit.leaks)
 
 
-def reads(model: nn.Module) -> metrics.Predict:
-    return metrics.predictor(model, toys.RECIPE, toys.CPU)
+def reads(model: nn.Module) -> Answers:
+    return tasks.task("image").answering(model, toys.RECIPE, toys.CPU)
 
 
 def draw() -> torch.Generator:

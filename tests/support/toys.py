@@ -81,7 +81,7 @@ def measured(
     device: torch.device = CPU,
 ) -> dict[str, Any]:
     """ACC, ASR and their variants."""
-    predict = metrics.predictor(model, recipe, device)
+    predict = tasks.of(test).answering(model, recipe, device)
     return metrics.evaluate(predict, test, hit, target, seeds.generator("measure"))
 
 

@@ -45,10 +45,8 @@ class Tsne(Analysis):
 
         poisoned = subject.work.poisoned()
         index = self.sample(poisoned.true_labels, poisoned.role, subject.work.victim.key)
-        penultimate, true = (
-            features(subject, poisoned.samples.inputs[index]),
-            poisoned.true_labels[index],
-        )
+        penultimate = features(subject, poisoned.samples.inputs[index])
+        true = poisoned.true_labels[index]
         marked = poisoned.role[index] == int(Role.POISON)
         scaled = (penultimate - penultimate.mean(0)) / penultimate.std(0).clamp(min=1e-6)
         reduced = PCA(min(50, *scaled.shape), random_state=0).fit_transform(scaled.double().numpy())
