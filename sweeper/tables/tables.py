@@ -142,8 +142,8 @@ def _layout(
     if not row_axes:  # a line needs a name
         row_axes = [next(axis for axis in ("attack", *rows, *fixed) if axis not in cols)]
     constants = [axis for axis in fixed if axis not in row_axes and axis not in cols]
-    first = data[constants].iloc[0]
-    return data, row_axes, cols, tuple((axis, _plain(first[axis])) for axis in constants)
+    firsts = ((axis, _plain(data[axis].iloc[0])) for axis in constants)  # a row would mix types
+    return data, row_axes, cols, tuple(firsts)
 
 
 def _decide(data: pd.DataFrame, axes: Sequence[str], axis: str) -> bool:

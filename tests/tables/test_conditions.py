@@ -139,3 +139,11 @@ def test_a_table_of_one_score_has_it_in_its_header() -> None:
     mixed = tables.build(of_tasks(IMAGES, SCENES), rows=["dataset"], cols=["defense"])
     text = tables.render(mixed, "markdown")
     assert "ACC" in text.splitlines()[2] and "ACC is mAP@.5" in text
+
+
+def test_the_caption_of_several_data_sets_and_models_keeps_whole_numbers_whole() -> None:
+    """Without a text among them, pandas makes one row of numbers all floats."""
+    moving, scenes = {**CLIPS, "model": "r3d-small"}, {**SCENES, "model": "ssd"}
+    found = tables.build(of_tasks(moving, scenes), rows=["dataset", "model", "attack"])
+    caption = tables.render(found, "markdown").splitlines()[0]
+    assert "target 0," in caption and "target 0.0" not in caption
