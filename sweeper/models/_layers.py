@@ -93,9 +93,13 @@ class GlobalAverage(nn.Module):
 class GlobalMaximum(nn.Module):
     """Maps [B, D, ...] -> [B, D], the maximum over an image, or over time and space."""
 
+    def __init__(self, axes: tuple[int, ...] = (2, 3)) -> None:
+        super().__init__()
+        self.axes = axes  # not asked of the input: CLP traces networks
+
     def forward(self, x: Tensor) -> Tensor:
-        """Take the maximum of [B, D, ...] over all but B and D."""
-        return x.amax(tuple(range(2, x.ndim)))
+        """Take the maximum over the axes."""
+        return x.amax(self.axes)
 
 
 class PreActBlock(nn.Module):

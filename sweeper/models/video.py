@@ -74,4 +74,4 @@ class Video(Family):
                 layers.append(nn.MaxPool3d(pool))
                 frames, side = frames // pool[0], side // pool[1]
             channels = outputs
-        return nn.Sequential(*layers, GlobalMaximum()), nn.Linear(channels, classes)
+        return nn.Sequential(*layers, GlobalMaximum((2, 3, 4))), nn.Linear(channels, classes)
