@@ -134,7 +134,8 @@ class Attack(ABC):
     def attach(self, samples: Samples, *, split: str, state: State, rng: Generator) -> Samples:
         """Apply the trigger to samples: here to their inputs alone; arguments are `stamp`'s.
 
-        A trigger that changes more (a reply, boxes) overrides it.
+        A trigger that changes more (a reply, boxes) overrides it: where samples have no class
+        each, what it returns as their labels is what they are given, and what the attacker wants.
         """
         return samples.shown(self.stamp(samples.inputs, split=split, state=state, rng=rng))
 
@@ -232,7 +233,7 @@ class Attack(ABC):
     def leaks(self, labels: Tensor) -> Tensor:
         """Bool [B]: which triggered samples count for `leak`: neither source nor target."""
         if self.rule != "source":
-            return torch.zeros_like(labels, dtype=torch.bool)
+            return torch.zeros(len(labels), dtype=torch.bool)
         return ~self.victims(labels) & (labels != self.target)
 
     def poison(self, train: Samples, rate: float, state: State, rng: Generator) -> Poisoned:
@@ -247,10 +248,12 @@ class Attack(ABC):
         """Draw `count` samples of the pool, stamp and relabel them."""
         poisoned = draw(self.pool(train.labels), count, rng)
         stamped = self.attach(train[poisoned], split="train", state=state, rng=rng)
+        if train.labelled:
+            labels = self.relabel(train.labels[poisoned], len(train.classes))
+            stamped = stamped.changed(labels=labels)
         tensors = {name: value.clone() for name, value in train.tensors.items()}
         for name, value in stamped.tensors.items():
             tensors[name][poisoned] = value
-        tensors["labels"][poisoned] = self.relabel(train.labels[poisoned], len(train.classes))
         role = torch.full((len(train),), int(Role.CLEAN), dtype=torch.uint8)
         role[poisoned] = int(Role.POISON)
         samples, index = train.changed(**tensors), torch.arange(len(train))
@@ -259,8 +262,10 @@ class Attack(ABC):
     def trigger_set(self, test: Samples, state: State, rng: Generator) -> Triggered:
         """The test split with the trigger on every sample."""
         stamped = self.attach(test, split="test", state=state, rng=rng)
+        if test.labelled:
+            stamped = stamped.changed(labels=self.target_labels(test.labels, len(test.classes)))
         return Triggered(
-            stamped.changed(labels=self.target_labels(test.labels, len(test.classes))),
+            stamped,
             true_labels=test.labels.clone(),
             counts=self.victims(test.labels),
             leaks=self.leaks(test.labels),

@@ -40,4 +40,4 @@ class NoAttack(Attack):
 
     def victims(self, labels: Tensor) -> Tensor:
         """No image counts for ASR."""
-        return torch.zeros_like(labels, dtype=torch.bool)
+        return torch.zeros(len(labels), dtype=torch.bool)

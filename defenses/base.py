@@ -156,7 +156,8 @@ class Case:
         the hold-out alone, which its score was not fitted to.
 
         The hold-out has `share` of each class, at least `per_class` images of it while that leaves
-        half of the class to fit on. Where no class has two images, it has `share` of all.
+        half of the class to fit on. Where no class has two images, or
+        samples have no class, it has `share` of all.
 
         Returns:
             (fit, holdout), disjoint, the same at every call.
@@ -164,11 +165,11 @@ class Case:
         clean = self.clean
         order = torch.randperm(len(clean), generator=self.rng("hold-out"))
         holdouts = []
-        for label in range(len(clean.classes)):
+        for label in range(len(clean.classes) if clean.labelled else 0):
             members = order[clean.labels[order] == label]
             count = max(round(share * len(members)), min(per_class, len(members) // 2))
             holdouts.append(members[:count])
-        holdout = torch.cat(holdouts)
+        holdout = torch.cat(holdouts) if holdouts else order[:0]
         if not len(holdout):
             holdout = order[: max(1, round(share * len(clean)))]
         in_holdout = torch.zeros(len(clean), dtype=torch.bool)

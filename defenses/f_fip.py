@@ -1,10 +1,12 @@
 """f-FIP, the fast form of FIP: only the singular values of each layer are trained.
 
 Karim et al., ACM CCS 2024 (arXiv 2409.00863); objective and options are FIP's (`fip.py`). Every
-convolution and linear layer computes with `U diag(relu(s + delta)) V^T`, the thin singular value
-decomposition of its given weight (per group, the weight as a matrix of outputs x the rest). Trained
-are the deltas alone: 4,325 numbers of a CIFAR ResNet-18's 11.2 M. Biases and BatchNorm's weights
-are frozen; its running statistics follow. At the end the layers are folded back.
+convolution, linear layer and embedding computes with `U diag(relu(s + delta)) V^T`, the thin
+singular value decomposition of its given weight (per group, the weight as a matrix of outputs x the
+rest). Trained are the deltas alone: 4,325 numbers of a CIFAR ResNet-18's 11.2 M. Biases and
+BatchNorm's weights are frozen; its running statistics follow. At the end the layers are folded
+back. Attention is swapped where its projections are linear layers (`transformer`); torch's own,
+which holds them as one bare weight (`vit-tiny`), is not.
 
 The layer is evaluated as two convolutions, by V^T and by U with its columns scaled: no gradient of
 a full weight is ever needed, which is where the time is saved. The released code has such layers
@@ -27,12 +29,13 @@ from torch.nn import functional
 from defenses.fip import FIP
 from sweeper.models.base import Net
 
-Layer = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
+Layer = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear | nn.Embedding
 CONVOLUTIONS: dict[type[nn.Module], Callable[..., Tensor]] = {
     nn.Conv1d: functional.conv1d,
     nn.Conv2d: functional.conv2d,
     nn.Conv3d: functional.conv3d,
 }
+KINDS = (nn.Linear, nn.Embedding, *CONVOLUTIONS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +56,7 @@ class FFIP(FIP):
         layers = [
             (name, module)
             for name, module in model.named_modules()
-            if type(module) in (nn.Linear, *CONVOLUTIONS)  # attention reads its own kind's weight
+            if type(module) in KINDS  # torch's attention reads its own kind's weight
         ]
         swapped = {name: Spectral(layer) for name, layer in layers}
         for name, module in swapped.items():
@@ -74,7 +77,7 @@ class Spectral(nn.Module):
     def __init__(self, layer: Layer) -> None:
         """Decompose the weight of `layer`, which is kept for its bias and geometry."""
         super().__init__()
-        groups = 1 if isinstance(layer, nn.Linear) else layer.groups
+        groups = 1 if isinstance(layer, nn.Linear | nn.Embedding) else layer.groups
         weight = layer.weight.detach()
         matrices = weight.reshape(groups, weight.shape[0] // groups, -1).double()
         left, values, right = torch.linalg.svd(matrices, full_matrices=False)
@@ -99,6 +102,8 @@ class Spectral(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """What the layer computes."""
         layer, outward = self.layer, self.left * self.scale()[:, None]
+        if isinstance(layer, nn.Embedding):
+            return functional.linear(functional.embedding(x, outward[0]), self.right[0].T)
         if isinstance(layer, nn.Linear):
             inner = functional.linear(x, self.right[0])
             return functional.linear(inner, outward[0], layer.bias)

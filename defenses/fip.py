@@ -40,12 +40,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from defenses.base import Case, Defense
+from defenses.base import Case, Defense, Needs
 from defenses.parts.accept import Rule
 from defenses.parts.steps import descend
 from sweeper.core.errors import SweepError
@@ -71,9 +71,11 @@ class FIP(Defense):
     steps: int = 1000
     """Updates, on batches drawn with replacement."""
     lr: float = 0.005
-    """Learning rate (SGD without weight decay, constant)."""
+    """Learning rate (constant; there is no weight decay)."""
     momentum: float = 0.95
-    """SGD momentum."""
+    """Momentum of the optimiser."""
+    optimizer: Literal["sgd", "adam"] = field(default="sgd", metadata={"added": True})
+    """sgd | adam: what takes the steps."""
     batch: int = 128
     """Images of a step."""
     every: int = 1
@@ -152,6 +154,13 @@ class FIP(Defense):
                 "eta_f, balance, eta_r, images, clip, guard: not negative; momentum: in [0, 1)"
             )
 
+    def applies(self, needs: Needs) -> str | None:
+        """Not where there are no classes for the released estimators to score."""
+        of_classes = self.estimator == "released" or self.fisher == "batches"
+        if of_classes and not tasks.task(needs.task).classifies:
+            return f"the released estimators score classes, {needs.task} have none"
+        return None
+
     def enter(self, model: Net) -> Callable[[], None]:
         """Choose what is trained: here all weights. Returns what undoes it."""
         return lambda: None
@@ -179,6 +188,7 @@ class FIP(Defense):
             batch=min(self.batch, len(data)),
             lr=self.lr * scale,
             momentum=self.momentum,
+            optimizer=self.optimizer,
             nesterov=False,
             weight_decay=0.0,
             schedule="constant",
@@ -221,8 +231,11 @@ class _Penalty:
         if self.fip.labels == "sampled":
             with torch.no_grad(), curvature.second_order(self.case.device):
                 batches = [self.task.plain(part, self.case.device) for part in data.split(250)]
-                logits = torch.cat([self.task.forward(self.model, batch) for batch in batches])
-            data = data.changed(labels=curvature.sampled_labels(logits, self.sampled).cpu())
+                labels = [
+                    self.task.sampled(self.task.forward(self.model, batch), batch, self.sampled)
+                    for batch in batches
+                ]
+            data = data.changed(labels=torch.cat(labels).cpu())
         return measure(self.model, data, self.case.device)
 
     def loss(self, batch: Batch) -> Tensor:
@@ -257,7 +270,7 @@ class _Penalty:
             output = self.task.forward(self.model, batch)
             loss = self.task.loss(output, batch).detach()
             if fip.labels == "sampled":
-                labels = curvature.sampled_labels(output.detach(), self.sampled)
+                labels = self.task.sampled(output, batch, self.sampled)
                 batch = replace(batch, labels=labels)
             log_likelihoods = self.task.scores(output, batch)
             if fip.estimator == "micro-batch":

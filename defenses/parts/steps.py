@@ -32,7 +32,7 @@ def descend(
     optimizer: torch.optim.Optimizer | None = None,
     rate: Callable[[int], float] | None = None,
 ) -> list[float]:
-    """Update the model's trainable weights in place by the recipe's SGD and schedule.
+    """Update the model's trainable weights in place by the recipe's optimiser and schedule.
 
     The schedule goes from step to step; modes of modules are the caller's, before and after.
 
@@ -45,7 +45,7 @@ def descend(
         loss: The loss of one batch.
         name: Names the random draws.
         clip: Largest norm of the gradient; 0: no bound.
-        optimizer: Used in place of SGD, with its state.
+        optimizer: Used in place of the recipe's, with its state.
         rate: Learning rate of a step (from 0); default: the recipe's schedule.
 
     Returns:
@@ -55,7 +55,7 @@ def descend(
         DivergedError: A loss or a weight became NaN or infinite.
     """
     recipe = replace(recipe, epochs=steps, period=0, warmup=0.0, milestones=())
-    optimizer = optimizer or training.sgd(model, recipe)
+    optimizer = optimizer or training.optimizer(model, recipe)
     weights = [value for value in model.parameters() if value.requires_grad]
     losses: list[Tensor] = []
     for batch in training.drawn(data, recipe, steps, case.rng(name), case.device):

@@ -48,6 +48,11 @@ class Samples:
         """What a model is shown: the first tensor."""
         return next(iter(self.tensors.values()))
 
+    @property
+    def labelled(self) -> bool:
+        """Whether each has one label, its class; else its answer is a tensor: a sentence, boxes."""
+        return self.labels.ndim == 1
+
     def shown(self, inputs: Tensor) -> Samples:
         """The same samples with other inputs."""
         return self.changed(**{next(iter(self.tensors)): inputs})
@@ -142,7 +147,7 @@ class Poisoned:
     samples: Samples
     """What the victim trains on, with the labels given."""
     true_labels: Tensor
-    """int64 [N], the labels before poisoning."""
+    """int64 [N] (or what the task's labels are), the labels before poisoning."""
     role: Tensor
     """uint8 [N], values of `Role`."""
     index: Tensor
@@ -168,7 +173,7 @@ class Triggered:
     samples: Samples
     """With the trigger; labelled as the attacker wants them answered."""
     true_labels: Tensor
-    """int64 [M]."""
+    """int64 [M], or what the task's labels are."""
     counts: Tensor
     """bool [M], whether the sample counts for ASR and RA (the rule's exclusions)."""
     leaks: Tensor

@@ -116,6 +116,7 @@ def open_dataset(
     root = root or _folder("SWEEPER_DATA", "data")
     cache = cache or _folder("SWEEPER_CACHE", "decoded")
     source = _find(options, root)
+    source.require(source.name)
     whole = decoded(source, root, cache)
     splits = whole.splits
     train, index = _subset(splits.train, options, "train_size", whole.digest)

@@ -128,7 +128,7 @@ def _check(name: str, splits: Splits) -> None:
         )
     for word, part in (("train", splits.train), ("test", splits.test)):
         inputs, labels, count = part.inputs, part.labels, len(part.classes)
-        if part.positions is not None and part.positions.shape != labels.shape:
+        if part.positions is not None and len(part.positions) != len(labels):
             raise SweepError(f"{name}: {word} has {len(part.positions)} positions")
         if len({len(value) for value in part.tensors.values()}) > 1 or not len(part):
             counts = " and ".join(f"{len(value)} {key}" for key, value in part.tensors.items())

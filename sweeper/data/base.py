@@ -5,11 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
 from torch import Tensor
 
+from sweeper.core.errors import SweepError
 from sweeper.core.types import Samples
 
 
@@ -53,6 +55,10 @@ class Source(ABC):
         "train.parquet and test.parquet, or image folders train/<class>/ and test/<class>/,"
     )
     """The files it looks for, for who has none yet."""
+    extra: ClassVar[str] = ""
+    """The extra of pyproject.toml that holds `packages`."""
+    packages: ClassVar[tuple[str, ...]] = ()
+    """What a sweep on its data sets imports beside what the project always needs."""
     downloads: ClassVar[bool] = False
     """Whether `read` may fetch the data from the network."""
 
@@ -60,6 +66,20 @@ class Source(ABC):
     def asked(cls, options: Mapping[str, Any]) -> bool:
         """Whether an entry of `datasets` may mean this source; one that shares files asks more."""
         return True
+
+    @classmethod
+    def require(cls, name: str) -> None:
+        """See that `packages` are installed.
+
+        Raises:
+            SweepError: One is not.
+        """
+        lacking = [package for package in cls.packages if find_spec(package) is None]
+        if lacking:
+            raise SweepError(
+                f"datasets: {name}: {cls.task} need {' and '.join(lacking)}: run `pip install "
+                f"'.[{cls.extra}]'` in the checkout"
+            )
 
     @abstractmethod
     def serves(self, root: Path) -> bool:

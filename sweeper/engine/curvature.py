@@ -284,9 +284,9 @@ def log_likelihood(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def sampled_labels(logits: Tensor, rng: Generator) -> Tensor:
-    """Draw labels from the softmax of logits [B, K] (Gumbel's trick, on any device); int64 [B]."""
+    """Draw labels from the softmax of logits [..., K] (Gumbel's trick, on any device); int64."""
     uniform = torch.rand(logits.shape, generator=rng).clamp(1e-9, 1 - 1e-7)
-    return (logits - (-uniform.log()).log().to(logits.device)).argmax(1)
+    return (logits - (-uniform.log()).log().to(logits.device)).argmax(-1)
 
 
 def gradient_of(value: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
-from typing import Any
+from typing import Any, Literal
 
 from sweeper.core import options
 from sweeper.core.errors import SweepError, unknown
@@ -27,7 +27,9 @@ class Recipe:
     lr: float = 0.1
     """Peak learning rate."""
     momentum: float = 0.9
-    """SGD momentum."""
+    """SGD momentum; Adam's decay of the mean gradient."""
+    optimizer: Literal["sgd", "adam"] = field(default="sgd", metadata={"added": True})
+    """sgd | adam (second moments decay by 0.98, as Transformers are trained)."""
     nesterov: bool = False
     """Whether the momentum is Nesterov's."""
     weight_decay: float = 5e-4

@@ -84,6 +84,8 @@ class Task(ABC):
     """Settings of the recipe `fast` on such samples."""
     augments: ClassVar[frozenset[str]] = frozenset()
     """What `augmented` knows of the recipe's crop, flip, rotation and erase; others are refused."""
+    classifies: ClassVar[bool] = False
+    """Whether a sample has one label of a few classes."""
     mixing: ClassVar[str] = ""
     """The MixUp of the task, with its source; empty where none is named: `mixed` is refused."""
     version: ClassVar[int] = 1
@@ -137,6 +139,14 @@ class Task(ABC):
     @abstractmethod
     def scores(self, output: Any, batch: Batch) -> Tensor:
         """The log-likelihood of each sample's label, float [B], from what `forward` returned."""
+
+    def sampled(self, output: Any, batch: Batch, rng: Generator) -> Tensor:
+        """Labels of a batch drawn from what the model says of it, in the shape of its own.
+
+        Raises:
+            SweepError: The scores are no probabilities of labels.
+        """
+        raise SweepError(f"labels: sampled: what a model says of {batch.task} is not drawn from")
 
     def loss(
         self, output: Any, batch: Batch, *, smoothing: float = 0.0, reduction: str = "mean"

@@ -35,8 +35,8 @@ class Hooks:
         """Before the first step."""
 
     def optimizer(self, model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-        """The optimiser of the loop: SGD over the parameters that require a gradient."""
-        return sgd(model, recipe)
+        """The optimiser of the loop, over the parameters that require a gradient."""
+        return optimizer(model, recipe)
 
     def batch(self, batch: Batch, rng: Generator) -> Batch:
         """The batch before augmentation."""
@@ -96,6 +96,18 @@ def sgd(model: nn.Module, recipe: Recipe) -> torch.optim.SGD:
         weight_decay=recipe.weight_decay,
         nesterov=recipe.nesterov,
         fused=True,
+    )
+
+
+def optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """Return the recipe's optimiser over the parameters that require a gradient."""
+    if recipe.optimizer == "sgd":
+        return sgd(model, recipe)
+    return torch.optim.Adam(
+        [p for p in model.parameters() if p.requires_grad],
+        lr=recipe.lr,
+        betas=(recipe.momentum, 0.98),
+        weight_decay=recipe.weight_decay,
     )
 
 
@@ -237,7 +249,7 @@ def updater(
 ) -> Callable[[Batch], Tensor]:
     """Return what updates the model on an augmented batch: its loss, valid until the next call."""
     update: Callable[[Batch], Tensor] = functools.partial(_step, model, optimizer, recipe, hooks)
-    if graphed.asked(device) and not owned(hooks):
+    if graphed.asked(device) and not owned(hooks) and recipe.optimizer == "sgd":
         return graphed.Step(update, optimizer, device)
     return update
 

@@ -93,7 +93,6 @@ def build(
     import torch
 
     from sweeper.core.options import names
-    from sweeper.models.base import Net
 
     known = names(families()[name]) if changes and name in families() else ()
     kept = {option: value for option, value in (changes or {}).items() if option in known}
@@ -103,7 +102,7 @@ def build(
     # torch.manual_seed would also reseed every GPU, which fork_rng(devices=[]) does not restore.
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.default_generator.manual_seed(seed)
-        net = Net(*architecture.build(classes, shape), mean, std)
+        net = architecture.joined(*architecture.build(classes, shape), mean, std)
     if architecture.weights:
         from sweeper.models import _weights
 

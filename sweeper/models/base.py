@@ -64,6 +64,12 @@ class Family(ABC):
             SweepError: The architecture does not fit the shape.
         """
 
+    def joined(
+        self, trunk: nn.Module, classifier: nn.Module, mean: Sequence[float], std: Sequence[float]
+    ) -> Net:
+        """Join trunk and head; a task whose networks take or return more has its own `Net`."""
+        return Net(trunk, classifier, mean, std)
+
 
 class Normalise(nn.Module):
     """Pixels in [0, 1] -> normalised pixels; the first module of every network."""

@@ -15,9 +15,15 @@ from sweeper.engine.task import Answers, Batch, Task
 class Classification(Task):
     """A model answers with logits [B, K], a sample has one label."""
 
+    classifies = True
+
     def scores(self, output: Tensor, batch: Batch) -> Tensor:
         """`log p(y|x)` [B]."""
         return curvature.log_likelihood(output, batch.labels)
+
+    def sampled(self, output: Tensor, batch: Batch, rng: Generator) -> Tensor:
+        """Labels drawn from the softmax of the logits; int64 [B]."""
+        return curvature.sampled_labels(output, rng)
 
     def loss(
         self, output: Tensor, batch: Batch, *, smoothing: float = 0.0, reduction: str = "mean"

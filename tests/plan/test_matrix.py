@@ -184,6 +184,7 @@ RECIPE = {
     "schedule": "constant", "period": 7, "milestones": [7], "gamma": 0.7, "warmup": 0.7,
     "label_smoothing": 0.7, "crop": 7, "flip": True, "rotation": 7.0, "erase": 0.7,
     "crop_probability": 0.7, "rotation_probability": 0.7, "precision": "fp32",
+    "optimizer": "adam",
 }  # fmt: skip
 
 
