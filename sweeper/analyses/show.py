@@ -166,17 +166,22 @@ def figure(attack: str, before: Samples, after: Samples) -> Any:
         changed = (
             f"PSNR {changed.psnr:.1f} dB, SSIM {changed.ssim:.3f}, L-inf {changed.linf:.0f} of 255"
         )
-    clean, triggered = task.pictures(before), task.pictures(after)
+    joined = {name: torch.cat([v, after.tensors[name]]) for name, v in before.tensors.items()}
+    clean, triggered = task.pictures(before.changed(**joined)).split(len(before))
     difference, count = (triggered.float() - clean.float()).abs(), len(clean)
     factor = 255 / max(1.0, float(difference.max()))
-    rows = {
-        "clean": clean,
-        "triggered": triggered,
-        f"difference x {factor:.3g}": (difference * factor).to(torch.uint8),
-    }
+    rows = {"clean": clean, "triggered": triggered}
+    if before.labelled:
+        rows[f"difference x {factor:.3g}"] = (difference * factor).to(torch.uint8)
     wide = clean.shape[3] / clean.shape[2]
-    picture = Figure(figsize=(1.1 * wide * count + 1.2, 4.2), layout="constrained")
-    axes = picture.subplots(3, count, squeeze=False)
+    picture = Figure(layout="constrained")
+    if wide > 2:  # lines of text: one sample below the other
+        picture.set_size_inches(2 * 4.5 + 0.5, count * (4.5 / wide + 0.3) + 0.5)
+        axes = picture.subplots(count, len(rows), squeeze=False).T
+    else:
+        side = 1.1 if before.labelled else 2.2
+        picture.set_size_inches(side * wide * count + 1.2, (side + 0.3) * len(rows))
+        axes = picture.subplots(len(rows), count, squeeze=False)
     for row, (name, images) in zip(axes, rows.items(), strict=True):
         for panel, image in zip(row, images, strict=True):
             pixels = np.asarray(image.permute(1, 2, 0))
@@ -184,14 +189,26 @@ def figure(attack: str, before: Samples, after: Samples) -> Any:
             panel.imshow(pixels[..., 0] if grey else pixels, cmap="gray", vmin=0, vmax=255)
             panel.set_xticks([])
             panel.set_yticks([])
-        row[0].set_ylabel(name)
+        row[0].set_title(name) if wide > 2 else row[0].set_ylabel(name)
     picture.suptitle(f"{attack}: {changed}")
     return picture
 
 
+def lines(before: Samples, after: Samples) -> list[tuple[str, str]]:
+    """Samples without and with the trigger, where they are made of words; else none."""
+    task = tasks.of(before)
+    return list(zip(task.lines(before), task.lines(after), strict=True))
+
+
 def change(before: Samples, after: Samples) -> Quality | str:
-    """How far samples are from themselves: the quality of pixels, else how many numbers differ."""
+    """How far samples are from themselves: the quality of pixels, else how much differs."""
     one, other = before.inputs, after.inputs
+    if not before.labelled:
+        differ = {
+            name: int((value != after.tensors[name]).flatten(1).any(1).sum())
+            for name, value in before.tensors.items()
+        }
+        return "changed: " + ", ".join(f"{name} of {count} of {len(one)}" for name, count in differ.items())
     if one.dtype == torch.uint8:  # frames are images
         return quality(one.flatten(0, -4), other.flatten(0, -4))
     return f"{(one != other).double().mean():.1%} of the numbers changed"

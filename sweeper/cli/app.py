@@ -324,6 +324,8 @@ def show(
     clean, triggered = pictures.triggered(sweep.declared, sweep.context(store, data), _say)
     pictures.figure(attack, clean, triggered).savefig(out, dpi=150)
     typer.echo(f"{out}: {pictures.change(clean, triggered)}")
+    for before, after in pictures.lines(clean, triggered):
+        typer.echo(f"\n{before}\n{after}")
 
 
 @app.command()

@@ -70,10 +70,10 @@ def scores(score: Score, images: Tensor) -> Tensor:
     return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64)
 
 
-def _together(
+def together(
     answer: Callable[[Tensor], Tensor], groups: Sequence[Tensor], rng: Generator
 ) -> list[Tensor]:
-    """Ask about groups of images [N, ...] shuffled together; the answers [N] of each group."""
+    """Ask about groups of inputs [N, ...] shuffled together; the answers [N, ...] of each group."""
     images = torch.cat(list(groups))
     order = torch.randperm(len(images), generator=rng)
     shuffled = answer(images[order])
@@ -106,7 +106,7 @@ def evaluate(
     """
     shown = [test, triggered.samples, *([] if crossed is None else [crossed])]
     groups = [samples.inputs for samples in shown]
-    on_clean, on_triggered, *on_crossed = _together(predict, groups, rng)
+    on_clean, on_triggered, *on_crossed = together(predict, groups, rng)
     correct, every_image = on_clean == test.labels, torch.ones(len(test), dtype=torch.bool)
     fooled, counts = on_triggered == triggered.labels, triggered.counts
     attacked = bool(counts.any())
@@ -183,7 +183,7 @@ def filtering(
     drawn = [group[torch.randperm(len(group), generator=rng)[:count]] for group in groups]
     if not count:
         return {"auroc": None}
-    clean, hit = (part.double().numpy() for part in _together(score, drawn, rng))
+    clean, hit = (part.double().numpy() for part in together(score, drawn, rng))
     both = np.concatenate([clean, hit])
     positive = np.arange(2 * count) >= count
     over = hit > np.quantile(clean, 0.95, method="higher")

@@ -223,6 +223,10 @@ class Task(ABC):
             Columns of the row: acc, asr, ra and their variants in [0, 1], n_test, n_triggered.
         """
 
+    def lines(self, samples: Samples) -> list[str]:
+        """Each sample as a line of text, where it is made of words; else none."""
+        return []
+
     @abstractmethod
     def pictures(self, samples: Samples) -> Tensor:
         """A picture of each sample for `sweeper show`; uint8 [N, C, H, W]."""

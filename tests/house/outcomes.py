@@ -188,6 +188,9 @@ def main(names: list[str]) -> int:
     ]
     pairs = beyond.pairs("attack")
     tests += [BEYOND.format(name=n, task=t) for n, t in pairs if not names or n in names]
+    if not tests:
+        sys.stderr.write(f"no outcomes are kept of {', '.join(names)}: give names of methods\n")
+        return 2
     failed = pytest.main([*(f"{folder}/{test}" for test in tests), "-n0", "-m", "", "-q"])
     merged = {**(old["outcomes"] if names else {}), **outcomes.kept}
     text = json.dumps({"made": here(), "outcomes": dict(sorted(merged.items()))}, indent=1)

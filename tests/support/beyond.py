@@ -15,6 +15,7 @@ from sweeper import models
 from sweeper.core import catalog, seeds
 from sweeper.core.types import Samples
 from sweeper.data.clips import draw_moving
+from sweeper.data.pairs import draw_phrases
 from sweeper.data.points import draw_solids
 from sweeper.engine import task as tasks
 from sweeper.engine import training
@@ -42,15 +43,22 @@ def _points(count: int, name: str) -> Samples:
     return draw_solids(f"toy {name}", -(-count // 8), 64)[:count]
 
 
+def _pairs(count: int, name: str) -> Samples:
+    splits = draw_phrases("toy", 80, 48)
+    return (splits.train if name == "train" else splits.test)[:count]
+
+
 SAMPLES: dict[str, Callable[[int, str], Samples]] = {
     "image": _image,
     "clips": _clips,
     "points": _points,
+    "pairs": _pairs,
 }
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "image": ("tiny", {"width": 4}),
     "clips": ("r3d-small", {"width": 4}),
     "points": ("pointnet-small", {}),
+    "pairs": ("transformer-small", {"dropout": 0.0}),
 }
 RECIPE = Recipe(epochs=2, batch=16, lr=0.05, precision="fp32")
 

@@ -60,13 +60,15 @@ def image_set(
 
 def facts(data: Samples) -> Facts:
     """What the matrix would know of this set if all of it were the attacker's."""
-    counts = torch.bincount(data.labels, minlength=len(data.classes))
+    counts: list[int] = []
+    if data.labelled:
+        counts = torch.bincount(data.labels, minlength=len(data.classes)).tolist()
     return Facts(
         dataset="toy",
         digest="toy",
         classes=len(data.classes),
         shape=tuple(data.inputs.shape[1:]),
-        class_counts=tuple(counts.tolist()),
+        class_counts=tuple(counts),
         n_train=len(data),
         task=data.task,
     )
