@@ -208,7 +208,9 @@ def change(before: Samples, after: Samples) -> Quality | str:
             name: int((value != after.tensors[name]).flatten(1).any(1).sum())
             for name, value in before.tensors.items()
         }
-        return "changed: " + ", ".join(f"{name} of {count} of {len(one)}" for name, count in differ.items())
+        return "changed: " + ", ".join(
+            f"{name} of {count} of {len(one)}" for name, count in differ.items()
+        )
     if one.dtype == torch.uint8:  # frames are images
         return quality(one.flatten(0, -4), other.flatten(0, -4))
     return f"{(one != other).double().mean():.1%} of the numbers changed"

@@ -184,7 +184,7 @@ def table(
 
 def _table(name: str, store: str, style: str, layout: View, compare: bool = False) -> str:
     """The table as text; an empty style is what suits the standard output."""
-    from sweeper.tables import measured, published, screen, tables
+    from sweeper.tables import measured, published, results, screen, tables
 
     frame, labels = rows(name, store)
     figures = (*published.of(name), *measured.figures(name, frame)) if compare else ()
@@ -194,22 +194,14 @@ def _table(name: str, store: str, style: str, layout: View, compare: bool = Fals
             f"--compare: nothing published or measured is known for sweep {name!r}; it is for "
             f"{', '.join(known)}"
         )
-    built = tables.build(
-        frame,
-        rows=layout.rows,
-        cols=layout.cols,
-        values=layout.values,
-        order=layout.order(labels),
-        heads=layout.labels,
-        title=layout.caption,
-        average=layout.average,
-        untaken=layout.untaken,
-        max_acc_loss=layout.max_acc_loss,
-        figures=figures,
-    )
+    order = layout.order(labels)
+    whole = style == "csv" or figures  # what a machine reads; what is published is of images
+    parts = [frame] if whole else results.by_task(frame, order.get("dataset", ()))
+    built = [tables.viewed(part, layout, order, figures) for part in parts]
     if not style and sys.stdout.isatty():
-        return screen.render(built, shutil.get_terminal_size().columns).rstrip()
-    return tables.render(built, style or "markdown").rstrip()
+        width = shutil.get_terminal_size().columns
+        return "\n\n".join(screen.render(one, width).rstrip() for one in built)
+    return "\n\n".join(tables.render(one, style or "markdown").rstrip() for one in built)
 
 
 @app.command("list")

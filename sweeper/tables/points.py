@@ -14,7 +14,7 @@ from sweeper.core.rows import AXES
 from sweeper.plan.view import MAX_ACC_LOSS
 from sweeper.tables import fair, stats
 from sweeper.tables.layout import STATES
-from sweeper.tables.results import once, require, spread
+from sweeper.tables.results import once, require, spread, trials
 
 PLACE = tuple(axis for axis in AXES if axis != "seed")
 """The axes that say which point it is."""
@@ -26,7 +26,6 @@ MEASURES = {
 }
 """What figures can show -> 1 where more is better, -1 where less is; `acc_loss` is ACC before the
 defense less ACC after it. All are fractions."""
-_COUNTS = {"acc": "n_test", "asr": "n_triggered", "ra": "n_triggered"}
 _RANKING = ("ok", *STATES)
 _LABELS = ("dataset", "model", "attack", "defense")
 
@@ -66,7 +65,7 @@ def points(
         )
     data = _ordered(_judged(spread(data)), order or {})
     values = data[list(MEASURES)].astype(np.float64).where(data["status"] == "ok")
-    counts = data[["n_test", "n_triggered"]].astype("Float64").astype(np.float64)
+    counts = {f"{name}_trials": trials(data, name) for name in MEASURES}
     data = data.assign(**values, **counts, place=data["status"].map(_RANKING.index))
     by = data.groupby(list(PLACE), dropna=False, observed=True)
     whole = by.agg(
@@ -82,9 +81,10 @@ def points(
     for name in MEASURES:
         summary = by[name].agg(["mean", "std", "count"])
         whole[name], whole[f"{name}_n"] = summary["mean"], summary["count"]
-        trials = whole.get(_COUNTS.get(name, ""), pd.Series(np.nan, whole.index))
         lowest = -1.0 if name == "acc_loss" else 0.0
-        for end, value in zip(("low", "high"), _interval(summary, trials), strict=True):
+        for end, value in zip(
+            ("low", "high"), _interval(summary, whole[f"{name}_trials"]), strict=True
+        ):
             whole[f"{name}_{end}"] = np.clip(value, lowest, 1.0)
     counted = data if untaken else data[~data["lost"]]
     means = counted.groupby(list(PLACE), dropna=False, observed=True)[list(MEASURES)].mean()
@@ -113,11 +113,11 @@ def _judged(data: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def _interval(summary: pd.DataFrame, trials: pd.Series[Any]) -> tuple[stats.Floats, stats.Floats]:
+def _interval(summary: pd.DataFrame, tried: pd.Series[Any]) -> tuple[stats.Floats, stats.Floats]:
     """Return the 95 % interval of each mean; nan where there is none."""
     mean, sd, n = (summary[name].to_numpy(dtype=np.float64) for name in ("mean", "std", "count"))
     half = stats.half_width(sd, n)
-    low, high = stats.wilson_bounds(mean, np.where(n == 1, trials.to_numpy(np.float64), np.nan))
+    low, high = stats.wilson_bounds(mean, np.where(n == 1, tried.to_numpy(np.float64), np.nan))
     return np.where(n == 1, low, mean - half), np.where(n == 1, high, mean + half)
 
 

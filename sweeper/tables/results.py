@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 
@@ -162,6 +163,36 @@ def spread(data: pd.DataFrame) -> pd.DataFrame:
     ]
     out = data.iloc[np.concatenate(positions)].reset_index(drop=True)
     return out.assign(clean_budget=np.concatenate(given))
+
+
+def trials(data: pd.DataFrame, metric: str) -> npt.NDArray[np.float64]:
+    """Return the test samples `metric` is a share of, one number a row; nan where it is no share.
+
+    ASR is one; ACC and RA are where the task's score is accuracy: BLEU and mAP are none, and have
+    no interval with one seed.
+    """
+    if metric not in ("acc", "asr", "ra"):
+        return np.full(len(data), np.nan)
+    counts = data["n_test" if metric == "acc" else "n_triggered"].astype("Float64")
+    share = data["score"].fillna("accuracy").eq("accuracy") | (metric == "asr")
+    return np.asarray(counts.where(share).astype(np.float64), dtype=np.float64)
+
+
+def by_task(frame: pd.DataFrame, datasets: Sequence[str] = ()) -> list[pd.DataFrame]:
+    """Return the rows of each task, in the order of the data sets; all at once where there is one.
+
+    Of several tasks' rows, those of attacks that none of a task's data sets can have are left out.
+    """
+    task = frame["task"].fillna("image")
+    order = {name: place for place, name in enumerate(datasets)}
+    first = frame["dataset"].map(order).fillna(len(order)).groupby(task).min().sort_values()
+    if len(first) < 2:
+        return [frame]
+    parts = (frame[task == name] for name in first.index)
+    return [
+        part[~part["status"].eq("not_applicable").groupby(part["attack"]).transform("all")]
+        for part in parts
+    ]
 
 
 def averages(data: pd.DataFrame, label: str, *, untaken: bool = False) -> pd.DataFrame:

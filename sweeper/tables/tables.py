@@ -13,12 +13,12 @@ import pandas as pd
 
 from sweeper.core.errors import SweepError, unknown
 from sweeper.core.rows import AXES, DEVICES, METRICS
-from sweeper.plan.view import MAX_ACC_LOSS
+from sweeper.plan.view import MAX_ACC_LOSS, View
 from sweeper.tables import conditions, fair, published, stats
 from sweeper.tables.layout import STATES, Column, Entry, Line, Table
 from sweeper.tables.published import AVERAGE
 from sweeper.tables.render import render
-from sweeper.tables.results import SETTINGS, averages, once, require, spread
+from sweeper.tables.results import SETTINGS, averages, once, require, spread, trials
 
 __all__ = ["Column", "Entry", "Line", "Table", "build", "render"]
 
@@ -27,8 +27,6 @@ Whole: TypeAlias = npt.NDArray[np.int64]
 _RANK = ("ok", *(s for s in STATES if s not in ("missing", "undefined", "mixed")), "missing")
 _HIGHER = ("acc", "acc_nontarget", "ra", "der", "auroc", "tpr", "tpr_at_5", "precision", "f1")
 _LOWER = ("asr", "asr_all", "leak", "fpr")
-_COUNTS = {"acc": "n_test", "asr": "n_triggered", "ra": "n_triggered"}
-"""The test samples behind a proportion; the others have no interval with a single seed."""
 
 
 def build(
@@ -102,6 +100,28 @@ def _completed(
     if average:  # after: no average of ours where an attack of the published one has not run
         frame = published.add_missing(averages(frame, AVERAGE, untaken=untaken), printed)
     return frame
+
+
+def viewed(
+    frame: pd.DataFrame,
+    view: View,
+    order: Mapping[str, Sequence[Any]],
+    figures: Sequence[published.Figure] = (),
+) -> Table:
+    """Return the table of `frame` as a sweep file lays it out; errors are those of `build`."""
+    return build(
+        frame,
+        rows=view.rows,
+        cols=view.cols,
+        values=view.values,
+        order=order,
+        heads=view.labels,
+        title=view.caption,
+        average=view.average,
+        untaken=view.untaken,
+        max_acc_loss=view.max_acc_loss,
+        figures=figures,
+    )
 
 
 def _check(
@@ -282,12 +302,10 @@ def _mark(
         if metric not in (*_HIGHER, *_LOWER):
             continue
         value = data[metric].to_numpy(dtype=np.float64)
-        count = np.full(len(data), np.nan)
-        if metric in _COUNTS:
-            count = data[_COUNTS[metric]].astype("Float64").to_numpy(np.float64, na_value=np.nan)
         score = value if metric in _HIGHER else -value
         out = np.isnan(value) | (guessing & (metric in fair.TRIGGERED))
-        competing = rivals.assign(score=score, count=count)[fit.to_numpy() & ~out]
+        rated = rivals.assign(score=score, count=trials(data, metric))
+        competing = rated[fit.to_numpy() & ~out]
         won = stats.winners(competing)
         part.best[won] = ~part.partial[won]
 

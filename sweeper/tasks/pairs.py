@@ -74,7 +74,9 @@ class Pairs(Task):
             return share * embed(one) + (1 - share) * embed(other)
 
         other, reply = batch.more["other"], batch.more["other_reply"]
-        real = (batch.inputs != bpe.PAD) | (other != bpe.PAD)
+        real = ((batch.inputs != bpe.PAD) & (share[:, 0] > 0)) | (
+            (other != bpe.PAD) & (share[:, 0] < 1)
+        )
         memory = model.encoded(mixed(batch.inputs, other), real)
         return model.decoded(memory, mixed(before(batch.labels), before(reply)))
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from sweeper.core import rows
-from sweeper.tables import conditions, tables
+from sweeper.tables import conditions, results, tables
 from tests.support.recorded import frame, row
 
 SAME: dict[str, Any] = {
@@ -149,3 +149,19 @@ def test_the_caption_of_several_data_sets_and_models_keeps_whole_numbers_whole()
     found = tables.build(frame(given), rows=["dataset", "model", "attack"])
     caption = tables.render(found, "markdown").splitlines()[0]
     assert "target 0," in caption and "target 0.0" not in caption
+
+
+def test_each_task_has_its_rows_without_the_attacks_of_others() -> None:
+    image = row("badnets", 0.1, "none", 0, acc=0.9, asr=1.0, task="image", score="accuracy")
+    pair = {"dataset": "phrases", "task": "pairs", "score": "BLEU"}
+    other = row("trigger-word", 0.1, "none", 0, acc=0.5, asr=0.9, **pair)
+    lost = row("badnets", 0.1, "none", 0, status="not_applicable", **pair)
+    unmade = row("trigger-word", 0.1, "anp", 0, status="not_applicable", **pair)
+    given = frame([image, other, lost, unmade])
+    first, second = results.by_task(given, ["phrases", "digits"])
+    assert first["attack"].tolist() == ["trigger-word"] * 2, "a defense that cannot stays in sight"
+    assert set(first["defense"]) == {"none", "anp"} and second["attack"].tolist() == ["badnets"]
+    (whole,) = results.by_task(frame([image]))
+    assert len(whole) == 1
+    (alone,) = results.by_task(frame([other, lost]))
+    assert len(alone) == 2, "where there is one task nothing is left out"

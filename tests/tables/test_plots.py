@@ -197,3 +197,11 @@ def test_plot_writes_what_its_name_says(
             assert out.read_bytes().startswith(begin)
         else:
             assert left.value.code == 2 and "end the name in .pdf" in said.err and not out.exists()
+
+
+def test_what_is_no_share_has_no_wilson_interval() -> None:
+    """BLEU and mAP of one seed: ASR is a share of sentences, or images, ACC and RA are none."""
+    data = invented.frame(seeds=1).assign(task="pairs", score="BLEU")
+    point = one(points.points(data), attack="badnets", defense="nad", poison_rate=0.1)
+    assert np.isnan([point.acc_low, point.acc_high, point.ra_low]).all()
+    assert not np.isnan([point.asr_low, point.asr_high]).any()
