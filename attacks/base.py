@@ -244,9 +244,16 @@ class Attack(ABC):
         """
         return self.poisoned(train, self.count(train.labels, rate), state, rng)
 
-    def poisoned(self, train: Samples, count: int, state: State, rng: Generator) -> Poisoned:
-        """Draw `count` samples of the pool, stamp and relabel them."""
-        poisoned = draw(self.pool(train.labels), count, rng)
+    def poisoned(
+        self,
+        train: Samples,
+        count: int,
+        state: State,
+        rng: Generator,
+        pool: Tensor | None = None,
+    ) -> Poisoned:
+        """Draw `count` samples of the pool (bool [N]; default: the rule's), stamp, relabel them."""
+        poisoned = draw(self.pool(train.labels) if pool is None else pool, count, rng)
         stamped = self.attach(train[poisoned], split="train", state=state, rng=rng)
         if train.labelled:
             labels = self.relabel(train.labels[poisoned], len(train.classes))

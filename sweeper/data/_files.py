@@ -68,7 +68,8 @@ class FileSource(Source):
                 f"{self.name}: only a training split was found (looked for "
                 f"{', '.join(TEST_NAMES)} beside it): add one, or give `test_share: 0.2`"
             )
-        kept, held = hold_out(train.labels, self.test_share, groups)
+        labels = train.labels if train.labelled else torch.zeros(len(train), dtype=torch.int64)
+        kept, held = hold_out(labels, self.test_share, groups)
         test = train[held].changed(positions=None)  # a place in train is none in a test split
         return Splits(train[kept], test, None if groups is None else groups[kept])
 

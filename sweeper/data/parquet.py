@@ -46,11 +46,11 @@ class Parquet(FileSource):
 
     def serves(self, root: Path) -> bool:
         """Whether there is a training file."""
-        return bool(self._splits(root))
+        return bool(self.splits(root))
 
     def files(self, root: Path) -> list[Path]:
         """Return the files of both splits."""
-        return [file for files in self._splits(root).values() for file in files]
+        return [file for files in self.splits(root).values() for file in files]
 
     def read(self, root: Path) -> Splits:
         """Decode the training files and the test files.
@@ -58,9 +58,9 @@ class Parquet(FileSource):
         Raises:
             SweepError: A shard or a column is missing, or an image or a label cannot be used.
         """
-        files = self._splits(root)
+        files = self.splits(root)
         for split, shards in files.items():
-            self._whole(split, shards)
+            self.whole(split, shards)
         classes, labels = self._labels(files["train"])
         test_files = files.get("test")
         test_labels = None
@@ -83,7 +83,7 @@ class Parquet(FileSource):
             test = ImageSet(test_images, test_labels, classes, positions)
         return self.assemble(train, test, self._paths(files["train"]))
 
-    def _splits(self, root: Path) -> dict[str, list[Path]]:
+    def splits(self, root: Path) -> dict[str, list[Path]]:
         """Return the files of "train" and, where there are any, of "test"; {} where no train."""
         for place in self.places(root):
             if place.is_file():
@@ -99,7 +99,12 @@ class Parquet(FileSource):
                     return {"train": named["train"]} | ({} if test is None else {"test": test})
         return {}
 
-    def _whole(self, split: str, files: list[Path]) -> None:
+    def whole(self, split: str, files: list[Path]) -> None:
+        """See that all shards of a split are there.
+
+        Raises:
+            SweepError: Some are not, or there are those of two splits.
+        """
         matches = [_FILE.fullmatch(file.name) for file in files]
         shards = {match["shards"] for match in matches if match}
         expected = int(next(iter(shards)) or 1) if len(shards) == 1 else 1

@@ -14,6 +14,7 @@ from defenses.base import Case
 from sweeper import models
 from sweeper.core import catalog, seeds
 from sweeper.core.types import Samples
+from sweeper.data.boxes import draw_scenes
 from sweeper.data.clips import draw_moving
 from sweeper.data.pairs import draw_phrases
 from sweeper.data.points import draw_solids
@@ -48,17 +49,24 @@ def _pairs(count: int, name: str) -> Samples:
     return (splits.train if name == "train" else splits.test)[:count]
 
 
+def _boxes(count: int, name: str) -> Samples:
+    shapes = np.random.default_rng(5).random((10, 8, 8))
+    return draw_scenes(f"toy {name}", count, shapes, np.arange(10) % 5)
+
+
 SAMPLES: dict[str, Callable[[int, str], Samples]] = {
     "image": _image,
     "clips": _clips,
     "points": _points,
     "pairs": _pairs,
+    "boxes": _boxes,
 }
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "image": ("tiny", {"width": 4}),
     "clips": ("r3d-small", {"width": 4}),
     "points": ("pointnet-small", {}),
     "pairs": ("transformer-small", {"dropout": 0.0}),
+    "boxes": ("ssd-small", {"width": 4, "pyramid": 8}),
 }
 RECIPE = Recipe(epochs=2, batch=16, lr=0.05, precision="fp32")
 
