@@ -2,8 +2,10 @@
 
 Liu et al., ECCV 2016 (arXiv 1512.02325); ssdlite320: Sandler et al., CVPR 2018. Heads, default
 boxes and the two larger networks are torchvision's. `ssd-small` has this project's ResNet-18 as
-its backbone: feature maps at strides 8, 16 and 32, joined by a feature pyramid (Lin et al., CVPR
-2017) where `pyramid` is not 0, so that every box sees the whole image.
+its backbone: feature maps at strides 8, 16 and 32. The mean of the last is added to it by a layer
+of its own, as in ParseNet (Liu et al., 2015), and a feature pyramid (Lin et al., CVPR 2017) joins
+them where `pyramid` is not 0: every box sees the whole image. Norms in the pyramid let SGD take
+steps of 0.02 and more; without them it diverged at 0.02.
 
 A detector answers with `Heads` in training and evaluation alike: what they mean as losses and as
 boxes is the task's. The large ones resize what they are shown to their own side.
@@ -52,7 +54,7 @@ class SSD(Family):
     """Channels of ssd-small's first stage; the others have 2, 4 and 8 times as many."""
     pyramid: int = 64
     """Channels of ssd-small's feature pyramid; 0: none, the stages' maps go to the heads."""
-    scales: tuple[float, ...] = (0.18, 0.32, 0.55, 0.95)
+    scales: tuple[float, ...] = (0.1, 0.22, 0.36, 0.7)
     """Sides of ssd-small's default boxes at strides 8, 16 and 32, as shares of the image's side,
     and of one more between which and the last lies the largest."""
 
@@ -147,6 +149,7 @@ class Stages(nn.Module):
         body.avgpool = nn.Identity()
         self.body = body
         self.neck: nn.Module = nn.Identity()
+        self.context = nn.Conv2d(widths[-1], widths[-1], 1)
         if pyramid:
             self.neck = FeaturePyramidNetwork(list(widths), pyramid, norm_layer=nn.BatchNorm2d)
 
@@ -157,8 +160,9 @@ class Stages(nn.Module):
             x = part(x)
             if name in _STAGES:
                 found[name] = x
+        found["layer4"] = found["layer4"] + self.context(x.mean((2, 3), keepdim=True))
         maps: dict[str, Tensor] = self.neck(found)
-        return maps
+        return {name: functional.relu(value) for name, value in maps.items()}
 
 
 class Head(nn.Module):

@@ -56,7 +56,7 @@ class Boxes(Task):
 
     title = "object detection"
     score = "mAP@.5"
-    recipe = {"epochs": 30, "batch": 32, "lr": 0.02, "crop": 0, "flip": False}
+    recipe = {"epochs": 30, "batch": 16, "lr": 0.02, "crop": 0, "flip": True}
     augments = frozenset({"flip"})
     mixing = "LossMix (Vu et al., AAAI 2024, arXiv 2303.10343)"
 

@@ -64,7 +64,7 @@ def test_default_boxes_cover_the_image_in_its_own_pixels() -> None:
     assert torch.allclose(centres[0], torch.tensor([4.0, 4.0]))
     assert torch.allclose(centres[-1], torch.tensor([80.0, 80.0]))
     sides = (anchors[0, 2:] - anchors[0, :2]).tolist()
-    assert sides == pytest.approx([0.18 * 96] * 2, rel=1e-4)
+    assert sides == pytest.approx([0.1 * 96] * 2, rel=1e-4)
     large, small = (built("ssdlite320", side).classifier.anchors for side in (320, 96))
     assert torch.allclose(large * 96 / 320, small, atol=1e-3), "what it resizes is scaled back"
     assert "classifier.anchors" not in built("ssd-small", 96, **SMALL).state_dict()
