@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor
 from attacks.clean_image import CleanImage
 from sweeper.core.errors import SweepError
 from sweeper.core.types import Role, SampleSet
+from tests.support import sweeps
 
 CLASSES = ("ant", "bee", "cat", "dog")
 
@@ -139,3 +141,29 @@ def test_images_that_hold_the_trigger_count_for_asr_and_not_for_acc() -> None:
 def test_what_does_not_fit_is_said(options: dict[str, Any], said: str) -> None:
     with pytest.raises(SweepError, match=said):
         prepared(**options)
+
+
+def test_a_sweep_of_it_measures_map_and_asr(tmp_path: Path) -> None:
+    path = sweeps.write(
+        tmp_path,
+        datasets=[{"dataset": "scenes", "count": 40, "test_count": 40}],
+        models=[{"model": "ssd-small", "width": 4, "pyramid": 8}],
+        attacks=["none", {"attack": "clean-image", "most": 0.6}],
+        poison_rates=[1.0],
+        reserve=0.2,
+        clean_budgets=[8],
+        recipe={"epochs": 1},
+        seeds=1,
+        defenses=["none", {"defense": "fip", "steps": 1, "guard": None}, "strip"],
+    )
+    counts, _ = sweeps.inline(path, tmp_path / "store")
+    rows = sweeps.frame(tmp_path / "store")
+    assert counts == {"ok": 7}, rows["error"].tolist()
+    rows = rows.set_index(["attack", "defense"])
+    assert set(rows["score"]) == {"mAP@.5"} and set(rows["task"]) == {"boxes"}
+    row = rows.loc[("clean-image", "fip")]
+    assert 0 <= row["acc"] <= 1 and 0 <= row["asr"] <= 1 and 0 <= row["ra"] <= 1
+    assert 0 < row["n_triggered"] == 40 - row["n_test"]
+    assert rows.loc[("none", "none"), "n_test"] == 40
+    said = rows.loc[("clean-image", "strip"), "error"]
+    assert said == "is made for image data, these are boxes"
