@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -213,7 +214,8 @@ def _inside(folders: Sequence[Path], name: str, what: str) -> Path:
     for folder in folders:
         for suffix in ("", *_SUFFIXES):
             file = folder / f"{name}{suffix}"
-            if not file.resolve().is_relative_to(folder.resolve()):
+            # what a name says, not where links lead: those are the user's own
+            if not Path(os.path.normpath(file)).is_relative_to(os.path.normpath(folder)):
                 raise SweepError(f"{what}: leads out of its folder: give names of files in it")
             if file.is_file():
                 return file
