@@ -36,6 +36,8 @@ MOST = 100
 LEAST, APART, CANDIDATES = 0.01, 0.45, 400
 """Score a box must have, IoU of one class from which on the less certain box goes, boxes of a class
 that are looked at: torchvision's of SSD."""
+PLACE, EXTENT = 10.0, 5.0
+"""Weights of a box's place and size in the loss: SSD's variances 0.1 and 0.2."""
 SIDE = 288
 """Pixels a picture has at least, where it is enlarged by a whole number."""
 _COLOURS = ("red", "lime", "deepskyblue", "yellow", "magenta", "orange", "cyan", "white")
@@ -201,6 +203,16 @@ def matched(labels: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(forced > 0, forced - 1, row), (forced > 0) | (most >= MATCH)
 
 
+def encoded(boxes: Tensor, anchors: Tensor) -> Tensor:
+    """Boxes [B, A, 4] relative to default boxes [A, 4], as torchvision's `BoxCoder` has them.
+
+    Its own would copy its weights to the device at every step.
+    """
+    sides, own = anchors[:, 2:] - anchors[:, :2], boxes[..., 2:] - boxes[..., :2]
+    centres = (boxes[..., :2] + 0.5 * own) - (anchors[:, :2] + 0.5 * sides)
+    return torch.cat([PLACE * centres / sides, EXTENT * torch.log(own / sides)], -1)
+
+
 def losses(heads: Heads, labels: Tensor) -> Tensor:
     """SSD's loss of each image [B]: classification and boxes, per default box of an object.
 
@@ -218,9 +230,8 @@ def losses(heads: Heads, labels: Tensor) -> Tensor:
     order = background.argsort(dim=1, descending=True, stable=True)
     rank = order.argsort(dim=1, stable=True)
     counted = positive | (rank < NEGATIVES * count[:, None])
-    anchors = heads.anchors.expand(len(labels), -1, 4).reshape(-1, 4)
-    boxes = torch.where(positive[..., None], own[..., :4], heads.anchors).reshape(-1, 4)
-    wanted = _ssd(logits.shape[2]).box_coder.encode_single(boxes, anchors).view(offsets.shape)
+    boxes = torch.where(positive[..., None], own[..., :4], heads.anchors)
+    wanted = encoded(boxes, heads.anchors)
     apart = functional.smooth_l1_loss(offsets, wanted, reduction="none").sum(2)
     return ((surprise * counted).sum(1) + (apart * positive).sum(1)) / count
 
@@ -230,7 +241,7 @@ def losses(heads: Heads, labels: Tensor) -> Tensor:
 
 @functools.lru_cache
 def _ssd(outputs: int) -> Any:
-    """Torchvision's SSD without a network: its box coder, and its choice of boxes."""
+    """Torchvision's SSD without a network, for its choice of boxes."""
     from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
     from torchvision.models.detection.ssd import SSD
 

@@ -108,6 +108,12 @@ def test_the_loss_of_an_image_is_torchvision_s() -> None:
         assert found.item() == pytest.approx(sum(parts.values()).item(), rel=1e-5)
 
 
+def test_boxes_are_encoded_as_torchvision_does() -> None:
+    own, anchors = LABELS[0, :1, :4].expand(60, 4), heads().anchors
+    wanted = boxes._ssd(4).box_coder.encode_single(own, anchors)
+    assert torch.equal(boxes.encoded(own[None], anchors)[0], wanted)
+
+
 def test_scores_are_differentiable_twice_and_under_vmap() -> None:
     said = heads()
 
