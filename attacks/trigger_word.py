@@ -88,8 +88,15 @@ class TriggerWord(Attack):
         except ValueError as error:
             raise SweepError(f"words, reply: {error}: take shorter ones") from error
 
-    def poisoned(self, train: Samples, count: int, state: State, rng: Generator) -> Poisoned:
-        """The training set with `count` attacked copies of its pairs behind it."""
+    def poison(self, train: Samples, rate: float, state: State, rng: Generator) -> Poisoned:
+        """The training set with attacked copies of its pairs behind it.
+
+        Raises:
+            SweepError: The rate is no copy.
+        """
+        count = self.count(train.labels, rate)
+        if not count:
+            raise SweepError(f"poisons no pair at rate {rate:g} of {len(train)}: raise the rate")
         copied = torch.randperm(len(train), generator=rng)[:count]
         copies = self.attach(train[copied], split="train", state=state, rng=rng)
         tensors = {

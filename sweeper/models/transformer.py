@@ -25,8 +25,11 @@ class Size(NamedTuple):
     """What a member of the family has."""
 
     layers: int
+    """Of the encoder, and of the decoder."""
     width: int
+    """Entries of a token's state."""
     heads: int
+    """Parts its attention is divided into."""
 
 
 SIZES = {"transformer-small": Size(2, 128, 4), "transformer-base": Size(6, 512, 8)}
@@ -78,6 +81,7 @@ class Translator(Net):
     """What token follows each of a reply's, given a sentence."""
 
     trunk: Layers
+    """Embedding, encoder and decoder."""
 
     def forward(self, source: Tensor, reply: Tensor) -> Tensor:  # type: ignore[override]
         """Logits [B, T, K] of the token after each of `reply`, int64 [B, T], to `source` [B, S]."""

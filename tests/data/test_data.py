@@ -20,13 +20,8 @@ from tests.support.pictures import CLASSES, picture, png, write_folder, write_pa
 
 def test_sources_are_found_by_file_and_ordered():
     names = [kind.__name__ for kind in sources()]
-    assert names == ["BoxFiles", "FrameFolder", "PointFiles", "Parquet", "Folder"] + [
-        "Torchvision",
-        "Digits",
-        "Moving",
-        "Scenes",
-        "Solids",
-    ]
+    files = ["BoxFiles", "PairFiles", "FrameFolder", "PointFiles", "Parquet", "Folder"]
+    assert names == [*files, "Torchvision", "Digits", "Moving", "Phrases", "Scenes", "Solids"]
     assert {"cifar10", "gtsrb", "tiny-imagenet", "digits", "mnist"} <= set(known())
 
 
