@@ -26,7 +26,7 @@ from sweeper.tables import conditions, fair
 from sweeper.tables.layout import STATES, head, threat
 from sweeper.tables.points import MEASURES, PLACE, costs, points, ranks
 from sweeper.tables.render import SIGNS
-from sweeper.tables.results import once
+from sweeper.tables.results import by_task, once
 
 _NOTES = {
     "partial": "without the seeds that did not end well",
@@ -61,6 +61,7 @@ def build(
     Raises:
         SweepError: No rows, or rows of several settings under one label.
     """
+    frame = pd.concat(by_task(frame, order.get("dataset", ())))
     sweep_points = points(frame, order, untaken=untaken, max_acc_loss=max_acc_loss)
     rows, _ = once(frame)
     facts = {
