@@ -157,7 +157,9 @@ class Boxes(Task):
             rows = rows[rows[:, 4] >= 0]
             colours = [_COLOURS[int(kind) % len(_COLOURS)] for kind in rows[:, 4]]
             if len(rows):
-                image = draw_bounding_boxes(image, rows[:, :4] * times, colors=colours, width=2)
+                names = [samples.classes[int(kind)] for kind in rows[:, 4]]
+                large_boxes = rows[:, :4] * times
+                image = draw_bounding_boxes(image, large_boxes, names, colours, width=2)
             found.append(image)
         return torch.stack(found) if found else large
 
