@@ -50,10 +50,15 @@ def check(entry: Entry, recipe: Recipe) -> None:
 
 
 def unresolved(entry: Entry) -> Facts:
-    """What is known of a data set that is not on this machine."""
+    """What is known of a data set that is not on this machine.
+
+    Raises:
+        SweepError: What its samples need is not installed.
+    """
     source = data.source_of({"dataset": entry.name, **entry.options})
     if source is None:
         return Facts(entry.name, "")
+    source.require(entry.name)
     return Facts(entry.name, "", shape=source.shape, task=source.task)
 
 

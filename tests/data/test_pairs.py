@@ -15,6 +15,8 @@ from sweeper.core.errors import SweepError
 from sweeper.data import open_dataset
 from sweeper.data.base import Source
 from sweeper.data.pairs import Phrases, draw_phrases, number
+from sweeper.plan import known
+from sweeper.plan.sweep import Entry
 from tests.support.places import ROOT
 
 ENGLISH = ["a red house", "two old dogs", "the cat", "it is cold today"]
@@ -119,6 +121,8 @@ def test_what_a_data_set_needs_is_said_before_anything_is_read(
     monkeypatch.setattr(Phrases, "packages", ("tokenizers", "nosuchpackage"))
     with pytest.raises(SweepError, match=r"need nosuchpackage: run `pip install '.\[text\]'`"):
         open_dataset({"dataset": "phrases"}, tmp_path, tmp_path / "cache")
+    with pytest.raises(SweepError, match="need nosuchpackage"):
+        known.unresolved(Entry(name="phrases", label="phrases"))
 
 
 @pytest.mark.parametrize("kind", [kind for kind in data.sources() if kind.packages])
