@@ -84,7 +84,7 @@ def _tables(figures: Sequence[Figure]) -> Iterable[str]:
         shown = view.of(source.read(lines[0].sweep)).values if lines[0].measured else METRICS
         metrics = [metric for metric in shown if any(metric in f.values for f in lines)]
         yield f"{where}: {', '.join(part for part in (dataset, model) if part)}."
-        heads = ["attack", "poison rate", "defense", *map(head, metrics)]
+        heads = ["attack", "poison rate", "defense", *(head(m, lines[0].score) for m in metrics)]
         yield tabulate(
             [_line(figure, metrics) for figure in lines],
             headers=heads if lines[0].measured else [*heads, "note"],

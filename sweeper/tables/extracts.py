@@ -17,6 +17,8 @@ from tabulate import tabulate
 
 from sweeper.core.errors import SweepError
 from sweeper.tables import fair, measured
+from sweeper.tables.conditions import score
+from sweeper.tables.layout import head
 
 MARKED = re.compile(
     r"(<!-- measured ([\w-]+): ([^>]+?) -->\n).*?(<!-- end measured -->)", re.DOTALL
@@ -59,7 +61,8 @@ def table(sweep: str, defenses: Sequence[str]) -> str:
     lines = [[name, *(cells.get((name, attack), ".") for attack in attacks)] for name in defenses]
     places = ["left", *["right"] * len(attacks)]
     heads = [attack + "°" * (attack in vain) for attack in attacks]
-    made = tabulate(lines, ["ACC / ASR", *heads], tablefmt="pipe", colalign=places)
+    heads = [f"{head('acc', score(rows))} / ASR", *heads]
+    made = tabulate(lines, heads, tablefmt="pipe", colalign=places)
     said = [f"Sweep `{sweep}`, {_said(rows)}."]
     said += [f"Without {attack} of seed {seed}: {UNTAKEN}." for attack, seed in without.to_numpy()]
     said += [f"° {UNTAKEN}."] * bool(vain)

@@ -25,7 +25,7 @@ from sweeper.core.errors import SweepError
 from sweeper.core.rows import METRICS, SCHEMA
 from sweeper.engine import recipes
 from sweeper.plan import source
-from sweeper.tables import fair, results
+from sweeper.tables import conditions, fair, results
 from sweeper.tables.published import AVERAGE, Figure
 from sweeper.tables.results import SETTINGS
 
@@ -104,6 +104,7 @@ def _figures(group: pd.DataFrame, beside: pd.DataFrame | None) -> Iterator[Figur
             wording="",
             note="",
             measured=True,
+            score=conditions.score(group),
             sd={str(name): float(value) for name, value in sds.items()},
             target=int(named["target"]),
             clean_budget=0.0 if pd.isna(budget) else float(budget),

@@ -59,6 +59,8 @@ class Figure:
     """The target label."""
     clean_budget: float = 0.0
     """Clean images of the defender as the sweep says it; 0 where the defense sees none."""
+    score: str = ""
+    """What ACC measures, where it is not accuracy."""
     differs: tuple[str, ...] = ()
     """Where its setting is not the one of the rows it stands beside."""
 

@@ -83,6 +83,11 @@ def test_a_victim_that_did_not_take_is_left_out_where_another_did() -> None:
     assert said.endswith(f"01. Without badnets of seed 1: {reason} ° {reason}")
 
 
+def test_the_head_says_what_acc_measures() -> None:
+    cells, _ = table([row("a", "badnets", 0, 0.5, 0.5, score="BLEU")], "none")
+    assert cells[0][0] == "BLEU / ASR"
+
+
 def test_what_a_sweep_has_not_is_refused() -> None:
     with pytest.raises(SweepError, match=r"quickstart has no defense abl, only none, fine-tuning"):
         extracts.table("quickstart", ["none", "abl"])
