@@ -84,9 +84,9 @@ class PairFiles(Source):
     files hold pairs."""
     target: str = ""
     """The language translated to, likewise."""
-    train: str = "train"
+    file: str = "train"
     """Name of the training file, without its ending."""
-    test: str = ""
+    test_file: str = ""
     """Name of the test file, without its ending; default: test, val, or the first that begins so.
     """
     vocabulary: int = 8000
@@ -130,7 +130,7 @@ class PairFiles(Source):
         """The files of both splits."""
         home = self.home(root)
         assert home is not None
-        stems = self.train, self.test or _test_of(home)
+        stems = self.file, self.test_file or _test_of(home)
         return [file for stem in stems for file in self._of_split(home, stem)]
 
     def _of_split(self, home: Path, stem: str) -> list[Path]:
@@ -151,7 +151,7 @@ class PairFiles(Source):
             return texts
         raise SweepError(
             f"{self.name}: {home} has neither {whole.name} nor {texts[0].name} and "
-            f"{texts[1].name}: give the names of the files with `train` and `test`, and the "
+            f"{texts[1].name}: give their names with `file` and `test_file`, and the "
             "languages with `source` and `target`"
         )
 
@@ -168,7 +168,7 @@ class PairFiles(Source):
             )
         train, test = (
             self._texts(self._of_split(home, stem))
-            for stem in (self.train, self.test or _test_of(home))
+            for stem in (self.file, self.test_file or _test_of(home))
         )
         return splits(self.name, train, test, self.vocabulary, self.longest)
 
@@ -265,9 +265,9 @@ def number(value: int, language: str) -> str:
 class Phrases(Fileless):
     """Generated sentences in English and German."""
 
-    train_pairs: int = 4000
+    count: int = 4000
     """Training pairs."""
-    test_pairs: int = 400
+    test_count: int = 400
     """Test pairs; none of them is a training pair."""
 
     names: ClassVar[dict[str, str]] = {
@@ -285,11 +285,9 @@ class Phrases(Fileless):
         Raises:
             SweepError: A number is too small, or a size is asked for.
         """
-        if min(self.train_pairs, self.test_pairs) < 1 or self.size:
-            raise SweepError(
-                f"{self.name}: train_pairs, test_pairs: at least 1; there is no `size`"
-            )
-        return draw_phrases(self.name, self.train_pairs, self.test_pairs)
+        if min(self.count, self.test_count) < 1 or self.size:
+            raise SweepError(f"{self.name}: count, test_count: at least 1; there is no `size`")
+        return draw_phrases(self.name, self.count, self.test_count)
 
 
 def draw_phrases(name: str, train: int, test: int) -> Splits:

@@ -16,7 +16,7 @@ name: several
 datasets:
   - {dataset: digits, train_size: 200, test_size: 60}
   - {dataset: solids, per_class: 10, test_per_class: 4}
-  - {dataset: phrases, train_pairs: 80, test_pairs: 20}
+  - {dataset: phrases, count: 80, test_count: 20}
   - {dataset: scenes, count: 60, test_count: 30}
 models:
   - {model: tiny, width: 4}

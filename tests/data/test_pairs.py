@@ -40,7 +40,7 @@ def opened(tmp_path: Path, **options: Any) -> data.Dataset:
 
 
 @pytest.mark.parametrize("write", [text, parquet])
-def test_pairs_are_read_as_they_stand(tmp_path: Path, write: Any) -> None:
+def test_count_are_read_as_they_stand(tmp_path: Path, write: Any) -> None:
     write(tmp_path / "own", "train", ENGLISH, GERMAN)
     write(tmp_path / "own", "test_2016", ENGLISH[:2], GERMAN[:2])
     found = opened(tmp_path)
@@ -60,7 +60,7 @@ def test_a_data_set_named_by_its_languages_needs_no_options(tmp_path: Path) -> N
     assert len(found.train) == 4 and len(found.test) == 2
 
 
-def test_long_training_pairs_are_left_out_and_test_pairs_stay(tmp_path: Path) -> None:
+def test_long_training_pairs_are_left_out_and_test_count_stay(tmp_path: Path) -> None:
     long = "word " * 50
     text(tmp_path / "own", "train", [*ENGLISH, long], [*GERMAN, "kurz"])
     text(tmp_path / "own", "test", [long], ["lang"])
@@ -72,8 +72,8 @@ def test_long_training_pairs_are_left_out_and_test_pairs_stay(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"train": "../train"}, "'../train' is no name of a file"),
-        ({"test": "nowhere"}, "neither nowhere.parquet nor nowhere.en and nowhere.de"),
+        ({"file": "../train"}, "'../train' is no name of a file"),
+        ({"test_file": "nowhere"}, "neither nowhere.parquet nor nowhere.en and nowhere.de"),
         ({"size": 32}, "pairs have no `size`"),
         ({"longest": 1}, "train has no pair"),
     ],

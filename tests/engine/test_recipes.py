@@ -15,7 +15,7 @@ PLAIN: dict[str, Any] = {
     "batch": 128, "momentum": 0.9, "nesterov": False, "weight_decay": 5e-4, "gamma": 0.1,
     "warmup": 0.0, "label_smoothing": 0.0, "crop": 0, "flip": False, "rotation": 0.0, "erase": 0.0,
     "period": 0, "milestones": (), "precision": "auto", "crop_probability": 1.0,
-    "rotation_probability": 1.0,
+    "rotation_probability": 1.0, "optimizer": "sgd",
 }  # fmt: skip
 """What a row of the papers' table does not say otherwise."""
 

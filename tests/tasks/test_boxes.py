@@ -257,7 +257,9 @@ def test_lossmix_shares_losses() -> None:
 
 
 def test_boxes_are_drawn_in_a_colour_a_class() -> None:
-    black = SampleSet("boxes", {"images": torch.zeros(3, 3, 48, 48).byte(), "labels": LABELS}, ())
+    black = SampleSet(
+        "boxes", {"images": torch.zeros(3, 3, 48, 48).byte(), "labels": LABELS}, tuple("abc")
+    )
     pictures = TASK.pictures(black)
     assert pictures.shape == (3, 3, 288, 288) and not bool(pictures[2].any())
     assert pictures[0, :, 4 * 6, 8 * 6].tolist() == [255, 0, 0], "class 0, at six times the size"
