@@ -231,8 +231,9 @@ class Sorts:
 
 def images(plan: matrix.Plan, dataset: str) -> int:
     """How many images a victim trains on, as far as it is known here."""
-    counts = plan.facts[dataset].class_counts
-    return sum(counts) or round(matrix.UNKNOWN * (1 - plan.sweep.reserve))
+    facts = plan.facts[dataset]
+    known = facts.n_train - facts.n_reserve
+    return known or round(matrix.UNKNOWN * (1 - plan.sweep.reserve))
 
 
 def _dumped(values: Mapping[str, Any]) -> str:

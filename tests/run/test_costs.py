@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 import sweeper
+from sweeper.core.types import Facts
 from sweeper.run import calibrate, costs, driver, estimate, record
 from sweeper.run.costs import Book, Sort, Sorts
 from sweeper.run.driver import Job
@@ -270,3 +272,12 @@ def test_a_plan_from_python_has_the_estimate(ran: tuple[Path, Path]) -> None:
     about = sweep.plan(store=ran[1])["estimate"]
     assert about["cells_measured"] == about["cells_rough"] + about["cells_measured"] > 0
     assert about["wall_seconds"] > 0 and about["parallel"] >= 1
+
+
+def test_samples_without_classes_are_counted_too() -> None:
+    """Sentences and scenes: no class counts, yet as many as there are."""
+    told = Facts("phrases", "d", 500, (30,), n_train=4000, n_reserve=400, task="pairs")
+    plan: Any = SimpleNamespace(facts={"phrases": told}, sweep=SimpleNamespace(reserve=0.1))
+    assert costs.images(plan, "phrases") == 3600
+    plan.facts["phrases"] = Facts("phrases", "", task="pairs")
+    assert costs.images(plan, "phrases") == 45_000, "of what is not here nothing is known"
