@@ -273,3 +273,14 @@ def test_attention_can_be_differentiated_twice() -> None:
     images = toys.image_set(4)
     hessian = curvature.Hessian(model, images, toys.CPU)
     assert bool(hessian(torch.randn(hessian.size, generator=rng())).isfinite().all())
+
+
+def test_a_negative_eigenvalue_of_larger_magnitude_does_not_end_the_search() -> None:
+    """A random vector lies almost whole in the bulk about zero, which must not be taken for it."""
+    for largest in (300.0, 3.0):
+        values = torch.linspace(-0.01, 0.01, 20_000)
+        values[0], values[1] = -400.0, largest
+        found = curvature.largest_eigenvalue(
+            lambda vector, values=values: values * vector, len(values), rng()
+        )
+        assert found == pytest.approx(largest, rel=0.01)
