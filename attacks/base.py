@@ -208,7 +208,11 @@ class Attack(ABC):
                 "non-target": int((labels != self.target).sum()),
                 "target-class": int((labels == self.target).sum()),
             }[self.base]
-        return round(rate * size) if self.rounding == "nearest" else int(rate * size + 1e-9)
+        return self.rounded(rate * size)
+
+    def rounded(self, size: float) -> int:
+        """How many samples a share comes to."""
+        return round(size) if self.rounding == "nearest" else int(size + 1e-9)
 
     def relabel(self, labels: Tensor, classes: int) -> Tensor:
         """int64 [B]: the labels poisoned samples of these true labels are given."""

@@ -173,8 +173,7 @@ class CleanImage(Attack):
             SweepError: The share is no image.
         """
         pool = self.edits(train.labels, state)
-        size = rate * int(pool.sum())
-        count = round(size) if self.rounding == "nearest" else int(size + 1e-9)
+        count = self.rounded(rate * int(pool.sum()))
         if not count:
             raise SweepError(
                 f"poisons no image at rate {rate:g} of the {int(pool.sum())} that hold the "

@@ -189,7 +189,8 @@ def figure(attack: str, before: Samples, after: Samples) -> Any:
             panel.imshow(pixels[..., 0] if grey else pixels, cmap="gray", vmin=0, vmax=255)
             panel.set_xticks([])
             panel.set_yticks([])
-        row[0].set_title(name) if wide > 2 else row[0].set_ylabel(name)
+        named = row[0].set_title if wide > 2 else row[0].set_ylabel
+        named(name)
     picture.suptitle(f"{attack}: {changed}")
     return picture
 
