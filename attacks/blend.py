@@ -92,7 +92,7 @@ class Blend(Attack):
             rng = seeds.generator("blend", "noise", channels, height, width)
             noise = torch.randn(channels, height, width, generator=rng)
             return (125 + 75 * noise).round().clamp(0, 255)
-        image = _drawn() if self.picture == "generated" else Image.open(self.trigger_image)
+        image = _drawn() if self.picture == "generated" else pictures.read(self.trigger_image)
         return pictures.fitted(image, channels, height, width, antialias=self.antialias)
 
     def stamp(self, images: Tensor, *, split: str, state: State, rng: Generator) -> Tensor:

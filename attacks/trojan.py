@@ -17,7 +17,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
-from PIL import Image
 from torch import Generator, Tensor
 
 from attacks.base import Attack, Lab
@@ -125,7 +124,7 @@ class Trojan(Attack):
         """Float [C, size, size] of whole 0..255: the patch no model is needed for."""
         if self.trigger == "drawn":
             return drawn(channels, self.size)
-        return pictures.fitted(Image.open(self.trigger_image), channels, self.size, self.size)
+        return pictures.fitted(pictures.read(self.trigger_image), channels, self.size, self.size)
 
     def _corner(self, height: int, width: int) -> tuple[int, int]:
         """Top and left of the patch."""

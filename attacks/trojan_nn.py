@@ -23,7 +23,6 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
-from PIL import Image
 from torch import Generator, Tensor
 
 from attacks.base import Attack, Lab
@@ -123,7 +122,7 @@ class TrojanNN(Attack):
     def picture(self, channels: int, height: int, width: int) -> Tensor:
         """Float [C, H, W] of 0..255: what the search for a picture begins with."""
         if self.trigger == "file":
-            return pictures.fitted(Image.open(self.trigger_image), channels, height, width)
+            return pictures.fitted(pictures.read(self.trigger_image), channels, height, width)
         return (LEVEL * apple(height, width).float()).expand(channels, height, width)
 
     def stamp(self, images: Tensor, *, split: str, state: State, rng: Generator) -> Tensor:

@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
+from sweeper.core import pixels
 from sweeper.core.errors import SweepError
 
 
@@ -38,6 +39,15 @@ def content(path: str) -> dict[str, str]:
     return {"trigger_image": hashlib.sha256(Path(path).read_bytes()).hexdigest()}
 
 
+def read(path: str | Path, option: str = "trigger_image") -> Image.Image:
+    """The picture of a file, with 8 bits a channel.
+
+    Raises:
+        SweepError: It is no picture, or no number of its pixels is known to be white.
+    """
+    return pixels.picture(Path(path), f"{option}: {path}")
+
+
 def fitted(
     image: Image.Image, channels: int, height: int, width: int, *, antialias: bool = True
 ) -> Tensor:
@@ -49,8 +59,8 @@ def fitted(
     image = image.convert("L" if channels == 1 else "RGB")
     if antialias:
         image = image.resize((width, height), Image.Resampling.BILINEAR)
-    pixels = torch.from_numpy(np.array(image)).float()
-    pixels = pixels.view(*pixels.shape[:2], channels).permute(2, 0, 1)
+    canvas = torch.from_numpy(np.array(image)).float()
+    canvas = canvas.view(*canvas.shape[:2], channels).permute(2, 0, 1)
     if antialias:
-        return pixels
-    return functional.interpolate(pixels[None], (height, width), mode="bilinear")[0]
+        return canvas
+    return functional.interpolate(canvas[None], (height, width), mode="bilinear")[0]

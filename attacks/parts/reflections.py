@@ -7,13 +7,13 @@ import hashlib
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from attacks.parts.pictures import fitted
+from attacks.parts.pictures import fitted, read
 from sweeper.core import seeds
 from sweeper.core.errors import SweepError
+from sweeper.core.folders import inside
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 
@@ -35,7 +35,7 @@ def files(folder: str, count: int) -> list[Path]:
     """
     if not Path(folder).is_dir():
         raise SweepError(f"reflections: no folder {folder}: name one with pictures")
-    pictures = sorted(p for p in Path(folder).iterdir() if p.suffix.lower() in SUFFIXES)
+    pictures = [p for p in inside(Path(folder)) if p.suffix.lower() in SUFFIXES]
     if not pictures:
         raise SweepError(
             f"reflections: no picture ({', '.join(SUFFIXES)}) in {folder}: name another folder"
@@ -54,8 +54,5 @@ def content(folder: str, count: int) -> str:
 @functools.lru_cache(maxsize=2)
 def decoded(folder: str, digest: str, count: int, channels: int, height: int, width: int) -> Tensor:
     """Float [count, C, height, width] in [0, 1]: the pictures of a folder with this content."""
-    opened = []
-    for path in files(folder, count):
-        with Image.open(path) as image:
-            opened.append(fitted(image, channels, height, width))
-    return torch.stack(opened) / 255
+    images = (read(path, "reflections") for path in files(folder, count))
+    return torch.stack([fitted(image, channels, height, width) for image in images]) / 255

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Collection, Iterable
+from pathlib import Path
 
 
 class SweepError(Exception):
@@ -16,6 +17,35 @@ class AccessDenied(Exception):
 
 class DivergedError(Exception):
     """Weights or losses became NaN or infinite."""
+
+
+_POINTER = b"version https://git-lfs.github.com/spec/"
+"""What a file of Git LFS begins with while its content is elsewhere."""
+
+
+def unreadable(
+    place: object, what: str, error: object, head: bytes | None = None, remedy: str = "replace it"
+) -> SweepError:
+    """The error for a file that cannot be read; where it is a pointer of Git LFS, that says so.
+
+    Args:
+        place: Its path, or what it is called.
+        what: The sentence: `is not a readable Parquet file`.
+        error: Why.
+        head: Its first bytes; None: they are read where `place` is a path.
+        remedy: What to do.
+    """
+    if head is None and isinstance(place, Path):
+        try:
+            with place.open("rb") as file:
+                head = file.read(len(_POINTER))
+        except OSError:
+            head = b""
+    if (head or b"").startswith(_POINTER):
+        return SweepError(
+            f"{place}: is a pointer of Git LFS, not the file itself: run `git lfs pull` there"
+        )
+    return SweepError(f"{place}: {what} ({error}): {remedy}")
 
 
 def unknown(what: str, name: object, known: Iterable[str]) -> str:

@@ -23,6 +23,8 @@ from sweeper.core.errors import SweepError, unknown
 from sweeper.core.types import Samples
 from sweeper.data import _options
 from sweeper.data._cache import decoded, place
+from sweeper.data._files import folders
+from sweeper.data._shards import unread
 from sweeper.data.base import Source, Splits
 
 __all__ = [
@@ -161,8 +163,12 @@ def _find(options: Mapping[str, Any], root: Path) -> Source:
     name, path = options["dataset"], options.get("path")
     for kind in sources():
         if kind.asked(options) and kind(name=name, path=path).serves(root):
+            if kind.downloads and (why := unread(folders(root, name))):
+                raise SweepError(f"datasets: {name}: {why}")  # its own files before any download
             return _options.build(kind, options)
     owner = source_of(options) or Source
+    if why := unread([Path(path).expanduser()] if path else folders(root, name)):
+        raise SweepError(f"datasets: {name}: {why}")
     if path is not None and owner.task != "image":
         raise SweepError(
             f"datasets: {name}: `path: {path}` holds no {owner.wants.rstrip(',')}: correct it"

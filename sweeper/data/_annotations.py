@@ -13,13 +13,16 @@ from xml.etree import ElementTree
 
 from PIL import Image
 
-from sweeper.core.errors import SweepError
+from sweeper.core import pixels
+from sweeper.core.errors import SweepError, unreadable
 from sweeper.data._images import Batches, as_batches
 
 Box = tuple[float, float, float, float, int]
 """x1, y1, x2, y2 in pixels of the image as stored, and the class."""
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 _ROWS = 256
+_NO_IMAGE, _NO_COCO = "is not a readable image", "is not COCO's JSON of instances"
+_NO_VOC = "is not Pascal VOC's XML"
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,7 @@ def read_parquet(files: Sequence[Path]) -> Annotated:
     sizes, boxes, paths = list[tuple[int, int]](), list[list[Box]](), list[str]()
     for row in _rows(files):
         image, what = row["image"], f"{files[0].name}: image {len(sizes)}"
-        sizes.append(_size(io.BytesIO(image["bytes"] or b""), what))
+        sizes.append(_size(image["bytes"] or b"", what, upright=True))
         boxes.append(list(_cornered(what, row["objects"]["bbox"], row["objects"]["category"])))
         paths.append(image.get("path") or "")
 
@@ -129,9 +132,8 @@ def read_coco(file: Path) -> tuple[Annotated, tuple[str, ...]]:
         names = [str(item["file_name"]) for item in held["images"]]
         classes = tuple(str(item["name"]) for item in categories)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SweepError(
-            f"{file}: is not COCO's JSON of instances ({type(error).__name__}: {error}): correct it"
-        ) from error
+        why = f"{type(error).__name__}: {error}"
+        raise unreadable(file, _NO_COCO, why, remedy="correct it") from error
     folders = [home / part, home / "images" / part, home / "images"]
     return _filed(names, boxes, folders), classes
 
@@ -170,7 +172,7 @@ def read_voc(home: Path, part: str) -> tuple[Annotated, list[list[str]]]:
             objects = [(str(item.findtext("name")).strip(), item) for item in tree.iter("object")]
             corners = [_corners(item) for _, item in objects]
         except (OSError, ValueError, TypeError, ElementTree.ParseError) as error:
-            raise SweepError(f"{file}: is not Pascal VOC's XML ({error}): correct it") from error
+            raise unreadable(file, _NO_VOC, error, remedy="correct it") from error
         boxes.append([(x1 - 1, y1 - 1, x2, y2, 0) for x1, y1, x2, y2 in corners])
         kinds.append([kind for kind, _ in objects])
     return _filed(names, boxes, [home / "JPEGImages"]), kinds
@@ -223,10 +225,12 @@ def _inside(folders: Sequence[Path], name: str, what: str) -> Path:
     raise SweepError(f"{what}: no such file in {where}: add it, or leave it out of the list")
 
 
-def _size(file: Any, what: str) -> tuple[int, int]:
-    """Width and height of an image; only its header is read."""
+def _size(item: bytes | Path, what: str, upright: bool = False) -> tuple[int, int]:
+    """Width and height of an image as `decode` gives it; only its header is decoded."""
     try:
-        with Image.open(file) as image:
-            return image.size
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise SweepError(f"{what}: is not a readable image ({error}): replace it") from error
+        with Image.open(item if isinstance(item, Path) else io.BytesIO(item)) as image:
+            width, height = image.size
+            return (height, width) if upright and pixels.turned(image) else (width, height)
+    except pixels.UNREADABLE as error:
+        head = item if isinstance(item, bytes) else None
+        raise unreadable(item if head is None else what, _NO_IMAGE, error, head) from error

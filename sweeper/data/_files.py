@@ -31,6 +31,8 @@ class FileSource(Source):
     group_by: Literal["auto", "path-prefix", "none"] = "auto"
     """Images that belong together: `path-prefix` groups those of one class whose file names agree
     up to the last underscore (video tracks); `auto` does so for gtsrb only."""
+    renumber: bool = False
+    """Whether to leave out classes without a training image and number the others from 0."""
 
     def places(self, root: Path) -> list[Path]:
         """Return the existing files and folders that may hold the data set, best first."""
@@ -91,6 +93,65 @@ class FileSource(Source):
                 for y, path in zip(labels.tolist(), paths, strict=True)
             ]
         )
+
+
+def used(
+    name: str, train: Tensor, test: Tensor, names: Sequence[str], renumber: bool
+) -> tuple[Tensor, Tensor, tuple[str, ...]]:
+    """See that every class has training images, and every test image a class that has.
+
+    A class without images is none anybody can learn or name as a target.
+
+    Args:
+        name: The data set's.
+        train: int64 [N], the training labels as the files have them.
+        test: int64 [M], the test labels; none where the files have no such split.
+        names: The class names by label; empty: the classes are called by their numbers.
+        renumber: Whether to number the classes that have training images from 0.
+
+    Returns:
+        Both labels and the class names.
+
+    Raises:
+        SweepError: A class has no training image and is not to be left out, or only test images.
+    """
+    if not len(train):
+        raise SweepError(
+            f"{name}: train: there are no images: add some, or name another place with `path`"
+        )
+    present = train.unique()
+    both = torch.cat([present, test.unique()])
+    low, high = int(both.min()), int(both.max())
+    if names and (low < 0 or high >= len(names)):
+        raise SweepError(
+            f"{name}: has labels {low} to {high}, but there are {len(names)} class names"
+        )
+
+    def called(label: int) -> str:
+        return repr(names[label]) if names else str(label)
+
+    stray = [label for label in both.unique().tolist() if label not in set(present.tolist())]
+    if stray:
+        more = f" and {len(stray) - 1} more" if len(stray) > 1 else ""
+        raise SweepError(
+            f"{name}: test has images of class {called(stray[0])}{more}, of which train has none: "
+            "remove them, or add some to train"
+        )
+    count = len(present)
+    gaps = present != torch.arange(count)
+    gap = int(gaps.nonzero()[0]) if bool(gaps.any()) else count
+    if gap < max(len(names), high + 1):
+        if not renumber:
+            those = f"{count} of {len(names)} classes have" if names else f"labels {low} to {high}"
+            remedy = "add some or remove the class" if names else f"label them 0 to {count - 1}"
+            raise SweepError(
+                f"{name}: class {called(gap)} has no training image ({those}): {remedy}, or write "
+                f"`renumber: true` to leave out such classes and number the other {count} from 0"
+            )
+        names = [names[label] if names else str(label) for label in present.tolist()]
+        train = torch.searchsorted(present, train)
+        test = torch.searchsorted(present, test)
+    return train, test, tuple(names) or tuple(map(str, range(count)))
 
 
 def same_name(a: str, b: str) -> bool:

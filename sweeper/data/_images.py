@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from sweeper.core import pixels
 from sweeper.core.errors import SweepError
 
 Pixels = NDArray[np.uint8]
@@ -33,8 +33,9 @@ _SMALL = 64
 _THREADS = 8
 """Threads for larger images at most; a guess at where they only wait for the interpreter lock."""
 _GREY = ("1", "L")
-# What Pillow raises for a file that is no image, is cut short or is too large to be meant.
-_UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
+_DARK = 32
+"""Of 256 levels: a split of deeper pixels that has none brighter holds fewer bits than it states,
+such as 12 of 16."""
 
 
 class _ColourError(Exception):
@@ -42,7 +43,12 @@ class _ColourError(Exception):
 
 
 def decode(
-    batches: Batches, count: int, what: str, size: int | None = None, like: Tensor | None = None
+    batches: Batches,
+    count: int,
+    what: str,
+    size: int | None = None,
+    like: Tensor | None = None,
+    upright: bool = False,
 ) -> Tensor:
     """Decode `count` images to one uint8 tensor [count, C, H, W].
 
@@ -54,15 +60,18 @@ def decode(
         what: The split as the user knows it, for messages.
         size: Side in pixels to resize to (bilinear, antialiased, the aspect ratio is not kept).
         like: Images [N, C, H, W] of the training split, whose C, H and W these must share.
+        upright: Whether to turn images as their EXIF orientation says.
 
     Raises:
-        SweepError: An image cannot be read, or sizes differ and `size` is not given.
+        SweepError: An image cannot be read, or has pixels of an unknown range, or sizes differ and
+            `size` is not given.
     """
     if count == 0:
         raise SweepError(
             f"{what}: there are no images: add some, or name another place with `path`"
         )
-    image = _open(next(iter(next(iter(batches())))), f"{what}, image 0")
+    first = next(iter(next(iter(batches()))))
+    image = _open(first, _named(what, first, 0), upright)
     if like is not None:
         shape = (like.shape[1], like.shape[2], like.shape[3])
     else:
@@ -70,13 +79,15 @@ def decode(
     cores = min(len(os.sched_getaffinity(0)), _THREADS)
     threads = cores if max(image.size) > _SMALL else 1
     try:
-        return _fill(batches(), count, shape, size, what, threads)
+        out = _fill(batches(), count, shape, size, what, threads, upright)
     except _ColourError:
         if like is not None:
             raise SweepError(
                 f"{what}: colour images, but those of the training split are grey: convert one"
             ) from None
-        return _fill(batches(), count, (3, *shape[1:]), size, what, threads)
+        out = _fill(batches(), count, (3, *shape[1:]), size, what, threads, upright)
+    _check_levels(out, batches, what)
+    return out
 
 
 def _fill(
@@ -86,6 +97,7 @@ def _fill(
     size: int | None,
     what: str,
     threads: int,
+    upright: bool,
 ) -> Tensor:
     """Decode straight into the final tensor, blocks of images in parallel."""
     out = torch.empty((count, *shape), dtype=torch.uint8)
@@ -101,6 +113,7 @@ def _fill(
                 [filled + low for low in lows],
                 repeat(size),
                 repeat(what),
+                repeat(upright),
             )
             list(jobs)
             filled += len(batch)
@@ -113,13 +126,13 @@ def _fill(
 
 
 def _fill_block(
-    block: Pixels, items: Sequence[Item], first: int, size: int | None, what: str
+    block: Pixels, items: Sequence[Item], first: int, size: int | None, what: str, upright: bool
 ) -> None:
     channels, height, width = block.shape[1:]
     mode = "L" if channels == 1 else "RGB"
     for offset, item in enumerate(items):
-        name = f"{what}, image {item if isinstance(item, Path) else first + offset}"
-        image = _open(item, name)
+        name = _named(what, item, first + offset)
+        image = _open(item, name, upright)
         if channels == 1 and image.mode not in _GREY:
             raise _ColourError
         try:
@@ -131,21 +144,42 @@ def _fill_block(
                     f"{name}: {image.width}x{image.height} pixels among images of "
                     f"{width}x{height}: give `size: N` to resize all to N x N"
                 )
-            pixels = np.asarray(image)
-        except _UNREADABLE as error:
+            values = np.asarray(image)
+        except pixels.UNREADABLE as error:
             raise SweepError(f"{name}: cannot be decoded ({error}): replace it") from error
-        block[offset] = pixels if channels == 1 else pixels.transpose(2, 0, 1)
+        block[offset] = values if channels == 1 else values.transpose(2, 0, 1)
 
 
-def _open(item: Item, name: str) -> Image.Image:
-    """Read the header, and of a path the whole file: no file stays open."""
-    try:
-        if isinstance(item, np.ndarray):
-            return Image.fromarray(item)
-        data = item.read_bytes() if isinstance(item, Path) else item
-        return Image.open(io.BytesIO(data))
-    except _UNREADABLE as error:
-        raise SweepError(f"{name}: is not a readable image ({error}): replace it") from error
+def _named(what: str, item: Item, number: int) -> str:
+    """What an image is called in an error: its path, where it has one."""
+    return f"{what}, image {item if isinstance(item, Path) else number}"
+
+
+def _open(item: Item, name: str, upright: bool) -> Image.Image:
+    if isinstance(item, np.ndarray):
+        return Image.fromarray(item)
+    return pixels.opened(item, name, upright)
+
+
+def _check_levels(images: Tensor, batches: Batches, what: str) -> None:
+    """Refuse a split whose pixels were lost: its files hold more than what was decoded shows."""
+    low, high = int(images[0].min()), int(images[0].max())
+    if high >= _DARK and bool(((images[0] != low) & (images[0] != high)).any()):
+        return  # the first image already shows three levels: so it is for nearly all splits
+    low, high = int(images.min()), int(images.max())
+    levels = 3 if any(bool(((part != low) & (part != high)).any()) for part in images) else 2
+    if levels > 2 and high >= _DARK:
+        return
+    seen: set[int] = set()
+    for item in (item for batch in batches() for item in batch if not isinstance(item, np.ndarray)):
+        with pixels.raw(item) as image:
+            states_more = pixels.deep(image)
+            seen.update(np.unique(np.asarray(image)).tolist())
+        if (states_more and high < _DARK) or (levels == 2 and len(seen) > 2):
+            raise SweepError(
+                f"{what}: all its pixels become {low} to {high} of 0 to 255, while its files hold "
+                "more: they use fewer bits than they state; save them with 8 bits a channel"
+            )
 
 
 def as_batches(items: Sequence[Any], batch: int = 8192) -> Batches:

@@ -29,8 +29,9 @@ from torch import Tensor
 
 from sweeper.core import seeds
 from sweeper.core.errors import SweepError
+from sweeper.core.folders import inside
 from sweeper.core.types import SampleSet
-from sweeper.data import _annotations
+from sweeper.data import _annotations, _shards
 from sweeper.data._annotations import Annotated, Box
 from sweeper.data._files import TEST_NAMES, FileSource
 from sweeper.data._images import decode
@@ -88,7 +89,7 @@ class BoxFiles(FileSource):
     def _kind(self, root: Path) -> tuple[str, Path | None]:
         """Which layout there is, and where; ("", None) for none: then they may be images alone."""
         for place in self.places(root):
-            if place.is_dir() and any(place.glob("annotations/instances_train*.json")):
+            if place.is_dir() and inside(place, "annotations/instances_train*.json"):
                 return "coco", place
             if (place / "ImageSets" / "Main" / "train.txt").is_file():
                 return "voc", place
@@ -114,7 +115,7 @@ class BoxFiles(FileSource):
         patterns = ["annotations/instances_*.json", "images/**/*", "train*/**/*", "val*/**/*"]
         if kind == "voc":
             patterns = ["ImageSets/Main/*.txt", "Annotations/*.xml", "JPEGImages/*"]
-        listed = {file for pattern in patterns for file in home.glob(pattern) if file.is_file()}
+        listed = {file for pattern in patterns for file in inside(home, pattern) if file.is_file()}
         return sorted(listed)
 
     def read(self, root: Path) -> Splits:
@@ -138,7 +139,8 @@ class BoxFiles(FileSource):
         sets: dict[str, SampleSet] = {}
         for name, part in parts.items():
             what, like = f"{self.name}: {name}", sets["train"].images if sets else None
-            images = decode(part.images, len(part.sizes), what, self.size, like)
+            upright = kind == "parquet"
+            images = decode(part.images, len(part.sizes), what, self.size, like, upright)
             sets[name] = boxed(images, rows(fitted[name], count), classes)
         return self.assemble(sets["train"], sets.get("test"), parts["train"].paths)
 
@@ -163,7 +165,7 @@ class BoxFiles(FileSource):
     def _read_parquet(self, home: Path, root: Path) -> _Read:
         files = self._parquet.splits(root)
         for split, shards in files.items():
-            self._parquet.whole(split, shards)
+            _shards.whole(self.name, split, shards)
         parts = {split: _annotations.read_parquet(shards) for split, shards in files.items()}
         named = {_annotations.parquet_names(shards[0]) for shards in files.values()} - {()}
         if len(named) > 1:
@@ -178,7 +180,7 @@ class BoxFiles(FileSource):
             found = [
                 file
                 for name in names
-                for file in sorted(home.glob(f"annotations/instances_{name}*.json"))
+                for file in inside(home, f"annotations/instances_{name}*.json")
             ]
             if split == "train" and len(found) > 1:
                 raise SweepError(

@@ -21,8 +21,9 @@ from torch import Tensor
 
 from sweeper.core import seeds
 from sweeper.core.errors import SweepError
+from sweeper.core.folders import called, inside
 from sweeper.core.types import SampleSet
-from sweeper.data._files import TEST_NAMES, FileSource
+from sweeper.data._files import TEST_NAMES, FileSource, used
 from sweeper.data._images import as_batches, decode
 from sweeper.data.base import Fileless, Splits
 
@@ -60,22 +61,22 @@ class FrameFolder(FileSource):
 
     def home(self, root: Path) -> Path | None:
         """The folder that has `train`."""
-        return next((place for place in self.places(root) if (place / "train").is_dir()), None)
+        return next((p for p in self.places(root) if p.is_dir() and called(p, "train")), None)
 
     def serves(self, root: Path) -> bool:
         """Whether there is a `train` folder with clips."""
         home = self.home(root)
-        return home is not None and any(True for _ in _folders(home / "train"))
+        return home is not None and any(True for _ in _folders(_train(home)))
 
     def files(self, root: Path) -> list[Path]:
         """The frames of all clips."""
         home = self.home(root)
         assert home is not None
-        parts = [home / "train", *(home / name for name in TEST_NAMES)]
+        parts = [_train(home), called(home, *TEST_NAMES)]
         return [
             frame
             for part in parts
-            if part.is_dir()
+            if part is not None
             for folder, _ in _folders(part)
             for frame in _frames(folder)
         ]
@@ -88,28 +89,27 @@ class FrameFolder(FileSource):
         """
         home = self.home(root)
         assert home is not None
-        classes = tuple(sorted({name for _, name in _folders(home / "train")}))
-        train, paths = self._split(home / "train", classes)
-        folder = next((home / name for name in TEST_NAMES if (home / name).is_dir()), None)
-        test = None if folder is None else self._split(folder, classes, train.inputs)[0]
-        return self.assemble(train, test, paths)
+        folder = called(home, *TEST_NAMES)
+        train, test = list(_folders(_train(home))), [] if folder is None else list(_folders(folder))
+        names = sorted({name for _, name in [*train, *test]} | set(_kinds(_train(home))))
+        labels, held = (
+            torch.tensor([names.index(kind) for _, kind in part], dtype=torch.int64)
+            for part in (train, test)
+        )
+        labels, held, classes = used(self.name, labels, held, names, self.renumber)
+        frames = self._decoded(_train(home), train)
+        tests = None
+        if folder is not None:
+            tests = clips(self._decoded(folder, test, frames), held, classes)
+        paths = [f"{name}/{clip.name}" for clip, name in train]
+        return self.assemble(clips(frames, labels, classes), tests, paths)
 
-    def _split(
-        self, folder: Path, classes: tuple[str, ...], like: Tensor | None = None
-    ) -> tuple[SampleSet, list[str]]:
-        found = list(_folders(folder))
-        extra = sorted({name for _, name in found} - set(classes))
-        if extra:
-            raise SweepError(
-                f"{folder}: class {extra[0]!r} is not one of train's: rename or remove it"
-            )
+    def _decoded(self, folder: Path, found: _Found, like: Tensor | None = None) -> Tensor:
+        """The clips of a split, uint8 [N, T, C, H, W]."""
         chosen = [frame for clip, _ in found for frame in self._spaced(clip)]
-        what = f"{self.name}: {folder}"
         one = None if like is None else like[:, 0]
-        images = decode(as_batches(chosen), len(chosen), what, self.size, one)
-        labels = torch.tensor([classes.index(name) for _, name in found])
-        names = [f"{name}/{clip.name}" for clip, name in found]
-        return clips(images.unflatten(0, (-1, self.frames)), labels, classes), names
+        images = decode(as_batches(chosen), len(chosen), f"{self.name}: {folder}", self.size, one)
+        return images.reshape(-1, self.frames, *images.shape[1:])
 
     def _spaced(self, clip: Path) -> list[Path]:
         every = _frames(clip)
@@ -122,15 +122,29 @@ class FrameFolder(FileSource):
         return [every[int(place)] for place in places]
 
 
+_Found = list[tuple[Path, str]]
+"""Folders of frames, each with the name of its class."""
+
+
+def _train(home: Path) -> Path:
+    return called(home, "train") or home / "train"
+
+
+def _kinds(folder: Path) -> list[str]:
+    """The class folders of a split."""
+    return [entry.name for entry in inside(folder) if entry.is_dir()]
+
+
 def _folders(folder: Path) -> Iterator[tuple[Path, str]]:
     """The clips below a split's folder with their classes, in sorted order."""
-    for kind in sorted(entry for entry in folder.iterdir() if entry.is_dir()):
-        for clip in sorted(entry for entry in kind.iterdir() if entry.is_dir()):
-            yield clip, kind.name
+    for kind in _kinds(folder):
+        for clip in inside(folder / kind):
+            if clip.is_dir():
+                yield clip, kind
 
 
 def _frames(clip: Path) -> list[Path]:
-    return sorted(file for file in clip.iterdir() if file.suffix.lower() in _SUFFIXES)
+    return [file for file in inside(clip) if file.suffix.lower() in _SUFFIXES]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,6 @@ in sorted order; images may lie deeper inside them (`train/<wnid>/images/`). A f
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -16,15 +15,17 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from sweeper.core.errors import SweepError
+from sweeper.core.errors import SweepError, unreadable
+from sweeper.core.folders import below, called, inside
 from sweeper.core.types import ImageSet
-from sweeper.data._files import TEST_NAMES, FileSource, folders, same_name
+from sweeper.data._files import TEST_NAMES, FileSource, folders, same_name, used
 from sweeper.data._images import as_batches, decode
 from sweeper.data.base import Splits
 
 _SUFFIXES = frozenset(".png .jpg .jpeg .ppm .pgm .bmp .gif .tif .tiff .webp".split())
 _UNPACKED = {"tiny-imagenet": "tiny-imagenet-200"}
 """Names the published archives unpack to."""
+_ANNOTATIONS = "val_annotations.txt"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,20 +44,21 @@ class Folder(FileSource):
         for name, unpacked in _UNPACKED.items():
             if self.path is None and same_name(self.name, name):
                 candidates += folders(root, unpacked)
-        return [place for place in candidates if (place / "train").is_dir()]
+        return [place for place in candidates if place.is_dir() and called(place, "train")]
 
     def serves(self, root: Path) -> bool:
         """Whether there is a `train` folder with class folders in it."""
-        return any(_classes(place / "train") for place in self.places(root)[:1])
+        found = (inside(_train(place)) for place in self.places(root)[:1])
+        return any(path.is_dir() for entries in found for path in entries)
 
     def files(self, root: Path) -> list[Path]:
         """Return every image file, and the annotations of `val` where there are any."""
         home = self.places(root)[0]
-        listed = [file for file, _ in _images(home / "train")]
+        listed = [file for file, _ in _images(_train(home))]
         test = _test_folder(home)
         if test is not None:
             listed += [file for file, _ in _images(test)]
-            annotations = test / "val_annotations.txt"
+            annotations = test / _ANNOTATIONS
             listed += [annotations] if annotations.is_file() else []
         return listed
 
@@ -64,61 +66,65 @@ class Folder(FileSource):
         """Decode all images.
 
         Raises:
-            SweepError: An empty class, a test class that `train` has not, an unreadable image.
+            SweepError: A class without training images, an unreadable image.
         """
-        home = self.places(root)[0]
-        classes = _classes(home / "train")
-        train, paths = self._split(home / "train", classes)
-        counts = torch.bincount(train.labels, minlength=len(classes))
-        if not bool(counts.all()):
-            empty = classes[int(counts.argmin())]
-            raise SweepError(f"{home / 'train' / empty}: has no images: add some or remove it")
-        folder = _test_folder(home)
-        test = None if folder is None else self._split(folder, classes, train.images)[0]
-        return self.assemble(train, test, [p.relative_to(home).as_posix() for p in paths])
+        home, folder = self.places(root)[0], _test_folder(self.places(root)[0])
+        train, test = _images(_train(home)), [] if folder is None else _labelled(folder)
+        empty = {path.name for path in inside(_train(home)) if path.is_dir()}
+        names = sorted({name for _, name in [*train, *test]} | empty)
+        number = {name: index for index, name in enumerate(names)}
+        labels, held = (
+            torch.tensor([number[kind] for _, kind in part], dtype=torch.int64)
+            for part in (train, test)
+        )
+        labels, held, classes = used(self.name, labels, held, names, self.renumber)
+        images = self._decoded(_train(home), train)
+        tests = None
+        if folder is not None:
+            tests = ImageSet(self._decoded(folder, test, images), held, classes)
+        paths = [file.relative_to(home).as_posix() for file, _ in train]
+        return self.assemble(ImageSet(images, labels, classes), tests, paths)
 
-    def _split(
-        self, folder: Path, classes: tuple[str, ...], like: Tensor | None = None
-    ) -> tuple[ImageSet, list[Path]]:
-        number = {name: index for index, name in enumerate(classes)}
-        annotations = folder / "val_annotations.txt"
-        pairs = _annotated(annotations) if annotations.is_file() else list(_images(folder))
-        extra = sorted({name for _, name in pairs} - set(number))
-        if extra:
-            raise SweepError(
-                f"{folder}: class {extra[0]!r} is not one of train's {len(classes)}: rename or "
-                "remove it"
-            )
-        files = [file for file, _ in pairs]
-        images = decode(as_batches(files), len(files), f"{self.name}: {folder}", self.size, like)
-        labels = torch.tensor([number[name] for _, name in pairs])
-        return ImageSet(images, labels, classes), files
+    def _decoded(self, folder: Path, found: _Found, like: Tensor | None = None) -> Tensor:
+        files = [file for file, _ in found]
+        return decode(as_batches(files), len(files), f"{self.name}: {folder}", self.size, like)
 
 
-def _classes(folder: Path) -> tuple[str, ...]:
-    return tuple(sorted(entry.name for entry in os.scandir(folder) if entry.is_dir()))
+_Found = list[tuple[Path, str]]
+"""Image files, each with the name of its class."""
 
 
-def _images(folder: Path) -> Iterator[tuple[Path, str]]:
-    """Yield the image files below `folder` with their class folder's name, in sorted order."""
-    for name in _classes(folder):
-        for base, inner, files in os.walk(folder / name):
-            inner.sort()
-            for file in sorted(files):
-                if os.path.splitext(file)[1].lower() in _SUFFIXES:
-                    yield Path(base, file), name
+def _train(home: Path) -> Path:
+    return called(home, "train") or home / "train"
+
+
+def _images(folder: Path) -> _Found:
+    """The image files below a split's folder with their class folder's name, in sorted order."""
+    return [
+        (file, kind.name)
+        for kind in inside(folder)
+        if kind.is_dir()
+        for file in below(kind)
+        if os.path.splitext(file)[1].lower() in _SUFFIXES
+    ]
 
 
 def _test_folder(home: Path) -> Path | None:
     """Return the test split's folder; `val` where only that has labels (Tiny-ImageNet)."""
-    if (home / "val" / "val_annotations.txt").is_file():
+    if (home / "val" / _ANNOTATIONS).is_file():
         return home / "val"
-    return next((home / name for name in TEST_NAMES if (home / name).is_dir()), None)
+    return called(home, *TEST_NAMES)
 
 
-def _annotated(file: Path) -> list[tuple[Path, str]]:
-    """Return the images and class names of Tiny-ImageNet's `val`, in the file's order."""
-    rows = [line.split("\t") for line in file.read_text().splitlines() if line.strip()]
+def _labelled(folder: Path) -> _Found:
+    """The images of the test split; of Tiny-ImageNet's `val` those of its list, in its order."""
+    file = folder / _ANNOTATIONS
+    if not file.is_file():
+        return _images(folder)
+    try:
+        rows = [line.split("\t") for line in file.read_text().splitlines() if line.strip()]
+    except (OSError, ValueError) as error:
+        raise unreadable(file, "is not readable text", error) from error
     if any(len(row) < 2 for row in rows):
         raise SweepError(f"{file}: needs lines of an image name, a tab and a class")
-    return [(file.parent / "images" / Path(row[0]).name, row[1]) for row in rows]
+    return [(folder / "images" / Path(row[0]).name, row[1]) for row in rows]

@@ -21,7 +21,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from sweeper.core import bpe, seeds
-from sweeper.core.errors import SweepError
+from sweeper.core.errors import SweepError, unreadable
+from sweeper.core.folders import inside
 from sweeper.core.types import SampleSet
 from sweeper.data._files import TEST_NAMES, folders, same_name
 from sweeper.data.base import Fileless, Source, Splits
@@ -120,7 +121,7 @@ class PairFiles(Source):
     def home(self, root: Path) -> Path | None:
         """The folder with the files."""
         given = [Path(self.path).expanduser()] if self.path else folders(root, self.name)
-        return next((place for place in given if place.is_dir() and any(place.glob("*.*"))), None)
+        return next((place for place in given if place.is_dir() and inside(place, "*.*")), None)
 
     def serves(self, root: Path) -> bool:
         """Whether there is such a folder."""
@@ -183,10 +184,9 @@ class PairFiles(Source):
             else:
                 sides = [file.read_text(encoding="utf-8").splitlines() for file in files]
         except (OSError, ValueError, KeyError, pyarrow.ArrowException) as error:
-            raise SweepError(
-                f"{self.name}: {files[0]} cannot be read as {' and '.join(self.languages)} "
-                f"({error}): name its columns with `source` and `target`"
-            ) from error
+            what = f"cannot be read as {' and '.join(self.languages)}"
+            remedy = "name its columns with `source` and `target`"
+            raise unreadable(files[0], what, error, remedy=remedy) from error
         if len(sides[0]) != len(sides[1]) or not all(
             isinstance(text, str) for side in sides for text in side
         ):
@@ -199,7 +199,7 @@ class PairFiles(Source):
 
 def _test_of(home: Path) -> str:
     """The name of the test file: the first of the usual ones, else the first that begins so."""
-    stems = sorted({file.stem for file in home.iterdir() if file.is_file()})
+    stems = sorted({file.stem for file in inside(home) if file.is_file()})
     for name in TEST_NAMES:
         for stem in [s for s in stems if s == name] or [s for s in stems if s.startswith(name)]:
             return stem

@@ -1,36 +1,42 @@
 """Parquet files in the Hugging Face image layout.
 
-Looked for are `train.parquet` or all its shards (`train-00000-of-00004.parquet`, also with a hash
-behind), in the data set's folder or in `data/` below it; the test split likewise under the names
-test, val, valid or validation. `path` may also name one `.parquet` file. The image column is a
-struct of `bytes` (an encoded image file) and `path`; class names come from the `huggingface`
-metadata of the schema, else the classes are called by their numbers. An integer column `position`
-says where each image stands in the split as published; without one the file is in that order.
+`_shards` says where they may lie. The image column is a struct of `bytes` (an encoded image file)
+and `path`; images are turned upright as their EXIF orientation says, as `datasets` does. Labels are
+whole numbers of any type, or text. Class names come from the `huggingface` metadata of the schema;
+without it the classes are called by their numbers, or by the texts in sorted order. An integer
+column `position` says where each image stands in the split as published; without one the file is in
+that order.
 """
 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from sweeper.core.errors import SweepError
+from sweeper.core.errors import SweepError, unknown, unreadable
 from sweeper.core.types import ImageSet
-from sweeper.data._files import TEST_NAMES, FileSource
+from sweeper.data import _shards
+from sweeper.data._files import FileSource, used
 from sweeper.data._images import decode
 from sweeper.data.base import Splits
 
-_FILE = re.compile(r"(?P<split>[a-z]+)(-\d{5}-of-(?P<shards>\d{5})(-[0-9a-f]+)?)?\.parquet")
-_LABELS = ("label", "labels", "fine_label")
+_LABELS = ("label", "labels", "fine_label", "coarse_label")
+"""What a column of labels is called, best first; of another name only whole numbers are guessed."""
 _POSITION = "position"
 _BATCH = 8192
+_AGAIN = "fetch it again"
+
+_Values = NDArray[Any]
+"""A column of labels, int64 [N] or text [N]."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,11 +44,12 @@ class Parquet(FileSource):
     """A folder of Parquet files, or one file."""
 
     label_column: str | None = None
-    """Column of the integer labels; default: label, labels, fine_label or the only integers."""
+    """Column of the labels, whole numbers or text; default: label, labels, fine_label, coarse_label
+    or the only whole numbers."""
 
     names: ClassVar[dict[str, str]] = {}
     order: ClassVar[int] = 10
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     def serves(self, root: Path) -> bool:
         """Whether there is a training file."""
@@ -52,6 +59,10 @@ class Parquet(FileSource):
         """Return the files of both splits."""
         return [file for files in self.splits(root).values() for file in files]
 
+    def splits(self, root: Path) -> dict[str, list[Path]]:
+        """Return the files of "train" and, where there are any, of "test"; {} where no train."""
+        return _shards.splits(self.places(root))
+
     def read(self, root: Path) -> Splits:
         """Decode the training files and the test files.
 
@@ -60,82 +71,57 @@ class Parquet(FileSource):
         """
         files = self.splits(root)
         for split, shards in files.items():
-            self.whole(split, shards)
-        classes, labels = self._labels(files["train"])
-        test_files = files.get("test")
-        test_labels = None
-        if test_files is not None:
-            test_classes, test_labels = self._labels(test_files)
-            if test_classes and classes and test_classes != classes:
-                raise SweepError(
-                    f"{self.name}: train and test files name different classes: give one data set's"
-                )
-        if not classes:
-            all_labels = labels if test_labels is None else torch.cat([labels, test_labels])
-            highest = int(all_labels.max()) if len(all_labels) else 0
-            classes = tuple(str(number) for number in range(highest + 1))
+            _shards.whole(self.name, split, shards)
+        labels, test_labels, classes = self._labels(files["train"], files.get("test", []))
         images = self._images(files["train"], len(labels))
         train = ImageSet(images, labels, classes, self._positions(files["train"], len(labels)))
         test = None
-        if test_files is not None and test_labels is not None:
-            test_images = self._images(test_files, len(test_labels), like=images)
-            positions = self._positions(test_files, len(test_labels))
+        if "test" in files:
+            test_images = self._images(files["test"], len(test_labels), like=images)
+            positions = self._positions(files["test"], len(test_labels))
             test = ImageSet(test_images, test_labels, classes, positions)
         return self.assemble(train, test, self._paths(files["train"]))
 
-    def splits(self, root: Path) -> dict[str, list[Path]]:
-        """Return the files of "train" and, where there are any, of "test"; {} where no train."""
-        for place in self.places(root):
-            if place.is_file():
-                return {"train": [place]} if place.suffix == ".parquet" else {}
-            for folder in (place, place / "data"):
-                named: dict[str, list[Path]] = {}
-                for file in sorted(folder.glob("*.parquet")):
-                    match = _FILE.fullmatch(file.name)
-                    if match:
-                        named.setdefault(match["split"], []).append(file)
-                if "train" in named:
-                    test = next((named[name] for name in TEST_NAMES if name in named), None)
-                    return {"train": named["train"]} | ({} if test is None else {"test": test})
-        return {}
-
-    def whole(self, split: str, files: list[Path]) -> None:
-        """See that all shards of a split are there.
-
-        Raises:
-            SweepError: Some are not, or there are those of two splits.
-        """
-        matches = [_FILE.fullmatch(file.name) for file in files]
-        shards = {match["shards"] for match in matches if match}
-        expected = int(next(iter(shards)) or 1) if len(shards) == 1 else 1
-        if len(files) != expected:
-            raise SweepError(
-                f"{self.name}: {files[0].parent} holds {len(files)} {split} files where {expected} "
-                "make one split: complete the shards or move the others away"
-            )
-
-    def _labels(self, files: list[Path]) -> tuple[tuple[str, ...], Tensor]:
-        """Return the class names (empty where the file has none) and the labels, int64 [N]."""
-        with _opened(files[0]) as opened:
+    def _labels(
+        self, train: list[Path], test: list[Path]
+    ) -> tuple[Tensor, Tensor, tuple[str, ...]]:
+        """Return the labels of both splits, int64, and the class names."""
+        with _opened(train[0]) as opened:
             schema = opened.schema_arrow
-        name = self._label_column(schema, files[0])
-        labels = _integers(files, name)
-        if bool((labels < 0).any()):
+        _image_column(schema, train[0])
+        name = self._label_column(schema, train[0])
+        parts = [_values(files, name) for files in (train, test) if files]
+        named = [tuple(_names(file, name)) for file in (train[0], *test[:1])]
+        if len(set(filter(None, named))) > 1:
             raise SweepError(
-                f"{files[0]}: has images without a label (null or negative): leave the file out"
+                f"{self.name}: train and test files name different classes: give one data set's"
             )
-        metadata = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-        feature = metadata.get("info", {}).get("features", {}).get(name, {})
-        return tuple(str(c) for c in feature.get("names") or ()), labels
+        names = next(filter(None, named), ())
+        if len({part.dtype.kind for part in parts}) > 1:
+            raise SweepError(
+                f"{self.name}: column {name!r} is text in one split and numbers in the other: "
+                "write both alike"
+            )
+        if parts[0].dtype.kind == "O":
+            texts = {text for part in parts for text in part.tolist()}
+            names = names if texts <= set(names) else tuple(sorted(texts))
+            parts = [np.array([names.index(text) for text in part], np.int64) for part in parts]
+        if self.label_column is None and name not in _LABELS:
+            _check_guess(train[0], name, schema.names, *parts)
+        if any(part.size and part.min() < 0 for part in parts):
+            raise SweepError(
+                f"{train[0]}: has images without a label (null or negative): leave the file out"
+            )
+        labels, held = map(torch.from_numpy, [*parts, parts[0][:0]][:2])
+        return used(self.name, labels, held, names, self.renumber)
 
     def _positions(self, files: list[Path], count: int) -> Tensor:
         """Return the place of each image in the split as published, int64 [N]."""
         with _opened(files[0]) as opened:
             schema = opened.schema_arrow
-        labels = self._label_column(schema, files[0])
-        if _POSITION not in _integer_columns(schema) or labels == _POSITION:
+        if _POSITION not in schema.names or self._label_column(schema, files[0]) == _POSITION:
             return torch.arange(count)
-        positions = _integers(files, _POSITION)
+        positions = torch.from_numpy(_values(files, _POSITION))
         if bool((positions < 0).any()) or len(positions.unique()) < count:
             raise SweepError(
                 f"{files[0]}: column {_POSITION!r} has null, negative or repeated values: give "
@@ -147,22 +133,21 @@ class Parquet(FileSource):
         integers = _integer_columns(schema)
         integers = [name for name in integers if name != _POSITION] or integers
         if self.label_column is not None:
-            if self.label_column in integers:
+            if self.label_column in schema.names:
                 return self.label_column
-        else:
-            for name in _LABELS:
-                if name in integers:
-                    return name
-            if len(integers) == 1:
-                return str(integers[0])
+            raise SweepError(f"{file}: {unknown('column', self.label_column, schema.names)}")
+        for name in (*_LABELS, *(integers if len(integers) == 1 else ())):
+            if name in schema.names:
+                return str(name)
         raise SweepError(
-            f"{file}: no label column found (integer columns: {', '.join(integers) or 'none'}): "
-            "give `label_column`; only image classification can be read"
+            f"{file}: no label column found (columns: {', '.join(schema.names)}): give "
+            "`label_column`; only image classification can be read"
         )
 
     def _images(self, files: list[Path], count: int, like: Tensor | None = None) -> Tensor:
-        what = f"{self.name}: {files[0].name}"
-        return decode(partial(_batches, files, "bytes"), count, what, self.size, like)
+        more = f" and {len(files) - 1} more" if len(files) > 1 else ""
+        what = f"{self.name}: {files[0].name}{more}"
+        return decode(partial(_batches, files, "bytes"), count, what, self.size, like, upright=True)
 
     def _paths(self, files: list[Path]) -> list[str]:
         if not self.grouped:
@@ -170,24 +155,74 @@ class Parquet(FileSource):
         return [path or "" for batch in _batches(files, "path") for path in batch]
 
 
+def _check_guess(file: Path, name: str, columns: Sequence[str], *parts: _Values) -> None:
+    """Refuse whole numbers that are no labels: row numbers, ids, counts."""
+    train, classes = parts[0], np.unique(parts[0])
+    why = ""
+    if len(classes) == len(train):
+        why = f"has as many values as images, {len(train)}"
+    elif classes.max() >= len(train):
+        why = f"goes up to {classes.max()}, more than the {len(train)} images"
+    elif stray := sorted(set(np.unique(parts[-1]).tolist()) - set(classes.tolist())):
+        why = f"has values in the test files that those of train lack, such as {stray[0]}"
+    if why:
+        raise SweepError(
+            f"{file}: no column is called label, and the only whole numbers, {name!r}, are none: "
+            f"it {why}. The columns are {', '.join(columns)}: give `label_column`"
+        )
+
+
 def _integer_columns(schema: Any) -> list[str]:
     import pyarrow as pa
 
-    return [field.name for field in schema if pa.types.is_integer(field.type)]
+    def kind(column: Any) -> Any:
+        return column.value_type if pa.types.is_dictionary(column) else column
+
+    return [field.name for field in schema if pa.types.is_integer(kind(field.type))]
 
 
-def _integers(files: list[Path], name: str) -> Tensor:
-    """Return a column of integers, int64 [N]; -1 for null."""
+def _names(file: Path, column: str) -> list[str]:
+    """The class names in the `huggingface` metadata of the schema; none where it has none."""
+    with _opened(file) as opened:
+        held = (opened.schema_arrow.metadata or {}).get(b"huggingface", b"{}")
+    try:
+        return [str(name) for name in json.loads(held)["info"]["features"][column]["names"]]
+    except (ValueError, KeyError, TypeError):
+        return []
+
+
+def _values(files: list[Path], name: str) -> _Values:
+    """Return a column of whole numbers, int64 [N], -1 for null; or of text, as objects [N].
+
+    The files may store it as different types: each is read as its own.
+    """
+    parts = [_column(file, name) for file in files]
+    if len({part.dtype.kind for part in parts}) > 1:
+        raise SweepError(
+            f"{files[0]}: column {name!r} is text in some of the {len(files)} files and numbers in "
+            "others: write them alike"
+        )
+    return np.concatenate(parts)
+
+
+def _column(file: Path, name: str) -> _Values:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     try:
-        column = pa.concat_tables(pq.read_table(f, columns=[name]) for f in files)[name]
-        return torch.tensor(column.fill_null(-1).to_numpy().astype("int64"))
-    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
-        raise SweepError(
-            f"{files[0]}: column {name!r} cannot be read ({error}): fetch it again"
-        ) from error
+        with _opened(file) as opened:
+            column = opened.read(columns=[name]).column(name)
+        if pa.types.is_dictionary(column.type):
+            column = column.cast(column.type.value_type)
+        kind = column.type
+        if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+            if column.null_count:
+                raise SweepError(f"{file}: has images without a label (null): leave them out")
+            return np.array(column.to_pylist(), dtype=object)
+        if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind):
+            return np.asarray(column.cast(pa.int64()).fill_null(-1).to_numpy(), dtype=np.int64)
+    except (pa.ArrowException, OSError, KeyError) as error:
+        raise unreadable(file, f"column {name!r} cannot be read", error, remedy=_AGAIN) from error
+    raise SweepError(f"{file}: column {name!r} is {kind}: labels are whole numbers or text")
 
 
 def _opened(file: Path) -> Any:
@@ -197,9 +232,7 @@ def _opened(file: Path) -> Any:
     try:
         return pq.ParquetFile(file)
     except (pa.ArrowException, OSError) as error:
-        raise SweepError(
-            f"{file}: is not a readable Parquet file ({error}): fetch it again"
-        ) from error
+        raise unreadable(file, "is not a readable Parquet file", error, remedy=_AGAIN) from error
 
 
 def _batches(files: list[Path], part: str) -> Iterator[list[Any]]:

@@ -20,11 +20,13 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from sweeper.core import seeds
-from sweeper.core.errors import SweepError
+from sweeper.core.errors import SweepError, unreadable
+from sweeper.core.folders import inside
 from sweeper.core.types import SampleSet
-from sweeper.data._files import folders
+from sweeper.data._files import folders, used
 from sweeper.data.base import Fileless, Source, Splits
 
 Cloud = NDArray[np.float64]
@@ -32,12 +34,12 @@ Cloud = NDArray[np.float64]
 _JITTER = 0.01
 
 
-def clouds(points: Cloud, labels: NDArray[np.int64], classes: tuple[str, ...]) -> SampleSet:
+def clouds(points: Cloud, labels: Tensor, classes: tuple[str, ...]) -> SampleSet:
     """Labelled clouds [N, P, 3], scaled into the unit ball; rounded, that every machine agrees."""
     centred = points - points.mean(1, keepdims=True)
     radius = np.linalg.norm(centred, axis=2).max(1)[:, None, None]
     scaled = np.round(centred / np.maximum(radius, 1e-9), 5).astype(np.float32)
-    tensors = {"points": torch.from_numpy(scaled), "labels": torch.from_numpy(labels)}
+    tensors = {"points": torch.from_numpy(scaled), "labels": labels}
     return SampleSet("points", tensors, classes)
 
 
@@ -47,6 +49,8 @@ class PointFiles(Source):
 
     points: int = 1024
     """Points of a cloud: sampled on a mesh, or the first of those stored."""
+    renumber: bool = False
+    """Whether to leave out classes without a training cloud and number the others from 0."""
 
     names: ClassVar[dict[str, str]] = {
         "modelnet40": "40 classes of CAD models, as .off, .h5 or .npy files; not downloaded"
@@ -69,7 +73,7 @@ class PointFiles(Source):
         """The files of both splits."""
         home = self.home(root)
         assert home is not None
-        return sorted(file for pattern in _PATTERNS.values() for file in home.glob(pattern))
+        return sorted(file for pattern in _PATTERNS.values() for file in inside(home, pattern))
 
     def read(self, root: Path) -> Splits:
         """Read the clouds.
@@ -81,24 +85,15 @@ class PointFiles(Source):
         if self.size is not None or home is None or self.points < 4:
             raise SweepError(f"{self.name}: clouds have no `size`: give `points`, at least 4")
         read = {".off": self._off, ".h5": self._h5, ".npy": self._npy}[_kind(home)]
-        parts = [read(home, part) for part in ("train", "test")]
-        classes = self._classes(home, max(int(labels.max()) for _, labels in parts) + 1)
-        train, test = (clouds(points, labels, classes) for points, labels in parts)
-        return Splits(train, test)
-
-    def _classes(self, home: Path, count: int) -> tuple[str, ...]:
-        named = home / "shape_names.txt"
-        if _kind(home) == ".off":
-            return tuple(sorted({file.parts[-3] for file in home.glob(_PATTERNS[".off"])}))
-        if named.is_file() and len(names := named.read_text().split()) >= count:
-            return tuple(names)
-        return tuple(map(str, range(count)))
+        train, test = (read(home, part) for part in ("train", "test"))
+        labels, held = (torch.from_numpy(part[1]) for part in (train, test))
+        labels, held, classes = used(self.name, labels, held, _classes(home), self.renumber)
+        return Splits(clouds(train[0], labels, classes), clouds(test[0], held, classes))
 
     def _off(self, home: Path, part: str) -> tuple[Cloud, NDArray[np.int64]]:
-        files = sorted(home.glob(f"*/{part}/*.off"))
+        files, names = inside(home, f"*/{part}/*.off"), _classes(home)
         if not files:
             raise SweepError(f"{home}: has no <class>/{part}/*.off: add them")
-        names = sorted({file.parts[-3] for file in home.glob(_PATTERNS[".off"])})
         found = [sampled(*read_off(file), self.points, file.name) for file in files]
         labels = np.array([names.index(file.parts[-3]) for file in files], dtype=np.int64)
         return np.stack(found), labels
@@ -109,25 +104,19 @@ class PointFiles(Source):
         except ImportError:
             raise SweepError(f"{home}: .h5 files need h5py: pip install h5py") from None
         found, labels = [], []
-        for file in sorted(home.glob(f"*{part}*.h5")):
+        for file in inside(home, f"*{part}*.h5"):
             try:
                 with h5py.File(file) as opened:
                     found.append(np.asarray(opened["data"], dtype=np.float64))
                     labels.append(np.asarray(opened["label"], dtype=np.int64).reshape(-1))
             except (OSError, KeyError) as error:
-                raise SweepError(f"{file}: cannot be read ({error}): fetch it again") from error
+                raise unreadable(file, "cannot be read", error, remedy=_AGAIN) from error
         if not found:
             raise SweepError(f"{home}: has no *{part}*.h5: add it")
         return self._cut(home, np.concatenate(found)), np.concatenate(labels)
 
     def _npy(self, home: Path, part: str) -> tuple[Cloud, NDArray[np.int64]]:
-        try:
-            points, labels = (
-                np.load(home / f"{part}_{what}.npy", allow_pickle=False)
-                for what in ("points", "labels")
-            )
-        except (OSError, ValueError) as error:
-            raise SweepError(f"{home}: {part} cannot be read ({error})") from error
+        points, labels = (_array(home / f"{part}_{what}.npy") for what in ("points", "labels"))
         return self._cut(home, points.astype(np.float64)), labels.astype(np.int64).reshape(-1)
 
     def _cut(self, home: Path, points: Cloud) -> Cloud:
@@ -141,10 +130,28 @@ class PointFiles(Source):
 
 _PATTERNS = {".off": "*/train/*.off", ".h5": "*train*.h5", ".npy": "train_points.npy"}
 """What says that a folder holds clouds of a kind."""
+_AGAIN = "fetch it again"
 
 
 def _kind(home: Path) -> str:
-    return next((kind for kind, pattern in _PATTERNS.items() if any(home.glob(pattern))), "")
+    return next((kind for kind, pattern in _PATTERNS.items() if inside(home, pattern)), "")
+
+
+def _classes(home: Path) -> list[str]:
+    """The class names; none where only numbers are known."""
+    if _kind(home) == ".off":
+        return sorted(
+            {f.parts[-3] for part in ("train", "test") for f in inside(home, f"*/{part}/*.off")}
+        )
+    named = home / "shape_names.txt"
+    return named.read_text().split() if named.is_file() else []
+
+
+def _array(file: Path) -> NDArray[Any]:
+    try:
+        return np.asarray(np.load(file, allow_pickle=False))
+    except (OSError, ValueError) as error:
+        raise unreadable(file, "cannot be read", error, remedy=_AGAIN) from error
 
 
 def read_off(file: Path) -> tuple[Cloud, NDArray[np.int64]]:
@@ -170,7 +177,7 @@ def read_off(file: Path) -> tuple[Cloud, NDArray[np.int64]]:
             place += 1 + len(corners)
         return vertices, np.array(triangles, dtype=np.int64).reshape(-1, 3)
     except (OSError, ValueError, IndexError) as error:
-        raise SweepError(f"{file}: is not a readable OFF file ({error}): fetch it again") from error
+        raise unreadable(file, "is not a readable OFF file", error, remedy=_AGAIN) from error
 
 
 def sampled(vertices: Cloud, triangles: NDArray[np.int64], count: int, name: str) -> Cloud:
@@ -316,4 +323,4 @@ def draw_solids(name: str, per_class: int, points: int) -> SampleSet:
             found.append(cloud + rng.normal(0, _JITTER, cloud.shape))
     labels = np.repeat(np.arange(len(SHAPES)), per_class)
     order = rng.permutation(len(labels))
-    return clouds(np.stack(found)[order], labels[order], tuple(SHAPES))
+    return clouds(np.stack(found)[order], torch.from_numpy(labels[order]), tuple(SHAPES))

@@ -17,6 +17,7 @@ from PIL import Image
 from sweeper.core.errors import SweepError
 from sweeper.data import open_dataset
 from sweeper.data.boxes import DIGITS, BoxFiles, draw_scenes
+from tests.support.pictures import write_boxes
 
 Boxes = list[tuple[float, float, float, float, int]]
 """x, y, width, height, class."""
@@ -40,27 +41,8 @@ def png(level: int) -> bytes:
 
 
 def parquet(home: Path, split: str, given: list[Boxes], names: list[str] | None) -> None:
-    rows = [
-        {
-            "image": {"bytes": png(10 * number), "path": f"{number}.png"},
-            "objects": {
-                "bbox": [list(box[:4]) for box in boxes],
-                "category": [box[4] for box in boxes],
-            },
-        }
-        for number, boxes in enumerate(given)
-    ]
-    kind = pa.struct(
-        [("bbox", pa.list_(pa.list_(pa.float32()))), ("category", pa.list_(pa.int64()))]
-    )
-    image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    table = pa.Table.from_pylist(rows, schema=pa.schema([("image", image), ("objects", kind)]))
-    if names is not None:
-        feature = {"category": {"feature": {"names": names, "_type": "ClassLabel"}}}
-        held = {"info": {"features": {"objects": feature}}}
-        table = table.replace_schema_metadata({"huggingface": json.dumps(held)})
-    home.mkdir(exist_ok=True)
-    pq.write_table(table, home / f"{split}.parquet")
+    blobs = [png(10 * number) for number in range(len(given))]
+    write_boxes(home / f"{split}.parquet", blobs, given, names)
 
 
 def coco(home: Path, split: str, given: list[Boxes]) -> Path:

@@ -54,7 +54,7 @@ def test_a_folder_without_frames_asked_for_holds_images(tmp_path: Path) -> None:
     ("train", "test", "options", "said"),
     [
         ({"run/a": 3}, {"run/b": 4}, {"frames": 4}, "has 3 frames, `frames` asks for 4"),
-        ({"run/a": 4}, {"fly/b": 4}, {"frames": 4}, "class 'fly' is not one of train's"),
+        ({"run/a": 4}, {"fly/b": 4}, {"frames": 4}, "class 'fly', of which train has none"),
         ({"run/a": 4}, None, {"frames": 4}, "give `test_share: 0.2`"),
     ],
 )

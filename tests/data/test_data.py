@@ -15,6 +15,8 @@ from sweeper.core.errors import SweepError
 from sweeper.data import check_options, known, open_dataset, sources
 from tests.support.pictures import CLASSES, picture, png, write_folder, write_parquet
 
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n"
+
 # Sources and options
 
 
@@ -177,7 +179,8 @@ def test_one_grey_image_among_colour_ones_becomes_rgb(tmp_path):
 
 
 def test_unequal_sizes_need_the_size_option(tmp_path):
-    write_parquet(tmp_path / "mix/train.parquet", [picture(0), picture(1, (9, 7))] * 2, [0, 1] * 2)
+    images = [picture(0), picture(1, (9, 7))] * 2
+    write_parquet(tmp_path / "mix/train.parquet", images, [0, 1] * 2, None)
     options = {"dataset": "mix", "test_share": 0.5}
     with pytest.raises(SweepError, match="give `size: N`"):
         open_dataset(options, tmp_path, tmp_path / "cache")
@@ -209,13 +212,14 @@ def test_a_missing_test_split_asks_for_a_share(tmp_path, fruit):
     ("write", "words"),
     [
         (lambda f: f.write_bytes(b"not parquet"), "not a readable Parquet"),
-        (lambda f: pq.write_table(pa.table({"x": [1.5]}), f), "no label column"),
+        (lambda f: write_parquet(f, [picture(0)], [0.5], None, label="x"), "no label column"),
         (lambda f: pq.write_table(pa.table({"label": [1]}), f), "needs one image column"),
         (lambda f: write_parquet(f, [picture(0)] * 2, [0, 7]), "labels 0 to 7"),
         (lambda f: write_parquet(f, [picture(0)] * 2, [0, -1]), "without a label"),
         (lambda f: write_parquet(f, [picture(0)] * 2, [0, None]), "without a label"),
         (lambda f: write_parquet(f, [], []), "no images"),
         (lambda f: write_parquet(f, [picture(0)], [0], ("x", "y", "z")), "different classes"),
+        (lambda f: f.write_bytes(POINTER), "pointer of Git LFS.*`git lfs pull`"),
     ],
 )
 def test_unusable_parquet_is_named(fruit, write, words):
@@ -230,10 +234,12 @@ def test_an_unreadable_image_is_named(fruit):
     for blob, words in (
         (b"junk", "image 1: is not"),
         (broken, "image 1: "),
+        (POINTER, "image 1: is a pointer of Git LFS"),
         (None, "not embedded"),
     ):
-        rows = [{"bytes": png(picture(0)), "path": ""}, {"bytes": blob, "path": ""}]
-        table = pa.table({"image": pa.array(rows, kind), "label": [0, 1]})
+        blobs = [png(picture(0)), blob, png(picture(2))]
+        rows = [{"bytes": blob, "path": ""} for blob in blobs]
+        table = pa.table({"image": pa.array(rows, kind), "label": [0, 1, 2]})
         pq.write_table(table, fruit.root / "fruit/train.parquet")
         with pytest.raises(SweepError, match=words):
             fruit.open()
@@ -257,14 +263,14 @@ def test_folder_in_the_original_tiny_imagenet_layout(tmp_path):
     assert data.train.classes == ("n01", "n02") and data.train.labels.tolist() == [0] * 3 + [1] * 3
     assert data.test.labels.tolist() == [1, 0]
     notes.write_text("val_0.JPEG\tn09\n")
-    with pytest.raises(SweepError, match="'n09' is not one of train's 2"):
+    with pytest.raises(SweepError, match="class 'n09', of which train has none"):
         open_dataset({"dataset": "tiny-imagenet"}, tmp_path, tmp_path / "cache")
 
 
 def test_an_empty_class_folder_is_named(tmp_path):
     write_folder(tmp_path / "f/train", [picture(0), picture(1)], [0, 1])
     (tmp_path / "f/train/zebra").mkdir()
-    with pytest.raises(SweepError, match="zebra: has no images"):
+    with pytest.raises(SweepError, match="class 'zebra' has no training image.*renumber"):
         open_dataset({"dataset": "f", "test_share": 0.5}, tmp_path, tmp_path / "cache")
 
 

@@ -31,15 +31,46 @@ def png(image: Image.Image) -> bytes:
 
 def write_parquet(file, images, labels, classes=CLASSES, paths=None, label="label", image="image"):
     """Write images in the Hugging Face layout."""
-    paths = paths or [f"{i}.png" for i in range(len(images))]
-    rows = [{"bytes": png(i), "path": p} for i, p in zip(images, paths, strict=True)]
+    write_blobs(file, [png(i) for i in images], labels, classes, paths, label, image)
+
+
+def write_blobs(file, blobs, labels, classes=None, paths=None, label="label", image="image"):
+    """Write encoded images in the Hugging Face layout."""
+    paths = paths or [f"{i}.png" for i in range(len(blobs))]
+    rows = [{"bytes": blob, "path": path} for blob, path in zip(blobs, paths, strict=True)]
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    table = pa.table({image: pa.array(rows, kind), label: pa.array(labels, pa.int64())})
+    column = pa.array(labels, None if len(labels) else pa.int64())
+    table = pa.table({image: pa.array(rows, kind), label: column})
     if classes:
         info = {"info": {"features": {label: {"names": list(classes), "_type": "ClassLabel"}}}}
         table = table.replace_schema_metadata({"huggingface": json.dumps(info)})
     file.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(table, file, row_group_size=7)
+
+
+def write_boxes(file, blobs, boxes, names=None):
+    """Write encoded images with boxes (x, y, width, height, class) in the Hugging Face layout."""
+    rows = [
+        {
+            "image": {"bytes": blob, "path": f"{number}.png"},
+            "objects": {
+                "bbox": [list(box[:4]) for box in given],
+                "category": [box[4] for box in given],
+            },
+        }
+        for number, (blob, given) in enumerate(zip(blobs, boxes, strict=True))
+    ]
+    kind = pa.struct(
+        [("bbox", pa.list_(pa.list_(pa.float32()))), ("category", pa.list_(pa.int64()))]
+    )
+    image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    table = pa.Table.from_pylist(rows, schema=pa.schema([("image", image), ("objects", kind)]))
+    if names is not None:
+        feature = {"category": {"feature": {"names": names, "_type": "ClassLabel"}}}
+        held = {"info": {"features": {"objects": feature}}}
+        table = table.replace_schema_metadata({"huggingface": json.dumps(held)})
+    file.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table, file)
 
 
 def write_folder(home, images, labels, names=CLASSES):
