@@ -23,6 +23,11 @@ _POINTER = b"version https://git-lfs.github.com/spec/"
 """What a file of Git LFS begins with while its content is elsewhere."""
 
 
+def is_pointer(head: bytes) -> bool:
+    """Whether a file that begins so is a pointer of Git LFS."""
+    return head.startswith(_POINTER)
+
+
 def unreadable(
     place: object, what: str, error: object, head: bytes | None = None, remedy: str = "replace it"
 ) -> SweepError:
@@ -41,7 +46,7 @@ def unreadable(
                 head = file.read(len(_POINTER))
         except OSError:
             head = b""
-    if (head or b"").startswith(_POINTER):
+    if is_pointer(head or b""):
         return SweepError(
             f"{place}: is a pointer of Git LFS, not the file itself: run `git lfs pull` there"
         )

@@ -6,7 +6,7 @@ import io
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.ExifTags import Base
 
 from sweeper.core.errors import SweepError, unreadable
@@ -30,22 +30,25 @@ def opened(item: bytes | Path, name: str, upright: bool = False) -> Image.Image:
     Raises:
         SweepError: It is no picture, or no number of its pixels is known to be white.
     """
+    data = item if isinstance(item, bytes) else b""
     try:
-        image = raw(item)
+        data = item.read_bytes() if isinstance(item, Path) else item
+        image = raw(data)
         orientation = int(image.getexif().get(Base.Orientation, 1)) if upright else 1
         image = eight_bit(image, name)
         if orientation == 1:
             return image
         image.getexif()[Base.Orientation] = orientation  # a picture scaled down lost it
         return ImageOps.exif_transpose(image)
+    except UnidentifiedImageError as error:
+        raise unreadable(name, "is not a readable image", "of no known kind", data) from error
     except UNREADABLE as error:
-        head = item if isinstance(item, bytes) else None
-        raise unreadable(name, "is not a readable image", error, head) from error
+        raise unreadable(name, "is not a readable image", error, data) from error
 
 
-def raw(item: bytes | Path) -> Image.Image:
+def raw(data: bytes) -> Image.Image:
     """Open a picture as Pillow does; only its header is decoded."""
-    return Image.open(io.BytesIO(item.read_bytes() if isinstance(item, Path) else item))
+    return Image.open(io.BytesIO(data))
 
 
 def picture(path: Path, name: str) -> Image.Image:

@@ -172,7 +172,7 @@ def _check_levels(images: Tensor, batches: Batches, what: str) -> None:
         return
     seen: set[int] = set()
     for item in (item for batch in batches() for item in batch if not isinstance(item, np.ndarray)):
-        with pixels.raw(item) as image:
+        with pixels.raw(item.read_bytes() if isinstance(item, Path) else item) as image:
             states_more = pixels.deep(image)
             seen.update(np.unique(np.asarray(image)).tolist())
         if (states_more and high < _DARK) or (levels == 2 and len(seen) > 2):

@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from sweeper.core import bpe, seeds
-from sweeper.core.errors import SweepError, unreadable
+from sweeper.core.errors import SweepError, is_pointer, unreadable
 from sweeper.core.folders import inside
 from sweeper.core.types import SampleSet
 from sweeper.data._files import TEST_NAMES, folders, same_name
@@ -182,7 +182,7 @@ class PairFiles(Source):
                 table = pq.read_table(files[0], columns=list(self.languages))
                 sides = [table[language].to_pylist() for language in self.languages]
             else:
-                sides = [file.read_text(encoding="utf-8").splitlines() for file in files]
+                sides = [_text(file).splitlines() for file in files]
         except (OSError, ValueError, KeyError, pyarrow.ArrowException) as error:
             what = f"cannot be read as {' and '.join(self.languages)}"
             remedy = "name its columns with `source` and `target`"
@@ -195,6 +195,13 @@ class PairFiles(Source):
                 "be text, and as many on both sides"
             )
         return _of(pair for pair in zip(*sides, strict=True) if all(map(str.strip, pair)))
+
+
+def _text(file: Path) -> str:
+    content = file.read_bytes()
+    if is_pointer(content):
+        raise ValueError("it holds no sentences")
+    return content.decode("utf-8")
 
 
 def _test_of(home: Path) -> str:
