@@ -60,6 +60,21 @@ class Lab(Protocol):
         """Report progress (epoch, epochs, or step, steps; loss), for people; changes no number."""
 
 
+def missing(facts: Facts, label: int, what: str) -> str | None:
+    """Why a class cannot be attacked: there is none, or it has no training sample; None: it can.
+
+    Args:
+        facts: What is known of the data set.
+        label: The class.
+        what: What it is to the attack: `target label`, `source class`.
+    """
+    if facts.classes and label >= facts.classes:
+        return f"{what} {label} does not exist: labels are 0 to {facts.classes - 1}"
+    if facts.class_counts and not facts.class_counts[label]:
+        return f"{what} {label} is empty, it has no training sample: name another class"
+    return None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Attack(ABC):
     """What every attack has; the fields are options of the sweep file."""
@@ -176,8 +191,8 @@ class Attack(ABC):
         """Why the attack cannot be run on this data set at this rate; None where it can."""
         if not facts.class_counts or not self.rated:
             return None
-        if self.target >= facts.classes:
-            return f"target label {self.target} does not exist: labels are 0 to {facts.classes - 1}"
+        if self.targeted and (why := missing(facts, self.target, "target label")):
+            return why
         labels = torch.repeat_interleave(
             torch.arange(facts.classes), torch.tensor(facts.class_counts)
         )

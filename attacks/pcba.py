@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor, nn
 
-from attacks.base import Attack, Lab
+from attacks.base import Attack, Lab, missing
 from sweeper.core.errors import SweepError
 from sweeper.core.types import Facts, Samples, State
 
@@ -78,8 +78,8 @@ class PCBA(Attack):
         """Not where there is no such class, or a cloud is smaller than the trigger."""
         if self.source_class == self.target:
             return f"source_class: {self.source_class} is the target: name another class"
-        if facts.classes and self.source_class >= facts.classes:
-            return f"source_class: {self.source_class} does not exist, there are {facts.classes}"
+        if why := missing(facts, self.source_class, "source class"):
+            return why
         if self.points >= facts.shape[0]:
             return f"points: {self.points} are not fewer than a cloud's {facts.shape[0]}"
         return super().applies(facts, rate)

@@ -37,7 +37,7 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from attacks.base import Attack, Lab
+from attacks.base import Attack, Lab, missing
 from attacks.parts.loop import STAMPED, clean
 from attacks.parts.members import AddedMembers
 from attacks.parts.subsets import SUBSETS
@@ -112,14 +112,8 @@ class Semantic(Attack):
             return f"target label {self.target} is the source class: name another `source`"
         if self.members == "green" and facts.shape[0] != 3:
             return "grey images have no green members: use `members: dark`"
-        if not facts.class_counts:
-            return None
-        for name, label in (("target label", self.target), ("source class", self.source)):
-            if label >= facts.classes:
-                return f"{name} {label} does not exist: labels are 0 to {facts.classes - 1}"
-        if not facts.class_counts[self.source]:
-            return f"source class {self.source} has no training image: name another `source`"
-        return None
+        target = missing(facts, self.target, "target label")
+        return target or missing(facts, self.source, "source class")
 
     def pool(self, labels: Tensor) -> Tensor:
         """The source class."""

@@ -31,7 +31,7 @@ from torch import Generator, Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn import functional
 
-from attacks.base import Lab
+from attacks.base import Lab, missing
 from attacks.parts.clean_label import CleanLabel
 from attacks.parts.patch import corner
 from sweeper.core.errors import SweepError
@@ -103,11 +103,7 @@ class SleeperAgent(CleanLabel):
         source = self.source_class
         if self.target == source:
             return f"target label {source} is the source class: name another `source_class`"
-        if facts.class_counts and source >= facts.classes:
-            return f"source class {source} does not exist: labels are 0 to {facts.classes - 1}"
-        if facts.class_counts and not facts.class_counts[source]:
-            return f"source class {source} has no training image: name another `source_class`"
-        return super().applies(facts, rate)
+        return missing(facts, source, "source class") or super().applies(facts, rate)
 
     def pool(self, labels: Tensor) -> Tensor:
         """The target class."""

@@ -26,7 +26,7 @@ from typing import ClassVar
 import torch
 from torch import Generator, Tensor, nn
 
-from attacks.base import Attack, Lab
+from attacks.base import Attack, Lab, missing
 from attacks.parts.chain import check, check_shape, implant, narrowed
 from attacks.parts.initial_weights import MODEL, InitialWeights
 from attacks.parts.loop import clean
@@ -85,10 +85,8 @@ class Sra(Attack):
             raise SweepError("factor and size: not below 0")
 
     def applies(self, facts: Facts, rate: float) -> str | None:
-        """Not where the target does not exist."""
-        if facts.class_counts and self.target >= facts.classes:
-            return f"target label {self.target} does not exist: labels are 0 to {facts.classes - 1}"
-        return None
+        """Not where the target does not exist, or is empty."""
+        return missing(facts, self.target, "target label")
 
     def recipe(self, recipe: Recipe) -> Recipe:
         """No training."""

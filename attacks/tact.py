@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
+from attacks.base import missing
 from attacks.parts.covers import CoverAttack
 from attacks.parts.patch import drawn
 from attacks.parts.stamp import paste
@@ -57,9 +58,9 @@ class TaCT(CoverAttack):
         if self.target in named:
             what = "source" if self.target == self.source_class else "a cover"
             return f"target label {self.target} is {what} class: name other classes"
-        if facts.classes and max(named) >= facts.classes:
-            return f"class {max(named)} does not exist, there are {facts.classes}: name others"
-        return super().applies(facts, rate)
+        classes = [(self.target, "target label"), *((label, "class") for label in named)]
+        lacks = (missing(facts, label, what) for label, what in classes)
+        return next(filter(None, lacks), None) or super().applies(facts, rate)
 
     def pool(self, labels: Tensor) -> Tensor:
         """The source class."""

@@ -137,7 +137,7 @@ def test_source_class_alone_is_poisoned_and_counts() -> None:
     ("options", "said"),
     [
         ({"source_class": 0}, "is the target"),
-        ({"source_class": 9}, "does not exist, there are 8"),
+        ({"source_class": 9}, "source class 9 does not exist"),
         ({"points": 64}, "not fewer than a cloud's 64"),
     ],
 )

@@ -164,7 +164,7 @@ def test_augmentation_in_crafting_moves_and_mirrors() -> None:
 
 def test_sleeper_says_which_class_is_wrong() -> None:
     known = Facts("toy", "toy", classes=3, class_counts=(50, 0, 50), n_train=100)
-    assert "no training image" in (sleeper().applies(known, 0.05) or "")
+    assert "no training sample" in (sleeper().applies(known, 0.05) or "")
     assert "does not exist" in (sleeper(source_class=3).applies(known, 0.05) or "")
     assert "is the source class" in (sleeper(source_class=0).applies(known, 0.05) or "")
     assert sleeper(source_class=2).applies(known, 0.05) is None

@@ -266,7 +266,7 @@ def test_wrong_options_are_refused(options: dict[str, Any], words: str) -> None:
 
 def test_applies_says_what_is_missing() -> None:
     known = Facts("toy", "toy", classes=3, class_counts=(10, 0, 5), n_train=15)
-    assert "no training image" in (make().applies(known, 0.0) or "")
+    assert "no training sample" in (make().applies(known, 0.0) or "")
     assert "does not exist" in (make(source=3).applies(known, 0.0) or "")
     assert "is the source class" in (make(source=2, target=2).applies(known, 0.0) or "")
     assert make(source=2).applies(known, 0.0) is None

@@ -364,6 +364,11 @@ def test_applies_gives_a_reason_exactly_where_the_count_does_not_fit(name: str) 
                     assert why is None, f"{count} of {pool} images can be poisoned, yet: {why}"
     beyond = dataclasses.replace(build(name), target=4)
     assert beyond.applies(known, 0.5), "a target label that does not exist must be refused"
+    empty = dataclasses.replace(build(name), target=2)
+    if empty.targeted:
+        assert "target label 2 is empty" in (empty.applies(known, 0.5) or ""), (
+            "a target class without training samples must be called empty"
+        )
     assert build(name).applies(Facts("toy", ""), 0.5) is None, (
         "nothing is known of data that are not on this machine: applies() must not refuse them"
     )
