@@ -31,8 +31,6 @@ class FileSource(Source):
     group_by: Literal["auto", "path-prefix", "none"] = "auto"
     """Images that belong together: `path-prefix` groups those of one class whose file names agree
     up to the last underscore (video tracks); `auto` does so for gtsrb only."""
-    renumber: bool = False
-    """Whether to leave out classes without a training image and number the others from 0."""
 
     def places(self, root: Path) -> list[Path]:
         """Return the existing files and folders that may hold the data set, best first."""
@@ -93,6 +91,14 @@ class FileSource(Source):
                 for y, path in zip(labels.tolist(), paths, strict=True)
             ]
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassFiles(FileSource):
+    """Files whose samples have one class each."""
+
+    renumber: bool = False
+    """Whether to leave out classes without a training image and number the others from 0."""
 
 
 def used(

@@ -23,7 +23,7 @@ from sweeper.core import seeds
 from sweeper.core.errors import SweepError
 from sweeper.core.folders import called, inside
 from sweeper.core.types import SampleSet
-from sweeper.data._files import TEST_NAMES, FileSource, used
+from sweeper.data._files import TEST_NAMES, ClassFiles, used
 from sweeper.data._images import as_batches, decode
 from sweeper.data.base import Fileless, Splits
 
@@ -42,7 +42,7 @@ def clips(frames: Tensor, labels: Tensor, classes: tuple[str, ...]) -> SampleSet
 
 
 @dataclass(frozen=True, kw_only=True)
-class FrameFolder(FileSource):
+class FrameFolder(ClassFiles):
     """A folder `train/<class>/<clip>/` of frames, with `test/` or `test_share`."""
 
     frames: int = 16

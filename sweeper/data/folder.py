@@ -18,7 +18,7 @@ from torch import Tensor
 from sweeper.core.errors import SweepError, unreadable
 from sweeper.core.folders import below, called, inside
 from sweeper.core.types import ImageSet
-from sweeper.data._files import TEST_NAMES, FileSource, folders, same_name, used
+from sweeper.data._files import TEST_NAMES, ClassFiles, folders, same_name, used
 from sweeper.data._images import as_batches, decode
 from sweeper.data.base import Splits
 
@@ -29,7 +29,7 @@ _ANNOTATIONS = "val_annotations.txt"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Folder(FileSource):
+class Folder(ClassFiles):
     """A folder of image files sorted into class folders."""
 
     names: ClassVar[dict[str, str]] = {

@@ -25,7 +25,7 @@ from torch import Tensor
 from sweeper.core.errors import SweepError, unknown, unreadable
 from sweeper.core.types import ImageSet
 from sweeper.data import _shards
-from sweeper.data._files import FileSource, used
+from sweeper.data._files import ClassFiles, used
 from sweeper.data._images import decode
 from sweeper.data.base import Splits
 
@@ -40,7 +40,7 @@ _Values = NDArray[Any]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Parquet(FileSource):
+class Parquet(ClassFiles):
     """A folder of Parquet files, or one file."""
 
     label_column: str | None = None
