@@ -85,6 +85,7 @@ class BoxFiles(FileSource):
         "Pascal VOC's ImageSets/Main/train.txt,"
     )
     order: ClassVar[int] = 4
+    version: ClassVar[int] = 2
 
     def _kind(self, root: Path) -> tuple[str, Path | None]:
         """Which layout there is, and where; ("", None) for none: then they may be images alone."""

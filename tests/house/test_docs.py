@@ -12,7 +12,9 @@ import pytest
 import yaml
 from typer.main import get_command
 
+from sweeper import data
 from sweeper.cli.app import app
+from sweeper.data import _options
 from sweeper.plan import spec
 from tests.support import sweeps
 from tests.support.places import ROOT
@@ -63,6 +65,17 @@ def test_a_command_line_is_one(page: str, line: str) -> None:
         assert words[0] in known.commands, f"{page}: no command {words[0]}"
         known, *words = known.commands[words[0]], *words[1:]
     known.make_context(known.name, words)  # raises what it would print
+
+
+def test_every_option_of_a_data_set_stands_on_its_page() -> None:
+    text = (DOCS / "data.md").read_text("utf-8")
+    named = {name for kind in data.sources() for name in _options.every(kind)}
+    said = {
+        name
+        for cell in re.findall(r"^\| (`.+?) \|", text, re.MULTILINE)
+        for name in cell.split(", ")
+    }
+    assert sorted(named - {name.strip("`") for name in said}) == []
 
 
 @every
