@@ -8,13 +8,52 @@ import re
 import types
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from sweeper.core.errors import SweepError, unknown
 
 T = TypeVar("T")
+
+CEILING = 10**9
+"""No option needs more; what is larger is a slip of the pen."""
+Count = Annotated[int, Field(ge=1, le=CEILING)]
+"""How many, where none makes no sense."""
+Whole = Annotated[int, Field(ge=0, le=CEILING)]
+"""How many, where 0 means none; the number of a class, of a row."""
+Several = Annotated[int, Field(ge=2, le=CEILING)]
+"""How many, where one is too few: BatchNorm has no variance of a batch of one image."""
+Offset = Annotated[int, Field(ge=-1, le=CEILING)]
+"""Pixels from a border; -1 stands for the method's own rule."""
+Share = Annotated[float, Field(ge=0, le=1)]
+"""A share, a probability or an accuracy."""
+PositiveShare = Annotated[float, Field(gt=0, le=1)]
+"""Such a share, where 0 makes no sense."""
+ProperShare = Annotated[float, Field(ge=0, lt=1)]
+"""Such a share, where 1 makes no sense; momentum."""
+OpenShare = Annotated[float, Field(gt=0, lt=1)]
+"""Such a share, where neither does."""
+Positive = Annotated[float, Field(gt=0, le=CEILING)]
+"""A weight, length or factor above 0."""
+NonNegative = Annotated[float, Field(ge=0, le=CEILING)]
+"""Likewise, where 0 means that it is not there."""
+Factor = Annotated[float, Field(ge=1, le=CEILING)]
+"""What something is multiplied or divided by, never to grow or shrink the other way."""
+AnyNumber = Annotated[float, Field(ge=-CEILING, le=CEILING)]
+"""A number that may lie on either side of 0."""
+Level = Annotated[float, Field(gt=0, le=255)]
+"""A change of pixels in levels of 0..255."""
+Pixel = Annotated[float, Field(ge=0, le=255)]
+"""Likewise, where 0 means none."""
+Smoothing = Annotated[float, Field(ge=0, lt=0.5)]
+"""Share of a label spread over the other classes; the label keeps the larger part."""
+LearningRate = Annotated[float, Field(ge=0, le=1000)]
+"""A learning rate; 0 leaves the weights where they are."""
+Stride = Annotated[float, Field(gt=0, le=1000)]
+"""The learning rate of what must be learned, or the length of a step."""
+Some = Annotated[tuple[T, ...], Field(min_length=1)]
+"""A list of one item or more: `Some[Count]`."""
 
 
 def names(cls: type) -> list[str]:
@@ -50,8 +89,8 @@ def construct(cls: type[T], options: Mapping[str, Any], what: str, **axes: Any) 
             continue
         try:
             values[name] = _convert(hints[name], value)
-        except (TypeError, ValidationError):
-            problems.append(f"{what}: {name}: needs {spelled(hints[name])}, not {value!r}")
+        except (TypeError, ValidationError) as error:
+            problems.append(f"{what}: {name}: {_lacking(error, hints[name], value)}")
     if problems:
         raise SweepError("\n".join(problems))
     try:
@@ -71,14 +110,30 @@ def _with_values(message: str, options: Mapping[str, Any]) -> str:
     return f"{message} (here {', '.join(values)})" if values else message
 
 
-_hints = functools.lru_cache(maxsize=256)(get_type_hints)
+_hints = functools.lru_cache(maxsize=256)(functools.partial(get_type_hints, include_extras=True))
 
 
 def _convert(hint: Any, value: Any) -> Any:
     """Return `value` as the type `hint`; text such as 1e-3, which YAML takes for text, counts."""
-    if isinstance(value, bool) and bool not in (hint, *get_args(hint)):
+    if bool not in (hint, *get_args(hint)) and _holds_truth(value):
         raise TypeError("a truth value is not a number")
     return _adapter(hint).validate_python(value)
+
+
+def _holds_truth(value: Any) -> bool:
+    """Whether a value, or an item of it, is a truth value, which pydantic takes for a number."""
+    return isinstance(value, bool) or (
+        isinstance(value, list | tuple) and any(map(_holds_truth, value))
+    )
+
+
+def _lacking(error: Exception, hint: Any, value: Any) -> str:
+    """Say what an option needs: the end of its range that a number passes, or else its type."""
+    for item in error.errors() if isinstance(error, ValidationError) else ():
+        if item["type"] in _ENDS or (item["type"] == "too_short" and not value):
+            whole = "a whole number" if "whole" in spelled(hint) else "a number"
+            return wording(item).replace("a number", whole)
+    return f"needs {spelled(hint)}, not {value!r}"
 
 
 def fits(value: Any, hint: Any) -> bool:
@@ -99,17 +154,21 @@ def spelled(hint: Any) -> str:
     """Return a type in the words of a message: `a whole number or null`."""
     words = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
     origin, inner = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return spelled(inner[0])
     if origin in (Union, types.UnionType):
         return " or ".join(spelled(part) for part in inner)
     if origin is Literal:
         return " or ".join(map(repr, inner))
     if origin in (tuple, list):
         items = dict.fromkeys(spelled(part) for part in inner if part is not ...)
-        several = [f"{item.removeprefix('a ').removesuffix('number')}numbers" for item in items]
-        return f"a list of {' and '.join(several) if 'number' in ''.join(items) else 'text'}"
+        several = [_PLURAL.sub(r"\1s", item.removeprefix("a ")) for item in items]
+        return f"a list of {' and '.join(several)}"
     return "null" if hint is types.NoneType else words.get(hint, "a mapping")
 
 
+_PLURAL = re.compile(r"^((?:whole )?number|list)\b")
+"""The noun of `a whole number` and `a list of numbers`."""
 _WORDS = {
     "missing": "is missing",
     "too_short": "needs at least one value",
@@ -121,20 +180,24 @@ _WORDS = {
     "float_type": "needs a number, not {input!r}",
     "float_parsing": "needs a number, not {input!r}",
     "finite_number": "needs a finite number, not {input!r}",
-    "greater_than": "needs a number above {gt:g}, not {input!r}",
-    "greater_than_equal": "needs a number of at least {ge:g}, not {input!r}",
+    "greater_than": "needs a number above {gt}, not {input!r}",
+    "greater_than_equal": "needs a number of at least {ge}, not {input!r}",
     "less_than_equal": "needs a number of at most {le}, not {input!r}",
-    "less_than": "needs a number below {lt:g}, not {input!r}",
+    "less_than": "needs a number below {lt}, not {input!r}",
     "model_type": "needs a mapping, such as {{cpus: 1}}, not {input!r}",
     "value_error": "{error}",
 }
 """Kind of pydantic's errors -> the words of ours."""
+_ENDS = ("greater_than", "greater_than_equal", "less_than_equal", "less_than")
+"""Kinds that say which end of a range is passed."""
 
 
 def wording(item: Mapping[str, Any]) -> str:
     """Return one of pydantic's errors, as `ValidationError.errors()` gives it, in our words."""
     words = _WORDS.get(item["type"], str(item["msg"]))
-    return words.format(input=item.get("input"), **item.get("ctx", {}))
+    context = item.get("ctx", {}).items()
+    shown = {name: f"{it:g}" if isinstance(it, float) else it for name, it in context}
+    return words.format(input=item.get("input"), **shown)
 
 
 def placed(owner: Any, given: Mapping[str, Any]) -> dict[str, Any]:

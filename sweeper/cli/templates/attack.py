@@ -12,6 +12,7 @@ from torch import Generator, Tensor
 
 from attacks.base import Attack
 from sweeper.core.errors import SweepError
+from sweeper.core.options import Count
 from sweeper.core.types import State
 
 
@@ -19,21 +20,11 @@ from sweeper.core.types import State
 class Template(Attack):
     """Overwrites a corner."""
 
-    side: int = 2
+    side: Count = 2
     """Side of the square in pixels."""
 
     title = "Template"
     paper = "authors, venue and year"
-
-    def __post_init__(self) -> None:
-        """Check the options.
-
-        Raises:
-            SweepError: The square has no pixel.
-        """
-        super().__post_init__()
-        if self.side < 1:
-            raise SweepError(f"side: needs a whole number of at least 1, not {self.side}")
 
     def stamp(self, images: Tensor, *, split: str, state: State, rng: Generator) -> Tensor:
         """Overwrite the square, the same on the images of every split."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from defenses.base import Case, Defense
-from sweeper.core.errors import SweepError
+from sweeper.core.options import Count, LearningRate
 from sweeper.core.types import Outcome
 
 
@@ -18,24 +18,15 @@ from sweeper.core.types import Outcome
 class Template(Defense):
     """Trains on, on clean images."""
 
-    epochs: int = 20
+    epochs: Count = 20
     """Passes over the clean images."""
-    lr: float = 0.05
+    lr: LearningRate = 0.05
     """Learning rate at its highest; the schedule is that of the victim's recipe."""
 
     title = "Template"
     paper = "authors, venue and year"
     kind = "repair"
     sees = frozenset({"model", "clean"})
-
-    def __post_init__(self) -> None:
-        """Check the options.
-
-        Raises:
-            SweepError: No epoch, or a learning rate that is not above 0.
-        """
-        if self.epochs < 1 or self.lr <= 0:
-            raise SweepError(f"epochs: at least 1, lr: above 0, not {self.epochs} and {self.lr}")
 
     def defend(self, case: Case) -> Outcome:
         """Fine-tune a copy of the victim; `case` is all a defense gets."""
