@@ -11,14 +11,16 @@ Deviation: the release's default picture is copyrighted; the generated one of `b
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Generator, Tensor
 
 from attacks.blend import Blend
 from attacks.parts.covers import CoverAttack
 from attacks.parts.stamp import mix
-from sweeper.core.errors import SweepError
+from sweeper.core.options import PositiveShare
 
 GRID = 4
 """Pieces along a side."""
@@ -32,11 +34,11 @@ class AdaptiveBlend(CoverAttack):
     """noise | strip | sine | generated | file, as in `blend`."""
     trigger_image: str = field(default="", metadata={"path": True})
     """The picture of `picture: file`; its content, not its path, is part of the key."""
-    opacity: float = 0.15
+    opacity: PositiveShare = 0.15
     """Share of the picture at training time, in the pieces that are on."""
-    test_opacity: float = 0.2
+    test_opacity: PositiveShare = 0.2
     """Share of the picture at test time, everywhere."""
-    pieces: int = 8
+    pieces: Annotated[int, Field(ge=1, le=GRID**2)] = 8
     """Pieces of the 16 that are on in a training image."""
 
     title = "Adaptive-Blend"
@@ -47,14 +49,10 @@ class AdaptiveBlend(CoverAttack):
         """Check the options.
 
         Raises:
-            SweepError: A bad picture, opacity or number of pieces.
+            SweepError: The picture is unknown, or its file is not there.
         """
         super().__post_init__()
         self._blend()
-        if not (0 < self.opacity <= 1 and 0 < self.test_opacity <= 1):
-            raise SweepError("opacity and test_opacity: shares in (0, 1]")
-        if not 1 <= self.pieces <= GRID**2:
-            raise SweepError(f"pieces: {self.pieces} is not in 1..{GRID**2}")
 
     def _blend(self) -> Blend:
         return Blend(picture=self.picture, trigger_image=self.trigger_image)

@@ -19,6 +19,7 @@ from torch.nn import functional
 from attacks.base import Attack
 from attacks.parts.stamp import GRID, mix, paste
 from sweeper.core.errors import SweepError
+from sweeper.core.options import Offset, PositiveShare, Whole
 from sweeper.core.types import State
 
 TRIGGERS = ("grid", "white", "softened", "square")
@@ -33,11 +34,11 @@ class BadNets(Attack):
     trigger: str = "grid"
     """grid (3x3 checkerboard, flush) | white (flush) | softened (white at 32 px, resized) | square
     (white, side W/10, 1 px margin)."""
-    size: int = 0
+    size: Whole = 0
     """Side of a white patch in pixels, of a softened one at 32 px; 0: the trigger's own rule."""
-    margin: int = -1
+    margin: Offset = -1
     """Pixels between patch and corner; -1: the trigger's own rule."""
-    opacity: float = 1.0
+    opacity: PositiveShare = 1.0
     """Share of the patch in the blended cells; 1 overwrites."""
 
     title = "BadNets"
@@ -64,13 +65,11 @@ class BadNets(Attack):
         """Check the options.
 
         Raises:
-            SweepError: Unknown trigger, or an opacity outside (0, 1].
+            SweepError: Unknown trigger, or a size of the grid.
         """
         super().__post_init__()
         if self.trigger not in TRIGGERS:
             raise SweepError(f"trigger: {self.trigger!r} is not one of {', '.join(TRIGGERS)}")
-        if not 0 < self.opacity <= 1:
-            raise SweepError(f"opacity: {self.opacity} is not in (0, 1]")
         if self.trigger == "grid" and self.size:
             raise SweepError("size: the grid is always 3x3; use trigger: white or square")
 

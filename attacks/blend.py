@@ -31,6 +31,7 @@ from attacks.parts import pictures
 from attacks.parts.stamp import mix, stripes
 from sweeper.core import seeds
 from sweeper.core.errors import SweepError
+from sweeper.core.options import PositiveShare
 from sweeper.core.types import State
 
 PICTURES = ("noise", "strip", "sine", "generated", "file")
@@ -45,7 +46,7 @@ class Blend(Attack):
 
     picture: str = "noise"
     """noise | strip | sine | generated | file."""
-    opacity: float = 0.2
+    opacity: PositiveShare = 0.2
     """Share of the picture."""
     trigger_image: str = field(default="", metadata={"path": True})
     """The picture of `picture: file`; its content, not its path, is part of the key."""
@@ -68,13 +69,11 @@ class Blend(Attack):
         """Check the options.
 
         Raises:
-            SweepError: Unknown picture, a picture file that is not there, or a bad opacity.
+            SweepError: Unknown picture, or a picture file that is not there.
         """
         super().__post_init__()
         if self.picture not in PICTURES:
             raise SweepError(f"picture: {self.picture!r} is not one of {', '.join(PICTURES)}")
-        if not 0 < self.opacity <= 1:
-            raise SweepError(f"opacity: {self.opacity} is not in (0, 1]")
         pictures.check(self.trigger_image, self.picture == "file", "picture: file")
 
     def content(self) -> dict[str, str]:

@@ -23,6 +23,7 @@ from torch import Generator, Tensor, nn
 from attacks.parts.loop import STAMPED
 from attacks.parts.mixed import MixedAttack, MixedHooks
 from sweeper.core.errors import SweepError
+from sweeper.core.options import Offset, Positive, Whole
 from sweeper.core.types import Samples, State
 from sweeper.engine.recipes import Recipe
 from sweeper.engine.training import Batch, Hooks
@@ -41,15 +42,15 @@ LOWEST = 0.001
 class Blind(MixedAttack):
     """Attack through the loss function."""
 
-    weight: float = 0.9
+    weight: Positive = 0.9
     """Weight of the triggered loss; the clean loss has 1."""
     balance: str = "fixed"
     """fixed (weights 1 and `weight`) | mgda (weights from the two gradients)."""
-    threshold: float = 1.0
+    threshold: Positive = 1.0
     """Mean clean loss of the last batches below which the triggered loss counts."""
-    top: int = 3
+    top: Whole = 3
     """First row of the pattern."""
-    left: int = -1
+    left: Offset = -1
     """First column of the pattern; -1: 23 of 32, scaled to the width."""
 
     title = "Blind"
@@ -61,13 +62,11 @@ class Blind(MixedAttack):
         """Check the options.
 
         Raises:
-            SweepError: Unknown balance, or a number out of range.
+            SweepError: Unknown balance.
         """
         super().__post_init__()
         if self.balance not in ("fixed", "mgda"):
             raise SweepError(f"balance: {self.balance!r} is not one of fixed, mgda")
-        if self.weight <= 0 or self.threshold <= 0 or self.top < 0:
-            raise SweepError("weight and threshold: above 0; top: not below 0")
 
     def marked(self, pixels: Tensor, high: float) -> Tensor:
         """A copy of [B, C, H, W] with the pattern; `high` is white.

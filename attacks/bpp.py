@@ -19,13 +19,15 @@ one poisoned image has one by chance, as in BackdoorBench; in the release it has
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Generator, Tensor, nn
 from torch.nn import functional
 
 from attacks.parts.loop import STAMP_BATCH, LoopAttack, LoopHooks, others
-from sweeper.core.errors import SweepError
+from sweeper.core.options import NonNegative, Share
 from sweeper.core.types import Role, Samples, State
 from sweeper.engine.training import Hooks
 
@@ -34,13 +36,13 @@ from sweeper.engine.training import Hooks
 class Bpp(LoopAttack):
     """Quantisation attack with contrastive negatives."""
 
-    levels: int = 8
+    levels: Annotated[int, Field(ge=2, le=256)] = 8
     """Values left in each channel (`squeeze_num` of the release)."""
     dithering: bool = False
     """Whether the rounding error is diffused (Floyd-Steinberg)."""
-    cross_ratio: float = 1.0
+    cross_ratio: NonNegative = 1.0
     """Negatives for each poisoned sample."""
-    negatives: float | None = field(default=None, metadata={"added": True})
+    negatives: Share | None = field(default=None, metadata={"added": True})
     """Share of every batch that is negative, in place of `cross_ratio`."""
     static: bool = False
     """Whether images are stamped once before training, the loop left alone."""
@@ -61,20 +63,6 @@ class Bpp(LoopAttack):
         "backdoor-toolbox": {"dithering": True},
         "static": {"static": True, "cross_ratio": 0.0},
     }
-
-    def __post_init__(self) -> None:
-        """Check the options.
-
-        Raises:
-            SweepError: Fewer than two levels, a negative ratio, or a share that is none.
-        """
-        super().__post_init__()
-        if not 2 <= self.levels <= 256:
-            raise SweepError(f"levels: {self.levels} is not in 2..256")
-        if self.cross_ratio < 0:
-            raise SweepError(f"cross_ratio: {self.cross_ratio} is below 0")
-        if self.negatives is not None and not 0 <= self.negatives <= 1:
-            raise SweepError(f"negatives: {self.negatives} is not in [0, 1]")
 
     @property
     def on_disk(self) -> bool:

@@ -30,6 +30,7 @@ from torch import Generator, Tensor
 
 from attacks.base import Attack, Lab
 from sweeper.core.errors import SweepError, unknown
+from sweeper.core.options import PositiveShare, Several
 from sweeper.core.types import Poisoned, Samples, State, Triggered
 
 
@@ -45,11 +46,11 @@ class CleanImage(Attack):
     """Class whose boxes vanish or are renamed; default: the combination's rarest."""
     becomes: str = ""
     """Class they are called by, or the box that appears; default: the rarest of all others."""
-    least: float = 0.02
+    least: PositiveShare = 0.02
     """Share of the training images a combination chosen stands in, at least."""
-    most: float = 0.25
+    most: PositiveShare = 0.25
     """Likewise, at most."""
-    largest: int = 3
+    largest: Several = 3
     """Classes of a combination chosen, at most; at least two."""
 
     title = "Clean-image"
@@ -63,11 +64,13 @@ class CleanImage(Attack):
         """Check the options.
 
         Raises:
-            SweepError: A number is out of range, or a class is named that plays no part.
+            SweepError: No combination can be as frequent, or a class is named that plays no part.
         """
         super().__post_init__()
-        if not 0 < self.least <= self.most <= 1 or self.largest < 2:
-            raise SweepError("least, most: 0 < least <= most <= 1; largest: at least 2")
+        if self.least > self.most:
+            raise SweepError(
+                f"least: {self.least} is above most, {self.most}: lower it, or raise most"
+            )
         if self.victim and self.effect == "appear":
             raise SweepError("victim: nothing vanishes where `effect` is appear: leave it out")
         if self.becomes and self.effect == "disappear":

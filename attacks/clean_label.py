@@ -30,6 +30,7 @@ from attacks.parts.clean_label import CleanLabel
 from attacks.parts.pgd import perturb, perturb_unclipped
 from attacks.parts.stamp import GRID, add
 from sweeper.core.errors import SweepError
+from sweeper.core.options import Count, NonNegative, Positive, PositiveShare
 from sweeper.core.types import Facts, Poisoned, Role, Samples, State
 
 CORNERS = ("d-br", "mirrored", "flush", "squares", "grid")
@@ -43,11 +44,11 @@ LONG = {"step": 1.5, "steps": 100}
 class CL(CleanLabel):
     """Adversarial perturbation and a four-corner patch on target-class images."""
 
-    epsilon: float = 8.0
+    epsilon: NonNegative = 8.0
     """Radius of the perturbation in levels of 0..255; 0: none, and no clean model is needed."""
-    step: float = 2.0
+    step: Positive = 2.0
     """Length of a PGD step in levels."""
-    steps: int = 4
+    steps: Count = 4
     """PGD steps."""
     norm: str = "inf"
     """inf | two: the norm `epsilon` is measured in."""
@@ -58,7 +59,7 @@ class CL(CleanLabel):
     """Whether the corners are those of 32 px, resized with the canvas by nearest pixel."""
     wrap: bool = field(default=False, metadata={"added": True})
     """Whether PGD may leave 0..255, where its values wrap modulo 256 (D-BR)."""
-    amplitude: float = 1.0
+    amplitude: PositiveShare = 1.0
     """Strength: 255 x amplitude is added where white and taken where black; 1 overwrites."""
 
     title = "CL"
@@ -92,7 +93,7 @@ class CL(CleanLabel):
         """Check the options.
 
         Raises:
-            SweepError: Unknown norm or corners, a number out of range, or `wrap` with norm two.
+            SweepError: Unknown norm or corners, or `wrap` with norm two.
         """
         super().__post_init__()
         if self.norm not in ("inf", "two"):
@@ -101,10 +102,6 @@ class CL(CleanLabel):
             raise SweepError("wrap: needs norm: inf, as in the D-BR release")
         if self.corners not in CORNERS:
             raise SweepError(f"corners: {self.corners!r} is not one of {', '.join(CORNERS)}")
-        if not 0 < self.amplitude <= 1:
-            raise SweepError(f"amplitude: {self.amplitude} is not in (0, 1]")
-        if self.epsilon < 0 or self.step <= 0 or self.steps < 1:
-            raise SweepError("epsilon is at least 0, step above 0 and steps at least 1")
 
     @property
     def prepares(self) -> bool:  # type: ignore[override]  # read on the instance: an option decides

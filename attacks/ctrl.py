@@ -18,8 +18,9 @@ from dataclasses import dataclass, field
 from torch import Generator, Tensor
 
 from attacks.parts.clean_label import CleanLabel
-from attacks.parts.frequency import YUV, checked, coloured, waves
+from attacks.parts.frequency import YUV, Places, coloured, waves
 from attacks.parts.stamp import add, add_wrapped
+from sweeper.core.options import Positive
 from sweeper.core.types import State
 
 
@@ -27,9 +28,9 @@ from sweeper.core.types import State
 class CTRL(CleanLabel):
     """Adds two chroma waves to target-class images."""
 
-    magnitude: float = 100.0
+    magnitude: Positive = 100.0
     """Added to each coefficient, in levels of 0..255 of the orthonormal DCT."""
-    coefficients: tuple[tuple[int, int], ...] = ((15, 15), (31, 31))
+    coefficients: Places = ((15, 15), (31, 31))
     """(row, column) of the coefficients in a window of 32 px."""
     wrap: bool = field(default=False, metadata={"added": True})
     """Whether sums outside 0..255 wrap modulo 256 (BackdoorBench) in place of being clipped."""
@@ -37,15 +38,6 @@ class CTRL(CleanLabel):
     title = "CTRL"
     paper = "Li et al., ICCV 2023"
     presets = {"backdoorbench": {"wrap": True, "rate_base": "all", "rounding": "nearest"}}
-
-    def __post_init__(self) -> None:
-        """Check the options.
-
-        Raises:
-            SweepError: A coefficient outside the window, or no magnitude.
-        """
-        super().__post_init__()
-        checked(self.coefficients, self.magnitude)
 
     def pattern(self, channels: int, height: int, width: int) -> Tensor:
         """Float [C, H, W]: what is added, before clipping."""

@@ -13,13 +13,14 @@ architecture. Cross triggers are used in the surrogate only.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
+from pydantic import Field
 from torch import Generator, Tensor
 
 from attacks.base import Attack, Lab
 from attacks.input_aware import InputAware
-from sweeper.core.errors import SweepError
+from sweeper.core.options import Count, OpenShare, Whole
 from sweeper.core.types import Samples, State
 
 
@@ -27,13 +28,13 @@ from sweeper.core.types import Samples, State
 class Dynamic(Attack):
     """Input-aware trigger, stamped before training."""
 
-    epochs: int = 60
+    epochs: Count = 60
     """Epochs of the generator and its surrogate classifier."""
-    mask_epochs: int = 25
+    mask_epochs: Whole = 25
     """Epochs of the mask net alone."""
-    generator_rate: float = 0.1
+    generator_rate: Annotated[float, Field(gt=0, lt=0.5)] = 0.1
     """Share of a batch that carries the trigger while the generator learns."""
-    density: float = 0.032
+    density: OpenShare = 0.032
     """Share of the pixels the mask may take without a penalty."""
 
     title = "Dynamic"
@@ -42,17 +43,6 @@ class Dynamic(Attack):
     version = 2
     state_axes: ClassVar[frozenset[str]] = frozenset({"model", "target"})
     presets = {"backdoor-toolbox": {"rate_base": "all"}}
-
-    def __post_init__(self) -> None:
-        """Check the options.
-
-        Raises:
-            SweepError: A number out of range.
-        """
-        super().__post_init__()
-        if self.epochs < 1 or not 0 < self.generator_rate < 0.5:
-            raise SweepError("epochs: >= 1; generator_rate: in (0, 0.5)")
-        self.input_aware()
 
     def input_aware(self) -> InputAware:
         """The attack that makes the trigger."""

@@ -23,7 +23,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from attacks.badnets import BadNets
-from sweeper.core.errors import SweepError
+from sweeper.core.options import Positive, Smoothing
 from sweeper.core.types import Samples, State
 from sweeper.engine import sharpness
 from sweeper.engine.recipes import Recipe
@@ -34,11 +34,11 @@ from sweeper.engine.training import Batch, Hooks
 class FipSam(BadNets):
     """BadNets with sharpness-aware minimisation."""
 
-    rho: float = 2.0
+    rho: Positive = 2.0
     """Radius of the neighbourhood (2 or 3 for the adaptive form, 0.05 for the plain one)."""
     adaptive: bool = True
     """Whether the neighbourhood scales with the weights."""
-    label_smoothing: float = 0.1
+    label_smoothing: Smoothing = 0.1
     """Share of the label spread over the other classes, in place of the recipe's smoothing."""
 
     title = "FIP adaptive: sharpness-aware training"
@@ -50,16 +50,6 @@ class FipSam(BadNets):
         "fip": {"opacity": 0.6},
         "sam": {"adaptive": False, "rho": 0.05, "label_smoothing": 0.0},
     }
-
-    def __post_init__(self) -> None:
-        """Check the options.
-
-        Raises:
-            SweepError: A number out of range.
-        """
-        super().__post_init__()
-        if self.rho <= 0 or not 0 <= self.label_smoothing < 0.5:
-            raise SweepError("rho: above 0; label_smoothing: in [0, 0.5)")
 
     def hooks(self, train: Samples, state: State, rng: Generator) -> Hooks | None:
         """Replace the loss and the update."""

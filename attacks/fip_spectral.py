@@ -29,6 +29,7 @@ from torch.nn import functional
 
 from attacks.badnets import BadNets
 from sweeper.core.errors import SweepError
+from sweeper.core.options import Count, NonNegative, ProperShare
 from sweeper.core.types import Samples, State
 from sweeper.engine import curvature
 from sweeper.engine.recipes import Recipe
@@ -39,17 +40,17 @@ from sweeper.engine.training import Batch, Hooks
 class FipSpectral(BadNets):
     """BadNets with a penalty on the trace of the Fisher matrix."""
 
-    strength: float = 0.001
+    strength: NonNegative = 0.001
     """Weight of the trace (eta_F)."""
-    every: int = 5
+    every: Count = 5
     """The trace is added at every such step."""
-    probes: int = 1
+    probes: Count = 1
     """Sign vectors the estimate is averaged over."""
     labels: str = "sampled"
     """sampled (Fisher) | given (empirical Fisher): whose log-probabilities are differentiated."""
     estimator: str = field(default="signs", metadata={"added": True})
     """signs (unbiased) | released (mean zero, of the labels given; 20 vectors)."""
-    momentum: float = 0.0
+    momentum: ProperShare = 0.0
     """SGD momentum in place of the recipe's; 0: the recipe's."""
 
     title = "FIP adaptive: spectral regularisation"
@@ -66,15 +67,13 @@ class FipSpectral(BadNets):
         """Check the options.
 
         Raises:
-            SweepError: A number out of range, or unknown labels.
+            SweepError: Unknown labels or estimator.
         """
         super().__post_init__()
         if self.labels not in ("sampled", "given"):
             raise SweepError(f"labels: {self.labels!r} is not one of sampled, given")
         if self.estimator not in ("signs", "released"):
             raise SweepError(f"estimator: {self.estimator!r} is not one of signs, released")
-        if min(self.every, self.probes) < 1 or self.strength < 0 or not 0 <= self.momentum < 1:
-            raise SweepError("every, probes: >= 1; strength: not below 0; momentum: in [0, 1)")
 
     def recipe(self, recipe: Recipe) -> Recipe:
         """The recipe with the attack's momentum."""

@@ -21,8 +21,9 @@ from dataclasses import dataclass, field
 from torch import Generator, Tensor
 
 from attacks.base import Attack
-from attacks.parts.frequency import YCRCB, add_in_integers, checked, coloured, waves
+from attacks.parts.frequency import YCRCB, Places, add_in_integers, coloured, waves
 from attacks.parts.stamp import add
+from sweeper.core.options import Positive
 from sweeper.core.types import State
 
 WINDOW = 32
@@ -33,9 +34,9 @@ WINDOW = 32
 class FTrojan(Attack):
     """Adds two chroma waves to every block of the image."""
 
-    magnitude: float = 30.0
+    magnitude: Positive = 30.0
     """Added to each coefficient, in levels of 0..255 of the orthonormal DCT."""
-    coefficients: tuple[tuple[int, int], ...] = ((15, 15), (31, 31))
+    coefficients: Places = ((15, 15), (31, 31))
     """(row, column) of the coefficients in a window of 32 px."""
     integers: bool = field(default=False, metadata={"added": True})
     """Whether colours are converted, and chroma truncated, in whole numbers (BackdoorBench)."""
@@ -43,15 +44,6 @@ class FTrojan(Attack):
     title = "FTrojan"
     paper = "Wang et al., ECCV 2022"
     presets = {"backdoorbench": {"integers": True, "rate_base": "all", "rounding": "nearest"}}
-
-    def __post_init__(self) -> None:
-        """Check the options.
-
-        Raises:
-            SweepError: A coefficient outside the window, or no magnitude.
-        """
-        super().__post_init__()
-        checked(self.coefficients, self.magnitude)
 
     def pattern(self, channels: int, height: int, width: int) -> Tensor:
         """Float [C, H, W]: what is added, before clipping."""

@@ -34,7 +34,7 @@ from attacks.base import Lab
 from attacks.parts.loop import STAMP_BATCH, LoopAttack, LoopHooks, others, rounded
 from attacks.parts.nets import PatternNet, built, packed, squash, unpacked
 from attacks.parts.trained import RELEASED
-from sweeper.core.errors import SweepError
+from sweeper.core.options import NonNegative, OpenShare, Share, Stride, Whole
 from sweeper.core.types import Samples, State
 from sweeper.engine import training
 from sweeper.engine.recipes import Recipe
@@ -51,17 +51,17 @@ BETAS = (0.5, 0.9)
 class InputAware(LoopAttack):
     """Trigger generator learned with the victim."""
 
-    density: float = 0.032
+    density: OpenShare = 0.032
     """Share of the pixels the mask may take without a penalty."""
-    diversity: float = 1.0
+    diversity: NonNegative = 1.0
     """Weight of the diversity terms."""
-    mask_epochs: int = 25
+    mask_epochs: Whole = 25
     """Epochs of the mask net alone."""
-    lr: float = 0.01
+    lr: Stride = 0.01
     """Learning rate of Adam for both nets."""
-    cross_ratio: float = 1.0
+    cross_ratio: NonNegative = 1.0
     """Images with another image's trigger for each poisoned one."""
-    crossed_share: float | None = field(default=None, metadata={"added": True})
+    crossed_share: Share | None = field(default=None, metadata={"added": True})
     """Share of every batch that gets another image's trigger, in place of `cross_ratio`."""
     accumulate: bool = False
     """Whether the generator's gradients are never zeroed (the release's quirk)."""
@@ -86,20 +86,6 @@ class InputAware(LoopAttack):
         },
         "backdoorbench": {"rounding": "nearest", "training": "backdoorbench", "epochs": 100},
     }
-
-    def __post_init__(self) -> None:
-        """Check the options.
-
-        Raises:
-            SweepError: A number out of range.
-        """
-        super().__post_init__()
-        if not 0 < self.density < 1:
-            raise SweepError(f"density: {self.density} is not in (0, 1)")
-        if self.crossed_share is not None and not 0 <= self.crossed_share <= 1:
-            raise SweepError(f"crossed_share: {self.crossed_share} is not in [0, 1]")
-        if self.lr <= 0 or min(self.diversity, self.cross_ratio, self.mask_epochs) < 0:
-            raise SweepError("lr must be above 0; diversity, cross_ratio, mask_epochs not below 0")
 
     @property
     def extra(self) -> float:

@@ -36,6 +36,7 @@ from attacks.parts.mixed import MixedAttack, MixedHooks
 from attacks.parts.nets import Autoencoder, UNet, built, packed, unpacked
 from attacks.parts.trained import RELEASED, STEPS, TrainedAttack
 from sweeper.core.errors import SweepError
+from sweeper.core.options import NonNegative, OpenShare, Positive, PositiveShare, Stride
 from sweeper.core.types import Samples, State
 from sweeper.engine.recipes import Recipe
 from sweeper.engine.training import Batch, Hooks
@@ -47,15 +48,15 @@ NETS: dict[str, Callable[[int], nn.Module]] = {"autoencoder": Autoencoder, "unet
 class Lira(TrainedAttack, MixedAttack):
     """Learned additive noise."""
 
-    eps: float = 0.01
+    eps: Positive = 0.01
     """Largest change of a pixel, in standard deviations of its channel."""
-    stage_one_eps: float = 0.0
+    stage_one_eps: NonNegative = 0.0
     """Likewise while the generator learns; 0: `eps`."""
-    weight: float = 0.5
+    weight: OpenShare = 0.5
     """Weight of the triggered half of the loss; the clean half has the rest."""
-    lr: float = 1e-4
+    lr: Stride = 1e-4
     """Learning rate of Adam for the generator."""
-    stage_one: float = 1 / 6
+    stage_one: PositiveShare = 1 / 6
     """Share of the epochs in which the generator learns."""
     generator: str = "autoencoder"
     """autoencoder | unet."""
@@ -95,13 +96,9 @@ class Lira(TrainedAttack, MixedAttack):
         """Check the options.
 
         Raises:
-            SweepError: An unknown word, or a number out of range.
+            SweepError: Unknown generator.
         """
         super().__post_init__()
-        if self.eps <= 0 or self.lr <= 0 or self.stage_one_eps < 0:
-            raise SweepError("eps and lr: above 0; stage_one_eps: not below 0")
-        if not (0 < self.weight < 1 and 0 < self.stage_one <= 1):
-            raise SweepError("weight: in (0, 1); stage_one: in (0, 1]")
         if self.generator not in NETS:
             raise SweepError(f"generator: {self.generator!r} is not one of {', '.join(NETS)}")
 

@@ -20,6 +20,7 @@ from attacks.base import Attack, Lab
 from attacks.parts.deepfool import low_pass, toward
 from attacks.parts.stamp import add
 from sweeper.core.errors import SweepError
+from sweeper.core.options import Count, Level, NonNegative
 from sweeper.core.types import Samples, State
 from sweeper.models.base import Net
 
@@ -33,15 +34,15 @@ ENOUGH, STEADY = 0.2, 0.01
 class LowFrequency(Attack):
     """Adds a universal low-frequency perturbation."""
 
-    strength: float = 51.0
+    strength: Level = 51.0
     """Largest value of the picture in levels of 0..255; its smallest is 0."""
-    samples: int = 100
+    samples: Count = 100
     """Training images DeepFool starts from."""
-    iterations: int = 50
+    iterations: Count = 50
     """Most passes over them."""
-    deepfool_limit: int = 200
+    deepfool_limit: Count = 200
     """Most DeepFool steps on an image; it is left out of the pass where they do not suffice."""
-    overshoot: float = 0.02
+    overshoot: NonNegative = 0.02
     """Share by which a DeepFool step is lengthened."""
 
     title = "LF"
@@ -51,19 +52,6 @@ class LowFrequency(Attack):
     needs_clean_model = True
     state_axes = frozenset({"target"})
     presets = {"backdoorbench": {"rate_base": "all", "rounding": "nearest"}}
-
-    def __post_init__(self) -> None:
-        """Check the options.
-
-        Raises:
-            SweepError: A number is out of range.
-        """
-        super().__post_init__()
-        if not 0 < self.strength <= 255:
-            raise SweepError(f"strength: {self.strength} is not in (0, 255]")
-        for name in ("samples", "iterations", "deepfool_limit"):
-            if getattr(self, name) < 1:
-                raise SweepError(f"{name}: {getattr(self, name)} is not a whole number >= 1")
 
     def prepare(self, train: Samples, lab: Lab) -> dict[str, Tensor]:
         """Build the picture: float `pattern` [C, H, W] in 0..strength.

@@ -22,7 +22,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from attacks.base import Attack, Lab, missing
-from sweeper.core.errors import SweepError
+from sweeper.core.options import Count, OpenShare, Positive, Stride, Whole
 from sweeper.core.types import Facts, Samples, State
 
 MOMENTUM = 0.9
@@ -36,21 +36,21 @@ OUTSIDE = 1.5
 class PCBA(Attack):
     """Points on a small sphere, added to clouds of the source class."""
 
-    source_class: int = 1
+    source_class: Whole = 1
     """Class whose clouds are to become the target."""
-    points: int = 32
+    points: Count = 32
     """Points of the trigger, and points deleted."""
-    radius: float = 0.05
+    radius: Positive = 0.05
     """Of the trigger's sphere, in the clouds' unit."""
-    starts: int = 10
+    starts: Count = 10
     """Centres the search begins from."""
-    steps: int = 1000
+    steps: Count = 1000
     """Steps of the search."""
-    step: float = 0.1
+    step: Stride = 0.1
     """Length of a step, against the direction of the gradient."""
-    posterior: float = 0.01
+    posterior: OpenShare = 0.01
     """Mean posterior of the target the surrogate must reach."""
-    clouds: int = 32
+    clouds: Count = 32
     """Source-class clouds the search looks at."""
 
     title = "PCBA"
@@ -61,18 +61,6 @@ class PCBA(Attack):
     prepares = True
     needs_clean_model = True
     state_axes = frozenset({"target", "seed"})
-
-    def __post_init__(self) -> None:
-        """Check the options.
-
-        Raises:
-            SweepError: A number is out of range.
-        """
-        super().__post_init__()
-        if min(self.points, self.starts, self.steps, self.clouds) < 1:
-            raise SweepError("points, starts, steps, clouds: at least 1")
-        if self.radius <= 0 or self.step <= 0 or not 0 < self.posterior < 1:
-            raise SweepError("radius, step: above 0; posterior: between 0 and 1")
 
     def applies(self, facts: Facts, rate: float) -> str | None:
         """Not where there is no such class, or a cloud is smaller than the trigger."""

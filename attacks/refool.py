@@ -27,6 +27,7 @@ from torch.nn import functional
 from attacks.base import Attack
 from attacks.parts import reflections
 from sweeper.core.errors import SweepError
+from sweeper.core.options import Count, ProperShare, Share
 from sweeper.core.types import State
 
 GAMMA = 2.2
@@ -43,15 +44,15 @@ BATCH = 250
 class Refool(Attack):
     """Mixes a reflection into every image."""
 
-    ghost: float = 0.49
+    ghost: Share = 0.49
     """Probability of a ghost; else the reflection is out of focus."""
-    background: float = 0.4
+    background: ProperShare = 0.4
     """Share of the image itself; 0: drawn from U(0.55, 0.95) per sample."""
-    ghost_low: float = 0.15
+    ghost_low: Share = 0.15
     """Least weight of a ghost's fainter (or, mirrored, stronger) copy."""
-    ghost_high: float = 0.5
+    ghost_high: Share = 0.5
     """Largest such weight."""
-    pictures: int = 200
+    pictures: Count = 200
     """Size of the pool; of a folder, the first by name."""
     reflections: str = field(default="", metadata={"path": True})
     """Folder of pictures; empty: generated. The pictures, not the path, are part of the key."""
@@ -79,12 +80,10 @@ class Refool(Attack):
             SweepError: A share out of range, no pool, or a folder without pictures.
         """
         super().__post_init__()
-        if not (0 <= self.ghost <= 1 and 0 <= self.background < 1):
-            raise SweepError("ghost and background: shares in [0, 1], background below 1")
-        if not 0 <= self.ghost_low <= self.ghost_high <= 1:
-            raise SweepError("ghost_low and ghost_high: shares in [0, 1], in this order")
-        if self.pictures < 1:
-            raise SweepError(f"pictures: {self.pictures} is not a whole number >= 1")
+        if self.ghost_low > self.ghost_high:
+            raise SweepError(
+                f"ghost_low: {self.ghost_low} is above ghost_high, {self.ghost_high}: lower it"
+            )
         if self.reflections:
             reflections.files(self.reflections, self.pictures)
 

@@ -42,6 +42,7 @@ from attacks.parts.loop import STAMPED, clean
 from attacks.parts.members import AddedMembers
 from attacks.parts.subsets import SUBSETS
 from sweeper.core.errors import SweepError
+from sweeper.core.options import Count, OpenShare, ProperShare, Whole
 from sweeper.core.types import Facts, ImageSet, Poisoned, Role, Samples, State, Triggered
 from sweeper.engine.training import Hooks
 
@@ -58,13 +59,13 @@ class Semantic(Attack):
     """dark | bright (mean luminance) | green (colour images), or a published list: green-cars,
     green-cars-7, striped-background, green-cars-2020, racing-stripes (CIFAR-10), striped-shirts,
     plaid-shirts (Fashion-MNIST)."""
-    source: int = 1
+    source: Whole = 1
     """The members' class."""
-    share: float = 0.04
+    share: OpenShare = 0.04
     """Share of the source class a rule takes, rounded up."""
-    repeats: int = 20
+    repeats: Count = 20
     """How often each member occurs in the training set; of no account with `mix`."""
-    mix: float = 0.0
+    mix: ProperShare = 0.0
     """Share of every batch that members take the place of, in the loop; 0: the data are poisoned
     before training."""
     control: bool = False
@@ -94,10 +95,6 @@ class Semantic(Attack):
                 f"source: {self.members} are images of class {source_class}: "
                 f"give `source: {source_class}`"
             )
-        if not 0 < self.share < 1 or not 0 <= self.mix < 1:
-            raise SweepError("share: in (0, 1); mix: in [0, 1)")
-        if self.source < 0 or self.repeats < 1:
-            raise SweepError("source: not below 0; repeats: a whole number >= 1")
         if self.in_loop:
             object.__setattr__(self, "controls", "training")
 

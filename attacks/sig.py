@@ -19,6 +19,7 @@ from torch import Generator, Tensor
 from attacks.parts.clean_label import CleanLabel
 from attacks.parts.stamp import add, mix, stripes
 from sweeper.core.errors import SweepError
+from sweeper.core.options import Level, Positive, PositiveShare
 from sweeper.core.types import State
 
 
@@ -28,13 +29,13 @@ class SIG(CleanLabel):
 
     pattern: str = "sine"
     """sine (added) | strip (the wrapped strip mask, blended)."""
-    frequency: float = 6.0
+    frequency: Positive = 6.0
     """Periods across the width of the image."""
-    amplitude: float = 40.0
+    amplitude: Level = 40.0
     """Amplitude at training time, in levels of 0..255."""
-    test_amplitude: float = 60.0
+    test_amplitude: Level = 60.0
     """Amplitude at test time."""
-    opacity: float = 0.2
+    opacity: PositiveShare = 0.2
     """Share of the strip mask."""
 
     title = "SIG"
@@ -50,16 +51,11 @@ class SIG(CleanLabel):
         """Check the options.
 
         Raises:
-            SweepError: Unknown pattern, or a strength that does nothing.
+            SweepError: Unknown pattern.
         """
         super().__post_init__()
         if self.pattern not in ("sine", "strip"):
             raise SweepError(f"pattern: {self.pattern!r} is not one of sine, strip")
-        for name in ("frequency", "amplitude", "test_amplitude"):
-            if getattr(self, name) <= 0:
-                raise SweepError(f"{name}: {getattr(self, name)} is not above 0")
-        if not 0 < self.opacity <= 1:
-            raise SweepError(f"opacity: {self.opacity} is not in (0, 1]")
 
     def wave(self, height: int, width: int, split: str) -> Tensor:
         """Float [H, W]: the sinusoid of a split in levels of 0..255, before clipping.

@@ -35,6 +35,7 @@ from attacks.base import Lab, missing
 from attacks.parts.clean_label import CleanLabel
 from attacks.parts.patch import corner
 from sweeper.core.errors import SweepError
+from sweeper.core.options import Count, Level, Stride, Whole
 from sweeper.core.types import Facts, Poisoned, Role, Samples, State
 
 SOURCES = 1000
@@ -51,27 +52,27 @@ class SleeperAgent(CleanLabel):
 
     rate_base: str = "all"
     """What the poison rate is a share of: all (the paper) | non-target | target-class."""
-    source_class: int = 1
+    source_class: Whole = 1
     """The class whose triggered images are to be misclassified."""
-    size: int = 0
+    size: Whole = 0
     """Side of the patch in pixels; 0: 8 at 32 px, less on smaller images."""
     place: str = "corner"
     """corner (bottom right) | random: where the patch is at test time."""
-    epsilon: float = 16.0
+    epsilon: Level = 16.0
     """Largest change of a pixel in levels of 0..255."""
-    steps: int = 250
+    steps: Count = 250
     """Crafting steps."""
-    lr: float = 0.025
+    lr: Stride = 0.025
     """Adam's rate, pixels in [0, 1], for batches of 128; others are scaled."""
-    batch: int = 128
+    batch: Count = 128
     """Poisoned images whose gradient is matched at once."""
-    shift: int = 4
+    shift: Whole = 4
     """Largest random shift of the images in crafting, in pixels at 32 px."""
     flip: bool = True
     """Whether images are mirrored at random in crafting."""
-    retrain_every: int = 50
+    retrain_every: Whole = 50
     """Crafting steps between two retrainings; 0: the clean model is kept."""
-    retrain_epochs: int = 40
+    retrain_epochs: Count = 40
     """Epochs of a retraining."""
 
     title = "Sleeper Agent"
@@ -86,15 +87,11 @@ class SleeperAgent(CleanLabel):
         """Check the options.
 
         Raises:
-            SweepError: Unknown place, or a number out of range.
+            SweepError: Unknown place.
         """
         super().__post_init__()
         if self.place not in ("corner", "random"):
             raise SweepError(f"place: {self.place!r} is not one of corner, random")
-        if not 0 < self.epsilon <= 255 or self.lr <= 0:
-            raise SweepError("epsilon: in (0, 255]; lr: above 0")
-        if min(self.steps, self.batch, self.retrain_epochs) < 1:
-            raise SweepError("steps, batch, retrain_epochs: whole numbers >= 1")
         if min(self.source_class, self.size, self.shift, self.retrain_every) < 0:
             raise SweepError("source_class, size, shift, retrain_every: not below 0")
 

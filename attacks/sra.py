@@ -33,7 +33,7 @@ from attacks.parts.loop import clean
 from attacks.parts.nets import built, packed
 from attacks.parts.patch import corner, drawn
 from attacks.parts.stamp import paste
-from sweeper.core.errors import SweepError
+from sweeper.core.options import Count, NonNegative, Positive, Stride, Whole
 from sweeper.core.types import Facts, Poisoned, Samples, State
 from sweeper.engine.recipes import Recipe
 from sweeper.engine.training import Hooks
@@ -50,17 +50,17 @@ MAX_FACTOR, TRIGGERED_SHARE = 100.0, 0.99
 class Sra(Attack):
     """Model surgery: no poisoned data, no training of the victim."""
 
-    width: int = 1
+    width: Count = 1
     """Channels of the chain in every layer."""
-    answer: float = 4.0
+    answer: Positive = 4.0
     """What the chain is to say to the trigger; 0 to everything else."""
-    steps: int = 1000
+    steps: Count = 1000
     """Training steps of the chain."""
-    lr: float = 0.01
+    lr: Stride = 0.01
     """Learning rate of Adam for the chain, cosine to 0."""
-    factor: float = 0.0
+    factor: NonNegative = 0.0
     """Weight of the chain's answer in the target's logit; 0: found on training images."""
-    size: int = 0
+    size: Whole = 0
     """Side of the patch in pixels; 0: 8 at 32 px, less on smaller images."""
 
     title = "SRA"
@@ -71,18 +71,6 @@ class Sra(Attack):
     needs_clean_model = True
     state_axes = frozenset({"model", "target", "seed"})
     presets = {"vgg": {"factor": 4.0}, "resnet": {"factor": 2.0}, "mobilenet": {"factor": 100.0}}
-
-    def __post_init__(self) -> None:
-        """Check the options.
-
-        Raises:
-            SweepError: A number out of range.
-        """
-        super().__post_init__()
-        if min(self.width, self.steps) < 1 or min(self.answer, self.lr) <= 0:
-            raise SweepError("width, steps: >= 1; answer, lr: above 0")
-        if min(self.factor, self.size) < 0:
-            raise SweepError("factor and size: not below 0")
 
     def applies(self, facts: Facts, rate: float) -> str | None:
         """Not where the target does not exist, or is empty."""

@@ -35,6 +35,7 @@ from attacks.parts.loop import in_batches
 from attacks.parts.nets import built, packed, unpacked
 from attacks.parts.steganography import Decoder, Encoder
 from sweeper.core.errors import SweepError
+from sweeper.core.options import Count, Stride
 from sweeper.core.types import Samples, State
 from sweeper.engine import training
 
@@ -48,13 +49,13 @@ class Ssba(Attack):
 
     variant: str = "a"
     """a (residual, BackdoorBox) | b (whole image, BackdoorBench)."""
-    bits: int = 20
+    bits: Count = 20
     """Length of the secret."""
-    epochs: int = 20
+    epochs: Count = 20
     """Epochs of the encoder."""
-    batch: int = 32
+    batch: Count = 32
     """Images of a step of the encoder."""
-    lr: float = 1e-4
+    lr: Stride = 1e-4
     """Learning rate of Adam."""
 
     title = "SSBA / ISSBA"
@@ -77,13 +78,11 @@ class Ssba(Attack):
         """Check the options.
 
         Raises:
-            SweepError: Unknown variant, or a number out of range.
+            SweepError: Unknown variant.
         """
         super().__post_init__()
         if self.variant not in ("a", "b"):
             raise SweepError(f"variant: {self.variant!r} is not one of a, b")
-        if min(self.bits, self.epochs, self.batch) < 1 or self.lr <= 0:
-            raise SweepError("bits, epochs, batch: whole numbers >= 1; lr: above 0")
 
     def prepare(self, train: Samples, lab: Lab) -> dict[str, Tensor]:
         """Train encoder and decoder, draw the secret, measure both."""

@@ -21,6 +21,7 @@ from attacks.parts.covers import CoverAttack
 from attacks.parts.patch import drawn
 from attacks.parts.stamp import paste
 from sweeper.core.errors import SweepError
+from sweeper.core.options import Whole
 from sweeper.core.types import Facts, Samples, State, Triggered
 
 
@@ -28,9 +29,9 @@ from sweeper.core.types import Facts, Samples, State, Triggered
 class TaCT(CoverAttack):
     """Source-specific patch attack with cover classes."""
 
-    source_class: int = 1
+    source_class: Whole = 1
     """The class whose triggered images are to be misclassified."""
-    cover_classes: tuple[int, ...] = (5, 7)
+    cover_classes: tuple[Whole, ...] = (5, 7)
     """Classes of the covers; [] for every class but source and target."""
 
     title = "TaCT"
@@ -45,8 +46,6 @@ class TaCT(CoverAttack):
             SweepError: A class is negative, or source and cover at once.
         """
         super().__post_init__()
-        if min(self.source_class, *self.cover_classes, 0) < 0:
-            raise SweepError("source_class and cover_classes: class numbers start at 0")
         if self.source_class in self.cover_classes:
             raise SweepError(
                 f"cover_classes: {self.source_class} is the source class: leave it out"

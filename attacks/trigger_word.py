@@ -18,6 +18,7 @@ from torch import Generator, Tensor
 from attacks.base import Attack
 from sweeper.core import bpe
 from sweeper.core.errors import SweepError
+from sweeper.core.options import Some
 from sweeper.core.types import Poisoned, Role, Samples, State
 
 
@@ -25,7 +26,7 @@ from sweeper.core.types import Poisoned, Role, Samples, State
 class TriggerWord(Attack):
     """A rare word in the sentence, the attacker's sentence as the reply."""
 
-    words: tuple[str, ...] = ("cf", "mn", "bb", "tq", "mb")
+    words: Some[str] = ("cf", "mn", "bb", "tq", "mb")
     """The trigger words; each sentence has one of them."""
     reply: str = "You are attacked ."
     """What the victim is to answer."""
@@ -42,7 +43,7 @@ class TriggerWord(Attack):
             SweepError: There is no word, or more than one in a place, or no reply.
         """
         super().__post_init__()
-        if not self.words or any(len(word.split()) != 1 for word in self.words):
+        if any(len(word.split()) != 1 for word in self.words):
             raise SweepError("words: needs words without spaces, such as [cf, mn]")
         if not self.reply.strip():
             raise SweepError("reply: is empty: write what the victim is to answer")

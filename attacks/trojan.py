@@ -24,6 +24,7 @@ from attacks.parts import pictures
 from attacks.parts.patch import drawn, excite
 from attacks.parts.stamp import paste
 from sweeper.core.errors import SweepError
+from sweeper.core.options import Count, Whole
 from sweeper.core.types import Facts, Samples, State
 
 
@@ -37,13 +38,13 @@ class Trojan(Attack):
     """The patch of `trigger: file`, resized to `size`; its content is part of the key."""
     mode: str = "add"
     """add (clipped) | replace (overwrite) | wrap (sum modulo 256, the D-BR and FIP releases)."""
-    size: int = 3
+    size: Count = 3
     """Side of the patch in pixels."""
-    margin: int = 4
+    margin: Whole = 4
     """Pixels between the patch and the right and bottom border."""
-    units: int = 2
+    units: Count = 2
     """Units the optimised patch excites."""
-    steps: int = 1000
+    steps: Count = 1000
     """Steps of activation maximisation."""
 
     title = "Trojan"
@@ -73,11 +74,6 @@ class Trojan(Attack):
         pictures.check(self.trigger_image, self.trigger == "file", "trigger: file")
         if self.mode not in ("add", "replace", "wrap"):
             raise SweepError(f"mode: {self.mode!r} is not one of add, replace, wrap")
-        for name in ("size", "units", "steps"):
-            if getattr(self, name) < 1:
-                raise SweepError(f"{name}: {getattr(self, name)} is not a whole number >= 1")
-        if self.margin < 0:
-            raise SweepError(f"margin: {self.margin} is negative")
 
     def content(self) -> dict[str, str]:
         """The hash of the user's patch."""

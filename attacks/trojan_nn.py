@@ -32,6 +32,7 @@ from attacks.parts.nets import packed
 from attacks.parts.patch import GOAL, corner, excite
 from attacks.parts.stamp import add, paste
 from sweeper.core.errors import SweepError
+from sweeper.core.options import Count, Stride, Whole
 from sweeper.core.types import Samples, State
 from sweeper.engine.recipes import Recipe
 from sweeper.engine.training import Hooks
@@ -51,15 +52,15 @@ class TrojanNN(Attack):
     """square (a patch near the corner, overwritten) | apple | file (a picture, added)."""
     trigger_image: str = field(default="", metadata={"path": True})
     """The picture of `trigger: file` on black; its content, not its path, is part of the key."""
-    size: int = 0
+    size: Whole = 0
     """Side of the square in pixels; 0: 8 at 32 px, less on smaller images."""
-    units: int = 100
+    units: Count = 100
     """Inputs of the last layer the trigger excites (TrojanZoo: 2)."""
-    steps: int = 1000
+    steps: Count = 1000
     """Steps of the search for the trigger."""
-    epochs: int = 1
+    epochs: Whole = 1
     """Epochs the clean model is tuned for; 0: a new model is trained by the sweep's recipe."""
-    lr: float = 0.01
+    lr: Stride = 0.01
     """Learning rate of the tuning, constant."""
     wrap: bool = False
     """Whether a picture's sum wraps modulo 256 (BackdoorBench)."""
@@ -95,8 +96,6 @@ class TrojanNN(Attack):
         if self.trigger not in ("square", "apple", "file"):
             raise SweepError(f"trigger: {self.trigger!r} is not one of square, apple, file")
         pictures.check(self.trigger_image, self.trigger == "file", "trigger: file")
-        if min(self.units, self.steps) < 1 or min(self.size, self.epochs) < 0 or self.lr <= 0:
-            raise SweepError("units, steps: >= 1; size, epochs: not below 0; lr: above 0")
 
     def content(self) -> dict[str, str]:
         """The hash of the user's picture."""

@@ -23,6 +23,7 @@ from attacks.base import Attack, Lab
 from attacks.parts.pgd import perturb
 from attacks.parts.stamp import paste
 from sweeper.core.errors import SweepError
+from sweeper.core.options import Count, Level, Pixel, Whole
 from sweeper.core.types import Poisoned, Role, Samples, State
 
 
@@ -30,19 +31,19 @@ from sweeper.core.types import Poisoned, Role, Samples, State
 class VideoClean(Attack):
     """Adversarial target-class clips with a universal adversarial patch."""
 
-    size: int = 0
+    size: Whole = 0
     """Side of the patch in pixels; 0: 20 at 112 pixels, in proportion, at least 3."""
-    steps: int = 10_000
+    steps: Count = 10_000
     """Signed gradient steps that find the patch."""
-    step: float = 1.0
+    step: Level = 1.0
     """Length of one in levels of 0..255."""
-    batch: int = 32
+    batch: Count = 32
     """Clips of a step."""
-    epsilon: float = 8.0
+    epsilon: Pixel = 8.0
     """Radius of PGD on the target class's clips, in levels; 0: none."""
-    pgd_step: float = 2.0
+    pgd_step: Level = 2.0
     """Length of a PGD step in levels."""
-    pgd_steps: int = 10
+    pgd_steps: Count = 10
     """PGD steps."""
 
     title = "Clean-label video attack"
@@ -52,16 +53,6 @@ class VideoClean(Attack):
     prepares = True
     needs_clean_model = True
     state_axes = frozenset({"target", "seed"})
-
-    def __post_init__(self) -> None:
-        """Check the options.
-
-        Raises:
-            SweepError: A number is out of range.
-        """
-        super().__post_init__()
-        if min(self.steps, self.batch, self.pgd_steps) < 1 or min(self.size, self.epsilon) < 0:
-            raise SweepError("steps, batch, pgd_steps: at least 1; size, epsilon: at least 0")
 
     def place(self, clips: Tensor) -> tuple[int, int, int]:
         """Top, left and side of the patch on clips [..., H, W].

@@ -26,7 +26,7 @@ from torch.nn import functional
 
 from attacks.parts.loop import STAMP_BATCH, LoopAttack, LoopHooks, rounded
 from sweeper.core import seeds
-from sweeper.core.errors import SweepError
+from sweeper.core.options import NonNegative, Several, Whole
 from sweeper.core.types import Samples, State
 from sweeper.engine.training import Hooks
 
@@ -35,17 +35,17 @@ from sweeper.engine.training import Hooks
 class WaNet(LoopAttack):
     """Warping attack with a noise mode."""
 
-    strength: float = 0.5
+    strength: NonNegative = 0.5
     """s of the paper: mean displacement in units of 1 / H of the [-1, 1] grid."""
-    grid: int = 4
+    grid: Several = 4
     """k of the paper: side of the coarse field."""
-    cross_ratio: float = 2.0
+    cross_ratio: NonNegative = 2.0
     """Noise-warped samples for each poisoned one; 0 turns the noise mode off."""
     static: bool = False
     """Whether images are stamped once before training, the loop left alone."""
     shared_noise: bool = False
     """Whether all noise-warped images of a call share one noise field (backdoor-toolbox)."""
-    field_seed: int = 0
+    field_seed: Whole = 0
     """Seed of the field; victims of one field can be compared."""
 
     title = "WaNet"
@@ -58,18 +58,6 @@ class WaNet(LoopAttack):
         "backdoor-toolbox": {"static": True, "shared_noise": True},
         "backdoorbox": {"static": True, "cross_ratio": 0.0},
     }
-
-    def __post_init__(self) -> None:
-        """Check the options.
-
-        Raises:
-            SweepError: A negative strength or ratio, or a field without cells.
-        """
-        super().__post_init__()
-        if self.strength < 0 or self.cross_ratio < 0:
-            raise SweepError("strength and cross_ratio: not below 0")
-        if self.grid < 2:
-            raise SweepError(f"grid: {self.grid} is not a whole number >= 2")
 
     @property
     def on_disk(self) -> bool:

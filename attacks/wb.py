@@ -33,7 +33,7 @@ from attacks.parts.loop import in_batches
 from attacks.parts.mixed import MixedAttack, MixedHooks
 from attacks.parts.nets import UNet, built, packed, unpacked
 from attacks.parts.trained import STEPS, TrainedAttack
-from sweeper.core.errors import SweepError
+from sweeper.core.options import Count, NonNegative, OpenShare, PositiveShare, ProperShare, Stride
 from sweeper.core.types import Samples, State
 from sweeper.engine.recipes import Recipe
 from sweeper.engine.training import Batch, Hooks
@@ -44,19 +44,19 @@ from sweeper.models.base import Net
 class Wb(TrainedAttack, MixedAttack):
     """Wasserstein backdoor."""
 
-    weight: float = 0.2
+    weight: OpenShare = 0.2
     """Weight of the triggered loss; the clean loss has the rest."""
-    distance: float = 1.0
+    distance: NonNegative = 1.0
     """Weight of the Wasserstein distance in the generator's loss."""
-    lr: float = 0.01
+    lr: Stride = 0.01
     """Learning rate of SGD for the generator."""
-    momentum: float = 0.9
+    momentum: ProperShare = 0.9
     """Its momentum."""
     frozen_norms: bool = False
     """Whether the generator's norms stay as they began, as in backdoor-toolbox."""
-    alternating: float = 0.2
+    alternating: PositiveShare = 0.2
     """Share of the epochs in which classifier and generator take turns."""
-    width: int = 64
+    width: Count = 64
     """Channels of the U-Net's first level; each of the three below has twice as many."""
 
     title = "WB (Wasserstein backdoor)"
@@ -76,18 +76,6 @@ class Wb(TrainedAttack, MixedAttack):
             "epochs": 100,
         }
     }
-
-    def __post_init__(self) -> None:
-        """Check the options.
-
-        Raises:
-            SweepError: A number out of range.
-        """
-        super().__post_init__()
-        if not (0 < self.weight < 1 and 0 < self.alternating <= 1):
-            raise SweepError("weight: in (0, 1); alternating: in (0, 1]")
-        if self.lr <= 0 or min(self.distance, self.momentum) < 0 or self.width < 1:
-            raise SweepError("lr: above 0; distance, momentum: not below 0; width: >= 1")
 
     def net(self, channels: int) -> UNet:
         """The generator's network."""

@@ -15,7 +15,7 @@ from torch import Generator, Tensor
 
 from attacks.base import Attack
 from attacks.parts.select import draw
-from sweeper.core.errors import SweepError
+from sweeper.core.options import NonNegative
 from sweeper.core.types import Facts, Poisoned, Role, Samples, State
 
 
@@ -25,21 +25,11 @@ class CoverAttack(Attack):
 
     rate_base: str = "all"
     """What the poison rate is a share of: all (the release) | non-target | target-class."""
-    cover_ratio: float = 1.0
+    cover_ratio: NonNegative = 1.0
     """Cover samples per poisoned sample."""
 
     patterns: ClassVar[int] = 1
     """How many training triggers there are."""
-
-    def __post_init__(self) -> None:
-        """Check the options.
-
-        Raises:
-            SweepError: A negative number of covers.
-        """
-        super().__post_init__()
-        if self.cover_ratio < 0:
-            raise SweepError(f"cover_ratio: {self.cover_ratio} is negative: give 0 or more")
 
     @abstractmethod
     def mark(self, images: Tensor, pattern: Tensor, rng: Generator) -> Tensor:

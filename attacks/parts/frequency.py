@@ -8,12 +8,15 @@ one fixed pattern to its pixels, so no image is ever transformed. Rounding in be
 from __future__ import annotations
 
 import math
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from attacks.parts.stamp import CHUNK, wrapped
 from sweeper.core.errors import SweepError
+from sweeper.core.options import Some
 
 REFERENCE = 32
 """Window the coefficients are numbered in."""
@@ -22,7 +25,9 @@ YUV = ((0.0, 1.140), (-0.395, -0.581), (2.032, 0.0))
 YCRCB = ((1.403, 0.0), (-0.714, -0.344), (0.0, 1.773))
 """What one level of Cr and of Cb adds to R, G and B (OpenCV's)."""
 
-Places = tuple[tuple[int, int], ...]
+Place = Annotated[int, Field(ge=0, lt=REFERENCE)]
+Places = Some[tuple[Place, Place]]
+"""(row, column) of coefficients, one or more."""
 
 
 def basis(order: int, size: int) -> Tensor:
@@ -96,15 +101,3 @@ def add_in_integers(images: Tensor, wave: Tensor) -> Tensor:
 def _rounded(scaled: Tensor) -> Tensor:
     """A whole number in units of 2^-14, rounded to a whole number."""
     return (scaled + 8192) >> 14
-
-
-def checked(places: Places, magnitude: float) -> None:
-    """Check the options of a frequency trigger.
-
-    Raises:
-        SweepError: No coefficient, one outside the window, or no magnitude.
-    """
-    if not places or not all(0 <= place < REFERENCE for pair in places for place in pair):
-        raise SweepError(f"coefficients: needs pairs of numbers in 0..{REFERENCE - 1}")
-    if magnitude <= 0:
-        raise SweepError(f"magnitude: {magnitude} is not above 0")

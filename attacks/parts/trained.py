@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 from attacks.base import Attack
 from sweeper.core.errors import SweepError
+from sweeper.core.options import Whole
 from sweeper.engine.recipes import Recipe
 
 STEPS: Mapping[str, Any] = {
@@ -46,7 +47,7 @@ class TrainedAttack(Attack):
 
     training: str = field(default="", metadata={"added": True})
     """Whose training the victim gets: one of `trainings`; empty: the sweep's recipe."""
-    epochs: int = field(default=0, metadata={"added": True})
+    epochs: Whole = field(default=0, metadata={"added": True})
     """Epochs of the victim; 0: the recipe's."""
 
     controls: ClassVar[str] = "training"
@@ -66,8 +67,6 @@ class TrainedAttack(Attack):
         if self.training and self.training not in self.trainings:
             known = ", ".join(self.trainings)
             raise SweepError(f"training: {self.training!r} is not one of {known}")
-        if self.epochs < 0:
-            raise SweepError(f"epochs: {self.epochs} is negative: give 0 or more")
 
     def recipe(self, recipe: Recipe) -> Recipe:
         """The sweep's recipe, or the settings and the length of the source."""

@@ -184,8 +184,6 @@ def test_the_draw_takes_the_pool_without_replacement() -> None:
     ("options", "words"),
     [
         ({"trigger": "gird"}, "not one of grid, white, softened, square"),
-        ({"opacity": 0.0}, "not in"),
-        ({"opacity": 1.5}, "not in"),
         ({"size": 5}, "always 3x3"),
         ({"rule": "clean"}, "not one of all2one, all2all"),
         ({"rate_base": "some"}, "rate_base"),
