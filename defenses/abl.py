@@ -32,6 +32,7 @@ from defenses.base import Case, Defense
 from defenses.parts.losses import losses_of, lowest
 from defenses.parts.passes import PLAIN, Lasting, passes
 from sweeper.core.errors import SweepError
+from sweeper.core.options import Factor, LearningRate, NonNegative, OpenShare, Several, Whole
 from sweeper.core.types import Outcome, Samples
 from sweeper.engine.recipes import Recipe
 from sweeper.engine.training import Batch, Hooks
@@ -54,31 +55,31 @@ def trapped(losses: Tensor, trap: str, gamma: float, per_sample: bool) -> Tensor
 class ABL(Defense):
     """Isolation of what is learned first, training on the rest, unlearning of the isolated."""
 
-    isolation_epochs: int = 10
+    isolation_epochs: Whole = 10
     """Passes of the isolation, without augmentation."""
-    isolation_lr: float = 0.1
+    isolation_lr: LearningRate = 0.1
     """Learning rate of the isolation (constant)."""
     trap: str = "flooding"
     """flooding | lga: the loss of the isolation."""
-    gamma: float = 0.5
+    gamma: NonNegative = 0.5
     """Loss below which it pushes back."""
     per_sample: bool = False
     """Whether that is of each sample, not of the batch's mean."""
-    isolate: float = 0.01
+    isolate: OpenShare = 0.01
     """Share of the training set that is isolated."""
-    epochs: int = 60
+    epochs: Whole = 60
     """Passes over the other samples."""
-    lr: float = 0.1
+    lr: LearningRate = 0.1
     """Learning rate of these, a tenth of it in their last third."""
-    unlearning_epochs: int = 5
+    unlearning_epochs: Whole = 5
     """Passes of ascent over the isolated samples, at most."""
-    unlearning_lr: float = 5e-4
+    unlearning_lr: LearningRate = 5e-4
     """Learning rate of the ascent (constant)."""
-    cap: float | None = 2.0
+    cap: Factor | None = 2.0
     """The ascent stops when it multiplies the loss of the other samples by this; null: never."""
-    batch: int = 128
+    batch: Several = 128
     """Images of a step."""
-    weight_decay: float = 1e-4
+    weight_decay: NonNegative = 1e-4
     """L2 penalty."""
 
     title = "Anti-Backdoor Learning (ABL)"
@@ -106,10 +107,6 @@ class ABL(Defense):
         """
         if self.trap not in TRAPS:
             raise SweepError(f"trap: {self.trap!r} is not one of {', '.join(TRAPS)}")
-        if not 0 < self.isolate < 1 or (self.cap is not None and self.cap < 1):
-            raise SweepError("isolate lies between 0 and 1; cap >= 1, or null for none")
-        if min(self.isolation_epochs, self.epochs, self.unlearning_epochs) < 0 or self.batch < 2:
-            raise SweepError("the epochs >= 0; batch >= 2")
 
     def defend(self, case: Case) -> Outcome:
         """Train a fresh model in three stages."""

@@ -26,14 +26,16 @@ Deviations, each with its reason:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from torch import Generator, Tensor
 
 from defenses.base import Case, Defense
 from defenses.parts.features import features_of, members, principal, two_means
 from sweeper.core.errors import SweepError
+from sweeper.core.options import Count, Several, Share
 from sweeper.core.types import Outcome
 
 CHUNK = 2000
@@ -98,17 +100,17 @@ def silhouette(points: Tensor, small: Tensor) -> float:
 class ActivationClustering(Defense):
     """Two clusters of the features of each class, and two rules on the smaller one."""
 
-    dims: int = 10
+    dims: Count = 10
     """Components the features are reduced to."""
     reduce: str = "ica"
     """ica (the paper) | pca (projection alone)."""
-    share: float = 0.35
+    share: Share = 0.35
     """The smaller cluster is suspicious below this share of its class."""
-    silhouette: float = 0.15
+    silhouette: Annotated[float, Field(ge=-1, le=1)] = 0.15
     """Mean silhouette above which the two clusters count as two; -1: whatever it is."""
-    restarts: int = 10
+    restarts: Count = 10
     """Random starts of the clustering."""
-    least: int = 10
+    least: Several = 10
     """Samples a class must have to be judged."""
 
     title = "Activation Clustering (AC)"
@@ -128,8 +130,6 @@ class ActivationClustering(Defense):
         """
         if self.reduce not in ("ica", "pca"):
             raise SweepError(f"reduce: {self.reduce!r} is not one of ica, pca")
-        if min(self.dims, self.restarts) < 1 or self.least < 2 or not 0 <= self.share <= 1:
-            raise SweepError("dims and restarts >= 1; least >= 2; share lies in [0, 1]")
 
     def defend(self, case: Case) -> Outcome:
         """Cluster each class of the training set."""

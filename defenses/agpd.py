@@ -38,7 +38,7 @@ from defenses.base import Case, Defense, Needs
 from defenses.parts.features import members
 from defenses.parts.mad import anomaly
 from defenses.parts.outputs import convolutions, watched
-from sweeper.core.errors import SweepError
+from sweeper.core.options import Count, NonNegative, ProperShare
 from sweeper.core.types import Outcome
 from sweeper.engine import metrics
 from sweeper.models.base import Net
@@ -162,26 +162,17 @@ def quiet(moved: Sequence[float]) -> int:
 class AGPD(Defense):
     """Samples whose gradients point away from those of clean images of their class."""
 
-    per_class: int = 10
+    per_class: Count = 10
     """Clean images of a class that give its clean direction, at most."""
-    tau: float = 0.05
+    tau: ProperShare = 0.05
     """Part of the range of ratios that joins the poisoned group in a round."""
-    theta: float = math.e**2
+    theta: NonNegative = math.e**2
     """Anomaly index of its gap above which a class is a target."""
 
     title = "AGPD"
     paper = "Yuan et al., ICLR 2025"
     kind = "detection"
     sees = frozenset({"model", "clean", "train"})
-
-    def __post_init__(self) -> None:
-        """Check the options.
-
-        Raises:
-            SweepError: A number is out of range.
-        """
-        if self.per_class < 1 or not 0 <= self.tau < 1 or self.theta < 0:
-            raise SweepError("per_class >= 1; tau lies in [0, 1); theta >= 0")
 
     def applies(self, needs: Needs) -> str | None:
         """Refuse few classes, too few clean images, and networks without convolutions."""

@@ -40,6 +40,7 @@ from defenses.base import Case, Defense
 from defenses.parts.bynumber import most, smallest
 from defenses.parts.neurons import Neurons, prune, swapped
 from sweeper.core.errors import SweepError
+from sweeper.core.options import Count, LearningRate, NonNegative, OpenShare, Share, Whole
 from sweeper.core.types import Outcome, Samples
 from sweeper.engine import training
 from sweeper.models.base import Net
@@ -55,29 +56,29 @@ RELEASED: dict[str, Any] = {"eps": 0.4, "averaged": False}
 class ANP(Defense):
     """Masks learned under adversarial perturbation, then pruning by threshold or by number."""
 
-    eps: float | Literal["auto"] = "auto"
+    eps: NonNegative | Literal["auto"] = "auto"
     """Perturbation budget, relative to each weight and bias; auto: see `loss_share`."""
-    loss_share: float = 0.75
+    loss_share: OpenShare = 0.75
     """At `eps: auto`, the loss that eps is moved to hold, as a share of that of a guess, ln K."""
-    alpha: float = 0.2
+    alpha: Share = 0.2
     """Weight of the natural loss; 1 - alpha weighs the perturbed one."""
-    inner_steps: int = 1
+    inner_steps: Count = 1
     """Ascent steps per batch."""
-    lr: float = 0.2
+    lr: LearningRate = 0.2
     """Learning rate of the masks (SGD, momentum 0.9)."""
-    steps: int = 2000
+    steps: Whole = 2000
     """Batches, drawn with replacement."""
-    batch: int = 128
+    batch: Count = 128
     """Images of a batch."""
     averaged: bool = True
     """Whether a mask is its mean over the second half of the steps, or that of the last."""
     project: bool = False
     """Whether perturbations are clamped to eps after each ascent step."""
-    threshold: float | None = None
+    threshold: Share | None = None
     """Prune masks below this; default: by number."""
-    prune_count: int | None = None
+    prune_count: Whole | None = None
     """Prune this many of the smallest masks; default: as many as `tau` allows."""
-    tau: float = 0.04
+    tau: Share = 0.04
     """Accuracy on the clean images the choice may cost, absolute, at least two images."""
 
     title = "Adversarial Neuron Pruning (ANP)"
@@ -97,16 +98,10 @@ class ANP(Defense):
         """Check the options.
 
         Raises:
-            SweepError: Both ways of pruning are asked for, or a number is out of range.
+            SweepError: Both ways of pruning are asked for.
         """
         if self.threshold is not None and self.prune_count is not None:
             raise SweepError("give threshold or prune_count, not both")
-        if not 0 <= self.alpha <= 1 or self.steps < 0 or self.inner_steps < 1:
-            raise SweepError("alpha lies in [0, 1]; steps >= 0; inner_steps >= 1")
-        if self.eps != "auto" and self.eps < 0:
-            raise SweepError("eps: auto, or a number >= 0")
-        if not 0 < self.loss_share < 1:
-            raise SweepError("loss_share lies in (0, 1)")
 
     def defend(self, case: Case) -> Outcome:
         """Learn the masks on the clean images, choose how many neurons go, prune the victim."""

@@ -18,13 +18,14 @@ from torch import Tensor
 from defenses.anp import ANP
 from defenses.base import Case
 from defenses.parts.bynumber import pruned
+from sweeper.core.options import PositiveShare
 
 
 @dataclass(frozen=True, kw_only=True)
 class ANPOracle(ANP):
     """ANP whose number of pruned neurons has seen the test set."""
 
-    acc_ratio: float = 0.1
+    acc_ratio: PositiveShare = 0.1
     """Largest relative change of test accuracy."""
 
     title = "ANP, chosen on test data"

@@ -35,6 +35,7 @@ from defenses.parts.losses import lowest
 from defenses.parts.mixmatch import MixMatch
 from defenses.parts.passes import Lasting
 from sweeper.core.errors import SweepError
+from sweeper.core.options import Count, LearningRate, Whole
 from sweeper.core.types import ImageSet, Outcome, Samples
 from sweeper.models.base import Net
 
@@ -51,21 +52,21 @@ def freeze_first_half(model: Net) -> None:
 class ASD(MixMatch):
     """MixMatch over three ways of finding clean samples, one after the other."""
 
-    trusted: int = 10
+    trusted: Count = 10
     """Clean images of each class that keep their labels; fewer where the clean budget has fewer."""
-    class_epochs: int = 60
+    class_epochs: Whole = 60
     """Phase 1: epochs with the lowest losses of each class."""
-    grow: int = 10
+    grow: Whole = 10
     """Phase 1: by how many samples of each class the labelled grow."""
-    every: int = 5
+    every: Count = 5
     """Phase 1: after how many epochs they do."""
-    whole_epochs: int = 30
+    whole_epochs: Whole = 30
     """Phase 2: epochs with the lowest losses of all."""
-    meta_epochs: int = 30
+    meta_epochs: Whole = 30
     """Phase 3: epochs with the losses that fall least."""
-    virtual_lr: float = 0.015
+    virtual_lr: LearningRate = 0.015
     """Phase 3: learning rate of the virtual copy (Adam)."""
-    virtual_batch: int = 128
+    virtual_batch: Count = 128
     """Phase 3: images of a step of the virtual copy."""
 
     title = "Adaptive splitting (ASD)"
@@ -87,15 +88,10 @@ class ASD(MixMatch):
         """Check the options.
 
         Raises:
-            SweepError: A number is out of range.
+            SweepError: No phase has an epoch.
         """
-        super().__post_init__()
-        if min(self.class_epochs, self.whole_epochs, self.meta_epochs) < 0 or not self.total():
-            raise SweepError("class_epochs, whole_epochs, meta_epochs: none below 0, one above it")
-        if self.trusted < 1 or self.grow < 0 or self.every < 1 or self.virtual_batch < 1:
-            raise SweepError("trusted, every, virtual_batch >= 1; grow >= 0")
-        if self.virtual_lr < 0:
-            raise SweepError("virtual_lr lies at or above 0")
+        if not self.total():
+            raise SweepError("class_epochs, whole_epochs, meta_epochs: all are 0: give one of them")
 
     def total(self) -> int:
         """Epochs of all phases."""

@@ -35,6 +35,7 @@ from torch.nn import functional
 from defenses.base import Case, Defense, Needs
 from defenses.parts.accept import last_within
 from sweeper.core.errors import SweepError
+from sweeper.core.options import Count, LearningRate, NonNegative, Share, Whole
 from sweeper.core.types import Outcome, Samples
 from sweeper.engine import training
 from sweeper.models.base import Net
@@ -47,23 +48,23 @@ Masks = dict[str, Tensor]
 class AWM(Defense):
     """Soft masks on single weights, learned against a universal perturbation."""
 
-    outer_steps: int = 20
+    outer_steps: Whole = 20
     """Turns of perturbation and masks."""
-    inner_epochs: int = 5
+    inner_epochs: Count = 5
     """Passes over the clean images, drawn with replacement, in each half of a turn."""
-    alpha: float = 0.9
+    alpha: Share = 0.9
     """Weight of the natural loss; 1 - alpha weighs the perturbed one."""
-    gamma: float = 1e-8
+    gamma: NonNegative = 1e-8
     """Weight of the masks' sum."""
-    lr: float = 1e-2
+    lr: LearningRate = 1e-2
     """Learning rate of the masks (Adam)."""
-    ascent_lr: float = 10.0
+    ascent_lr: LearningRate = 10.0
     """Learning rate of the perturbation (SGD)."""
-    bound: float = 1000.0
+    bound: NonNegative = 1000.0
     """Largest L1 norm of the perturbation."""
-    batch: int = 128
+    batch: Count = 128
     """Images of a step."""
-    tau: float | None = 0.03
+    tau: Share | None = 0.03
     """Hold-out accuracy a turn may cost, absolute, at least two images; null: all turns."""
 
     title = "Adversarial Weight Masking (AWM)"
@@ -74,17 +75,6 @@ class AWM(Defense):
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "one-shot": {"alpha": 0.99, "bound": 100.0, "batch": 32, "tau": None},
     }
-
-    def __post_init__(self) -> None:
-        """Check the options.
-
-        Raises:
-            SweepError: A number out of range.
-        """
-        if not 0 <= self.alpha <= 1 or min(self.gamma, self.bound, self.outer_steps) < 0:
-            raise SweepError("alpha: in [0, 1]; gamma, bound, outer_steps: not negative")
-        if min(self.inner_epochs, self.batch) < 1:
-            raise SweepError("inner_epochs and batch: whole numbers >= 1")
 
     def applies(self, needs: Needs) -> str | None:
         """Refuse transformers, whose only convolution cuts the image into patches."""

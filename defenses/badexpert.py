@@ -28,8 +28,16 @@ from torch import Tensor
 
 from defenses.base import Case, Defense, Needs
 from defenses.parts.passes import Lasting
-from defenses.parts.threshold import checked, cut
-from sweeper.core.errors import SweepError
+from defenses.parts.threshold import cut
+from sweeper.core.options import (
+    LearningRate,
+    NonNegative,
+    OpenShare,
+    Positive,
+    PositiveShare,
+    Several,
+    Whole,
+)
 from sweeper.core.types import Outcome, Samples
 from sweeper.models.base import Net
 
@@ -41,27 +49,27 @@ TINY = 1e-8
 class BaDExpert(Defense):
     """Refuse inputs on which a backdoor expert agrees and a repaired model does not."""
 
-    expert_epochs: int = 1
+    expert_epochs: Whole = 1
     """Passes of the expert over wrong labels."""
-    expert_lr: float = 1e-4
+    expert_lr: LearningRate = 1e-4
     """The expert's learning rate (Adam, constant)."""
-    expert_batch: int = 128
+    expert_batch: Several = 128
     """Images of the expert's step."""
-    epochs: int = 10
+    epochs: Whole = 10
     """Passes of the repair; its learning rate falls after 2, 4, 6 and 8 of 10, in proportion."""
-    lr: float = 0.1
+    lr: LearningRate = 0.1
     """The repair's learning rate at first."""
-    gamma: float = 0.1
+    gamma: NonNegative = 0.1
     """Factor of each fall."""
-    batch: int = 64
+    batch: Several = 64
     """Images of the repair's step."""
-    weight_decay: float = 1e-4
+    weight_decay: NonNegative = 1e-4
     """L2 penalty of the repair."""
-    factor: float = 2.0
+    factor: Positive = 2.0
     """Weight of the quotient y / x."""
-    bound: float = 0.5
+    bound: PositiveShare = 0.5
     """Confidence of the repaired model from which on the other quotient does not count."""
-    rate: float = 0.05
+    rate: OpenShare = 0.05
     """Clean images that may be refused, as a share."""
 
     title = "BaDExpert"
@@ -75,18 +83,6 @@ class BaDExpert(Defense):
         "released-gtsrb": {"rate": 0.001, "expert_lr": 2.5e-5, "lr": 0.05, "gamma": 0.2},
         "small": {"expert_epochs": 10, "expert_lr": 1e-3},
     }
-
-    def __post_init__(self) -> None:
-        """Check the options.
-
-        Raises:
-            SweepError: A number is out of range.
-        """
-        checked(self.rate)
-        if min(self.expert_epochs, self.epochs, self.expert_lr, self.lr) < 0:
-            raise SweepError("expert_epochs, epochs, expert_lr and lr are not negative")
-        if min(self.expert_batch, self.batch) < 2 or self.factor <= 0 or not 0 < self.bound <= 1:
-            raise SweepError("expert_batch and batch >= 2; factor > 0; bound lies in (0, 1]")
 
     def applies(self, needs: Needs) -> str | None:
         """Refuse a budget that leaves no two images to train on or none for the threshold."""

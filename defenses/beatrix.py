@@ -25,16 +25,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from defenses.base import Case, Defense, Needs
 from defenses.parts.features import members
 from defenses.parts.mad import anomaly, outliers
-from defenses.parts.threshold import checked, cut
+from defenses.parts.threshold import cut
 from sweeper.core.errors import SweepError
+from sweeper.core.options import CEILING, Count, NonNegative, OpenShare
 from sweeper.core.types import Outcome
 from sweeper.models.base import Net
 
@@ -165,13 +167,13 @@ def mmd(x: Tensor, y: Tensor, weighted: bool = True) -> float:
 class Beatrix(Defense):
     """Deviating Gram matrices, in classes where they belong to another distribution."""
 
-    orders: int = 8
+    orders: Count = 8
     """Orders of the Gram matrices."""
-    per_class: int = 30
+    per_class: Annotated[int, Field(ge=FOLDS, le=CEILING)] = 30
     """Clean images of a class that the limits are taken from, at most."""
-    rate: float = 0.05
+    rate: OpenShare = 0.05
     """Clean images of a class that may deviate, as a share."""
-    theta: float = math.e**2
+    theta: NonNegative = math.e**2
     """Anomaly index above which a class is infected."""
     powers: bool = True
     """Whether features are raised to the order."""
@@ -184,16 +186,6 @@ class Beatrix(Defense):
     version = 2
     sees = frozenset({"model", "clean", "train"})
     presets = {"backdoorbench": {"powers": False, "weighted": False}}
-
-    def __post_init__(self) -> None:
-        """Check the options.
-
-        Raises:
-            SweepError: A number is out of range.
-        """
-        checked(self.rate)
-        if self.orders < 1 or self.per_class < FOLDS or self.theta < 0:
-            raise SweepError(f"orders >= 1; per_class >= {FOLDS}; theta >= 0")
 
     def applies(self, needs: Needs) -> str | None:
         """Refuse few classes, few clean images, and networks without stages."""

@@ -29,7 +29,7 @@ from defenses.base import Case, Defense
 from defenses.parts.accept import Rule
 from defenses.parts.neurons import layers
 from defenses.parts.norm_inputs import above, observed, zero
-from sweeper.core.errors import SweepError
+from sweeper.core.options import Count, NonNegative, Share
 from sweeper.core.types import Outcome
 from sweeper.models.base import Net
 
@@ -56,13 +56,13 @@ def divergence(mean: Tensor, var: Tensor, other_mean: Tensor, other_var: Tensor)
 class BNP(Defense):
     """Pruning of channels whose running statistics do not fit clean images."""
 
-    u: float | None = 3.0
+    u: NonNegative | None = 3.0
     """Deviations above the layer's mean at which a channel goes; null: chosen on the images."""
-    images: int = 500
+    images: Count = 500
     """Clean images the statistics are taken from, at most."""
     shift: bool = False
     """Whether the shift of a channel is set to zero with its scale."""
-    tau: float = 0.03
+    tau: Share = 0.03
     """Accuracy on the clean budget the choice of u may cost, absolute, at least two images."""
 
     title = "BNP"
@@ -72,15 +72,6 @@ class BNP(Defense):
     requires = frozenset({"batchnorm"})
     version = 2
     presets = {"automatic": {"u": None}, "backdoorbench": {"shift": True}}
-
-    def __post_init__(self) -> None:
-        """Check the options.
-
-        Raises:
-            SweepError: A number is out of range.
-        """
-        if self.images < 1 or self.tau < 0:
-            raise SweepError("images >= 1; tau >= 0")
 
     def defend(self, case: Case) -> Outcome:
         """Measure, choose where asked, prune a copy of the victim."""

@@ -29,7 +29,7 @@ from torch.nn import functional
 
 from defenses.base import Case, Defense
 from defenses.parts.losses import losses_of
-from sweeper.core.errors import SweepError
+from sweeper.core.options import LearningRate, NonNegative, Several, Whole
 from sweeper.core.types import Outcome, Samples
 from sweeper.engine.recipes import Recipe
 from sweeper.engine.training import Batch, Hooks
@@ -64,15 +64,15 @@ class Weighted(Hooks):
 class CBD(Defense):
     """A model trained on what a briefly trained one finds hard."""
 
-    confounder_epochs: int = 5
+    confounder_epochs: Whole = 5
     """Passes that train the confounder."""
-    epochs: int = 100
+    epochs: Whole = 100
     """Passes that train the model."""
-    lr: float = 0.1
+    lr: LearningRate = 0.1
     """Learning rate of both; the model's falls to a tenth after 20 % and again after 70 %."""
-    batch: int = 64
+    batch: Several = 64
     """Images of a step."""
-    weight_decay: float = 1e-4
+    weight_decay: NonNegative = 1e-4
     """L2 penalty."""
 
     title = "Causality-inspired Backdoor Defense (CBD)"
@@ -80,15 +80,6 @@ class CBD(Defense):
     kind = "secure training"
     sees = frozenset({"train"})
     presets = {"small": {"epochs": 20, "lr": 0.05}}
-
-    def __post_init__(self) -> None:
-        """Check the options.
-
-        Raises:
-            SweepError: A number is out of range.
-        """
-        if min(self.confounder_epochs, self.epochs) < 0 or self.batch < 2 or self.lr < 0:
-            raise SweepError("confounder_epochs, epochs and lr >= 0; batch >= 2")
 
     def defend(self, case: Case) -> Outcome:
         """Train the confounder, then the model."""

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from defenses.base import Case, Defense
 from defenses.parts.graph import graph
 from sweeper.core.errors import SweepError
+from sweeper.core.options import Positive
 from sweeper.core.types import Outcome
 
 Pair = tuple[nn.Conv2d, nn.BatchNorm2d]
@@ -40,7 +41,7 @@ Pair = tuple[nn.Conv2d, nn.BatchNorm2d]
 class CLP(Defense):
     """Zeroes the channels of exceptional Lipschitz bound, layer by layer."""
 
-    u: float = 3.0
+    u: Positive = 3.0
     """Deviations above a layer's mean score from which a channel is pruned (Tiny ImageNet: 5)."""
     pairing: str = "graph"
     """graph | registered (the convolution registered last before each BatchNorm)."""
@@ -65,8 +66,6 @@ class CLP(Defense):
         """
         if self.pairing not in ("graph", "registered"):
             raise SweepError(f"pairing: {self.pairing!r} is not one of graph, registered")
-        if not self.u > 0:
-            raise SweepError(f"u: {self.u} is not above 0; 3 is the paper's")
 
     def defend(self, case: Case) -> Outcome:
         """Prune a copy of the victim."""

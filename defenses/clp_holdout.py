@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from defenses.base import Case
 from defenses.clp import CLP
 from defenses.parts.accept import Rule
+from sweeper.core.options import Positive, Share
 from sweeper.core.types import Outcome
 from sweeper.models.base import Net
 
@@ -20,11 +21,11 @@ from sweeper.models.base import Net
 class CLPHoldout(CLP):
     """The strongest pruning the hold-out allows."""
 
-    u: float = 1.0
+    u: Positive = 1.0
     """Smallest coefficient tried."""
-    most: float = 5.0
+    most: Positive = 5.0
     """Largest coefficient tried."""
-    tau: float = 0.03
+    tau: Share = 0.03
     """Accuracy on the clean budget the choice may cost, absolute, at least two images."""
 
     title = "CLP + hold-out"

@@ -39,6 +39,15 @@ from defenses.parts.losses import losses_of
 from defenses.parts.passes import PLAIN
 from defenses.parts.steps import descend
 from sweeper.core.errors import SweepError
+from sweeper.core.options import (
+    Count,
+    Factor,
+    LearningRate,
+    NonNegative,
+    PositiveShare,
+    Several,
+    Whole,
+)
 from sweeper.core.types import Outcome, Samples
 from sweeper.engine import metrics, training
 from sweeper.engine.training import Batch
@@ -112,29 +121,29 @@ def likelihood(points: Tensor) -> Tensor:
 class ConfusionTraining(Defense):
     """What a model still fits that is trained on wrong labels beside."""
 
-    keep: tuple[float, ...] = (1 / 2, 1 / 5, 1 / 25, 1 / 50, 1 / 100)
+    keep: tuple[PositiveShare, ...] = (1 / 2, 1 / 5, 1 / 25, 1 / 50, 1 / 100)
     """Share of the training set that goes on after each round but the last."""
-    first_epochs: int = 100
+    first_epochs: Whole = 100
     """Passes over what is left before the confusion, in the first two rounds."""
-    later_epochs: int = 40
+    later_epochs: Whole = 40
     """Likewise, in the others."""
-    first_steps: int = 6000
+    first_steps: Whole = 6000
     """Steps of the confusion, in the first four rounds."""
-    later_steps: int = 2000
+    later_steps: Whole = 2000
     """Likewise, in the others."""
-    every: tuple[int, ...] = (2, 2, 2, 2, 2, 2)
+    every: tuple[Count, ...] = (2, 2, 2, 2, 2, 2)
     """Of how many steps, in each round, one sees the training set too."""
-    balance: tuple[float, ...] = (20, 20, 20, 30, 30, 15)
+    balance: tuple[Factor, ...] = (20, 20, 20, 30, 30, 15)
     """In each round, what such a step's loss of the training set is divided by."""
-    rates: tuple[float, ...] = (0.001, 0.001, 0.001, 0.01, 0.01, 0.01)
+    rates: tuple[LearningRate, ...] = (0.001, 0.001, 0.001, 0.01, 0.01, 0.01)
     """Learning rate of the confusion in each round."""
-    lr: float = 0.01
+    lr: LearningRate = 0.01
     """Learning rate before the confusion."""
-    batch: int = 32
+    batch: Several = 32
     """Images of a step, of each set."""
-    weight_decay: float = 1e-4
+    weight_decay: NonNegative = 1e-4
     """L2 penalty."""
-    theta: float = 2.0
+    theta: Factor = 2.0
     """Ratio of likelihoods above which a class is cleansed."""
 
     title = "Confusion Training (CT)"
@@ -164,10 +173,6 @@ class ConfusionTraining(Defense):
                 raise SweepError(
                     f"{name}: {len(values)} numbers for {rounds} rounds, one more than keep has"
                 )
-        if not all(0 < share <= 1 for share in self.keep):
-            raise SweepError("keep: shares of the training set lie in (0, 1]")
-        if min(self.every) < 1 or min(self.balance) < 1 or self.batch < 2 or self.theta < 1:
-            raise SweepError("every, balance and theta >= 1; batch >= 2")
 
     def applies(self, needs: Needs) -> str | None:
         """Refuse a defender without clean images."""

@@ -27,7 +27,7 @@ from torch import Tensor
 from defenses.base import Case
 from defenses.parts.alternate import Mode, alternate
 from defenses.parts.sd import CLEAN, POISONED, Separated
-from sweeper.core.errors import SweepError
+from sweeper.core.options import Count, LearningRate, Positive, Whole
 from sweeper.core.types import Outcome
 from sweeper.models.base import Net
 
@@ -38,13 +38,13 @@ RELEASED = {"separation": "threshold", "two_passes": True}
 class DBR(Separated):
     """SD, then ascent on D_p and descent on D_c in turns."""
 
-    epochs: int = 20
+    epochs: Whole = 20
     """Rounds of one pass over D_p and one over D_c."""
-    lr: float = 1e-4
+    lr: LearningRate = 1e-4
     """Learning rate, constant in both phases."""
-    batch: int = 128
+    batch: Count = 128
     """Images of a step."""
-    bound: float | None = None
+    bound: Positive | None = None
     """Ascent leaves samples alone whose loss exceeds this; default: none is, as published."""
     bound_mode: Mode = field(default="train", metadata={"added": True})
     """In which mode that loss is taken: train, as ascent is, or eval, as the model is delivered. A
@@ -61,18 +61,6 @@ class DBR(Separated):
         "released": RELEASED,
         "released-cifar100": {**RELEASED, "crop_only": True},
     }
-
-    def __post_init__(self) -> None:
-        """Check the options.
-
-        Raises:
-            SweepError: A number is out of range.
-        """
-        super().__post_init__()
-        if self.epochs < 0 or self.batch < 1 or self.lr < 0:
-            raise SweepError("epochs and lr >= 0; batch >= 1")
-        if self.bound is not None and self.bound <= 0:
-            raise SweepError(f"bound: {self.bound:g} is not above 0; leave it out for none")
 
     def defend(self, case: Case) -> Outcome:
         """Unlearn and relearn on a copy of the victim."""

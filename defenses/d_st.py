@@ -36,6 +36,7 @@ from defenses.base import Case
 from defenses.parts.sd import CLEAN, POISONED, UNCERTAIN, Separated
 from defenses.parts.simclr import TwoViews, view
 from sweeper.core.errors import SweepError
+from sweeper.core.options import Count, LearningRate, NonNegative, Positive, Several, Whole
 from sweeper.core.types import Outcome
 from sweeper.engine import training
 from sweeper.engine.recipes import Recipe
@@ -89,27 +90,27 @@ def mce(logits: Tensor, labels: Tensor, part: Tensor, weight: float) -> Tensor:
 class DST(Separated):
     """SD, then an encoder by SS-CTL and a head by MCE."""
 
-    epochs: int = 200
+    epochs: Count = 200
     """Epochs of the encoder."""
-    lr: float = 0.5
+    lr: LearningRate = 0.5
     """Peak learning rate of the encoder (SGD, momentum 0.9, cosine to a thousandth of it)."""
-    weight_decay: float = 1e-4
+    weight_decay: NonNegative = 1e-4
     """L2 penalty on the encoder."""
-    batch: int = 512
+    batch: Several = 512
     """Images of a step, of the encoder and of the head."""
-    warmup_epochs: int = 10
+    warmup_epochs: Whole = 10
     """Epochs over which the encoder's learning rate rises from 0.01 where `batch` is above 256."""
-    temperature: float = 0.1
+    temperature: Positive = 0.1
     """Temperature of the contrast."""
-    base_temperature: float = 0.07
+    base_temperature: Positive = 0.07
     """The contrastive loss is scaled by temperature / base_temperature."""
     positives: str = "paper"
     """paper | release: whom a clean sample attracts, clean ones or all of its label."""
-    head_epochs: int = 10
+    head_epochs: Count = 10
     """Epochs of the head."""
-    head_lr: float = 5.0
+    head_lr: LearningRate = 5.0
     """Learning rate of the head (constant)."""
-    unlearn: float = 0.001
+    unlearn: NonNegative = 0.001
     """Weight of D_p in the head's loss (the paper's lambda_p)."""
     stem: Literal["cifar", "cifar-pool", "imagenet"] | None = field(
         default=None, metadata={"added": True}
@@ -138,12 +139,6 @@ class DST(Separated):
         super().__post_init__()
         if self.positives not in ("paper", "release"):
             raise SweepError(f"positives: {self.positives!r} is not one of paper, release")
-        if self.epochs < 1 or self.head_epochs < 1 or self.batch < 2 or self.warmup_epochs < 0:
-            raise SweepError("epochs and head_epochs >= 1; batch >= 2; warmup_epochs >= 0")
-        if self.temperature <= 0 or self.base_temperature <= 0:
-            raise SweepError("temperature and base_temperature lie above 0")
-        if self.lr < 0 or self.head_lr < 0 or self.weight_decay < 0 or self.unlearn < 0:
-            raise SweepError("lr, head_lr, weight_decay and unlearn lie at or above 0")
 
     def defend(self, case: Case) -> Outcome:
         """Train encoder and head of a fresh model."""

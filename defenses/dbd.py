@@ -32,7 +32,7 @@ from defenses.parts.losses import lowest
 from defenses.parts.mixmatch import MixMatch, symmetric
 from defenses.parts.passes import PLAIN, Lasting
 from defenses.parts.simclr import SimCLR
-from sweeper.core.errors import SweepError
+from sweeper.core.options import Count, LearningRate, Positive, Several
 from sweeper.core.types import Outcome, Samples
 from sweeper.engine.recipes import Recipe
 from sweeper.engine.training import Batch
@@ -43,23 +43,23 @@ from sweeper.models.base import Net
 class DBD(MixMatch):
     """A trunk without labels, a classifier on it, then both with the labels believed."""
 
-    contrast_epochs: int = 1000
+    contrast_epochs: Count = 1000
     """Epochs of the contrast."""
-    contrast_lr: float = 0.4
+    contrast_lr: LearningRate = 0.4
     """Learning rate of the contrast (SGD, momentum 0.9, cosine)."""
-    contrast_batch: int = 512
+    contrast_batch: Several = 512
     """Images of a step of the contrast; below 256 it learns less."""
-    contrast_temperature: float = 0.5
+    contrast_temperature: Positive = 0.5
     """Divides the similarities of the contrast."""
     first_views_only: bool = False
     """Whether only the first view of an image searches for the other, as released."""
-    head_epochs: int = 10
+    head_epochs: Count = 10
     """Epochs of the classifier alone."""
-    head_batch: int = 128
+    head_batch: Count = 128
     """Images of a step of the classifier alone."""
     moving_statistics: bool = False
     """Whether BatchNorm statistics of the frozen trunk move meanwhile, as released."""
-    epochs: int = 190
+    epochs: Count = 190
     """Epochs of MixMatch."""
 
     title = "Decoupling-Based Defense (DBD)"
@@ -77,20 +77,6 @@ class DBD(MixMatch):
         "backdoorbench": {"contrast_epochs": 100, "epochs": 100, "batch": 256},
         "small": {"contrast_epochs": 100, "epochs": 30, "iterations": 256},
     }
-
-    def __post_init__(self) -> None:
-        """Check the options.
-
-        Raises:
-            SweepError: A number is out of range.
-        """
-        super().__post_init__()
-        if min(self.contrast_epochs, self.head_epochs, self.epochs) < 1:
-            raise SweepError("contrast_epochs, head_epochs and epochs are whole numbers >= 1")
-        if self.contrast_batch < 2 or self.head_batch < 1:
-            raise SweepError("contrast_batch >= 2 and head_batch >= 1")
-        if self.contrast_lr < 0 or self.contrast_temperature <= 0:
-            raise SweepError("contrast_lr lies at or above 0, contrast_temperature above it")
 
     def defend(self, case: Case) -> Outcome:
         """Train a fresh model in three stages."""

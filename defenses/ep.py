@@ -14,13 +14,15 @@ depends on `images` and `bin`; both are fixed. A variance of zero counts as 1e-1
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from defenses.base import Case, Defense
 from defenses.parts.norm_inputs import above, observed, zero
-from sweeper.core.errors import SweepError
+from sweeper.core.options import CEILING, NonNegative, Several
 from sweeper.core.types import Outcome
 
 
@@ -28,11 +30,11 @@ from sweeper.core.types import Outcome
 class EP(Defense):
     """Pruning of channels with two modes on the poisoned training set."""
 
-    u: float = 3.0
+    u: NonNegative = 3.0
     """Deviations below the layer's mean entropy at which a channel goes."""
-    images: int = 500
+    images: Several = 500
     """Training images looked at, at most."""
-    bin: float = 0.01
+    bin: Annotated[float, Field(ge=0.001, le=CEILING)] = 0.01
     """Width of a bin of the histogram, in deviations of the channel."""
     shift: bool = False
     """Whether the shift of a channel is set to zero with its scale."""
@@ -43,15 +45,6 @@ class EP(Defense):
     sees = frozenset({"model", "train"})
     requires = frozenset({"batchnorm"})
     presets = {"backdoorbench": {"bin": 0.1, "shift": True}}
-
-    def __post_init__(self) -> None:
-        """Check the options.
-
-        Raises:
-            SweepError: A number is out of range.
-        """
-        if self.images < 2 or self.bin < 1e-3:
-            raise SweepError("images >= 2; bin >= 0.001")
 
     def defend(self, case: Case) -> Outcome:
         """Measure and prune a copy of the victim."""

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from defenses.fip import FIP
+from sweeper.core.options import LearningRate, NonNegative
 from sweeper.models.base import Net
 
 Layer = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear | nn.Embedding
@@ -42,9 +43,9 @@ KINDS = (nn.Linear, nn.Embedding, *CONVOLUTIONS)
 class FFIP(FIP):
     """FIP on singular values."""
 
-    eta_r: float = 0.0
+    eta_r: NonNegative = 0.0
     """Weight of the distance from the given singular values; 5, FIP's, hardly lets them move."""
-    lr: float = 0.05
+    lr: LearningRate = 0.05
     """Learning rate (SGD without weight decay, constant)."""
 
     title = "Fast FIP (f-FIP)"

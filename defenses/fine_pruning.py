@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from defenses.base import Case, Defense
 from defenses.parts.accept import Rule
+from sweeper.core.options import Count, LearningRate, Share, Whole
 from sweeper.core.types import Outcome, Samples
 from sweeper.engine.training import Hooks
 from sweeper.models.base import Net
@@ -28,15 +29,15 @@ from sweeper.models.base import Net
 class FinePruning(Defense):
     """Pruning by dormancy, then fine-tuning with the pruned units kept at zero."""
 
-    tau: float = 0.03
+    tau: Share = 0.03
     """Accuracy on the clean budget the pruning may cost, absolute, at least two images."""
-    cap: float = 0.95
+    cap: Share = 0.95
     """Largest share of units pruned."""
-    epochs: int = 100
+    epochs: Whole = 100
     """Passes of the fine-tuning; 0: pruning alone."""
-    lr: float = 0.01
+    lr: LearningRate = 0.01
     """Peak learning rate of the fine-tuning."""
-    batch: int = 256
+    batch: Count = 256
     """Images of a step."""
 
     title = "Fine-Pruning (FP)"

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from defenses.base import Case, Defense
 from defenses.parts.steps import descend
 from sweeper.core.errors import SweepError
+from sweeper.core.options import Count, LearningRate, NonNegative, ProperShare, Whole
 from sweeper.core.types import Outcome
 from sweeper.engine import task as tasks
 from sweeper.engine.recipes import Recipe
@@ -42,19 +43,19 @@ class FrozenInEval(Hooks):
 class FineTuning(Defense):
     """Cross-entropy on clean images."""
 
-    lr: float = 0.01
+    lr: LearningRate = 0.01
     """Peak learning rate."""
-    epochs: int = 100
+    epochs: Whole = 100
     """Passes over the clean budget."""
-    steps: int | None = None
+    steps: Count | None = None
     """Updates in place of the epochs, on batches drawn with replacement."""
-    batch: int = 256
+    batch: Count = 256
     """Images of a step."""
     schedule: str = "cosine"
     """cosine | constant | linear."""
-    momentum: float | None = None
+    momentum: ProperShare | None = None
     """SGD momentum; default: the recipe's."""
-    weight_decay: float = 5e-4
+    weight_decay: NonNegative = 5e-4
     """L2 penalty."""
     layers: str = "all"
     """all | head: which weights are trained; with head the rest, BatchNorm included, is frozen."""
@@ -73,8 +74,6 @@ class FineTuning(Defense):
         """
         if self.layers not in ("all", "head"):
             raise SweepError(f"layers: {self.layers!r} is not one of all, head")
-        if self.steps is not None and self.steps < 1:
-            raise SweepError(f"steps: {self.steps} is not a whole number >= 1; null: the epochs")
 
     def defend(self, case: Case) -> Outcome:
         """Train a copy of the victim."""

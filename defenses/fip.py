@@ -49,6 +49,7 @@ from defenses.base import Case, Defense, Needs
 from defenses.parts.accept import Rule
 from defenses.parts.steps import descend
 from sweeper.core.errors import SweepError
+from sweeper.core.options import Count, LearningRate, NonNegative, ProperShare, Share, Whole
 from sweeper.core.types import Outcome, Samples
 from sweeper.engine import curvature
 from sweeper.engine import task as tasks
@@ -62,31 +63,31 @@ ESTIMATORS = ("signs", "micro-batch", "projection", "batch", "released")
 class FIP(Defense):
     """Fine-tuning with a penalty on sharpness and on leaving what the model knows."""
 
-    eta_f: float | None = None
+    eta_f: NonNegative | None = None
     """Weight of the trace; default: by loss balance."""
-    balance: float = 1.0
+    balance: NonNegative = 1.0
     """Share of the clean loss the trace weighs at the start, where eta_f is not given."""
-    eta_r: float = 5.0
+    eta_r: NonNegative = 5.0
     """Weight of the distance from the given weights; 0: none."""
-    steps: int = 1000
+    steps: Count = 1000
     """Updates, on batches drawn with replacement."""
-    lr: float = 0.005
+    lr: LearningRate = 0.005
     """Learning rate (constant; there is no weight decay)."""
-    momentum: float = 0.95
+    momentum: ProperShare = 0.95
     """Momentum of the optimiser."""
     optimizer: Literal["sgd", "adam"] = field(default="sgd", metadata={"added": True})
     """sgd | adam: what takes the steps."""
-    batch: int = 128
+    batch: Count = 128
     """Images of a step."""
-    every: int = 1
+    every: Count = 1
     """The trace is added at every such step, unscaled (released code: 5)."""
     estimator: str = "signs"
     """signs (unbiased) | micro-batch (E1) | projection (E2) | batch (E3) | released (mean 0)."""
-    micro: int = 8
+    micro: Count = 8
     """Samples of a micro-batch; 1: exact."""
-    images: int = 8
+    images: Whole = 8
     """Images of a batch the trace is measured on; 0: all of them."""
-    draws: int = 20
+    draws: Count = 20
     """Random vectors of the projections."""
     fisher: str = "samples"
     """samples (squared gradient of each) | batches (released: of the mean of 100, train mode)."""
@@ -96,9 +97,9 @@ class FIP(Defense):
     """batch | running: what BatchNorm normalises by in the pass that measures the trace."""
     mixup: bool = False
     """Whether the cross-entropy is that of pairs mixed in uniform shares; never in the trace."""
-    clip: float = 5.0
+    clip: NonNegative = 5.0
     """Largest norm of the gradient; 0: no bound."""
-    guard: float | None = 0.05
+    guard: Share | None = 0.05
     """Hold-out accuracy it may cost, absolute, at least two images; null: nothing is held out."""
 
     title = "Fisher Information guided Purification (FIP)"
@@ -146,13 +147,6 @@ class FIP(Defense):
         for name, known in words.items():
             if (value := getattr(self, name)) not in known:
                 raise SweepError(f"{name}: {value!r} is not one of {', '.join(known)}")
-        if min(self.steps, self.batch, self.every, self.micro, self.draws) < 1:
-            raise SweepError("steps, batch, every, micro, draws: whole numbers >= 1")
-        numbers = (self.eta_f or 0, self.balance, self.eta_r, self.images, self.clip)
-        if min(*numbers, self.guard or 0) < 0 or not 0 <= self.momentum < 1:
-            raise SweepError(
-                "eta_f, balance, eta_r, images, clip, guard: not negative; momentum: in [0, 1)"
-            )
 
     def applies(self, needs: Needs) -> str | None:
         """Not where there are no classes for the released estimators to score."""

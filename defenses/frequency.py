@@ -22,8 +22,9 @@ import torch
 from torch import Generator, Tensor, nn
 
 from defenses.base import Case, Defense, Needs
-from defenses.parts.threshold import checked, cut
+from defenses.parts.threshold import cut
 from sweeper.core.errors import SweepError
+from sweeper.core.options import Count, LearningRate, OpenShare, Whole
 from sweeper.core.types import Outcome, Samples
 from sweeper.engine.recipes import Recipe
 from sweeper.engine.training import Batch, Hooks
@@ -166,15 +167,15 @@ class DetectorTraining(Hooks):
 class Frequency(Defense):
     """Flag training images whose spectrum looks triggered."""
 
-    epochs: int = 50
+    epochs: Whole = 50
     """Passes over the part of the clean budget to learn from."""
-    batch: int = 32
+    batch: Count = 32
     """Clean images of a step; as many triggered ones join them."""
-    lr: float = 0.05
+    lr: LearningRate = 0.05
     """Learning rate (Adadelta)."""
     cut: str = "quantile"
     """Where to cut: quantile (of clean images, by `rate`) | odds (even odds, as released)."""
-    rate: float = 0.05
+    rate: OpenShare = 0.05
     """Clean images that may be flagged, as a share."""
 
     title = "Frequency detector"
@@ -189,11 +190,8 @@ class Frequency(Defense):
         Raises:
             SweepError: A number is out of range or a word unknown.
         """
-        checked(self.rate)
         if self.cut not in ("quantile", "odds"):
             raise SweepError(f"cut: {self.cut!r} is not one of quantile, odds")
-        if self.epochs < 0 or self.batch < 1:
-            raise SweepError("epochs >= 0; batch >= 1")
 
     def applies(self, needs: Needs) -> str | None:
         """Refuse images the network cannot halve thrice, and a budget too small to part."""

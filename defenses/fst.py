@@ -19,7 +19,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional
 
 from defenses.base import Case, Defense
-from sweeper.core.errors import SweepError
+from sweeper.core.options import Count, LearningRate, NonNegative
 from sweeper.core.types import Outcome
 from sweeper.engine.recipes import Recipe
 from sweeper.engine.training import Batch, Hooks
@@ -30,13 +30,13 @@ from sweeper.models.base import Net
 class FST(Defense):
     """Fine-tuning with a fresh head that is driven away from the old one."""
 
-    alpha: float = 0.1
+    alpha: NonNegative = 0.1
     """Weight of the inner product of new and old head."""
-    lr: float = 0.01
+    lr: LearningRate = 0.01
     """Peak learning rate (SGD, momentum 0.9, cosine)."""
-    epochs: int = 10
+    epochs: Count = 10
     """Passes over the clean budget, at least one."""
-    batch: int = 128
+    batch: Count = 128
     """Images of a step."""
 
     title = "Feature-Shift Tuning (FST)"
@@ -45,15 +45,6 @@ class FST(Defense):
     tasks = frozenset({"image", "clips", "points"})
     sees = frozenset({"model", "clean"})
     presets = {"released": {"alpha": 0.2}}
-
-    def __post_init__(self) -> None:
-        """Check the options.
-
-        Raises:
-            SweepError: A number is out of range.
-        """
-        if min(self.epochs, self.batch) < 1 or min(self.alpha, self.lr) < 0:
-            raise SweepError("epochs and batch >= 1; alpha and lr >= 0")
 
     def defend(self, case: Case) -> Outcome:
         """Tune a copy of the victim."""

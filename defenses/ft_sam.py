@@ -34,6 +34,7 @@ from torch import Tensor, nn
 from defenses.base import Case, Defense
 from defenses.parts.hooks import EveryStep
 from sweeper.core.errors import SweepError
+from sweeper.core.options import Count, LearningRate, NonNegative, ProperShare, Smoothing, Whole
 from sweeper.core.types import Outcome
 from sweeper.engine import sharpness
 from sweeper.engine.task import ANY
@@ -43,25 +44,25 @@ from sweeper.engine.task import ANY
 class FTSAM(Defense):
     """Fine-tuning towards flat minima, sharpness measured relative to the weights."""
 
-    rho: float = 2.0
+    rho: NonNegative = 2.0
     """Radius of the neighbourhood (2 on CIFAR-10; 8 on GTSRB and Tiny ImageNet)."""
     adaptive: bool = True
     """Whether the neighbourhood scales with the weights; else `e = rho g / |g|`."""
-    smoothing: float = 0.1
+    smoothing: Smoothing = 0.1
     """Share s of the label spread over the other classes (0 on GTSRB and Tiny ImageNet)."""
-    epochs: int = 100
+    epochs: Whole = 100
     """Passes over the clean budget."""
-    lr: float = 0.01
+    lr: LearningRate = 0.01
     """Peak learning rate (SGD)."""
     schedule: str = "epoch"
     """epoch (half a cosine over all) | update (a cosine of half-period `period`) | constant."""
-    period: int = 100
+    period: Count = 100
     """Updates from the highest to the lowest learning rate, with `schedule: update`."""
-    momentum: float = 0.9
+    momentum: ProperShare = 0.9
     """SGD momentum."""
-    weight_decay: float = 5e-4
+    weight_decay: NonNegative = 5e-4
     """L2 penalty, of the weights put back."""
-    batch: int = 256
+    batch: Count = 256
     """Images of a step."""
 
     title = "FT-SAM"
@@ -83,8 +84,6 @@ class FTSAM(Defense):
         """
         if self.schedule not in ("epoch", "update", "constant"):
             raise SweepError(f"schedule: {self.schedule!r} is not one of epoch, update, constant")
-        if self.rho < 0 or not 0 <= self.smoothing < 0.5 or self.period < 1 or self.epochs < 0:
-            raise SweepError("rho, epochs: not negative; smoothing: in [0, 0.5); period: >= 1")
 
     def rate(self, step: int) -> float:
         """The released learning rate of an update (from 0)."""

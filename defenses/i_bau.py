@@ -37,6 +37,7 @@ from torch.nn import functional
 from defenses.base import Case, Defense
 from defenses.parts.accept import last_within
 from sweeper.core.errors import SweepError
+from sweeper.core.options import Count, LearningRate, NonNegative, Share, Whole
 from sweeper.core.types import Outcome, Samples
 from sweeper.engine import curvature, training
 from sweeper.engine.task import floats
@@ -52,29 +53,29 @@ LOADERS = ("fixed", "shuffled", "augmented")
 class IBAU(Defense):
     """Minimax unlearning of a universal perturbation, with the implicit gradient."""
 
-    outer_steps: int = 5
+    outer_steps: Whole = 5
     """Rounds of one ascent and one pass of unlearning."""
-    lr: float = 1e-3
+    lr: LearningRate = 1e-3
     """Learning rate of the weights (Adam)."""
-    batch: int = 100
+    batch: Count = 100
     """Images of a step."""
-    ascent_lr: float = 10.0
+    ascent_lr: LearningRate = 10.0
     """Learning rate of the perturbation (SGD)."""
-    radius: float = 10.0
+    radius: NonNegative = 10.0
     """Largest L2 norm of the perturbation; 0: no bound."""
-    penalty: float = 0.001
+    penalty: NonNegative = 0.001
     """Weight of the perturbation's squared norm in the inner loss."""
-    share: float = 0.01
+    share: Share = 0.01
     """Share of a batch that carries the perturbation while unlearning."""
-    least: int = 1
+    least: Whole = 1
     """Images of a batch that carry it at least."""
-    iterations: int = 5
+    iterations: Whole = 5
     """Fixed-point iterations of the implicit gradient; 0: the direct gradient."""
-    fixed_step: float = 0.1
+    fixed_step: NonNegative = 0.1
     """Step of the map whose fixed point is looked for."""
     clamp: bool = True
     """Whether perturbed images stay in [0, 1]."""
-    tau: float | None = 0.03
+    tau: Share | None = 0.03
     """Hold-out accuracy a round may cost, absolute, at least two images; null: all rounds."""
     normalised: bool = field(default=False, metadata={"added": True})
     """Whether normalised pixels are perturbed, as by the toolboxes."""
@@ -111,10 +112,6 @@ class IBAU(Defense):
         Raises:
             SweepError: A number out of range, or a word unknown.
         """
-        if min(self.outer_steps, self.iterations, self.least, self.radius, self.penalty) < 0:
-            raise SweepError("outer_steps, iterations, least, radius, penalty: not negative")
-        if self.batch < 1 or not 0 <= self.share <= 1:
-            raise SweepError("batch: at least 1; share: in [0, 1]")
         if self.loader not in LOADERS:
             raise SweepError(f"loader: {self.loader!r} is not one of {', '.join(LOADERS)}")
 

@@ -22,8 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from defenses.base import Case, Defense, Needs
-from defenses.parts.threshold import checked, cut
+from defenses.parts.threshold import cut
 from sweeper.core.errors import SweepError
+from sweeper.core.options import Count, OpenShare, Positive, Share
 from sweeper.core.types import Outcome, Samples
 from sweeper.models.base import Net
 
@@ -65,15 +66,15 @@ def amplify(model: nn.Module, names: Iterable[str], factor: float) -> None:
 class IBDPSC(Defense):
     """Refuse inputs of which amplified copies stay confident."""
 
-    factor: float = 1.5
+    factor: Positive = 1.5
     """What scales and shifts are multiplied by."""
-    copies: int = 5
+    copies: Count = 5
     """Amplified copies, each with one layer more."""
-    error: float = 0.6
+    error: Share = 0.6
     """Clean error above which enough layers are amplified; the copies have more than those."""
-    threshold: float | None = None
+    threshold: Share | None = None
     """Refuse above this; default: chosen on clean images by `rate`."""
-    rate: float = 0.05
+    rate: OpenShare = 0.05
     """Clean images that may be refused, as a share."""
 
     title = "IBD-PSC"
@@ -82,16 +83,6 @@ class IBDPSC(Defense):
     sees = frozenset({"model", "clean"})
     requires = frozenset({"batchnorm"})
     presets = {"published": {"threshold": 0.9}}
-
-    def __post_init__(self) -> None:
-        """Check the options.
-
-        Raises:
-            SweepError: A number is out of range.
-        """
-        checked(self.rate)
-        if self.factor <= 0 or self.copies < 1 or not 0 <= self.error <= 1:
-            raise SweepError("factor > 0; copies >= 1; error lies in [0, 1]")
 
     def applies(self, needs: Needs) -> str | None:
         """Refuse models without BatchNorm, and a budget that leaves none for the threshold."""

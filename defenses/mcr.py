@@ -32,6 +32,7 @@ from torch.nn import functional
 
 from defenses.base import Case, Needs
 from defenses.parts.curve import CurveDefense, farthest
+from sweeper.core.options import LearningRate, NonNegative, Whole
 from sweeper.core.types import Outcome, Samples
 from sweeper.models.base import Net
 
@@ -40,11 +41,11 @@ from sweeper.models.base import Net
 class MCR(CurveDefense):
     """A point of the curve between the model and its fine-tuned self."""
 
-    tune_steps: int = 2000
+    tune_steps: Whole = 2000
     """Steps that fine-tune the second end."""
-    tune_lr: float = 0.05
+    tune_lr: LearningRate = 0.05
     """Their peak learning rate."""
-    tune_decay: float = 5e-4
+    tune_decay: NonNegative = 5e-4
     """Their L2 penalty."""
 
     title = "Mode Connectivity Repair (MCR), one model and its fine-tuned self"

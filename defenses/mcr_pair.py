@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 from defenses.base import Case, Needs
 from defenses.parts.curve import CurveDefense, most_central
+from sweeper.core.options import NonNegative, Whole
 from sweeper.core.types import Outcome
 from sweeper.models.base import Net
 
@@ -26,13 +27,13 @@ from sweeper.models.base import Net
 class MCRPair(CurveDefense):
     """A point of the curve between two models of the same poisoned data."""
 
-    epochs: int = 1000
+    epochs: Whole = 1000
     """Passes that train the second end, at most; the recipe's where those are fewer."""
-    lr_factor: float = 1.0
+    lr_factor: NonNegative = 1.0
     """Learning rate of the second end, relative to the recipe's."""
-    momentum_factor: float = 1.0
+    momentum_factor: NonNegative = 1.0
     """Its momentum, likewise."""
-    weight_decay_factor: float = 1.0
+    weight_decay_factor: NonNegative = 1.0
     """Its weight decay, likewise."""
 
     title = "Mode Connectivity Repair (MCR)"

@@ -35,6 +35,7 @@ from torch.nn import functional
 from defenses.base import Case, Defense, Needs
 from defenses.parts.passes import PLAIN
 from sweeper.core.errors import SweepError
+from sweeper.core.options import Count, LearningRate, NonNegative, Positive, Some, Whole
 from sweeper.core.types import Outcome
 from sweeper.engine.recipes import Recipe
 from sweeper.engine.training import Batch, Hooks
@@ -48,27 +49,27 @@ Maps = dict[str, Tensor]
 class NAD(Defense):
     """Distillation of attention from a fine-tuned copy of the model."""
 
-    betas: tuple[float, ...] = (500.0, 1000.0, 1000.0)
+    betas: Some[NonNegative] = (500.0, 1000.0, 1000.0)
     """Weights of the levels, early to late; their number is that of the levels, at most."""
-    power: float = 2.0
+    power: Positive = 2.0
     """Exponent p of the attention."""
-    epochs: int = 20
+    epochs: Whole = 20
     """Passes of the student over the clean budget."""
-    lr: float = 0.1
+    lr: LearningRate = 0.1
     """The student's learning rate until epoch `switch`."""
-    switch: int = 2
+    switch: Whole = 2
     """Epoch from which the learning rate is `lr * gamma`."""
-    gamma: float = 0.1
+    gamma: NonNegative = 0.1
     """Factor of the student's learning rate from `switch` on (backdoor-toolbox on GTSRB: 0.2)."""
-    teacher_epochs: int = 10
+    teacher_epochs: Whole = 10
     """Passes of the teacher over the clean budget."""
-    teacher_lr: float = 0.1
+    teacher_lr: LearningRate = 0.1
     """The teacher's learning rate at first."""
-    teacher_gamma: float = 1.0
+    teacher_gamma: NonNegative = 1.0
     """Factor of the teacher's learning rate every second epoch."""
-    weight_decay: float = 1e-4
+    weight_decay: NonNegative = 1e-4
     """L2 penalty of both."""
-    batch: int = 64
+    batch: Count = 64
     """Images of a step."""
     nesterov: bool = field(default=True, metadata={"added": True})
     """Whether the momentum of both is Nesterov's."""
@@ -92,17 +93,6 @@ class NAD(Defense):
             "nesterov": False,
         },
     }
-
-    def __post_init__(self) -> None:
-        """Check the options.
-
-        Raises:
-            SweepError: No level, or a number out of range.
-        """
-        if not self.betas:
-            raise SweepError("betas: give at least one weight, as [500, 1000, 1000]")
-        if min(*self.betas, self.epochs, self.teacher_epochs, self.switch) < 0 or self.power <= 0:
-            raise SweepError("betas, epochs, teacher_epochs, switch: not negative; power: above 0")
 
     def applies(self, needs: Needs) -> str | None:
         """Refuse transformers."""

@@ -27,9 +27,10 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from torch import Generator, Tensor
 from torch.nn import functional
 
@@ -38,6 +39,17 @@ from defenses.parts.accept import last_within
 from defenses.parts.mad import anomaly, outliers
 from defenses.parts.passes import PLAIN, Lasting, passes
 from sweeper.core.errors import SweepError
+from sweeper.core.options import (
+    CEILING,
+    Count,
+    LearningRate,
+    NonNegative,
+    Positive,
+    PositiveShare,
+    Share,
+    Some,
+    Whole,
+)
 from sweeper.core.types import Outcome, Samples
 from sweeper.engine import training
 from sweeper.engine.training import Batch
@@ -51,39 +63,39 @@ INSIDE = 1 - 1e-6
 class NeuralCleanse(Defense):
     """Trigger inversion, detection by the norms of the masks, unlearning."""
 
-    epochs: int = 60
+    epochs: Whole = 60
     """Epochs of the inversion, at most."""
-    steps: int = 31
+    steps: Count = 31
     """Batches of such an epoch, drawn with replacement."""
-    batch: int = 32
+    batch: Count = 32
     """Images of a batch."""
-    inversion_lr: float = 0.1
+    inversion_lr: LearningRate = 0.1
     """Learning rate of the inversion (Adam, betas 0.5 and 0.9)."""
-    success: float = 0.99
+    success: PositiveShare = 0.99
     """Share of an epoch's images that must be called the class."""
-    weight: float = 1e-3
+    weight: Positive = 1e-3
     """First weight of the mask's norm, after `patience` successes without it."""
-    patience: int = 5
+    patience: Count = 5
     """Successes, or failures, in a row after which that weight is changed."""
-    multiplier: float = 2.0
+    multiplier: Annotated[float, Field(gt=1, le=CEILING)] = 2.0
     """Factor by which it rises; it falls by this to the power of 1.5."""
-    stale: int = 25
+    stale: Whole = 25
     """Epochs without a smaller mask after which a class ends, once its weight rose and fell."""
-    classes: tuple[int, ...] | None = None
+    classes: Some[Whole] | None = None
     """Classes to invert; default: all."""
-    group: int = 10
+    group: Count = 10
     """Classes inverted at a time; changes no more than rounding."""
-    theta: float = 2.0
+    theta: NonNegative = 2.0
     """Anomaly index above which a small mask is flagged."""
-    share: float = 0.2
+    share: Share = 0.2
     """Share of the images that carry a trigger while it is unlearned."""
-    tune_epochs: int = 10
+    tune_epochs: Whole = 10
     """Passes of the unlearning, at most; 0: detection alone."""
-    lr: float = 0.01
+    lr: LearningRate = 0.01
     """Learning rate of the unlearning."""
-    tune_batch: int = 128
+    tune_batch: Count = 128
     """Images of a step of it."""
-    tau: float | None = 0.03
+    tau: Share | None = 0.03
     """Hold-out accuracy it may cost, absolute, at least two images; null: all passes are run."""
 
     title = "Neural Cleanse (NC)"
@@ -99,16 +111,10 @@ class NeuralCleanse(Defense):
         """Check the options.
 
         Raises:
-            SweepError: A number is out of range.
+            SweepError: A class is named twice.
         """
-        if min(self.epochs, self.tune_epochs, self.stale) < 0 or not 0 <= self.share <= 1:
-            raise SweepError("epochs, tune_epochs and stale >= 0; share lies in [0, 1]")
-        if min(self.steps, self.batch, self.patience, self.group, self.tune_batch) < 1:
-            raise SweepError("steps, batch, patience, group and tune_batch are at least 1")
-        if not 0 < self.success <= 1 or self.multiplier <= 1 or self.weight <= 0:
-            raise SweepError("success lies in (0, 1]; multiplier above 1; weight above 0")
-        if self.classes is not None and len({*self.classes}) < max(1, len(self.classes)):
-            raise SweepError("classes: name each class once, at least one; null: all")
+        if self.classes is not None and len({*self.classes}) < len(self.classes):
+            raise SweepError("classes: name each class once; null: all")
 
     def applies(self, needs: Needs) -> str | None:
         """Refuse too few classes for the index, and classes that do not exist."""

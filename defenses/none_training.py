@@ -29,16 +29,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from defenses.base import Case, Defense, Needs
 from defenses.fine_tuning import FrozenInEval
 from defenses.parts.graph import graph
 from defenses.parts.outputs import convolutions, watched
-from sweeper.core.errors import SweepError
+from sweeper.core.options import LearningRate, NonNegative, Several, Share, Whole
 from sweeper.core.types import Outcome
 
 BATCH = 250
@@ -151,29 +152,29 @@ def reset(model: nn.Module, compromised: Mapping[nn.Conv2d, Tensor]) -> None:
 class NONE(Defense):
     """Training, reset of compromised channels, fine-tuning without suspicious images."""
 
-    epochs: int = 200
+    epochs: Whole = 200
     """Passes of the training."""
-    lr: float = 0.1
+    lr: LearningRate = 0.1
     """Its learning rate, a tenth of it after two and again after four fifths."""
-    share: float = 0.05
+    share: Share = 0.05
     """Channels of a layer that are reset, rounded up."""
-    strong: float = 0.9
+    strong: Annotated[float, Field(ge=0.5, lt=1)] = 0.9
     """Probability of a class above which an image is of it."""
-    weak: float = 0.1
+    weak: Annotated[float, Field(gt=0, le=0.5)] = 0.1
     """Probability of a class below which an image is of others."""
-    skip: float = 0.0
+    skip: Share = 0.0
     """Share of the convolutions, from the first, that are left alone."""
     standardise: bool = True
     """Whether layers weigh the same in the suspicion of an image."""
     reset: bool = True
     """Whether channels are reset, and not images dropped alone."""
-    tune_epochs: int = 20
+    tune_epochs: Whole = 20
     """Passes over the other images, with BatchNorm's statistics frozen."""
-    tune_lr: float = 1e-4
+    tune_lr: LearningRate = 1e-4
     """Learning rate of these (constant)."""
-    batch: int = 128
+    batch: Several = 128
     """Images of a step."""
-    weight_decay: float = 1e-4
+    weight_decay: NonNegative = 1e-4
     """L2 penalty."""
 
     title = "NONE"
@@ -192,19 +193,6 @@ class NONE(Defense):
         },
         "small": {"epochs": 20, "lr": 0.05, "tune_epochs": 5, "tune_lr": 1e-3},
     }
-
-    def __post_init__(self) -> None:
-        """Check the options.
-
-        Raises:
-            SweepError: A number is out of range.
-        """
-        if not (0 <= self.share <= 1 and 0 <= self.skip <= 1):
-            raise SweepError("share and skip lie in [0, 1]")
-        if not 0.5 <= self.strong < 1 or not 0 < self.weak <= 0.5:
-            raise SweepError("strong lies in [0.5, 1), weak in (0, 0.5]")
-        if min(self.epochs, self.tune_epochs) < 0 or self.batch < 2:
-            raise SweepError("epochs and tune_epochs >= 0; batch >= 2")
 
     def applies(self, needs: Needs) -> str | None:
         """Refuse networks without convolutions to look at."""

@@ -31,6 +31,7 @@ from defenses.base import Case, Defense
 from defenses.parts.accept import last_within
 from defenses.parts.passes import PLAIN, Lasting, passes
 from sweeper.core.errors import SweepError
+from sweeper.core.options import LearningRate, NonNegative, Several, Share, Whole
 from sweeper.core.types import Outcome, Samples
 from sweeper.engine.recipes import Recipe
 from sweeper.engine.training import Batch
@@ -113,29 +114,29 @@ class Plugged(nn.Module):
 class NPD(Defense):
     """A linear filter before a late convolution, trained against targeted attacks."""
 
-    warmup_epochs: int = 5
+    warmup_epochs: Whole = 5
     """Passes of cross-entropy alone, in which the plug's norm gathers statistics."""
-    warmup_lr: float = 1e-4
+    warmup_lr: LearningRate = 1e-4
     """Learning rate of these."""
-    epochs: int = 50
+    epochs: Whole = 50
     """Passes of the training, at most."""
-    lr: float = 0.01
+    lr: LearningRate = 0.01
     """Learning rate of the training (SGD, momentum 0.9, constant)."""
-    weight_decay: float = 5e-4
+    weight_decay: NonNegative = 5e-4
     """L2 penalty on the plug."""
-    batch: int = 128
+    batch: Several = 128
     """Images of a step."""
-    radius: float = 3.0
+    radius: NonNegative = 3.0
     """Largest change of an image, its L2 norm in pixels of [0, 1]."""
-    steps: int = 2
+    steps: Whole = 2
     """Steps of the attack, at most."""
-    kept: float = 0.4
+    kept: NonNegative = 0.4
     """Weight of calling attacked images what they were called."""
-    top: float = 0.4
+    top: NonNegative = 0.4
     """Weight against the likeliest wrong class of attacked images."""
-    target: float = 0.4
+    target: NonNegative = 0.4
     """Weight against the class they were moved to."""
-    tau: float | None = 0.03
+    tau: Share | None = 0.03
     """Hold-out accuracy it may cost, absolute, at least two images; null: all passes are run."""
 
     title = "Neural Polarizer Defense (NPD)"
@@ -145,15 +146,6 @@ class NPD(Defense):
     requires = frozenset({"batchnorm"})
     version = 2
     presets = {"released": {"tau": None}}
-
-    def __post_init__(self) -> None:
-        """Check the options.
-
-        Raises:
-            SweepError: A number is out of range.
-        """
-        if min(self.warmup_epochs, self.epochs, self.steps, self.radius) < 0 or self.batch < 2:
-            raise SweepError("warmup_epochs, epochs, steps and radius >= 0; batch >= 2")
 
     def defend(self, case: Case) -> Outcome:
         """Train a plug in a copy of the victim, and fold it in."""

@@ -21,6 +21,7 @@ from defenses.base import Case, Defense
 from defenses.parts import channels
 from defenses.sibp import SIBP
 from sweeper.core.errors import SweepError
+from sweeper.core.options import Count, NonNegative, Share, Whole
 from sweeper.core.types import Outcome
 
 
@@ -30,27 +31,27 @@ class RandomPruning(Defense):
 
     like: str = "anp"
     """anp | sibp: whose pruning is counted."""
-    steps: int = 2000
+    steps: Whole = 2000
     """ANP's batches."""
-    batch: int = field(default=128, metadata={"added": True})
+    batch: Count = field(default=128, metadata={"added": True})
     """Images of a batch of ANP's."""
-    threshold: float | None = None
+    threshold: Share | None = None
     """ANP's threshold; default: its fair choice."""
     mode: str = "released"
     """SIBP's mode."""
-    u: float = 1.9
+    u: NonNegative = 1.9
     """SIBP's coefficient of norms."""
-    conv: float = 0.5
+    conv: NonNegative = 0.5
     """SIBP's coefficient of convolutions."""
     literal: bool = False
     """Whether SIBP scores as released."""
-    epochs: int = 0
+    epochs: Whole = 0
     """Most passes of a fine-tuning as SIBP's; 0: pruning alone."""
-    patience: int = 5
+    patience: Whole = 5
     """Its epochs without a better hold-out accuracy; 0: no hold-out."""
     freeze: bool = False
     """Whether the pruned channels stay zero in it."""
-    clip: float = 5.0
+    clip: NonNegative = 5.0
     """Its largest norm of the gradient; 0: no bound."""
     augment: str = field(default="recipe", metadata={"added": True})
     """Its augmentation: recipe | cifar10 | gtsrb."""

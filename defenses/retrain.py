@@ -12,7 +12,7 @@ from typing import Any
 
 from defenses.base import Case
 from defenses.parts.chain import Chained
-from sweeper.core.errors import SweepError
+from sweeper.core.options import Count
 from sweeper.core.types import Outcome
 
 
@@ -20,23 +20,13 @@ from sweeper.core.types import Outcome
 class Retrain(Chained):
     """Training from scratch without the flagged samples."""
 
-    epochs: int | None = None
+    epochs: Count | None = None
     """Passes over the rest; default: the recipe's."""
 
     title = "Retraining on the cleansed set"
     paper = "common practice; Tran, Li and Madry, NeurIPS 2018"
     kind = "secure training"
     sees = frozenset({"model", "train"})
-
-    def __post_init__(self) -> None:
-        """Check the options.
-
-        Raises:
-            SweepError: The number of epochs is not positive, or see `Chained`.
-        """
-        super().__post_init__()
-        if self.epochs is not None and self.epochs < 1:
-            raise SweepError(f"epochs: {self.epochs} is not at least 1")
 
     def defend(self, case: Case) -> Outcome:
         """Train a fresh model on the samples that were not flagged."""

@@ -32,7 +32,7 @@ from defenses.base import Case, Defense
 from defenses.parts.bynumber import most, smallest
 from defenses.parts.hooks import Clipped
 from defenses.parts.neurons import Neurons, prune, swapped
-from sweeper.core.errors import SweepError
+from sweeper.core.options import Count, LearningRate, NonNegative, Share, Whole
 from sweeper.core.types import Outcome, Samples
 from sweeper.engine.recipes import Recipe
 from sweeper.engine.training import Batch, Hooks
@@ -43,27 +43,27 @@ from sweeper.models.base import Net
 class RNP(Defense):
     """Unlearn, recover with masks, prune the neurons the recovery leaves out."""
 
-    unlearn_epochs: int = 21
+    unlearn_epochs: Whole = 21
     """Most passes of the ascent (x0.1 from epoch 10 and from epoch 20)."""
-    unlearn_lr: float = 0.01
+    unlearn_lr: LearningRate = 0.01
     """Learning rate of the ascent (SGD, momentum 0.9)."""
-    weight_decay: float = 5e-4
+    weight_decay: NonNegative = 5e-4
     """L2 penalty of the ascent."""
-    clip: float = 20.0
+    clip: NonNegative = 20.0
     """Largest norm of the ascent's gradient; 0: no bound."""
-    limit: float | None = None
+    limit: Share | None = None
     """Running accuracy at which the ascent ends; default: max(0.20, min(2 / classes, 0.5))."""
-    recover_epochs: int = 20
+    recover_epochs: Whole = 20
     """Passes of the recovery."""
-    recover_lr: float = 0.2
+    recover_lr: LearningRate = 0.2
     """Learning rate of the masks (SGD, momentum 0.9)."""
-    alpha: float = 0.2
+    alpha: NonNegative = 0.2
     """Factor of the recovery's loss; it scales the masks' learning rate and nothing else."""
-    batch: int = 128
+    batch: Count = 128
     """Images of a step."""
-    threshold: float | None = None
+    threshold: Share | None = None
     """Prune masks below this; default: by number, as `tau` allows."""
-    tau: float = 0.04
+    tau: Share = 0.04
     """Accuracy on the clean images the choice may cost, absolute, at least two images."""
 
     title = "Reconstructive Neuron Pruning (RNP)"
@@ -73,17 +73,6 @@ class RNP(Defense):
     sees = frozenset({"model", "clean"})
     version = 2
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"released": {"clip": 0.0, "limit": 0.2}}
-
-    def __post_init__(self) -> None:
-        """Check the options.
-
-        Raises:
-            SweepError: A number out of range.
-        """
-        if min(self.unlearn_epochs, self.recover_epochs, self.clip, self.tau) < 0:
-            raise SweepError("unlearn_epochs, recover_epochs, clip, tau: not negative")
-        if self.limit is not None and not 0 <= self.limit <= 1:
-            raise SweepError(f"limit: {self.limit} is no accuracy; give one in [0, 1], or null")
 
     def defend(self, case: Case) -> Outcome:
         """Learn the masks on the clean images, choose how many neurons go, prune the victim."""

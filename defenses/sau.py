@@ -29,7 +29,7 @@ from torch.nn import functional
 from defenses.base import Case, Defense
 from defenses.parts.accept import last_within
 from defenses.parts.passes import PLAIN, Lasting, passes
-from sweeper.core.errors import SweepError
+from sweeper.core.options import Count, LearningRate, NonNegative, Share, Whole
 from sweeper.core.types import Outcome, Samples
 from sweeper.engine.recipes import Recipe
 from sweeper.engine.training import Batch
@@ -72,27 +72,27 @@ def unshared_loss(logits: Tensor, reference: Tensor, clean: Tensor, labels: Tens
 class SAU(Defense):
     """Shared adversarial examples, unlearned."""
 
-    epochs: int = 100
+    epochs: Whole = 100
     """Passes over the clean images, at most."""
-    lr: float = 1e-4
+    lr: LearningRate = 1e-4
     """Learning rate (Adam)."""
-    batch: int = 256
+    batch: Count = 256
     """Images of a step."""
-    bound: float = 0.2
+    bound: Share = 0.2
     """Largest change of a pixel, in [0, 1]; the search starts with all changed by it."""
-    steps: int = 5
+    steps: Whole = 5
     """Steps of the search."""
-    step: float = 0.2
+    step: Share = 0.2
     """Length of a step."""
-    adversarial: float = 0.01
+    adversarial: NonNegative = 0.01
     """Weight, in the search, of fooling the two models."""
-    shared: float = 1.0
+    shared: NonNegative = 1.0
     """Weight, in the search, of their divergence."""
-    unlearn: float = 1.0
+    unlearn: NonNegative = 1.0
     """Weight of the unlearning beside the clean images' cross-entropy."""
     clamp: bool = True
     """Whether perturbed images are kept within the pixels."""
-    tau: float | None = 0.03
+    tau: Share | None = 0.03
     """Hold-out accuracy it may cost, absolute, at least two images; null: all passes are run."""
 
     title = "Shared Adversarial Unlearning (SAU)"
@@ -101,15 +101,6 @@ class SAU(Defense):
     sees = frozenset({"model", "clean"})
     version = 2
     presets = {"released": {"clamp": False, "tau": None}}
-
-    def __post_init__(self) -> None:
-        """Check the options.
-
-        Raises:
-            SweepError: A number is out of range.
-        """
-        if min(self.epochs, self.steps, self.bound, self.step, self.lr) < 0 or self.batch < 1:
-            raise SweepError("epochs, steps, bound, step and lr >= 0; batch >= 1")
 
     def defend(self, case: Case) -> Outcome:
         """Train a copy of the victim beside another that stays."""

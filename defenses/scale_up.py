@@ -27,8 +27,9 @@ from torch.nn import functional
 
 from defenses.base import Case, Defense, Needs
 from defenses.parts.features import members
-from defenses.parts.threshold import checked, cut
+from defenses.parts.threshold import cut
 from sweeper.core.errors import SweepError
+from sweeper.core.options import AnyNumber, Count, OpenShare, Some
 from sweeper.core.types import Outcome
 
 
@@ -36,15 +37,15 @@ from sweeper.core.types import Outcome
 class ScaleUp(Defense):
     """Refuse inputs whose label stays while their pixels are amplified."""
 
-    factors: tuple[int, ...] = (3, 5, 7, 9, 11)
+    factors: Some[Count] = (3, 5, 7, 9, 11)
     """What pixels are multiplied by, one query each."""
     standardise: bool = False
     """Whether SPC is taken relative to clean images of the predicted class (data-limited)."""
-    least: int = 20
+    least: Count = 20
     """Clean images of a class from which on it has a threshold, mean and deviation of its own."""
-    threshold: float | None = None
+    threshold: AnyNumber | None = None
     """Refuse above this; default: chosen on clean images by `rate`."""
-    rate: float = 0.05
+    rate: OpenShare = 0.05
     """Clean images of a class that may be refused, as a share."""
 
     title = "SCALE-UP"
@@ -62,11 +63,13 @@ class ScaleUp(Defense):
         """Check the options.
 
         Raises:
-            SweepError: A number is out of range.
+            SweepError: The threshold lies where no score does.
         """
-        checked(self.rate)
-        if not self.factors or min(self.factors) < 1:
-            raise SweepError("factors: name at least one, each >= 1, such as [3, 5, 7, 9, 11]")
+        if not self.standardise and not 0 <= (self.threshold or 0) <= 1:
+            raise SweepError(
+                f"threshold: {self.threshold:g} is no share of the factors: give one in [0, 1], or "
+                "`standardise: true`"
+            )
 
     def applies(self, needs: Needs) -> str | None:
         """Refuse a budget that leaves no image for the threshold."""

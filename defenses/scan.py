@@ -35,7 +35,7 @@ from torch.nn import functional
 from defenses.base import Case, Defense, Needs
 from defenses.parts.features import features_of, members, principal, two_means
 from defenses.parts.mad import anomaly, outliers
-from sweeper.core.errors import SweepError
+from sweeper.core.options import Count, NonNegative
 from sweeper.core.types import Outcome
 
 
@@ -108,28 +108,19 @@ def evidence(white: Tensor, split: Tensor, mean: Tensor) -> float:
 class SCAn(Defense):
     """Classes that are better explained by two identities than by one."""
 
-    theta: float = math.e**2
+    theta: NonNegative = math.e**2
     """Anomaly index above which a class is contaminated."""
-    tolerance: float = 1e-2
+    tolerance: NonNegative = 1e-2
     """Change of the covariances at which their estimation ends."""
-    dims: int = 64
+    dims: Count = 64
     """Principal directions, at most."""
-    restarts: int = 10
+    restarts: Count = 10
     """Random starts of each split."""
 
     title = "SCAn"
     paper = "Tang et al., USENIX Security 2021"
     kind = "detection"
     sees = frozenset({"model", "clean", "train"})
-
-    def __post_init__(self) -> None:
-        """Check the options.
-
-        Raises:
-            SweepError: A number is out of range.
-        """
-        if min(self.dims, self.restarts) < 1 or self.theta < 0:
-            raise SweepError("dims and restarts >= 1; theta >= 0")
 
     def applies(self, needs: Needs) -> str | None:
         """Refuse few classes, among which none can stand out, and single clean images."""

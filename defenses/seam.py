@@ -24,7 +24,7 @@ from torch import Generator, Tensor
 
 from defenses.base import Case, Defense, Needs
 from defenses.parts.passes import Lasting, passes
-from sweeper.core.errors import SweepError
+from sweeper.core.options import Count, LearningRate, OpenShare, Share, Whole
 from sweeper.core.types import Outcome, Samples
 from sweeper.engine.training import Batch
 from sweeper.models.base import Net
@@ -34,19 +34,19 @@ from sweeper.models.base import Net
 class SEAM(Defense):
     """Training on wrong labels until little is left, then on right ones."""
 
-    forget: float = 0.1
+    forget: OpenShare = 0.1
     """Share of the clean budget that is forgotten on; the rest is for the recovery."""
-    forget_epochs: int = 10
+    forget_epochs: Whole = 10
     """Passes of the forgetting, at most."""
-    limit: float = 0.6
+    limit: Share = 0.6
     """It ends when less than this, and than 2 of K classes, is classified as labelled."""
-    epochs: int = 100
+    epochs: Whole = 100
     """Passes of the recovery, at most."""
-    recovered: float = 0.97
+    recovered: Share = 0.97
     """It ends when more than this is classified as labelled."""
-    lr: float = 1e-3
+    lr: LearningRate = 1e-3
     """Learning rate of both (Adam)."""
-    batch: int = 32
+    batch: Count = 32
     """Images of a step of both."""
 
     title = "SEAM"
@@ -54,17 +54,6 @@ class SEAM(Defense):
     kind = "repair"
     tasks = frozenset({"image", "clips", "points"})
     sees = frozenset({"model", "clean"})
-
-    def __post_init__(self) -> None:
-        """Check the options.
-
-        Raises:
-            SweepError: A number is out of range.
-        """
-        if not 0 < self.forget < 1:
-            raise SweepError(f"forget: {self.forget:g} does not lie between 0 and 1")
-        if min(self.forget_epochs, self.epochs, self.lr) < 0 or self.batch < 1:
-            raise SweepError("forget_epochs, epochs and lr >= 0; batch >= 1")
 
     def applies(self, needs: Needs) -> str | None:
         """Refuse two classes, and a budget that cannot be divided."""

@@ -27,8 +27,8 @@ from torch.nn import functional
 
 from defenses.base import Case, Defense, Needs
 from defenses.nad import levels, recorded
-from defenses.parts.threshold import checked, cut, drawn
-from sweeper.core.errors import SweepError
+from defenses.parts.threshold import cut, drawn
+from sweeper.core.options import Count, OpenShare
 from sweeper.core.types import Outcome
 from sweeper.models.base import Net
 
@@ -41,11 +41,11 @@ BIN = 0.02
 class SentiNet(Defense):
     """Refuse inputs whose salient region alone decides the prediction."""
 
-    steps: int = 100
+    steps: Count = 100
     """Clean images a region is pasted on, two forward passes each; at most half of the budget."""
-    share: float = 0.15
+    share: OpenShare = 0.15
     """Part of the pixels that is the region."""
-    rate: float = 0.05
+    rate: OpenShare = 0.05
     """Clean images that may be refused, as a share."""
 
     title = "SentiNet"
@@ -53,16 +53,6 @@ class SentiNet(Defense):
     kind = "input filter"
     sees = frozenset({"model", "clean"})
     presets = {"small": {"steps": 20}}
-
-    def __post_init__(self) -> None:
-        """Check the options.
-
-        Raises:
-            SweepError: A number is out of range.
-        """
-        checked(self.rate)
-        if self.steps < 1 or not 0 < self.share < 1:
-            raise SweepError("steps >= 1; share lies between 0 and 1")
 
     def applies(self, needs: Needs) -> str | None:
         """Refuse transformers, and a budget too small for overlays, curve and threshold."""

@@ -43,6 +43,7 @@ from defenses.parts.accept import Rule
 from defenses.parts.hooks import Clipped, Enough
 from defenses.parts.passes import PLAIN
 from sweeper.core.errors import SweepError
+from sweeper.core.options import Count, LearningRate, NonNegative, Share, Some, Whole
 from sweeper.core.types import Outcome, Samples
 from sweeper.models.base import Net
 
@@ -66,28 +67,28 @@ class SIBP(Defense):
 
     mode: str = "released"
     """released (T = 1 off VGG) | vgg-list (refuses other models) | adaptive."""
-    u: float | tuple[float, ...] | None = 1.9
+    u: NonNegative | Some[NonNegative] | None = 1.9
     """Coefficient of the norms' threshold; one a round; null: chosen on the hold-out."""
-    conv: float = 0.5
+    conv: NonNegative = 0.5
     """Coefficient of the convolutions' threshold."""
-    rounds: int = 1
+    rounds: Count = 1
     """Rounds of pruning and fine-tuning; where u is a list, its length."""
-    epochs: int | tuple[int, ...] = 20
+    epochs: Whole | tuple[Whole, ...] = 20
     """Most passes of each fine-tuning; one a round; 0: pruning alone."""
-    patience: int = 5
+    patience: Whole = 5
     """Epochs without a better hold-out accuracy after which it stops; 0: no hold-out."""
-    tau: float = 0.05
+    tau: Share = 0.05
     """Hold-out accuracy the choice of u, or a further round, may cost, absolute, at least two
     images."""
-    lr: float = 0.01
+    lr: LearningRate = 0.01
     """Learning rate (SGD, momentum 0.9, constant)."""
-    weight_decay: float = 1e-4
+    weight_decay: NonNegative = 1e-4
     """L2 penalty."""
-    batch: int = 256
+    batch: Count = 256
     """Images of a step."""
     freeze: bool = False
     """Whether pruned channels stay zero while fine-tuning."""
-    clip: float = 5.0
+    clip: NonNegative = 5.0
     """Largest norm of the gradient; 0: no bound."""
     literal: bool = False
     """Whether dead channels are scored as released (their layer: not pruned)."""
@@ -121,9 +122,6 @@ class SIBP(Defense):
             raise SweepError("u: null is chosen on the hold-out: give patience, or a number")
         if isinstance(self.epochs, tuple) and len(self.epochs) != self.count:
             raise SweepError(f"epochs: give one number, or {self.count}: one a round")
-        numbers = (self.conv, self.patience, self.tau, self.lr, self.weight_decay, self.clip)
-        if min(numbers) < 0 or min(self.count, self.batch) < 1:
-            raise SweepError("rounds and batch: at least 1; all other numbers: not negative")
 
     @property
     def count(self) -> int:

@@ -50,7 +50,7 @@ from defenses.parts.features import features_of
 from defenses.parts.hooks import Enough
 from defenses.parts.mad import anomaly, outliers
 from defenses.parts.passes import PLAIN
-from sweeper.core.errors import SweepError
+from sweeper.core.options import Count, LearningRate, NonNegative, PositiveShare, Share, Whole
 from sweeper.core.types import Outcome, Samples
 from sweeper.engine.recipes import Recipe
 from sweeper.engine.training import Batch, Hooks
@@ -123,40 +123,40 @@ def reconstruct(
 class SODA(Defense):
     """Detection by causal attribution, removal through the responsible neurons."""
 
-    theta1: float = 3.0
+    theta1: NonNegative = 3.0
     """Anomaly index above which a class is a target."""
-    theta2: float = 2.0
+    theta2: NonNegative = 2.0
     """The same for the source."""
-    samples: int = 256
+    samples: Count = 256
     """Clean images of each class that detection looks at, at most."""
-    count: int = 100
+    count: Whole = 100
     """Source images to reconstruct from, at most."""
-    steps: int = 2000
+    steps: Whole = 2000
     """Steps of the reconstruction, at most."""
-    rebuild_lr: float = 0.1
+    rebuild_lr: LearningRate = 0.1
     """Its learning rate."""
-    rebuild_weight: float = 0.9
+    rebuild_weight: NonNegative = 0.9
     """Its weight of the images' mean square."""
-    stop: float = 0.99
+    stop: PositiveShare = 0.99
     """Probability of the target at which an image is done."""
-    q: float = 0.3
+    q: PositiveShare = 0.3
     """Share of the neurons that stay switched on while the model is fine-tuned."""
-    lam: float = 0.01
+    lam: NonNegative = 0.01
     """Weight of the term away from the target."""
-    lr: float = 0.005
+    lr: LearningRate = 0.005
     """Learning rate of the removal."""
-    epochs: int = 6
+    epochs: Count = 6
     """Passes over the clean images, at most."""
-    batch: int = 44
+    batch: Count = 44
     """Clean images of a step."""
-    mixed: int = 20
+    mixed: Whole = 20
     """Reconstructed images of a step."""
-    bar: float = 0.05
+    bar: Share = 0.05
     """Share of the held reconstructed images still called the target below which removal ends; 0:
     it never ends early."""
-    drop: float = 0.03
+    drop: Share = 0.03
     """Hold-out accuracy a repair may cost, absolute, at least two images; 1: all are accepted."""
-    label: int | None = None
+    label: Whole | None = None
     """Label of the reconstructed images; default: the source found."""
 
     title = "SODA"
@@ -166,17 +166,6 @@ class SODA(Defense):
     rules = ("semantic",)
     version = 3
     presets = {"released": {"theta1": 3.0, "theta2": 0.5, "label": 0, "bar": 0.0, "drop": 1.0}}
-
-    def __post_init__(self) -> None:
-        """Check the options.
-
-        Raises:
-            SweepError: A number is out of range.
-        """
-        if not 0 < self.q <= 1 or not 0 < self.stop <= 1 or self.drop < 0:
-            raise SweepError("q and stop lie in (0, 1]; drop >= 0")
-        if min(self.samples, self.batch, self.epochs) < 1 or min(self.count, self.mixed) < 0:
-            raise SweepError("samples, batch and epochs >= 1; count and mixed >= 0")
 
     def applies(self, needs: Needs) -> str | None:
         """Refuse two classes, and a `label` that is none of them."""

@@ -14,6 +14,7 @@ from typing import Any
 from defenses.base import Case, Needs
 from defenses.soda import SODA
 from sweeper.core.errors import SweepError
+from sweeper.core.options import Whole
 
 RELEASED: dict[str, Any] = {"source": 1, "label": 0, "bar": 0.0, "drop": 1.0}
 """What the release does for both of its CIFAR-10 models."""
@@ -23,9 +24,9 @@ RELEASED: dict[str, Any] = {"source": 1, "label": 0, "bar": 0.0, "drop": 1.0}
 class SODAOracle(SODA):
     """SODA's removal of a given pair."""
 
-    source: int = 1
+    source: Whole = 1
     """Class whose members the backdoor takes for the target."""
-    target: int = 0
+    target: Whole = 0
     """That target."""
 
     title = "SODA, source and target given"
@@ -46,11 +47,10 @@ class SODAOracle(SODA):
         """Check the options.
 
         Raises:
-            SweepError: A number is out of range, or the pair is one class.
+            SweepError: The pair is one class.
         """
-        super().__post_init__()
-        if self.source == self.target or min(self.source, self.target) < 0:
-            raise SweepError("source and target: two classes, none below 0")
+        if self.source == self.target:
+            raise SweepError(f"source and target: both are {self.target}: name two classes")
 
     def applies(self, needs: Needs) -> str | None:
         """Refuse a pair or a `label` that are no classes."""

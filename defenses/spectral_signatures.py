@@ -25,7 +25,7 @@ from torch import Tensor
 
 from defenses.base import Case, Defense
 from defenses.parts.features import features_of, members, principal
-from sweeper.core.errors import SweepError
+from sweeper.core.options import NonNegative, Share
 from sweeper.core.types import Outcome
 
 
@@ -52,9 +52,9 @@ def removed(scores: Tensor, count: int) -> Tensor:
 class SpectralSignatures(Defense):
     """Outliers along the first principal direction of each class."""
 
-    eps: float = 0.05
+    eps: Share = 0.05
     """Bound on the poisoned share of a class."""
-    factor: float = 1.5
+    factor: NonNegative = 1.5
     """Samples removed, as a multiple of the bound."""
     centred: bool = True
     """Whether centred features are projected."""
@@ -67,15 +67,6 @@ class SpectralSignatures(Defense):
         "released": {"eps": 0.1, "centred": False},
         "backdoorbench": {"eps": 0.1, "centred": False},
     }
-
-    def __post_init__(self) -> None:
-        """Check the options.
-
-        Raises:
-            SweepError: A number is out of range.
-        """
-        if not 0 <= self.eps <= 1 or self.factor < 0:
-            raise SweepError("eps lies in [0, 1]; factor >= 0")
 
     def defend(self, case: Case) -> Outcome:
         """Score and cut each class of the training set."""

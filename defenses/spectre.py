@@ -23,8 +23,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Generator, Tensor
 
 from defenses.base import Case, Defense
@@ -32,6 +34,7 @@ from defenses.parts.features import features_of, members, principal
 from defenses.parts.mad import outliers
 from defenses.spectral_signatures import removed
 from sweeper.core.errors import SweepError
+from sweeper.core.options import NonNegative
 from sweeper.core.types import Outcome
 
 DIMS = tuple(root**2 for root in range(1, 11))
@@ -132,15 +135,15 @@ def que(covariance: Tensor, alpha: float) -> Tensor:
 class SPECTRE(Defense):
     """Quantum entropy scores of robustly whitened features."""
 
-    eps: float = 0.05
+    eps: Annotated[float, Field(ge=0, le=1 / 3)] = 0.05
     """Bound on the poisoned share of a class, below a third."""
-    factor: float = 1.5
+    factor: NonNegative = 1.5
     """Samples removed, as a multiple of the bound."""
-    alpha: float = 4.0
+    alpha: NonNegative = 4.0
     """How strongly quantum entropy weighs the directions of largest excess variance."""
     choose: str = "index"
     """Which classes are cut: index (those that stand out) | largest (criterion) | all."""
-    theta: float = math.e**2
+    theta: NonNegative = math.e**2
     """Anomaly index of the criterion above which a class stands out."""
 
     title = "SPECTRE"
@@ -157,8 +160,6 @@ class SPECTRE(Defense):
         """
         if self.choose not in ("index", "largest", "all"):
             raise SweepError(f"choose: {self.choose!r} is not one of index, largest, all")
-        if not 0 <= self.eps <= 1 / 3 or self.factor < 0 or self.theta < 0:
-            raise SweepError("eps lies in [0, 1/3]; factor and theta >= 0")
 
     def defend(self, case: Case) -> Outcome:
         """Score each class; cut those that are chosen."""

@@ -28,6 +28,7 @@ from defenses.base import Case, Defense
 from defenses.parts.accept import Rule
 from defenses.parts.hooks import EveryStep
 from sweeper.core.errors import SweepError
+from sweeper.core.options import Count, LearningRate, NonNegative, ProperShare, Share, Whole
 from sweeper.core.types import Outcome, Samples
 from sweeper.engine import training
 from sweeper.engine.task import ANY
@@ -41,25 +42,25 @@ PEAKS = (2.5, 1.0, 0.5, 0.25, 0.1)
 class SuperFT(Defense):
     """Fine-tuning with a large, then a small cyclic learning rate."""
 
-    base: float = 3e-2
+    base: LearningRate = 3e-2
     """Lowest learning rate of both phases."""
-    peak: float | None = 2.5
+    peak: LearningRate | None = 2.5
     """Highest learning rate of the first phase; null: chosen on a hold-out of the clean budget."""
-    second_peak: float = 0.05
+    second_peak: LearningRate = 0.05
     """Highest learning rate of the second phase."""
-    half: int = 10
+    half: Count = 10
     """Updates from the lowest to the highest learning rate (h)."""
-    epochs: int = 100
+    epochs: Whole = 100
     """Passes over the clean budget, both phases together."""
-    first: float = 0.4
+    first: Share = 0.4
     """Share of the epochs that is the first phase."""
-    batch: int = 128
+    batch: Count = 128
     """Images of a step."""
-    momentum: float = 0.0
+    momentum: ProperShare = 0.0
     """SGD momentum."""
-    weight_decay: float = 0.0
+    weight_decay: NonNegative = 0.0
     """L2 penalty."""
-    tau: float = 0.03
+    tau: Share = 0.03
     """Hold-out accuracy the choice of the peak may cost, absolute, at least two images."""
 
     title = "Super-Fine-Tuning (Super-FT)"
@@ -79,10 +80,6 @@ class SuperFT(Defense):
         Raises:
             SweepError: A number out of range.
         """
-        if min(self.base, self.second_peak, self.peak or 0, self.epochs) < 0 or self.half < 1:
-            raise SweepError("base, peaks, epochs: not negative; half: a whole number >= 1")
-        if not 0 <= self.first <= 1:
-            raise SweepError(f"first: {self.first} is no share of the epochs; give one in [0, 1]")
         if min(self.second_peak, PEAKS[-1] if self.peak is None else self.peak) < self.base:
             raise SweepError(f"peak and second_peak: not below base, which is {self.base}")
 

@@ -18,14 +18,17 @@ Deviations, each with its reason:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from defenses.base import Case, Defense, Needs
 from defenses.parts.corruptions import CORRUPTIONS, corrupted
-from defenses.parts.threshold import checked, cut
+from defenses.parts.threshold import cut
 from sweeper.core.errors import SweepError, unknown
+from sweeper.core.options import OpenShare
 from sweeper.core.types import Outcome
 
 BATCH = 1000
@@ -37,11 +40,11 @@ class TeCo(Defense):
 
     types: tuple[str, ...] = tuple(CORRUPTIONS)
     """The corruptions, each up to `steps` queries an image."""
-    steps: int = 5
+    steps: Annotated[int, Field(ge=1, le=5)] = 5
     """Severities of each corruption, from the mildest; at most 5."""
     accumulate: bool = False
     """Whether a corruption acts on what those before it left, not on the image."""
-    rate: float = 0.05
+    rate: OpenShare = 0.05
     """Clean images that may be refused, as a share."""
 
     title = "TeCo"
@@ -59,12 +62,11 @@ class TeCo(Defense):
         Raises:
             SweepError: A number is out of range or a corruption unknown.
         """
-        checked(self.rate)
         for name in self.types:
             if name not in CORRUPTIONS:
                 raise SweepError(f"types: {unknown('corruption', name, CORRUPTIONS)}")
-        if len(set(self.types)) < max(2, len(self.types)) or not 1 <= self.steps <= 5:
-            raise SweepError("types: name two or more, each once; steps lies between 1 and 5")
+        if len(set(self.types)) < max(2, len(self.types)):
+            raise SweepError("types: name two or more, each once")
 
     def applies(self, needs: Needs) -> str | None:
         """Refuse where there is no image for the threshold."""

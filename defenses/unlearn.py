@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from defenses.base import Case, Defense, Stage
 from defenses.parts.alternate import alternate
 from defenses.parts.chain import Chained, detector
-from sweeper.core.errors import SweepError
+from sweeper.core.options import Count, LearningRate, Positive, Whole
 from sweeper.core.types import Outcome
 
 
@@ -23,13 +23,13 @@ from sweeper.core.types import Outcome
 class Unlearn(Chained):
     """Ascent on the flagged samples, descent on the others."""
 
-    epochs: int = 20
+    epochs: Whole = 20
     """Rounds of one pass over the flagged samples and one over the others."""
-    lr: float = 1e-4
+    lr: LearningRate = 1e-4
     """Learning rate, constant in both phases."""
-    batch: int = 128
+    batch: Count = 128
     """Images of a step."""
-    bound: float | None = 4.0
+    bound: Positive | None = 4.0
     """Ascent leaves samples alone whose loss exceeds this; null: none."""
 
     title = "Unlearning of flagged samples"
@@ -45,10 +45,6 @@ class Unlearn(Chained):
             SweepError: A number is out of range, or see `Chained`.
         """
         super().__post_init__()
-        if self.epochs < 0 or self.batch < 1 or self.lr < 0:
-            raise SweepError("epochs and lr >= 0; batch >= 1")
-        if self.bound is not None and self.bound <= 0:
-            raise SweepError(f"bound: {self.bound:g} is not above 0; leave it out for none")
         if unlearner := self.unlearner:
             object.__setattr__(self, "sees", unlearner.sees)
             object.__setattr__(self, "version", unlearner.version)

@@ -15,6 +15,7 @@ from torch import Tensor
 from defenses.base import Case, Defense, Needs, Stage
 from sweeper.core import catalog, options
 from sweeper.core.errors import SweepError
+from sweeper.core.options import Count
 from sweeper.core.types import Samples
 
 
@@ -40,7 +41,7 @@ class Detection(Stage):
     """The detector."""
     options: Mapping[str, Any]
     """All its options, after defaults."""
-    detector_version: int
+    detector_version: Count
     """Its version."""
 
     name = "detection"

@@ -12,9 +12,10 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from torch import Generator, Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
@@ -23,6 +24,15 @@ from defenses.base import Case, Defense
 from defenses.parts.batchnorm import reestimate
 from defenses.parts.steps import descend
 from sweeper.core.errors import SweepError
+from sweeper.core.options import (
+    CEILING,
+    LearningRate,
+    NonNegative,
+    PositiveShare,
+    Several,
+    Share,
+    Whole,
+)
 from sweeper.core.types import Outcome, Samples
 from sweeper.engine.training import Batch
 from sweeper.models.base import Net
@@ -161,25 +171,25 @@ class CurveDefense(Defense):
 
     shape: str = "bezier"
     """bezier | polychain."""
-    bends: int = 3
+    bends: Annotated[int, Field(ge=3, le=CEILING)] = 3
     """Points of the curve, both ends included."""
-    steps: int = 7900
+    steps: Whole = 7900
     """Steps that train the curve, whatever the number of images."""
-    lr: float = 0.01
+    lr: LearningRate = 0.01
     """Their peak learning rate."""
-    l2: float = 1e-4
+    l2: NonNegative = 1e-4
     """Weight of half the squared norm of the point's weights, in the loss."""
-    decay: float = 0.0
+    decay: NonNegative = 0.0
     """L2 penalty of the optimiser, on the bends."""
     schedule: str = "annealed"
     """annealed (constant to the half, linear to 1 % at 0.9, constant) | cosine."""
-    batch: int = 128
+    batch: Several = 128
     """Images of a step, drawn with replacement."""
     augment: bool = False
     """Whether images are augmented as the recipe says."""
-    t: float | None = None
+    t: PositiveShare | None = None
     """The point delivered, 1 being the second end; default: chosen on a hold-out."""
-    tau: float = 0.02
+    tau: Share = 0.02
     """Hold-out accuracy the chosen point may lie below the best, absolute."""
 
     def __post_init__(self) -> None:
@@ -193,13 +203,6 @@ class CurveDefense(Defense):
                 raise SweepError(
                     f"{name}: {getattr(self, name)!r} is not one of {', '.join(allowed)}"
                 )
-        if self.bends < 3 or self.steps < 0 or self.batch < 2 or self.tau < 0:
-            raise SweepError("bends >= 3; steps and tau >= 0; batch >= 2")
-        if self.t is not None and not 0 < self.t <= 1:
-            raise SweepError(
-                f"t: {self.t} does not lie in (0, 1]: at 0 the curve is the given model (`none`), "
-                "at 1 its second end"
-            )
 
     @property
     @abstractmethod

@@ -30,7 +30,7 @@ from torch.nn import functional
 from defenses.base import Case, Defense
 from defenses.parts.losses import losses_of
 from defenses.parts.steps import descend
-from sweeper.core.errors import SweepError
+from sweeper.core.options import Count, LearningRate, NonNegative, OpenShare, Positive
 from sweeper.core.types import Samples
 from sweeper.engine import augment, training
 from sweeper.engine.recipes import Recipe
@@ -82,37 +82,24 @@ def mixed(values: Tensor, weight: Tensor, partner: Tensor) -> Tensor:
 class MixMatch(Defense):
     """A secure training whose main part is semi-supervised."""
 
-    labelled: float = 0.5
+    labelled: OpenShare = 0.5
     """Share of the training set that keeps its labels."""
-    iterations: int = 1024
+    iterations: Count = 1024
     """MixMatch: steps of an epoch."""
-    batch: int = 64
+    batch: Count = 64
     """MixMatch: labelled images of a step, and as many others."""
-    lr: float = 2e-3
+    lr: LearningRate = 2e-3
     """MixMatch: learning rate (Adam, constant)."""
-    temperature: float = 0.5
+    temperature: Positive = 0.5
     """MixMatch: guesses are raised to the power of 1 over this."""
-    beta: float = 0.75
+    beta: Positive = 0.75
     """MixMatch: mixing weights are Beta(beta, beta), the larger side to the image itself."""
-    weight: float = 15.0
+    weight: NonNegative = 15.0
     """MixMatch: weight of the guesses at the end of training; it rises linearly from 0."""
     one_mix: bool = False
     """MixMatch: whether all images of a step have one mixing weight, as released."""
     augmented_scores: bool = False
     """Whether the losses that split are of augmented images, as released."""
-
-    def __post_init__(self) -> None:
-        """Check the options.
-
-        Raises:
-            SweepError: A number is out of range.
-        """
-        if not 0 < self.labelled < 1:
-            raise SweepError(f"labelled: {self.labelled:g} is not between 0 and 1")
-        if self.iterations < 1 or self.batch < 1:
-            raise SweepError("iterations and batch are whole numbers >= 1")
-        if self.lr < 0 or self.weight < 0 or self.temperature <= 0 or self.beta <= 0:
-            raise SweepError("lr and weight lie at or above 0, temperature and beta above it")
 
     def losses(self, case: Case, model: nn.Module, data: Samples, name: str) -> Tensor:
         """Symmetric cross-entropy of each sample, float [N]; the model is in eval mode."""

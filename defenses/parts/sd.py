@@ -27,6 +27,7 @@ from torch.nn import functional
 
 from defenses.base import Case, Defense, Stage
 from sweeper.core.errors import SweepError
+from sweeper.core.options import Count, LearningRate, PositiveShare, Several, Some, Whole
 from sweeper.core.types import Samples
 from sweeper.engine import augment
 from sweeper.engine.recipes import Recipe
@@ -181,23 +182,23 @@ class _Sensitise(Hooks):
 class Options:
     """The options of the separation, which D-BR and D-ST have beside their own."""
 
-    train_epochs: int = 2
+    train_epochs: Whole = 2
     """SD: epochs of cross-entropy without augmentation."""
-    intra_epochs: int = 10
+    intra_epochs: Whole = 10
     """SD: epochs of the intra-class loss that follow; many steps drive the features of a narrow
     network to 0, where scores tie and D_c and D_p are draws."""
-    sd_lr: float = 0.01
+    sd_lr: LearningRate = 0.01
     """SD: learning rate of both."""
-    sd_batch: int = 128
+    sd_batch: Several = 128
     """SD: images of a step."""
-    alpha_c: float = 0.2
+    alpha_c: PositiveShare = 0.2
     """SD: share of the training set taken for clean; below the true share. Larger shares are closer
     to the data, but may hold poisoned samples."""
-    alpha_p: float = 0.05
+    alpha_p: PositiveShare = 0.05
     """SD: share of the training set taken for poisoned; below the true share."""
-    transforms: tuple[str, ...] = ("rotate", "translate")
+    transforms: Some[str] = ("rotate", "translate")
     """SD: what images are moved by, in order, of rotate, translate, flip, crop."""
-    draws: int = 1
+    draws: Count = 1
     """SD: random transformations of each image the score averages."""
     separation: str = "rank"
     """SD: rank (exact sizes) | threshold (as released, on scores drawn anew)."""
@@ -210,16 +211,12 @@ class Options:
         Raises:
             SweepError: A number is out of range or a word unknown.
         """
-        if not (self.alpha_c > 0 and self.alpha_p > 0 and self.alpha_c + self.alpha_p <= 1):
-            raise SweepError("alpha_c and alpha_p lie above 0, their sum not above 1")
-        if self.train_epochs < 0 or self.intra_epochs < 0 or self.sd_batch < 2 or self.draws < 1:
-            raise SweepError("train_epochs, intra_epochs >= 0; sd_batch >= 2; draws >= 1")
+        if self.alpha_c + self.alpha_p > 1:
+            raise SweepError("alpha_c and alpha_p: their sum is above 1: lower one")
         if not self.train_epochs + self.intra_epochs:
             raise SweepError("train_epochs and intra_epochs are both 0: train for one epoch")
         if unknown := sorted({*self.transforms} - {*TRANSFORMS}):
             raise SweepError(f"transforms: {unknown[0]!r} is not one of {', '.join(TRANSFORMS)}")
-        if not self.transforms:
-            raise SweepError("transforms: name at least one of " + ", ".join(TRANSFORMS))
         if self.separation not in ("rank", "threshold"):
             raise SweepError(f"separation: {self.separation!r} is not one of rank, threshold")
 

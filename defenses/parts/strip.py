@@ -26,8 +26,9 @@ import torch
 from torch import Tensor
 
 from defenses.base import Case, Defense, Needs
-from defenses.parts.threshold import checked, cut, drawn
+from defenses.parts.threshold import cut, drawn
 from sweeper.core.errors import SweepError
+from sweeper.core.options import Count, OpenShare, Positive
 
 BATCH = 1000
 
@@ -42,17 +43,17 @@ def entropy(logits: Tensor) -> Tensor:
 class Blended(Defense):
     """The options of the score, and the score."""
 
-    steps: int = 100
+    steps: Count = 100
     """Overlays laid over each image, a forward pass each; at most half of the clean budget."""
-    image_weight: float = field(default=1.0, metadata={"key": "alpha"})
+    image_weight: Positive = field(default=1.0, metadata={"key": "alpha"})
     """Weight of the image in a blend."""
-    overlay_weight: float = field(default=1.0, metadata={"key": "beta"})
+    overlay_weight: Positive = field(default=1.0, metadata={"key": "beta"})
     """Weight of the overlay."""
     clip: bool = False
     """Whether a blend is clipped to [0, 1]."""
     normalised: bool = field(default=False, metadata={"added": True})
     """Whether normalised images are blended, in place of pixels."""
-    rate: float = 0.05
+    rate: OpenShare = 0.05
     """Clean images that may be flagged, as a share."""
     fit: str = "quantile"
     """How the cut is had from clean scores: quantile | normal (of a fitted distribution)."""
@@ -63,13 +64,10 @@ class Blended(Defense):
         Raises:
             SweepError: A number is out of range or a word unknown.
         """
-        checked(self.rate)
         if self.fit not in ("quantile", "normal"):
             raise SweepError(f"fit: {self.fit!r} is not one of quantile, normal")
         if self.clip and self.normalised:
             raise SweepError("clip: normalised images have no range to clip to: leave one of both")
-        if self.steps < 1:
-            raise SweepError(f"steps: {self.steps} overlays are none: take one or more")
 
     def applies(self, needs: Needs) -> str | None:
         """Refuse a budget that leaves no image for the overlays or none for the threshold."""

@@ -6,18 +6,7 @@ import torch
 from torch import Tensor
 
 from defenses.base import Case
-from sweeper.core.errors import SweepError
 from sweeper.core.types import Samples
-
-
-def checked(rate: float) -> None:
-    """Check a rate of false positives.
-
-    Raises:
-        SweepError: It is not in (0, 1).
-    """
-    if not 0 < rate < 1:
-        raise SweepError(f"rate: {rate:g} is no share of the clean images: it lies in (0, 1)")
 
 
 def cut(scores: Tensor, rate: float) -> float:

@@ -139,7 +139,6 @@ def test_the_detector_is_part_of_the_stage_as_it_is_after_defaults() -> None:
     assert one != Retrain(detect="spectre").stage()
 
 
-@pytest.mark.parametrize("wrong", [{"epochs": 0}, {"detect": {"defence": "scan"}}])
-def test_impossible_options_are_refused(wrong: dict[str, Any]) -> None:
+def test_a_detector_without_its_name_is_refused() -> None:
     with pytest.raises(SweepError):
-        Retrain(**wrong)
+        Retrain(detect={"defence": "scan"})
