@@ -10,53 +10,56 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from sweeper.core import options
 from sweeper.core.errors import SweepError, unknown
+from sweeper.core.options import Count, LearningRate, NonNegative, ProperShare, Share, Whole
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """How a model is trained; everything here is part of a victim's key."""
 
-    epochs: int = 30
+    epochs: Whole = 30
     """Passes over the training set; 0 only where an attack sets it (no training at all)."""
-    batch: int = 128
+    batch: Count = 128
     """Images of a step."""
-    lr: float = 0.1
+    lr: LearningRate = 0.1
     """Peak learning rate."""
-    momentum: float = 0.9
+    momentum: ProperShare = 0.9
     """SGD momentum; Adam's decay of the mean gradient."""
     optimizer: Literal["sgd", "adam"] = field(default="sgd", metadata={"added": True})
     """sgd | adam (second moments decay by 0.98, as Transformers are trained)."""
     nesterov: bool = False
     """Whether the momentum is Nesterov's."""
-    weight_decay: float = 5e-4
+    weight_decay: NonNegative = 5e-4
     """L2 penalty on all parameters."""
     schedule: str = "linear"
     """linear (per step, to 0) | cosine (per epoch) | step (x gamma at milestones) | constant."""
-    period: int = 0
+    period: Whole = 0
     """Epochs of the cosine's half wave; 0: `epochs`."""
-    milestones: tuple[int, ...] = ()
+    milestones: tuple[Whole, ...] = ()
     """Epochs at which `step` multiplies the learning rate by `gamma`."""
-    gamma: float = 0.1
+    gamma: NonNegative = 0.1
     """Factor of `step`."""
-    warmup: float = 0.0
+    warmup: NonNegative = 0.0
     """Epochs over which the learning rate rises linearly from 0."""
-    label_smoothing: float = 0.0
+    label_smoothing: ProperShare = 0.0
     """Share of the label spread over all classes."""
-    crop: int = 0
+    crop: Whole = 0
     """Pixels of the random crop's border."""
     flip: bool = False
     """Whether to mirror at random; it moves a corner trigger, so it is declared, not assumed."""
-    rotation: float = 0.0
+    rotation: Annotated[float, Field(ge=0, le=180)] = 0.0
     """Degrees of random rotation to either side."""
-    erase: float = 0.0
+    erase: Share = 0.0
     """Probability of random erasing."""
-    crop_probability: float = field(default=1.0, metadata={"added": True})
+    crop_probability: Share = field(default=1.0, metadata={"added": True})
     """Share of the images that are cropped at all."""
-    rotation_probability: float = field(default=1.0, metadata={"added": True})
+    rotation_probability: Share = field(default=1.0, metadata={"added": True})
     """Share of the images that are rotated at all."""
     precision: str = "auto"
     """auto (bfloat16 where the device computes it natively) | bf16 | fp32 | portable (fp32 on one
@@ -76,25 +79,6 @@ class Recipe:
             raise SweepError(
                 f"precision: {self.precision!r} is not one of auto, bf16, fp32, portable"
             )
-        if self.batch < 1:
-            raise SweepError(f"batch: {self.batch} is not a whole number >= 1")
-        for name in (
-            "epochs",
-            "lr",
-            "weight_decay",
-            "warmup",
-            "crop",
-            "rotation",
-            "momentum",
-            "period",
-        ):
-            if getattr(self, name) < 0:
-                raise SweepError(f"{name}: {getattr(self, name)} is negative: give 0 or more")
-        if not (0 <= self.label_smoothing < 1 and 0 <= self.erase <= 1):
-            raise SweepError("label_smoothing lies in [0, 1), erase in [0, 1]")
-        for name in ("crop_probability", "rotation_probability"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise SweepError(f"{name}: {getattr(self, name)} is not in [0, 1]")
 
 
 Entry = tuple[str, str, dict[str, Any]]

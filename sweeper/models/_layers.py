@@ -27,12 +27,6 @@ def need_side(name: str, shape: tuple[int, ...], least: int) -> None:
         )
 
 
-def need_positive(name: str, option: str, value: int) -> None:
-    """Raise SweepError where a count is below 1."""
-    if value < 1:
-        raise SweepError(f"models: {name}: option {option!r} must be at least 1, got {value}.")
-
-
 def conv(inputs: int, outputs: int, size: int, stride: int = 1) -> nn.Conv2d:
     """Return a convolution without bias that keeps the image size at stride 1."""
     return nn.Conv2d(inputs, outputs, size, stride, padding=size // 2, bias=False)

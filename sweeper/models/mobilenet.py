@@ -13,7 +13,7 @@ from typing import ClassVar
 
 from torch import nn
 
-from sweeper.core.errors import SweepError
+from sweeper.core.options import ProperShare
 from sweeper.models._depthwise import fast_depthwise
 from sweeper.models._layers import (
     GlobalAverage,
@@ -33,15 +33,13 @@ class MobileNet(Family):
     names: ClassVar[tuple[str, ...]] = ("mobilenet-v2",)
     """Width 1.0 of the paper."""
 
-    dropout: float = 0.2
+    dropout: ProperShare = 0.2
     """Share of the features set to zero in training, before the head; 0 turns it off."""
 
     def build(self, classes: int, shape: Shape) -> tuple[nn.Module, nn.Module]:
         """Build trunk and head; the features have 1,280 entries."""
         from torchvision.models.mobilenetv2 import MobileNetV2  # slow to import
 
-        if not 0 <= self.dropout < 1:
-            raise SweepError(f"models: {self.name}: dropout must be in [0, 1), got {self.dropout}.")
         small = is_small(shape)
         need_side(self.name, shape, 8 if small else 32)
         # Expansion, channels, blocks, stride: the paper's table 2.

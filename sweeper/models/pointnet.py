@@ -13,6 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from sweeper.core.options import ProperShare
 from sweeper.models.base import Family, Shape
 
 
@@ -24,7 +25,7 @@ class PointNet(Family):
     tasks = frozenset({"points"})
     usual = (256, 3)
 
-    dropout: float = 0.3
+    dropout: ProperShare = 0.3
     """Share of the last features dropped in training; pointnet alone."""
 
     def build(self, classes: int, shape: Shape) -> tuple[nn.Module, nn.Module]:

@@ -11,11 +11,11 @@ from typing import ClassVar
 
 from torch import nn
 
+from sweeper.core.options import Count
 from sweeper.models._layers import (
     GlobalAverage,
     Stem,
     initialise,
-    need_positive,
     preact_stage,
     stem_layers,
 )
@@ -31,12 +31,11 @@ class PreActResNet(Family):
 
     stem: Stem = "auto"
     """auto (cifar up to 64 pixels, else imagenet), cifar, cifar-pool or imagenet."""
-    width: int = 64
+    width: Count = 64
     """Channels of the first stage; the others have 2, 4 and 8 times as many."""
 
     def build(self, classes: int, shape: Shape) -> tuple[nn.Module, nn.Module]:
         """Build trunk and head; the features have 8 x `width` entries."""
-        need_positive(self.name, "width", self.width)
         width = self.width
         trunk = nn.Sequential(
             *stem_layers(self.name, self.stem, shape, width),

@@ -14,12 +14,12 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
+from sweeper.core.options import Count
 from sweeper.models._layers import (
     GlobalAverage,
     Stem,
     conv,
     initialise,
-    need_positive,
     stem_layers,
 )
 from sweeper.models.base import Family, Shape
@@ -96,12 +96,11 @@ class ResNet(Family):
 
     stem: Stem = "auto"
     """auto (cifar up to 64 pixels, else imagenet), cifar, cifar-pool or imagenet."""
-    width: int = 64
+    width: Count = 64
     """Channels of the first stage; 64 in the paper."""
 
     def build(self, classes: int, shape: Shape) -> tuple[nn.Module, nn.Module]:
         """Build trunk and head; at width 64 the features have 512 (ResNet-50: 2,048) entries."""
-        need_positive(self.name, "width", self.width)
         block, depths = _MEMBERS[self.name]
         first, pool = stem_layers(self.name, self.stem, shape, self.width)
         layers: OrderedDict[str, nn.Module] = OrderedDict(conv1=first)

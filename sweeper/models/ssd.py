@@ -15,14 +15,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
 from sweeper.core.errors import SweepError
-from sweeper.models._layers import need_positive, need_side, not_in_place
+from sweeper.core.options import Count, Whole
+from sweeper.models._layers import need_side, not_in_place
 from sweeper.models.base import Family, Net, Shape
 from sweeper.models.resnet import ResNet
 
@@ -50,11 +52,11 @@ class SSD(Family):
     tasks = frozenset({"boxes"})
     usual = (3, 96, 96)
 
-    width: int = 16
+    width: Count = 16
     """Channels of ssd-small's first stage; the others have 2, 4 and 8 times as many."""
-    pyramid: int = 64
+    pyramid: Whole = 64
     """Channels of ssd-small's feature pyramid; 0: none, the stages' maps go to the heads."""
-    scales: tuple[float, ...] = (0.1, 0.22, 0.36, 0.7)
+    scales: tuple[Annotated[float, Field(gt=0, le=2)], ...] = (0.1, 0.22, 0.36, 0.7)
     """Sides of ssd-small's default boxes at strides 8, 16 and 32, as shares of the image's side,
     and of one more between which and the last lies the largest."""
 
@@ -85,11 +87,10 @@ class SSD(Family):
         from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
         from torchvision.models.detection.ssd import SSDHead
 
-        need_positive(self.name, "width", self.width)
         need_side(self.name, shape, 32)
-        if len(self.scales) != 4 or min(self.scales) <= 0:
+        if len(self.scales) != 4:
             raise SweepError(
-                f"models: {self.name}: scales: needs four numbers above 0, got "
+                f"models: {self.name}: scales: needs four numbers, got "
                 f"{', '.join(map(str, self.scales))}"
             )
         body, _ = ResNet(name="resnet18", width=self.width, stem="imagenet").build(classes, shape)

@@ -13,7 +13,8 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from sweeper.models._layers import GlobalMaximum, conv, initialise, need_positive
+from sweeper.core.options import Count
+from sweeper.models._layers import GlobalMaximum, conv, initialise
 from sweeper.models.base import Family, Shape
 
 
@@ -44,7 +45,7 @@ class Tiny(Family):
     names: ClassVar[tuple[str, ...]] = ("tiny",)
     """One size; the option changes it."""
 
-    width: int = 16
+    width: Count = 16
     """Channels of the stem; the stages have 2, 4 and 8 times as many."""
 
     def build(self, classes: int, shape: Shape) -> tuple[nn.Module, nn.Module]:
@@ -52,7 +53,6 @@ class Tiny(Family):
 
         A stage whose input is below 4 pixels a side does not pool.
         """
-        need_positive(self.name, "width", self.width)
         layers: list[nn.Module] = [Unit(shape[0], self.width)]
         width, side = self.width, min(shape[1:])
         for _ in range(3):

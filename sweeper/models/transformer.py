@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sweeper.core.bpe import PAD
-from sweeper.core.errors import SweepError
+from sweeper.core.options import ProperShare
 from sweeper.models.base import Family, Net, Shape
 
 
@@ -43,7 +43,7 @@ class Transformer(Family):
     tasks = frozenset({"pairs"})
     usual = (32,)
 
-    dropout: float = 0.1
+    dropout: ProperShare = 0.1
     """Share of a layer's output, and of the embeddings, dropped in training."""
 
     def build(self, classes: int, shape: Shape) -> tuple[nn.Module, nn.Module]:
@@ -52,12 +52,7 @@ class Transformer(Family):
         Args:
             classes: Entries of the vocabulary.
             shape: Of a sentence; any length fits.
-
-        Raises:
-            SweepError: The dropout is no share.
         """
-        if not 0 <= self.dropout < 1:
-            raise SweepError(f"models: {self.name}: dropout: {self.dropout} is not in [0, 1)")
         size = SIZES[self.name]
         return Layers(classes, size, self.dropout), nn.Linear(size.width, classes)
 

@@ -12,7 +12,8 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from sweeper.core.errors import SweepError
-from sweeper.models._layers import GlobalMaximum, need_positive, not_in_place
+from sweeper.core.options import Count
+from sweeper.models._layers import GlobalMaximum, not_in_place
 from sweeper.models.base import Family, Shape
 
 _TORCHVISION = {"r3d-18": "r3d_18", "mc3-18": "mc3_18", "r2plus1d-18": "r2plus1d_18"}
@@ -34,7 +35,7 @@ class Video(Family):
     tasks = frozenset({"clips"})
     usual = (8, 3, 32, 32)
 
-    width: int = 16
+    width: Count = 16
     """Channels of r3d-small's first block; the others have 2, 4 and 4 times as many."""
 
     def build(self, classes: int, shape: Shape) -> tuple[nn.Module, nn.Module]:
@@ -43,7 +44,6 @@ class Video(Family):
         Raises:
             SweepError: The clips are too small, or not in colour where torchvision wants that.
         """
-        need_positive(self.name, "width", self.width)
         frames, channels, height, width = shape
         if self.name == "r3d-small":
             return self._small(classes, channels, frames, min(height, width))

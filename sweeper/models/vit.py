@@ -13,7 +13,8 @@ from typing import ClassVar
 from torch import nn
 
 from sweeper.core.errors import SweepError
-from sweeper.models._layers import need_positive, need_side
+from sweeper.core.options import Count, Whole
+from sweeper.models._layers import need_side
 from sweeper.models.base import Family, Shape
 
 
@@ -24,13 +25,13 @@ class ViT(Family):
     names: ClassVar[tuple[str, ...]] = ("vit-tiny",)
     """One size; the options change it."""
 
-    patch: int = 0
+    patch: Whole = 0
     """Side of a patch in pixels; 0 = 4 for images up to 32 pixels, 8 up to 64, 16 above."""
-    depth: int = 12
+    depth: Count = 12
     """Transformer blocks."""
-    dim: int = 192
+    dim: Count = 192
     """Entries of a token, and of the features; the blocks' inner layers have 4 times as many."""
-    heads: int = 3
+    heads: Count = 3
     """Attention heads; they divide `dim`."""
 
     def build(self, classes: int, shape: Shape) -> tuple[nn.Module, nn.Module]:
@@ -58,8 +59,6 @@ class ViT(Family):
 
     def _check(self, shape: tuple[int, ...]) -> int:
         """Return the side of a patch; raise SweepError where options and image do not fit."""
-        for option in ("depth", "dim", "heads"):
-            need_positive(self.name, option, getattr(self, option))
         if self.dim % self.heads:
             raise SweepError(
                 f"models: {self.name}: dim {self.dim} is no multiple of heads {self.heads}; "
@@ -67,7 +66,6 @@ class ViT(Family):
             )
         _, height, width = shape
         patch = self.patch or (4 if height <= 32 else 8 if height <= 64 else 16)
-        need_positive(self.name, "patch", patch)
         need_side(self.name, shape, 2 * patch)
         if height != width or height % patch:
             raise SweepError(

@@ -111,15 +111,13 @@ def test_changes() -> None:
         ({"milestones": 50}, "recipe: milestones: needs a list of whole numbers, not 50"),
         ({"flip": 3}, "recipe: flip: needs true or false, not 3"),
         ({"epochs": 0}, "recipe: epochs: 0 is not a whole number >= 1"),
-        ({"lr": -1}, "recipe: lr: -1.0 is negative: give 0 or more"),
+        ({"lr": -1}, "recipe: lr: needs a number of at least 0, not -1"),
         ({"schedule": "liner"}, "recipe: schedule: 'liner' is not one of linear, cosine, step"),
         (
             {"precision": "fp16"},
             "recipe: precision: 'fp16' is not one of auto, bf16, fp32, portable",
         ),
-        ({"crop_probability": 2}, "recipe: crop_probability: 2.0 is not in [0, 1]"),
-        ({"rotation_probability": -1}, "recipe: rotation_probability: -1.0 is not in [0, 1]"),
-        ({"erase": 2}, "recipe: label_smoothing lies in [0, 1), erase in [0, 1] (here erase: 2)"),
+        ({"crop_probability": 2}, "recipe: crop_probability: needs a number of at most 1, not 2"),
     ],
     ids=str,
 )

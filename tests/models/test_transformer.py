@@ -63,5 +63,5 @@ def test_places_are_the_paper_s() -> None:
 
 
 def test_a_dropout_that_is_no_share_is_refused() -> None:
-    with pytest.raises(SweepError, match="dropout: 1.0 is not in"):
+    with pytest.raises(SweepError, match="dropout: needs a number below 1, not 1.0"):
         built(dropout=1.0)

@@ -13,6 +13,7 @@ from torch import Tensor
 from defenses.anp import ANP, RELEASED
 from defenses.parts.neurons import prune
 from sweeper.analyses.base import CLEAN, POISON, Analysis, Subject, line
+from sweeper.core.options import LearningRate, Whole
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,9 +28,9 @@ SHARES = (0.0, 0.0125, 0.025, 0.0375, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
 class AnpCurves(Analysis):
     """Mask histogram, threshold curve and pruning curve."""
 
-    steps: int = 2000
+    steps: Whole = 2000
     """Batches the masks are learned on."""
-    lr: float = 0.2
+    lr: LearningRate = 0.2
     """Learning rate of the masks."""
 
     title = "ANP: masks and pruning curves"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from defenses.parts.sd import CLEAN as HELD_CLEAN
 from defenses.parts.sd import POISONED, SD
 from sweeper.analyses.base import CLEAN, POISON, Analysis, Subject
+from sweeper.core.options import Count, Whole
 from sweeper.core.types import Role
 
 if TYPE_CHECKING:
@@ -21,11 +22,11 @@ if TYPE_CHECKING:
 class Fct(Analysis):
     """Histogram of the sensitivity scores of the training set."""
 
-    train_epochs: int = 2
+    train_epochs: Whole = 2
     """Epochs of cross-entropy without augmentation."""
-    intra_epochs: int = 10
+    intra_epochs: Whole = 10
     """Epochs of the intra-class loss."""
-    bins: int = 200
+    bins: Count = 200
     """Bars of the histogram."""
 
     title = "Feature consistency towards transformations (FCT)"

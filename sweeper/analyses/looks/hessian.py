@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from sweeper.analyses.base import CLEAN, Analysis, Subject
 from sweeper.core import seeds
+from sweeper.core.options import Count, Several, Whole
 from sweeper.engine import curvature
 from sweeper.engine.task import ANY
 
@@ -22,11 +23,11 @@ if TYPE_CHECKING:
 class HessianSpectrum(Analysis):
     """Eigenvalue, trace and spectral density of the loss Hessian."""
 
-    images: int = 1000
+    images: Count = 1000
     """Clean training samples."""
-    vectors: int = 50
+    vectors: Several = 50
     """Random vectors of the trace."""
-    steps: int = 100
+    steps: Whole = 100
     """Lanczos steps of the density; 0: none."""
 
     title = "Spectrum of the loss Hessian"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from defenses.mcr import MCR
 from sweeper.analyses.base import CLEAN, POISON, Analysis, Subject, line
+from sweeper.core.options import Several, Whole
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,11 +20,11 @@ if TYPE_CHECKING:
 class McrPath(Analysis):
     """The learned curve."""
 
-    steps: int = 2000
+    steps: Whole = 2000
     """Steps that train the curve."""
-    tune_steps: int = 2000
+    tune_steps: Whole = 2000
     """Steps that fine-tune the second end."""
-    points: int = 11
+    points: Several = 11
     """Points measured, both ends among them."""
 
     title = "MCR: along the curve"

@@ -10,6 +10,7 @@ import torch
 from defenses.parts.attribution import attribution
 from defenses.soda import SODA
 from sweeper.analyses.base import CLEAN, OTHER, POISON, Analysis, Subject, features
+from sweeper.core.options import NonNegative
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 class SodaAttribution(Analysis):
     """Anomaly index of every class, and the attribution of the most anomalous one."""
 
-    theta1: float = 3.0
+    theta1: NonNegative = 3.0
     """Anomaly index above which a class is a target."""
 
     title = "SODA: causal attribution"

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sweeper.analyses.base import Analysis, Subject, features
 from sweeper.core import seeds
+from sweeper.core.options import Count, Positive, Whole
 from sweeper.core.types import Role
 from sweeper.engine.task import ANY
 
@@ -26,11 +27,11 @@ if TYPE_CHECKING:
 class Tsne(Analysis):
     """Where poisoned images lie among the classes."""
 
-    per_class: int = 200
+    per_class: Count = 200
     """Most clean training images of a class."""
-    poisoned: int = 300
+    poisoned: Whole = 300
     """Most poisoned training images."""
-    perplexity: float = 30.0
+    perplexity: Positive = 30.0
     """Effective number of neighbours."""
 
     title = "t-SNE of features, poisoned samples marked"
