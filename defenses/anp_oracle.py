@@ -30,6 +30,8 @@ class ANPOracle(ANP):
 
     title = "ANP, chosen on test data"
     sees = frozenset({"model", "clean", "oracle"})
+    idle = frozenset({"threshold", "prune_count", "tau"})
+    presets = {name: ANP.presets[name] for name in ("released", "backdoorbench")}
 
     def choose(self, case: Case, masks: Tensor) -> tuple[int, dict[str, Any]]:
         """The number of lowest test ASR at a bounded change of test accuracy."""

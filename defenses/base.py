@@ -259,6 +259,8 @@ class Defense(ABC):
     """Label rules the method was made for; it is run on all of them."""
     unlearns: ClassVar[bool] = False
     """Whether it unlearns the trigger it finds, so that `{detect: it, then: unlearn}` is itself."""
+    idle: ClassVar[frozenset[str]] = frozenset()
+    """Inherited options it makes no use of: none may be given, and all stand in keys."""
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """A source's variant by name -> the options it sets."""
     version: ClassVar[int] = 1

@@ -31,6 +31,7 @@ class SODAOracle(SODA):
 
     title = "SODA, source and target given"
     sees = frozenset({"model", "clean", "oracle"})
+    idle = frozenset({"theta1", "theta2"})
     presets = {
         "green-cars": {**RELEASED, "target": 6, "lr": 0.007, "epochs": 3, "stop": 0.8},
         "striped-background": {

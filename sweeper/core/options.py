@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import re
 import types
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -57,8 +57,15 @@ Some = Annotated[tuple[T, ...], Field(min_length=1)]
 
 
 def names(cls: type) -> list[str]:
-    """Return the options of a dataclass: its fields, less those an axis of the sweep sets."""
-    return [f.name for f in dataclasses.fields(cls) if f.init and not f.metadata.get("axis")]
+    """Return the options of a dataclass: its fields, less those an axis sets and `idle` ones."""
+    own = [f for f in dataclasses.fields(cls) if f.init and not f.metadata.get("axis")]
+    return [f.name for f in own if f.name not in _idle(cls)]
+
+
+def _idle(cls: type) -> Collection[str]:
+    """The fields that a class inherits and makes no use of, as it declares."""
+    found: Collection[str] = getattr(cls, "idle", ())
+    return found
 
 
 def construct(cls: type[T], options: Mapping[str, Any], what: str, **axes: Any) -> T:
@@ -81,6 +88,10 @@ def construct(cls: type[T], options: Mapping[str, Any], what: str, **axes: Any) 
     current = {_key(item): item.name for item in fields}
     for given, value in options.items():
         name = current.get(given, given)
+        if name in _idle(cls):
+            if value != cls.__dataclass_fields__[name].default:  # type: ignore[attr-defined]
+                problems.append(f"{what}: {name}: has no effect here: leave it out")
+            continue
         if name not in known:
             problems.append(f"{what}: {unknown('option', name, known)}")
             continue

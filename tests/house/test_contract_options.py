@@ -6,31 +6,37 @@ sentences speak to the author of an option.
 
 from __future__ import annotations
 
+import ast
 import dataclasses
+import inspect
 import itertools
 import math
+import sys
 from collections.abc import Callable, Iterator
 from typing import Annotated, Any, get_args, get_origin
 
 import pytest
 
+from defenses.base import Needs
 from sweeper import models
 from sweeper.analyses import looks
 from sweeper.core import catalog, options
 from sweeper.core.errors import SweepError
 from sweeper.engine import recipes
+from sweeper.plan import matrix
+from tests.support import toys
 
 Leaf = tuple[dict[str, float], Callable[[Any], Any]]
 """A number within a type: the ends of its range by pydantic's names; a number -> what holds it."""
 
 
+EVERY = [(kind, name) for kind in ("attack", "defense") for name in catalog.names(kind)]
+
+
 def owners() -> dict[str, tuple[type, dict[str, Any]]]:
     """Each class that has options, with its axes, by what it is."""
     found: dict[str, tuple[type, dict[str, Any]]] = {"recipe": (recipes.Recipe, {})}
-    for kind in ("attack", "defense"):
-        found |= {
-            f"{kind}-{name}": (catalog.method(kind, name), {}) for name in catalog.names(kind)
-        }
+    found |= {f"{kind}-{name}": (catalog.method(kind, name), {}) for kind, name in EVERY}
     stages = [catalog.make("defense", name, {}).stage() for name in catalog.names("defense")]
     found |= {f"stage-{stage.name}": (type(stage), {}) for stage in stages if stage is not None}
     found |= {f"analysis-{name}": (looks.analysis(name), {}) for name in looks.names()}
@@ -101,3 +107,68 @@ def test_every_recipe_lies_in_the_ranges(name: str) -> None:
     kinds = {pattern for _, pattern, _ in recipes.RECIPES[name]}
     for dataset, model in itertools.product(patterns, kinds):
         assert recipes.resolve(name, dataset, model).batch >= 1
+
+
+METHODS = {f"{kind}-{name}": catalog.method(kind, name) for kind, name in EVERY}
+HEIRS = [
+    pytest.param(name, preset, id=f"{name}-{preset}")
+    for name, preset in toys.variants("defense")
+    if any(base in METHODS.values() for base in catalog.method("defense", name).__mro__[1:])
+]
+"""Defenses that inherit from another, with their presets."""
+
+
+def read_by(cls: type) -> set[str]:
+    """The attributes the code of a method reads; a function it overrides is not its code."""
+    found: set[str] = set()
+    lineage = {base.__name__: base for base in cls.__mro__}
+    modules = {base.__module__ for base in cls.__mro__}
+    for module in (name for name in modules if name.startswith(("attacks.", "defenses."))):
+        for top in ast.parse(inspect.getsource(sys.modules[module])).body:
+            own = lineage.get(top.name) if isinstance(top, ast.ClassDef) else None
+            for part in top.body if own and isinstance(top, ast.ClassDef) else [top]:
+                name = getattr(part, "name", "")
+                if own and vars(own).get(name) is not inspect.getattr_static(cls, name, None):
+                    continue
+                if name != "__post_init__":
+                    found |= {n.attr for n in ast.walk(part) if isinstance(n, ast.Attribute)}
+    return found
+
+
+@pytest.mark.parametrize("cls", METHODS.values(), ids=METHODS)
+def test_every_option_has_an_effect(cls: type) -> None:
+    unread = set(options.names(cls)) - read_by(cls)
+    assert not unread, f"nothing reads {unread}: name what is inherited for nothing in `idle`"
+
+
+@pytest.mark.parametrize("cls", METHODS.values(), ids=METHODS)
+def test_an_option_without_effect_is_refused(cls: type) -> None:
+    for name in getattr(cls, "idle", ()):
+        default = cls.__dataclass_fields__[name].default
+        assert options.construct(cls, {name: default}, "it") == cls(), "as rows have it"
+        with pytest.raises(SweepError, match=f"it: {name}: has no effect"):
+            options.construct(cls, {name: 1}, "it")
+
+
+def noted(method: Callable[..., Any], called: set[str]) -> Callable[..., Any]:
+    """The same method, which leaves its name."""
+
+    def inner(*given: Any, **more: Any) -> Any:
+        called.add(method.__name__)
+        return method(*given, **more)
+
+    return inner
+
+
+@pytest.mark.parametrize(("name", "preset"), HEIRS)
+def test_what_a_defense_does_otherwise_is_done_with_every_preset(
+    name: str, preset: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cls, called = catalog.method("defense", name), set[str]()
+    own = {n for n, v in vars(cls).items() if inspect.isfunction(v) and not n.startswith("__")}
+    for method in own:
+        monkeypatch.setattr(cls, method, noted(vars(cls)[method], called))
+    defense = toys.short("defense", name, toys.asked(preset))
+    matrix.misfit(defense, Needs(10, toys.QUARTER, "tiny", True, 40), "tiny")
+    toys.run(defense, epochs=1, clean=40, shape=toys.QUARTER)
+    assert called == own, f"{own - called} is never reached: leave out the preset that sees to that"
