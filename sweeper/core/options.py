@@ -147,13 +147,13 @@ def _lacking(error: Exception, hint: Any, value: Any) -> str:
     return f"needs {spelled(hint)}, not {value!r}"
 
 
-def fits(value: Any, hint: Any) -> bool:
-    """Whether a value of a sweep file may stand, unconverted, for a field of type `hint`."""
+def misfit(value: Any, hint: Any) -> str:
+    """Why a value of a sweep file cannot stand, unconverted, for a type; empty where it can."""
     try:
         _adapter(hint).validate_python(value, strict=True)
-    except ValidationError:
-        return False
-    return True
+    except ValidationError as error:
+        return _lacking(error, hint, value)
+    return ""
 
 
 @functools.lru_cache(maxsize=256)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sweeper.core import seeds
 from sweeper.core.errors import SweepError
+from sweeper.core.options import OpenShare
 from sweeper.core.types import Samples
 from sweeper.data.base import Source, Splits
 
@@ -26,7 +27,7 @@ _TRACK = re.compile(r"\d+_\d+\.\w+")
 class FileSource(Source):
     """A source of files on disk, under the data folder by name or at `path`."""
 
-    test_share: float | None = None
+    test_share: OpenShare | None = None
     """Share of the images to hold out as the test split where the data have none, in (0, 1)."""
     group_by: Literal["auto", "path-prefix", "none"] = "auto"
     """Images that belong together: `path-prefix` groups those of one class whose file names agree

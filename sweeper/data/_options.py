@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, get_type_hints
 
 from sweeper.core.errors import SweepError, unknown
-from sweeper.core.options import fits, spelled
+from sweeper.core.options import Count, misfit, names
 from sweeper.data.base import Source
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-SUBSET: dict[str, Any] = {"train_size": int | None, "test_size": int | None}
+SUBSET: dict[str, Any] = {"train_size": Count | None, "test_size": Count | None}
 """Options every source's data sets have: how many images of a split to use."""
-_COUNTS = ("size", "train_size", "test_size")
 
 
 def hints(kind: type[Source]) -> dict[str, Any]:
     """Return the options of a source with their types."""
-    types = get_type_hints(kind)
-    return {f.name: types[f.name] for f in dataclasses.fields(kind) if f.name != "name"}
+    types = get_type_hints(kind, include_extras=True)
+    return {name: types[name] for name in names(kind) if name != "name"}
 
 
 def every(kind: type[Source]) -> list[str]:
@@ -41,7 +39,7 @@ def check(options: Mapping[str, Any], kinds: Sequence[type[Source]]) -> None:
             "digits, dots, underscores and hyphens; a place goes into `path`"
         )
     allowed: dict[str, list[Any]] = {key: [hint] for key, hint in SUBSET.items()}
-    for kind in kinds:
+    for kind in sorted(kinds, key=lambda kind: name not in kind.names):  # its own first
         for key, hint in hints(kind).items():
             allowed.setdefault(key, []).append(hint)
     problems = []
@@ -50,13 +48,8 @@ def check(options: Mapping[str, Any], kinds: Sequence[type[Source]]) -> None:
             continue
         if key not in allowed:
             problems.append(unknown("option", key, allowed))
-        elif not any(fits(value, hint) for hint in allowed[key]):
-            expected = " or ".join(dict.fromkeys(spelled(hint) for hint in allowed[key]))
-            problems.append(f"{key}: needs {expected}, not {value!r}")
-        elif key in _COUNTS and value is not None and value < 1:
-            problems.append(f"{key}: needs a whole number of at least 1, not {value!r}")
-        elif key == "test_share" and value is not None and not 0 < value < 1:
-            problems.append(f"{key}: needs a share between 0 and 1, such as 0.2, not {value!r}")
+        elif all(lacks := [misfit(value, hint) for hint in allowed[key]]):
+            problems.append(f"{key}: {lacks[0]}")
     if problems:
         raise SweepError("\n".join(f"datasets: {name}: {problem}" for problem in problems))
 
@@ -75,9 +68,6 @@ def build(kind: type[Source], options: Mapping[str, Any]) -> Source:
                 f"datasets: {options['dataset']}: read as {kind.__name__.lower()}, which has "
                 f"{sentence}"
             )
-        if key in allowed and not fits(value, allowed[key]):
-            raise SweepError(
-                f"datasets: {options['dataset']}: {key}: needs {spelled(allowed[key])}, "
-                f"not {value!r}"
-            )
+        if key in allowed and (lack := misfit(value, allowed[key])):
+            raise SweepError(f"datasets: {options['dataset']}: {key}: {lack}")
     return kind(name=options["dataset"], **{k: v for k, v in options.items() if k in allowed})

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from sweeper.core.errors import SweepError
+from sweeper.core.options import Count
 from sweeper.core.types import Samples
 
 
@@ -35,7 +36,7 @@ class Source(ABC):
     """The data set's name in the sweep file."""
     path: str | None = field(default=None, metadata={"path": True})
     """File or folder of the data; default: looked for under the data folder by name."""
-    size: int | None = None
+    size: Count | None = None
     """Side in pixels to resize images to; default: as stored (all must then be of one size)."""
 
     names: ClassVar[dict[str, str]]
@@ -45,6 +46,8 @@ class Source(ABC):
     order: ClassVar[int] = 50
     """Sources are asked in this order; the first that `serves` a data set provides it."""
 
+    idle: ClassVar[frozenset[str]] = frozenset()
+    """Inherited options that mean nothing to it: none may be given."""
     task: ClassVar[str] = "image"
     """What its samples are: a file of `sweeper/tasks/`."""
     shape: ClassVar[tuple[int, ...]] = (3, 32, 32)

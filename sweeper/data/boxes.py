@@ -30,6 +30,7 @@ from torch import Tensor
 from sweeper.core import seeds
 from sweeper.core.errors import SweepError
 from sweeper.core.folders import inside
+from sweeper.core.options import Count
 from sweeper.core.types import SampleSet
 from sweeper.data import _annotations, _shards
 from sweeper.data._annotations import Annotated, Box
@@ -72,7 +73,7 @@ def rows(boxes: Sequence[Sequence[Box]], count: int) -> Tensor:
 class BoxFiles(FileSource):
     """Images with boxes: Parquet, COCO's JSON or Pascal VOC's XML."""
 
-    size: int | None = 96
+    size: Count = 96
     """Side in pixels all images are resized to."""
 
     names: ClassVar[dict[str, str]] = {}
@@ -123,10 +124,8 @@ class BoxFiles(FileSource):
         """Read the boxes and decode the images.
 
         Raises:
-            SweepError: There is no `size`, a file is missing or cannot be read, a box has no class.
+            SweepError: A file is missing or cannot be read, a box has no class.
         """
-        if self.size is None:
-            raise SweepError(f"{self.name}: images with boxes need a `size`, such as 96")
         kind, home = self._kind(root)
         assert home is not None
         readers: dict[str, Callable[[Path, Path], _Read]] = {
@@ -147,7 +146,7 @@ class BoxFiles(FileSource):
 
     def _fitted(self, part: Annotated, classes: int) -> list[list[Box]]:
         """The boxes of a split cut at the border and resized; those of no area are left out."""
-        out, size = [], self.size or 1
+        out, size = [], self.size
         for (width, height), boxes in zip(part.sizes, part.boxes, strict=True):
             kept = []
             for x1, y1, x2, y2, kind in boxes:
@@ -221,14 +220,15 @@ _Read = tuple[dict[str, Annotated], tuple[str, ...]]
 class Scenes(Fileless):
     """Generated scenes of 3x96x96: two to four of scikit-learn's digits on noise."""
 
-    count: int = 1500
+    count: Count = 1500
     """Training scenes."""
-    test_count: int = 300
+    test_count: Count = 300
     """Test scenes; their digits are others than those of the training scenes."""
 
     names: ClassVar[dict[str, str]] = {
         "scenes": "generated scenes, 3x96x96, with boxes: two to four digits of 5 classes"
     }
+    idle = frozenset({"size"})
     task = "boxes"
     shape = (3, _SIDE, _SIDE)
     extra = "detection"
@@ -236,13 +236,7 @@ class Scenes(Fileless):
     order: ClassVar[int] = 40
 
     def read(self, root: Path) -> Splits:
-        """Draw both splits.
-
-        Raises:
-            SweepError: A count is below 1, or a size is asked for.
-        """
-        if min(self.count, self.test_count) < 1 or self.size is not None:
-            raise SweepError(f"{self.name}: count and test_count: at least 1; there is no `size`")
+        """Draw both splits."""
         from sklearn.datasets import load_digits  # here: importing it takes a second
 
         data = load_digits()

@@ -12,16 +12,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import Field
 from torch import Tensor
 
 from sweeper.core import seeds
 from sweeper.core.errors import SweepError
 from sweeper.core.folders import called, inside
+from sweeper.core.options import CEILING, Count
 from sweeper.core.types import SampleSet
 from sweeper.data._files import TEST_NAMES, ClassFiles, used
 from sweeper.data._images import as_batches, decode
@@ -29,6 +31,8 @@ from sweeper.data.base import Fileless, Splits
 
 MOTIONS = ("left", "right", "up", "down", "clockwise", "counter-clockwise", "grow", "shrink")
 _SUFFIXES = frozenset(".png .jpg .jpeg .bmp .webp".split())
+EachMotion = Annotated[int, Field(ge=len(MOTIONS), le=CEILING)]
+"""How many clips, one of each motion at least."""
 _SIDE, _FRAMES, _OBJECT = 24, 8, 12
 _SPEED, _TURN = 2.0, np.radians(25)
 """Pixels and radians from frame to frame."""
@@ -45,7 +49,7 @@ def clips(frames: Tensor, labels: Tensor, classes: tuple[str, ...]) -> SampleSet
 class FrameFolder(ClassFiles):
     """A folder `train/<class>/<clip>/` of frames, with `test/` or `test_share`."""
 
-    frames: int = 16
+    frames: Count = 16
     """Frames of a clip, evenly spaced; giving it says that the folder holds clips, not images."""
 
     names: ClassVar[dict[str, str]] = {}
@@ -151,9 +155,9 @@ def _frames(clip: Path) -> list[Path]:
 class Moving(Fileless):
     """Generated clips of 8 frames, 3x24x24: a digit of scikit-learn that moves in one of 8 ways."""
 
-    count: int = 2000
+    count: EachMotion = 2000
     """Training clips."""
-    test_count: int = 500
+    test_count: EachMotion = 500
     """Test clips; their digits are others than those of the training clips."""
 
     names: ClassVar[dict[str, str]] = {
@@ -161,19 +165,12 @@ class Moving(Fileless):
     }
     task = "clips"
     shape = (_FRAMES, 3, _SIDE, _SIDE)
+    idle = frozenset({"size"})
     forbids = frozenset({"flip"})
     order: ClassVar[int] = 40
 
     def read(self, root: Path) -> Splits:
-        """Draw both splits.
-
-        Raises:
-            SweepError: A count is below 1, or a size is asked for.
-        """
-        if min(self.count, self.test_count) < len(MOTIONS) or self.size is not None:
-            raise SweepError(
-                f"{self.name}: count and test_count: at least {len(MOTIONS)}; there is no `size`"
-            )
+        """Draw both splits."""
         from sklearn.datasets import load_digits  # here: importing it takes a second
 
         digits = load_digits().images / 16

@@ -16,13 +16,15 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
+from pydantic import Field
 
 from sweeper.core import bpe, seeds
 from sweeper.core.errors import SweepError, is_pointer, unreadable
 from sweeper.core.folders import inside
+from sweeper.core.options import CEILING, Count
 from sweeper.core.types import SampleSet
 from sweeper.data._files import TEST_NAMES, folders, same_name
 from sweeper.data.base import Fileless, Source, Splits
@@ -90,14 +92,15 @@ class PairFiles(Source):
     test_file: str = ""
     """Name of the test file, without its ending; default: test, val, or the first that begins so.
     """
-    vocabulary: int = 8000
+    vocabulary: Annotated[int, Field(ge=300, le=CEILING)] = 8000
     """Most byte pairs in the vocabulary."""
-    longest: int = 64
+    longest: Count = 64
     """Training pairs with more tokens in a sentence are left out."""
 
     names: ClassVar[dict[str, str]] = {
         "multi30k-en-de": "29,000 descriptions of images in English and German; not downloaded"
     }
+    idle = frozenset({"size"})
     task = "pairs"
     shape = (72,)
     wants = "train.parquet and test.parquet with a column a language, or train.en, train.de and so"
@@ -163,10 +166,7 @@ class PairFiles(Source):
             SweepError: A file cannot be read, or has no such column, or sides of other lengths.
         """
         home = self.home(root)
-        if self.size is not None or home is None or self.vocabulary < 300 or self.longest < 1:
-            raise SweepError(
-                f"{self.name}: pairs have no `size`; vocabulary: at least 300, longest: at least 1"
-            )
+        assert home is not None
         train, test = (
             self._texts(self._of_split(home, stem))
             for stem in (self.file, self.test_file or _test_of(home))
@@ -272,14 +272,15 @@ def number(value: int, language: str) -> str:
 class Phrases(Fileless):
     """Generated sentences in English and German."""
 
-    count: int = 4000
+    count: Count = 4000
     """Training pairs."""
-    test_count: int = 400
+    test_count: Count = 400
     """Test pairs; none of them is a training pair."""
 
     names: ClassVar[dict[str, str]] = {
         "phrases": "generated sentences in English and German, 4,000 + 400 pairs"
     }
+    idle = frozenset({"size"})
     task = "pairs"
     shape = (30,)
     extra = "text"
@@ -287,13 +288,7 @@ class Phrases(Fileless):
     order: ClassVar[int] = 40
 
     def read(self, root: Path) -> Splits:
-        """Draw both splits.
-
-        Raises:
-            SweepError: A number is too small, or a size is asked for.
-        """
-        if min(self.count, self.test_count) < 1 or self.size:
-            raise SweepError(f"{self.name}: count, test_count: at least 1; there is no `size`")
+        """Draw both splits."""
         return draw_phrases(self.name, self.count, self.test_count)
 
 

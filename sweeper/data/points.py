@@ -15,16 +15,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import Field
 from torch import Tensor
 
 from sweeper.core import seeds
 from sweeper.core.errors import SweepError, unreadable
 from sweeper.core.folders import inside
+from sweeper.core.options import CEILING, Count
 from sweeper.core.types import SampleSet
 from sweeper.data._files import folders, used
 from sweeper.data.base import Fileless, Source, Splits
@@ -47,7 +49,7 @@ def clouds(points: Cloud, labels: Tensor, classes: tuple[str, ...]) -> SampleSet
 class PointFiles(Source):
     """Clouds of a user's own, such as ModelNet40."""
 
-    points: int = 1024
+    points: Annotated[int, Field(ge=4, le=CEILING)] = 1024
     """Points of a cloud: sampled on a mesh, or the first of those stored."""
     renumber: bool = False
     """Whether to leave out classes without a training cloud and number the others from 0."""
@@ -55,6 +57,7 @@ class PointFiles(Source):
     names: ClassVar[dict[str, str]] = {
         "modelnet40": "40 classes of CAD models, as .off, .h5 or .npy files; not downloaded"
     }
+    idle = frozenset({"size"})
     task = "points"
     shape = (1024, 3)
     wants = "<class>/train/*.off and <class>/test/*.off, or .h5 or .npy files of points,"
@@ -82,8 +85,7 @@ class PointFiles(Source):
             SweepError: A file is missing or cannot be read, or has too few points.
         """
         home = self.home(root)
-        if self.size is not None or home is None or self.points < 4:
-            raise SweepError(f"{self.name}: clouds have no `size`: give `points`, at least 4")
+        assert home is not None
         read = {".off": self._off, ".h5": self._h5, ".npy": self._npy}[_kind(home)]
         train, test = (read(home, part) for part in ("train", "test"))
         labels, held = (torch.from_numpy(part[1]) for part in (train, test))
@@ -281,31 +283,23 @@ SHAPES: dict[str, Callable[[np.random.Generator, int], Cloud]] = {
 class Solids(Fileless):
     """Generated clouds of eight shapes."""
 
-    points: int = 256
+    points: Annotated[int, Field(ge=16, le=CEILING)] = 256
     """Points of a cloud."""
-    per_class: int = 170
+    per_class: Count = 170
     """Training clouds of a shape."""
-    test_per_class: int = 40
+    test_per_class: Count = 40
     """Test clouds of a shape."""
 
     names: ClassVar[dict[str, str]] = {
         "solids": "generated clouds of 256 points on 8 shapes, 170 + 40 of each"
     }
+    idle = frozenset({"size"})
     task = "points"
     shape = (256, 3)
     order: ClassVar[int] = 40
 
     def read(self, root: Path) -> Splits:
-        """Draw both splits.
-
-        Raises:
-            SweepError: A number is too small, or a size is asked for.
-        """
-        if min(self.per_class, self.test_per_class) < 1 or self.points < 16 or self.size:
-            raise SweepError(
-                f"{self.name}: per_class, test_per_class: at least 1, points: at least 16; there "
-                "is no `size`"
-            )
+        """Draw both splits."""
         parts = (("train", self.per_class), ("test", self.test_per_class))
         train, test = (draw_solids(name, count, self.points) for name, count in parts)
         return Splits(train, test)

@@ -178,7 +178,7 @@ def test_a_file_that_cannot_be_read_is_named(
 
 def test_what_is_missing_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     home = written(tmp_path / "cells", "coco")
-    with pytest.raises(SweepError, match="images with boxes need a `size`"):
+    with pytest.raises(SweepError, match="size: needs a whole number, not None"):
         opened(home, tmp_path, size=None)
     monkeypatch.setattr("sweeper.data.base.find_spec", lambda name: None)
     with pytest.raises(SweepError, match=r"boxes need torchmetrics and pycocotools: .*detection"):
@@ -214,12 +214,6 @@ def test_objects_of_a_scene_hardly_touch() -> None:
         shared = (high - low).clamp(min=0).prod(2).fill_diagonal_(0)
         area = (held[:, 2:] - held[:, :2]).prod(1)
         assert bool((shared <= 0.0501 * torch.minimum(area[:, None], area)).all())
-
-
-def test_scenes_refuse_what_they_cannot_draw(tmp_path: Path) -> None:
-    for options in ({"count": 0}, {"size": 32}):
-        with pytest.raises(SweepError, match="scenes: count and test_count"):
-            open_dataset({"dataset": "scenes", **options}, tmp_path, tmp_path / "cache")
 
 
 @pytest.mark.data

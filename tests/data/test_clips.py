@@ -103,12 +103,6 @@ def test_a_single_frame_is_distributed_alike_in_all_classes() -> None:
     assert float(means.std() / means.mean()) < 0.06
 
 
-def test_moving_refuses_what_it_cannot_draw(tmp_path: Path) -> None:
-    for options in ({"count": 3}, {"size": 32}):
-        with pytest.raises(SweepError, match="moving: count and test_count"):
-            open_dataset({"dataset": "moving", **options}, tmp_path, tmp_path / "cache")
-
-
 @pytest.mark.parametrize(
     ("entry", "said"),
     [

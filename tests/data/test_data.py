@@ -62,7 +62,7 @@ def test_a_new_source_is_one_new_file(tmp_path, monkeypatch):
         ({"dataset": "fruit", "size": 0}, "at least 1"),
         ({"dataset": "fruit", "train_size": -5}, "at least 1"),
         ({"dataset": "fruit", "train_size": 1.5}, "needs a whole number"),
-        ({"dataset": "fruit", "test_share": 1.0}, "between 0 and 1"),
+        ({"dataset": "fruit", "test_share": 1.0}, "test_share: needs a number below 1"),
         ({"dataset": "fruit", "group_by": "colour"}, "'path-prefix'"),
         ({"dataset": "fruit", "classes": 2}, "no option 'classes'"),
     ],
@@ -81,6 +81,22 @@ def test_all_wrong_options_are_told_at_once():
 def test_options_of_another_source_are_refused_with_its_own_list(tmp_path):
     with pytest.raises(SweepError, match="read as digits.*no option 'group_by'.*size"):
         open_dataset({"dataset": "digits", "group_by": "none"}, tmp_path, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("moving", {"count": 3}, "count: needs a whole number of at least 8, not 3"),
+        ("solids", {"points": 3}, "points: needs a whole number of at least 16, not 3"),
+        ("solids", {"points": 9}, "points: needs a whole number of at least 16, not 9"),
+        ("scenes", {"test_count": 0}, "test_count: needs a whole number of at least 1, not 0"),
+        ("phrases", {"count": 10**12}, "count: needs a whole number of at most 1000000000"),
+        *((name, {"size": 32}, "no option 'size'") for name in ("moving", "solids", "scenes")),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused(name, options, words, tmp_path):
+    with pytest.raises(SweepError, match=words):
+        open_dataset({"dataset": name, **options}, tmp_path, tmp_path)
 
 
 def test_unknown_data_sets_and_paths(tmp_path):

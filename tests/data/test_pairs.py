@@ -74,7 +74,7 @@ def test_long_training_pairs_are_left_out_and_test_count_stay(tmp_path: Path) ->
     [
         ({"file": "../train"}, "'../train' is no name of a file"),
         ({"test_file": "nowhere"}, "neither nowhere.parquet nor nowhere.en and nowhere.de"),
-        ({"size": 32}, "pairs have no `size`"),
+        ({"size": 32}, "no option 'size'"),
         ({"longest": 1}, "train has no pair"),
     ],
 )

@@ -121,9 +121,3 @@ def test_a_solid_has_its_points_on_its_surface(name: str) -> None:
         ),
     }[name]
     assert np.abs(distance).max() < 1e-9
-
-
-def test_solids_refuse_what_they_cannot_draw(tmp_path: Path) -> None:
-    for options in ({"points": 3}, {"size": 32}, {"per_class": 0}):
-        with pytest.raises(SweepError, match="solids: per_class"):
-            open_dataset({"dataset": "solids", **options}, tmp_path, tmp_path / "cache")

@@ -18,7 +18,7 @@ from typing import Annotated, Any, get_args, get_origin
 import pytest
 
 from defenses.base import Needs
-from sweeper import models
+from sweeper import data, models
 from sweeper.analyses import looks
 from sweeper.core import catalog, options
 from sweeper.core.errors import SweepError
@@ -40,6 +40,7 @@ def owners() -> dict[str, tuple[type, dict[str, Any]]]:
     stages = [catalog.make("defense", name, {}).stage() for name in catalog.names("defense")]
     found |= {f"stage-{stage.name}": (type(stage), {}) for stage in stages if stage is not None}
     found |= {f"analysis-{name}": (looks.analysis(name), {}) for name in looks.names()}
+    found |= {f"data-{kind.__name__}": (kind, {"name": "it"}) for kind in data.sources()}
     families = models.families().items()
     return found | {f"model-{name}": (family, {"name": name}) for name, family in families}
 
