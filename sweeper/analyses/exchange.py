@@ -12,23 +12,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from safetensors.torch import save_file
+from torch import Tensor
 
 from attacks.parts import victim_folder
 from sweeper import models
+from sweeper.analyses.triggers import read_trigger
 from sweeper.core import seeds
 from sweeper.core.errors import SweepError, one_key
+from sweeper.core.namings import fitted, heads, refuse
 from sweeper.core.types import Role
-from sweeper.core.weights import COUNTER, read_weights
+from sweeper.core.weights import read_weights
 from sweeper.plan.sweep import Sweep
 from sweeper.run import driver
 from sweeper.run.material import Context, Material
 from sweeper.run.walk import Walk
+
+ADVICE = "name the architecture with --model and its options with --option, such as width=16"
 
 
 def save(folder: Path, about: Mapping[str, Any], tensors: Mapping[str, dict[str, Tensor]]) -> None:
@@ -88,14 +89,14 @@ def export(sweep: Sweep, context: Context, victim: str, folder: Path) -> dict[st
         raise SweepError(
             f"victim {key}: a semantic backdoor has no trigger to write: choose another victim"
         )
-    triggered, params = work.triggered(), work.victim.params
-    tensors = {
-        victim_folder.MODEL: work.model().state_dict(),
-        victim_folder.TRIGGER: {
+    params = work.victim.params
+    tensors = {victim_folder.MODEL: work.model().state_dict()}
+    if work.attack.triggers:
+        triggered = work.triggered()
+        tensors[victim_folder.TRIGGER] = {
             name: getattr(triggered, name)
             for name in ("images", "labels", "true_labels", "counts", "leaks")
-        },
-    }
+        }
     model = {k: v for k, v in work.victim.local["model"].items() if k != "weights"}
     about = {
         "model": model if len(model) > 1 else model["model"],
@@ -105,6 +106,7 @@ def export(sweep: Sweep, context: Context, victim: str, folder: Path) -> dict[st
         "class_names": list(work.attacker.classes),
         "target": params["target"],
         "rule": "all2one" if work.attack.targeted else work.attack.rule,
+        "trigger": work.attack.triggers,
         **{name: params[name] for name in ("attack", "poison_rate", "seed", "recipe", "reserve")},
         "metrics": {**job.store.meta("train", key)["result"], **work.measured()},
         "victim": key,
@@ -139,9 +141,9 @@ class Foreign:
     """What is said of a checkpoint."""
 
     weights: Path
-    """safetensors, or a file of torch that holds tensors alone."""
-    trigger: Path
-    """A picture with an alpha channel; .npz or .safetensors with a patch, or with images."""
+    """safetensors, or a file of torch that holds tensors, and numbers beside them."""
+    trigger: Path | None
+    """What `read_trigger` reads; None: it is not known, nor is any ASR."""
     model: str
     """Architecture."""
     options: Mapping[str, Any]
@@ -154,6 +156,10 @@ class Foreign:
     """What its inputs were normalised by, in [0, 1]; None: as the sweep's data set is."""
     std: Sequence[float] | None = None
     """Likewise."""
+    shape: Sequence[int] | None = None
+    """(C, H, W) of an image; None: the trigger's."""
+    classes: int | None = None
+    """Number of classes; None: that of the file's one head."""
 
 
 def import_model(given: Foreign, folder: Path) -> dict[str, Any]:
@@ -165,127 +171,111 @@ def import_model(given: Foreign, folder: Path) -> dict[str, Any]:
     Raises:
         SweepError: A file cannot be read, or they do not fit the architecture.
     """
-    trigger = read_trigger(given.trigger)
-    shown = trigger["pattern"] if "pattern" in trigger else trigger["images"][0]
-    channels, height, width = shown.shape
-    weights = read_weights(given.weights)
-    matrices = [value for value in weights.values() if value.ndim >= 2]
-    if not matrices:
-        raise SweepError(f"{given.weights}: holds no weight matrix: name a whole model's weights")
-    classes = len(matrices[-1])
+    trigger = read_trigger(given.trigger) if given.trigger else {}
+    shape = _shape(given, trigger)
     if given.rule not in ("all2one", "all2all"):
         raise SweepError(f"--rule: {given.rule!r} is not one of all2one, all2all")
-    if not 0 <= given.target < classes:
-        raise SweepError(f"--target: {given.target} is no label: the file has {classes} classes")
     for flag, numbers in (("--mean", given.mean), ("--std", given.std)):
-        if numbers is not None and len(numbers) != channels:
+        if numbers is not None and len(numbers) != shape[0]:
             raise SweepError(
-                f"{flag}: {len(numbers)} numbers, the trigger has {channels} channels: give one "
+                f"{flag}: {len(numbers)} numbers, the images have {shape[0]} channels: give one "
                 "for each"
             )
+    weights, classes = named(given, read_weights(given.weights), shape)
+    labels = {f"--target: {given.target}": given.target}
+    for name in ("labels", "true_labels"):
+        if name in trigger:
+            labels |= {f"{given.trigger}: {name}: {int(v)}": int(v) for v in trigger[name].unique()}
+    for label, value in labels.items():
+        if not 0 <= value < classes:
+            raise SweepError(
+                f"{label} is no label: the file has {classes} classes, 0 to {classes - 1}"
+            )
+    about = {
+        "model": {"model": given.model, **given.options} if given.options else given.model,
+        "shape": list(shape),
+        "classes": classes,
+        "target": given.target,
+        "rule": given.rule,
+        "trigger": bool(trigger),
+    }
+    tensors = {victim_folder.MODEL: weights, victim_folder.TRIGGER: trigger}
+    save(folder, about, {name: group for name, group in tensors.items() if group})
+    return about
+
+
+def _shape(given: Foreign, trigger: Mapping[str, Tensor]) -> tuple[int, ...]:
+    """(C, H, W) of the images: the trigger's, or what is said.
+
+    Raises:
+        SweepError: Nothing says it, or the two differ.
+    """
+    said = tuple(given.shape) if given.shape else None
+    if said is not None and (len(said) != 3 or min(said) < 1):
+        raise SweepError(f"--shape: {list(said)} is no C,H,W: write 3,32,32 for small images")
+    if not trigger:
+        if said is None:
+            raise SweepError("--shape: is needed where there is no --trigger: write C,H,W, 3,32,32")
+        return said
+    shown = tuple(trigger["pattern"].shape if "pattern" in trigger else trigger["images"].shape[1:])
+    if said not in (None, shown):
+        raise SweepError(f"--shape: {list(said)}, the trigger is {list(shown)}: leave it out")
+    return shown
+
+
+def named(
+    given: Foreign, weights: Mapping[str, Tensor], shape: tuple[int, ...]
+) -> tuple[dict[str, Tensor], int]:
+    """Give the weights of a file our names.
+
+    Returns:
+        The weights by our names, with `normalise.*` where it is known, and the number of classes.
+
+    Raises:
+        SweepError: They are not those of the architecture, or of another number of classes.
+    """
+    if (known := models.families().get(given.model)) and "image" not in known.tasks:
+        raise SweepError(f"--model: {given.model} takes no images: name one that does")
+    channels = shape[0]
     net = models.build(
         given.model,
         given.options,
-        classes=classes,
-        shape=(channels, height, width),
+        classes=2,
+        shape=shape,
         mean=given.mean or [0.0] * channels,
         std=given.std or [1.0] * channels,
         generator=seeds.generator("import"),
     )
-    named = {"model": given.model, **given.options}
-    fitted = matched(net, weights, str(named if given.options else given.model))
+    options = ", ".join(f"{name}={value}" for name, value in given.options.items())
+    what = f"{given.model} with {options}" if options else given.model
+    trunk, left = fitted(net.trunk.state_dict(), weights, what, ADVICE)
+    normaliser = {f"normalise.{name}": value for name, value in net.normalise.state_dict().items()}
+    kept = {our: left.pop(n) for our in normaliser for n in [*left] if n.endswith(our)}
     if given.mean is not None or given.std is not None:
-        state = net.state_dict()
-        fitted |= {name: state[name] for name in state if name.startswith("normalise.")}
-    about = {
-        "model": named if given.options else given.model,
-        "shape": [channels, height, width],
-        "classes": classes,
-        "target": given.target,
-        "rule": given.rule,
-    }
-    save(folder, about, {victim_folder.MODEL: fitted, victim_folder.TRIGGER: trigger})
-    return about
+        kept = normaliser
+    head = _head(left, net.classifier.state_dict(), what, given.classes)
+    whole = {f"trunk.{name}": value for name, value in trunk.items()}
+    whole |= {f"classifier.{name}": value for name, value in head.items()}
+    return {name: v.clone() for name, v in (whole | kept).items()}, len(head["weight"])
 
 
-def matched(net: nn.Module, weights: Mapping[str, Tensor], what: str) -> dict[str, Tensor]:
-    """Give foreign weights our names.
-
-    Names that are ours stay. Others are paired in the order the two networks hold them, each with
-    one of the same kind (weight, bias, running mean or variance) and shape.
+def _head(
+    left: Mapping[str, Tensor], like: Mapping[str, Tensor], what: str, classes: int | None
+) -> dict[str, Tensor]:
+    """The head among what is left of a file: its one, or the one of so many classes.
 
     Raises:
-        SweepError: The two networks do not have the same weights in the same order.
+        SweepError: There is none, or there are several.
     """
-    ours = net.state_dict()
-    theirs = {name.removeprefix("module."): value for name, value in weights.items()}
-    our_names = [name for name in ours if not name.startswith("normalise.")]
-    if set(our_names) <= set(theirs) and all(theirs[n].shape == ours[n].shape for n in our_names):
-        return {name: value for name, value in theirs.items() if name in ours}
-    their_names = list(theirs)
-    counted = any(name.endswith(COUNTER) for name in their_names)  # old files have no such entries
-    expected = [name for name in our_names if counted or not name.endswith(COUNTER)]
-    for place, (our, their) in enumerate(zip(expected, their_names, strict=False), start=1):
-        kinds = our.rpartition(".")[2], their.rpartition(".")[2]
-        if kinds[0] != kinds[1] or ours[our].shape != theirs[their].shape:
-            raise SweepError(
-                f"weight {place} of the file is {their} {list(theirs[their].shape)}, that of "
-                f"{what} {our} {list(ours[our].shape)}: name the architecture with --model and its "
-                "options with --option, such as width=16"
-            )
-    if len(expected) != len(their_names):
-        raise SweepError(
-            f"the file has {len(their_names)} weights, {what} has {len(expected)}: name the "
-            "architecture with --model and its options with --option, such as width=16"
-        )
-    paired = {o: theirs[t].clone() for o, t in zip(expected, their_names, strict=True)}
-    return {name: paired.get(name, ours[name]) for name in our_names}
-
-
-def read_trigger(path: Path) -> dict[str, Tensor]:
-    """Read a trigger as `trigger.safetensors` holds it.
-
-    Raises:
-        SweepError: The file is none of the kinds, or its tensors have other shapes.
-    """
-    try:
-        if path.suffix == ".safetensors":
-            trigger = dict(load_file(path))
-        elif path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as arrays:
-                trigger = {name: torch.from_numpy(arrays[name]) for name in arrays.files}
-        else:
-            trigger = _picture(path)
-    except SweepError:
-        raise
-    except (OSError, ValueError, SafetensorError) as error:
-        raise SweepError(f"{path}: cannot be read ({error}): correct --trigger") from None
-    if "pattern" in trigger and trigger["pattern"].ndim == 2:
-        trigger["pattern"] = trigger["pattern"][None]
-    if "pattern" in trigger and trigger["pattern"].ndim == 3 and "mask" in trigger:
-        if not bool(((trigger["mask"] >= 0) & (trigger["mask"] <= 1)).all()):
-            raise SweepError(f"{path}: mask: needs shares from 0 to 1: divide it by 255")
-        if trigger["mask"].shape[-2:] == trigger["pattern"].shape[1:]:
-            return {"pattern": trigger["pattern"].float(), "mask": trigger["mask"].float()}
-    images = trigger.get("images")
-    if images is not None and images.ndim == 4 and images.dtype == torch.uint8 and len(images):
-        return {
-            k: v if v.dtype in (torch.uint8, torch.bool) else v.long() for k, v in trigger.items()
-        }
-    raise SweepError(
-        f"{path}: needs `pattern` [C, H, W] of 0..255 with `mask` [H, W] of 0..1, or uint8 `images`"
-        f" [M, C, H, W] of the triggered test set; it holds "
-        f"{', '.join(f'{name} {list(v.shape)}' for name, v in trigger.items()) or 'nothing'}"
-    )
-
-
-def _picture(path: Path) -> dict[str, Tensor]:
-    """A patch from a picture as large as the images, its alpha channel the mask."""
-    with Image.open(path) as image:
-        if image.mode not in ("RGBA", "LA"):
-            raise SweepError(
-                f"{path}: a picture of mode {image.mode} says not where the trigger is: save it "
-                "with an alpha channel (RGBA, or LA for grey images), transparent elsewhere"
-            )
-        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float()
-    return {"pattern": pixels[:-1], "mask": pixels[-1] / 255}
+    found = heads(left, like)
+    refuse({n: v for n, v in left.items() if not n.startswith(tuple(found))}, what, ADVICE)
+    sizes = {prefix.rstrip("."): len(module["weight"]) for prefix, module in found.items()}
+    fits = [module for module in found.values() if classes in (None, len(module["weight"]))]
+    if len(fits) == 1:
+        return fits[0]
+    if not found:
+        raise SweepError(f"the file has no head for {what}: name a whole model's weights")
+    heads_said = " and ".join(f"{name} of {size} classes" for name, size in sizes.items())
+    if not fits:
+        raise SweepError(f"--classes: {classes}, the file has {heads_said}: correct it")
+    raise SweepError(f"the file has {heads_said}: say with --classes which is the head")

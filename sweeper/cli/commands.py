@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 import yaml
@@ -44,11 +44,15 @@ def new(
 
 def import_model(
     weights: Annotated[Path, typer.Argument(help="safetensors, or torch's with tensors alone.")],
-    trigger: Annotated[
-        Path, typer.Option(help="RGBA picture; npz or safetensors: pattern and mask, or images.")
-    ],
     name: Annotated[str, typer.Option("--as", help="What rows and tables call it.")],
     model: Annotated[str, typer.Option(help="Its architecture; `sweeper list models`.")],
+    trigger: Annotated[
+        Path | None,
+        typer.Option(
+            help="RGBA picture; npz, safetensors or pt: pattern and mask, or images; default: not "
+            "known, nor is ASR."
+        ),
+    ] = None,
     options: Annotated[
         list[str] | None,
         typer.Option("--option", metavar="KEY=VALUE", help="An option of the architecture."),
@@ -59,6 +63,10 @@ def import_model(
         str, typer.Option(help="Its inputs' mean a channel, 0.49,0.48,0.45; default: the data's.")
     ] = "",
     std: Annotated[str, typer.Option(help="Likewise their standard deviation.")] = "",
+    shape: Annotated[str, typer.Option(help="C,H,W of an image; default: the trigger's.")] = "",
+    classes: Annotated[
+        int | None, typer.Option(help="How many; default: as many as its one head has.")
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder its folder is made in.")] = Path("imported"),
 ) -> None:
     """Make a victim of a checkpoint that was trained elsewhere.
@@ -79,6 +87,8 @@ def import_model(
         rule=rule,
         mean=_numbers("--mean", mean),
         std=_numbers("--std", std),
+        shape=_numbers("--shape", shape, int, "3,32,32"),
+        classes=classes,
     )
     folder = (out / name).absolute()
     _entry(exchange.import_model(given, folder), folder, name)
@@ -113,13 +123,15 @@ def _entry(about: dict[str, object], folder: Path, name: str) -> None:
     typer.echo(yaml.safe_dump(sweep, sort_keys=False, default_flow_style=None, width=1000).rstrip())
 
 
-def _numbers(flag: str, text: str) -> list[float] | None:
+def _numbers(
+    flag: str, text: str, kind: type = float, such: str = "0.49,0.48,0.45"
+) -> list[Any] | None:
     if not text:
         return None
     try:
-        return [float(part) for part in text.split(",")]
+        return [kind(part) for part in text.split(",")]
     except ValueError:
-        raise SweepError(f"{flag} {text}: needs numbers such as 0.49,0.48,0.45") from None
+        raise SweepError(f"{flag} {text}: needs numbers such as {such}") from None
 
 
 COMMANDS = (new, import_model, export)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -14,20 +16,20 @@ from sweeper.core.errors import SweepError
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "netC", "weights")
 """Under which names checkpoints of others hold their weights."""
-COUNTER = "num_batches_tracked"
-"""BatchNorm's count of steps, which changes no output."""
+_NUMERIC = re.compile(r"[biufc]\d{1,2}|[SU]\d+")
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """Read named tensors from safetensors, or from a file of torch without running its code.
+def read_file(path: Path) -> Any:
+    """Read safetensors, or what a file of torch holds; arrays and scalars of numpy become `Array`.
 
     Raises:
-        SweepError: It is neither, or holds something else than tensors.
+        SweepError: It is neither, or more than tensors and plain values is in it.
     """
     try:
         if path.suffix == ".safetensors":
             return dict(load_file(path))
-        weights: Any = torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251
+        with torch.serialization.safe_globals(_NUMPY):
+            return torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251
     except OSError as error:
         raise SweepError(
             f"{path}: cannot be read ({error.strerror or error}): correct it"
@@ -39,6 +41,15 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             f"{path}: torch cannot read it without running code from it, which is not done here: "
             "save the weights alone, `torch.save(model.state_dict(), FILE)`, or as safetensors"
         ) from None
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Read named tensors from safetensors, or from a file of torch without running its code.
+
+    Raises:
+        SweepError: It is neither, or holds no names with tensors.
+    """
+    weights = read_file(path)
     for name in WRAPPERS:
         if isinstance(weights, dict) and isinstance(weights.get(name), dict):
             weights = weights[name]
@@ -48,3 +59,59 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             "save `model.state_dict()`"
         )
     return weights
+
+
+class Array:
+    """What a pickle says of an array of numpy.
+
+    numpy's own classes believe what a pickle tells them of memory, so they are not given any.
+    """
+
+    value: np.ndarray[Any, Any]
+    """The array, of numbers or characters."""
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        """Take version, shape, type, whether columns come first, and bytes."""
+        _, shape, kind, columns, content = state
+        flat = np.frombuffer(content, kind.read())
+        self.value = flat.reshape(shape, order="F" if columns else "C").copy()
+
+
+class _Type:
+    """What a pickle says of a type of numpy: its code, then its order of bytes."""
+
+    def __init__(self, code: str, *_: bool) -> None:
+        self.code, self.order = code, "="
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.order = state[1]
+
+    def read(self) -> np.dtype[Any]:
+        """The type; ValueError where it is none of numbers or characters."""
+        if not _NUMERIC.fullmatch(self.code) or self.order not in ("=", "<", ">", "|"):
+            raise ValueError(f"not a type of numbers: {self.code}")
+        return np.dtype(self.order + self.code)
+
+
+def _scalar(kind: _Type, content: bytes) -> Any:
+    return np.frombuffer(content, kind.read())[0].item()
+
+
+def _array(*_: object) -> Array:
+    return Array()
+
+
+def _empty() -> bytes:
+    return b""
+
+
+_NUMPY: list[Any] = [
+    (_Type, "numpy.dtype"),
+    (Array, "numpy.ndarray"),
+    (_empty, "builtins.bytes"),  # of an array of no entries
+] + [
+    (stand_in, f"numpy.{core}.multiarray.{name}")
+    for core in ("core", "_core")
+    for stand_in, name in ((_scalar, "scalar"), (_array, "_reconstruct"))
+]
+"""What torch calls in place of the functions of numpy, 1 and 2, that a pickle names."""

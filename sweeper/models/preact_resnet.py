@@ -1,12 +1,12 @@
 """Pre-activation ResNet-18.
 
 He et al. 2016 (arXiv 1603.05027), with the norm and ReLU before the pooling that the paper has and
-several CIFAR codes leave out.
+several CIFAR codes, BackdoorBench's among them, leave out: `final_norm: false`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from torch import nn
@@ -34,6 +34,9 @@ class PreActResNet(Family):
     width: Count = 64
     """Channels of the first stage; the others have 2, 4 and 8 times as many."""
 
+    final_norm: bool = field(default=True, metadata={"added": True})
+    """Whether a norm and a ReLU stand before the pooling; BackdoorBench's network has neither."""
+
     def build(self, classes: int, shape: Shape) -> tuple[nn.Module, nn.Module]:
         """Build trunk and head; the features have 8 x `width` entries."""
         width = self.width
@@ -43,8 +46,7 @@ class PreActResNet(Family):
             preact_stage(width, 2 * width, 2, 2),
             preact_stage(2 * width, 4 * width, 2, 2),
             preact_stage(4 * width, 8 * width, 2, 2),
-            nn.BatchNorm2d(8 * width),
-            nn.ReLU(),
+            *((nn.BatchNorm2d(8 * width), nn.ReLU()) if self.final_norm else ()),
             GlobalAverage(),
         )
         initialise(trunk)

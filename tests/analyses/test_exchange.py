@@ -131,8 +131,12 @@ def foreign(tmp_path: Path) -> Path:
     path = tmp_path / "net.pt"
     weights = toys.victim().state_dict()
     kept = {n: v for n, v in weights.items() if not n.startswith("normalise.")}
+    modules = {n.rpartition(".")[0]: None for n in kept}
+    numbers = {module: at for at, module in enumerate(modules)}
     renamed = {
-        f"module.part{at}.{n.rpartition('.')[2]}": v for at, (n, v) in enumerate(kept.items())
+        f"module.part{numbers[module]}.{kind}": v
+        for n, v in kept.items()
+        for module, _, kind in [n.rpartition(".")]
     }
     torch.save({"epoch": 3, "model": renamed}, path)  # noqa: TID251
     picture = np.zeros((32, 32, 4), dtype=np.uint8)
@@ -226,11 +230,11 @@ def test_files_that_do_not_fit_are_named(foreign: Path, tmp_path: Path) -> None:
             exchange.import_model(arguments(foreign, **changes), tmp_path / "in")
         assert not (tmp_path / "in").exists()
 
-    refused("weight 1 of the file is part0.* --model and its options", options={})
+    refused(r"module\.part0\.weight is .* of tiny .*--model and its options", options={})
     refused("no model 'tinny'", model="tinny")
-    refused("--target: 10 is no label: the file has 10 classes", target=10)
+    refused("--target: 10 is no label: the file has 10 classes, 0 to 9", target=10)
     refused("--rule: 'clean' is not one of", rule="clean")
-    refused("--mean: 1 numbers, the trigger has 3 channels", mean=[0.5])
+    refused("--mean: 1 numbers, the images have 3 channels", mean=[0.5])
     refused("cannot be read", weights=tmp_path / "nothing.pt")
     Image.new("RGB", (32, 32)).save(tmp_path / "flat.png")
     refused("mode RGB says not where the trigger is", trigger=tmp_path / "flat.png")
@@ -240,7 +244,7 @@ def test_files_that_do_not_fit_are_named(foreign: Path, tmp_path: Path) -> None:
     save_file({"pattern": grey}, tmp_path / "t.safetensors")
     refused(r"it holds pattern \[3, 32, 32\]", trigger=tmp_path / "t.safetensors")
     (tmp_path / "t.safetensors").write_text("no")
-    refused("cannot be read", trigger=tmp_path / "t.safetensors")
+    refused("is no safetensors file", trigger=tmp_path / "t.safetensors")
 
 
 def test_a_broken_folder_is_named(foreign: Path, tmp_path: Path) -> None:

@@ -75,6 +75,25 @@ def test_safetensors_and_the_key(tmp_path: Path) -> None:
     assert "weights" not in key(), "keys of models that start from a draw stay as they were"
 
 
+@pytest.mark.parametrize("kind", ["pt", "safetensors"])
+def test_a_file_of_other_names_is_the_start_whatever_its_order(kind: str, tmp_path: Path) -> None:
+    theirs = make("resnet18", side=32, width=4)
+    names = {"downsample": "shortcut", "trunk.": "", "classifier": "linear", "bn": "norm"}
+    state = {}
+    for name, value in reversed(theirs.state_dict().items()):
+        for our, their in names.items():
+            name = name.replace(our, their)
+        state[f"module.{name}"] = value + 1 if value.is_floating_point() else value
+    file = tmp_path / f"theirs.{kind}"
+    if kind == "pt":
+        torch.save({"net": state}, file)  # noqa: TID251
+    else:
+        save_file(state, file)
+    net = make("resnet18", side=32, width=4, weights=str(file))
+    for name, value in theirs.named_parameters():
+        assert torch.equal(dict(net.named_parameters())[name], value + 1), name
+
+
 def test_a_file_that_does_not_fit_says_so(tmp_path: Path) -> None:
     file = tmp_path / "theirs.pth"
     torch.save(drawn("resnet18").state_dict(), file)  # noqa: TID251
