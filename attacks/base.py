@@ -187,6 +187,11 @@ class Attack(ABC):
         """Whether the target label means anything to the attack."""
         return self.rule != "all2all"
 
+    @property
+    def triggers(self) -> bool:
+        """Whether its trigger is known; where it is not, no ASR is."""
+        return True
+
     def applies(self, facts: Facts, rate: float) -> str | None:
         """Why the attack cannot be run on this data set at this rate; None where it can."""
         if not facts.class_counts or not self.rated:

@@ -5,6 +5,7 @@ victim; the hash of its tensors stands in the key. The sweep's model must be the
 target one of the sweep's; there is no rate and no training, and every seed has the same weights.
 
 A trigger given as triggered test images is measured as it is: nothing else can be stamped with it.
+Where the trigger is not known, defenses run and ASR is unknown.
 Where the poisoned samples are not known, a defense that looks at the training set is given the
 clean split: its detection has nothing to find.
 """
@@ -57,6 +58,11 @@ class Imported(Attack):
         """The hash of the victim's tensors."""
         return {"path": victim_folder.content(self.path)} if self.path else {}
 
+    @property
+    def triggers(self) -> bool:
+        """Whether the victim came with its trigger."""
+        return not self.path or bool(victim_folder.about(self.path)["trigger"])
+
     def applies(self, facts: Facts, rate: float) -> str | None:
         """Not to other images, other classes or another target than the victim's."""
         if not (facts.class_counts and self.path):
@@ -93,9 +99,10 @@ class Imported(Attack):
             return images.clone()
         trigger = victim_folder.read(self.path, victim_folder.TRIGGER)
         if "pattern" not in trigger:
+            how = "triggered test images" if trigger else "no trigger"
             raise SweepError(
-                "imported: the victim came with triggered test images, so no other image can be "
-                "triggered: import it with a patch"
+                f"imported: the victim came with {how}, so no other image can be triggered: import "
+                "it with a patch"
             )
         pattern, mask = trigger["pattern"].float(), trigger["mask"].float()
         if pattern.shape != images.shape[1:]:
@@ -106,11 +113,14 @@ class Imported(Attack):
         return quantise(images * (1 - mask) + pattern * mask)
 
     def trigger_set(self, test: Samples, state: State, rng: Generator) -> Triggered:
-        """The triggered images the victim came with, or the test split with its patch.
+        """The triggered images the victim came with, or the test split with its patch, or none.
 
         Raises:
             SweepError: The images are not the test split's, and nothing says which they are.
         """
+        if not self.triggers:
+            nothing = torch.zeros(0, dtype=torch.bool)
+            return Triggered(test[:0], test.labels[:0], nothing, nothing)
         trigger = victim_folder.read(self.path, victim_folder.TRIGGER) if self.path else {}
         if "images" not in trigger:
             return super().trigger_set(test, state, rng)

@@ -1,6 +1,7 @@
 """A victim as a folder of plain files, which `sweeper import-model` and `sweeper export` write.
 
-victim.json             architecture, image shape, classes, target, label rule
+victim.json             architecture, image shape, classes, target, label rule; `trigger: false`
+                        where the trigger is not known, and has no file
 model.safetensors       weights by the names of ours; `normalise.*` where they are known
 trigger.safetensors     a patch: `pattern` [C, H, W] of 0..255 and `mask` [H, W] of 0..1;
                         or the triggered test images: uint8 `images` [M, C, H, W], and of
@@ -33,20 +34,30 @@ def about(folder: str) -> dict[str, Any]:
     Raises:
         SweepError: The folder is not one of a victim.
     """
-    missing = [
-        name for name in (ABOUT, MODEL, TRIGGER) if not (Path(folder).expanduser() / name).is_file()
-    ]
+    home = Path(folder).expanduser()
+    _need(folder, ABOUT, MODEL)
+    try:
+        victim: dict[str, Any] = json.loads((home / ABOUT).read_text(encoding="utf-8"))
+        about = {
+            **victim,
+            "shape": tuple(victim["shape"]),
+            "classes": int(victim["classes"]),
+            "trigger": bool(victim.get("trigger", True)),
+        }
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise SweepError(f"path: {folder}/{ABOUT} is damaged ({error}): write it anew") from None
+    if about["trigger"]:
+        _need(folder, TRIGGER)
+    return about
+
+
+def _need(folder: str, *names: str) -> None:
+    missing = [name for name in names if not (Path(folder).expanduser() / name).is_file()]
     if missing:
         raise SweepError(
             f"path: no {' and no '.join(missing)} in {folder}: name a folder that `sweeper "
             "import-model` or `sweeper export` wrote"
         )
-    try:
-        text = (Path(folder).expanduser() / ABOUT).read_text(encoding="utf-8")
-        victim: dict[str, Any] = json.loads(text)
-        return {**victim, "shape": tuple(victim["shape"]), "classes": int(victim["classes"])}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise SweepError(f"path: {folder}/{ABOUT} is damaged ({error}): write it anew") from None
 
 
 def read(folder: str, name: str) -> dict[str, Tensor]:

@@ -84,7 +84,7 @@ def triggered(
         count: Most samples.
 
     Raises:
-        SweepError: The attack does not apply to the data set, or its cells failed.
+        SweepError: The attack does not apply to the data set, has no trigger, or its cells failed.
     """
     job = driver.prepare(sweep, context)
     for cell in job.plan.inapplicable:
@@ -100,7 +100,12 @@ def triggered(
                 f"show: {needed.kind} cell {needed.key} {result['status']}: {why}: change the "
                 "attack's options, or run it in a sweep to see where"
             )
-    return _pair(job, walk, defend, count)
+    clean, hit = _pair(job, walk, defend, count)
+    if not len(hit):
+        raise SweepError(
+            f"show: {defend.axes['attack']} has no trigger to show: name an attack that has one"
+        )
+    return clean, hit
 
 
 def gallery(sweep: Sweep, context: Context, count: int = 8) -> Iterator[tuple[str, bytes]]:

@@ -43,7 +43,7 @@ def new(
 
 
 def import_model(
-    weights: Annotated[Path, typer.Argument(help="safetensors, or torch's with tensors alone.")],
+    weights: Annotated[Path, typer.Argument(help="safetensors, or a file of torch.")],
     name: Annotated[str, typer.Option("--as", help="What rows and tables call it.")],
     model: Annotated[str, typer.Option(help="Its architecture; `sweeper list models`.")],
     trigger: Annotated[

@@ -20,7 +20,7 @@ def start(net: Net, path: str, what: str) -> None:
 
     Args:
         net: Freshly initialised; its head stays so where the file's has another shape.
-        path: safetensors, or a file of torch that holds tensors alone.
+        path: safetensors, or a file of torch.
         what: The architecture, for the error.
 
     Raises:

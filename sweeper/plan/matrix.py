@@ -30,6 +30,10 @@ from sweeper.plan.sweep import Entry, Sweep
 
 UNKNOWN = 50_000
 """Training images a clean budget is a share of where the data are not here; no key counts then."""
+NO_TRIGGER = (
+    "needs the victim's ASR, which is not known without its trigger: import the victim with one"
+)
+"""Why nothing that looks at ASR can be had of some imported victims."""
 KINDS = ("prepare", "train", "stage", "defend")
 
 
@@ -98,9 +102,10 @@ class _Expansion:
         for place, (attack, sample) in itertools.product(places, self.attacks):
             for victim, why, axes in self.victims(place, attack, sample):
                 for defender in self.defenses:
-                    clean = "clean" in defender.defense.sees
-                    for budget in sweep.clean_budgets if clean else (0,):
-                        self.defend(place, victim, why, defender, {**axes}, budget)
+                    sees = defender.defense.sees
+                    blind = NO_TRIGGER if "oracle" in sees and not sample.triggers else ""
+                    for budget in sweep.clean_budgets if "clean" in sees else (0,):
+                        self.defend(place, victim, why or blind, defender, {**axes}, budget)
         if not self.cells and not self.inapplicable:
             raise SweepError("exclude: leaves nothing of the sweep to run: remove an entry")
         needed: set[str] = set()

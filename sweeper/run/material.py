@@ -17,6 +17,7 @@ from attacks.base import Attack
 from defenses.base import Case, Defense
 from sweeper import data, models
 from sweeper.core import catalog, code, options, seeds
+from sweeper.core.errors import SweepError
 from sweeper.core.names import KINDS
 from sweeper.core.types import Cell, Poisoned, Samples, State, Triggered
 from sweeper.data import splits
@@ -26,6 +27,7 @@ from sweeper.engine.recipes import Recipe
 from sweeper.engine.task import Answers, Task
 from sweeper.models.base import Net
 from sweeper.plan import forms
+from sweeper.plan.matrix import NO_TRIGGER
 from sweeper.store.artifacts import Artifact, Store
 
 Log = Callable[..., None]
@@ -335,7 +337,13 @@ class Material:
         return self.rates(self.answers(model))
 
     def rates(self, predict: Answers) -> tuple[float, float]:
-        """ACC and ASR of predictions."""
+        """ACC and ASR of predictions.
+
+        Raises:
+            SweepError: The victim came without its trigger.
+        """
+        if not self.attack.triggers:
+            raise SweepError(NO_TRIGGER)
         measured = self.evaluate(predict, self.cell.seed)
         return float(measured["acc"] or 0), float(measured["asr"] or 0)
 

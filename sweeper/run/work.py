@@ -222,6 +222,8 @@ class Work(Material):
             )
         if made.score is not None:
             measured |= self.filtering(made.score, made.threshold)
+        if not self.attack.triggers:
+            measured["n_triggered"] = 0  # of every kind: so a row says why it has no ASR
         return measured
 
     def samples(self, made: Made) -> dict[str, Any]:

@@ -24,6 +24,8 @@ a multiple of chance would call 70 % of two classes nothing, and the most freque
 TRIGGERED = ("asr", "asr_all", "leak", "ra", "der")
 """The metrics of triggered images: a model that guesses, or always says the same, is good in some
 of them, so they need an ACC that has not fallen."""
+_FILTERED = ("tpr", "fpr", "f1", "auroc", "tpr_at_5")
+"""Those of them that a filter of inputs has."""
 UNTAKEN = (
     f"the victim carries no backdoor (undefended ASR below {100 * TOOK:g} %) or has learned "
     f"nothing (undefended ACC within {100 * NEAR_CHANCE:g} points of chance)"
@@ -72,6 +74,22 @@ def taken(data: pd.DataFrame) -> pd.Series[bool]:
     lost = untaken(data)
     setting = [data[axis] for axis in _VICTIM if axis not in ("seed", "victim")]
     return ~lost | lost.groupby(setting, dropna=False).transform("all")
+
+
+def blind(data: pd.DataFrame) -> pd.Series[bool]:
+    """Return which rows have a victim that came without its trigger, or average over one."""
+    imported = data["attack_name"].eq("imported") & data["n_triggered"].eq(0)
+    averaged = data.get("blind", pd.Series(False, data.index)).eq(True)
+    return imported.fillna(False).astype(bool) | averaged
+
+
+def unknown(data: pd.DataFrame, metric: str) -> pd.Series[bool]:
+    """Return which rows have no value of a metric because their victim came without its trigger."""
+    if metric in ("asr_before", "ra_before"):
+        return blind(data)
+    if metric in TRIGGERED:
+        return blind(data) & data["acc"].notna()
+    return blind(data) & data["kind"].eq("input filter") & (metric in _FILTERED)
 
 
 def bare(data: pd.DataFrame) -> pd.Series[bool]:

@@ -17,6 +17,7 @@ STATES = {
     "blocked": "blocked by a cell that did not end well",
     "not_applicable": "does not apply",
     "undefined": "no such value for this defense",
+    "unknown": "not known, as the victim came without its trigger",
     "mixed": "several devices, not averaged: put device, or victim_device, among the rows",
 }
 """What an entry without a number can be, worst first after `missing`, as the legend says it."""

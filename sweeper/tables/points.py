@@ -41,11 +41,12 @@ def points(
 
     Columns: `PLACE` (labels are ordered categories); `state`, `ok` or the worst state where no seed
     is; `runs`, the seeds; `partial`, some of them did not end well; `untaken`, how many of those
-    that did have a victim that did not take; `oracle`, `reached`, what `fair.barred` bars; `sees`,
-    `kind`; mean `seconds` and `victim_seconds`; for every measure M of `MEASURES` its mean `M` over
-    the `M_n` seeds that are ok, with the 95 % interval from `M_low` to `M_high`: t over seeds,
-    Wilson's for one seed of a proportion, else nan; and `M_counted`, the mean over the seeds that
-    count in averages and ranks. `max_acc_loss` is as given.
+    that did have a victim that did not take; `blind`, one came without its trigger; `oracle`,
+    `reached`, what `fair.barred` bars; `sees`, `kind`; mean `seconds` and `victim_seconds`; for
+    every measure M of `MEASURES` its mean `M` over the `M_n` seeds that are ok, with the 95 %
+    interval from `M_low` to `M_high`: t over seeds, Wilson's for one seed of a proportion, else
+    nan; and `M_counted`, the mean over the seeds that count in averages and ranks. `max_acc_loss`
+    is as given.
 
     Args:
         frame: From `results.frame` or `results.select`, rows of one sweep.
@@ -73,6 +74,7 @@ def points(
         worst=("place", "max"),
         runs=("place", "size"),
         untaken=("lost", "sum"),
+        blind=("blind", "max"),
         **{name: (name, "first") for name in ("oracle", "reached", "sees", "kind")},
         **{name: (name, "mean") for name in ("seconds", "victim_seconds", *counts)},
     )
@@ -108,6 +110,7 @@ def _judged(data: pd.DataFrame) -> pd.DataFrame:
     return data.assign(
         acc_loss=fair.acc_loss(data),
         lost=fair.untaken(data) & data["status"].eq("ok"),
+        blind=fair.blind(data),
         oracle=data["defense"].isin(fair.oracles(data)),
         reached=data["defense"].isin(fair.reached(data)),
     )

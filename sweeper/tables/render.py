@@ -285,6 +285,7 @@ SIGNS = {
     "blocked": "⊘",
     "not_applicable": "–",
     "undefined": "n/a",
+    "unknown": "?",
     "mixed": "≋",
     "outside": "≠",
     "partial": "†",

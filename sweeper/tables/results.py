@@ -224,6 +224,7 @@ def averages(data: pd.DataFrame, label: str, *, untaken: bool = False) -> pd.Dat
         status=cells["status"].mask(lost, "ok"),  # whatever became of it, no average waits for it
         _of=peers,
         _lost=lost,
+        _blind=fair.blind(cells),
     )
     by = cells.assign(_ok=cells["status"] == "ok").groupby(axes, dropna=False)
     kept = ["defense_name", "sees", "oracle", "sweep", "kind", "device", "victim_device"]
@@ -231,16 +232,17 @@ def averages(data: pd.DataFrame, label: str, *, untaken: bool = False) -> pd.Dat
     mean = by[list(METRICS)].mean()
     for cost, device in DEVICES.items():
         mean.loc[by[device].nunique(dropna=False) > 1, cost] = np.nan
+    mean.loc[by["_blind"].any(), list(fair.TRIGGERED)] = np.nan
     complete = (by["_ok"].sum() == by["_of"].first()) & ~by["_lost"].all()
     rows = pd.concat([constant, mean], axis=1).assign(
-        status=by["status"].agg(_worst), left_out=by["_lost"].any()
+        status=by["status"].agg(_worst), left_out=by["_lost"].any(), blind=by["_blind"].any()
     )
     rows = rows[complete | (rows["status"] != "ok")].reset_index()  # else one has not run yet
     if rows.empty:
         return data
     rows = rows.assign(attack=label, attack_name=label)
     rows["key"] = rows[axes].astype(str).agg("/".join, axis=1) + f"/{label}"
-    data = data.assign(left_out=False)
+    data = data.assign(left_out=False, blind=False)
     return pd.concat([data, rows.astype(data.dtypes[rows.columns])], ignore_index=True)
 
 

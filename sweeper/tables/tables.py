@@ -24,7 +24,8 @@ __all__ = ["Column", "Entry", "Line", "Table", "build", "render"]
 
 Whole: TypeAlias = npt.NDArray[np.int64]
 
-_RANK = ("ok", *(s for s in STATES if s not in ("missing", "undefined", "mixed")), "missing")
+_NO_END = ("missing", "undefined", "unknown", "mixed")
+_RANK = ("ok", *(state for state in STATES if state not in _NO_END), "missing")
 _HIGHER = ("acc", "acc_nontarget", "ra", "der", "auroc", "tpr", "tpr_at_5", "precision", "f1")
 _LOWER = ("asr", "asr_all", "leak", "fpr")
 
@@ -264,6 +265,8 @@ def _numbers(data: pd.DataFrame, place: _Place, metric: str, lost: pd.Series[boo
     n = np.zeros(place.size, dtype=np.int64)
     mean[agg.index], sd[agg.index], n[agg.index] = agg["mean"], agg["std"], agg["count"]
     state[(state == "ok") & (n == 0)] = "undefined"
+    blind = np.bincount(place.cell[fair.unknown(data, metric)], minlength=place.size) > 0
+    state[(state == "undefined") & blind] = "unknown"
     if metric in DEVICES:  # seconds of two machines have no mean
         where = data[DEVICES[metric]].where(value.notna().to_numpy())
         several = pd.Series(where.to_numpy()).groupby(place.cell).nunique() > 1

@@ -148,7 +148,12 @@ function color(share) { // 0 lies near the page, 1 stands out
 // The matrix.
 
 let matrixPart;
-const stateOf = (point) => !point ? "missing" : point.state === "ok" ? "undefined" : point.state;
+function stateOf(point) { // of one without a value
+  if (!point || point.state !== "ok") return point ? point.state : "missing";
+  const {triggered} = measure(shown.metric);
+  const measured = triggered ? point.acc !== null : point.kind === "input filter";
+  return point.blind && measured ? "unknown" : "undefined";
+}
 const interval = (point, name) => point[`${name}_low`] === null ? "no interval"
   : `95 % interval ${percent(point[`${name}_low`])} to ${percent(point[`${name}_high`])}`;
 
