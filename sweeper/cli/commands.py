@@ -48,10 +48,7 @@ def import_model(
     model: Annotated[str, typer.Option(help="Its architecture; `sweeper list models`.")],
     trigger: Annotated[
         Path | None,
-        typer.Option(
-            help="RGBA picture; npz, safetensors or pt: pattern and mask, or images; default: not "
-            "known, nor is ASR."
-        ),
+        typer.Option(help="RGBA picture; file of pattern and mask, or images; default: unknown."),
     ] = None,
     options: Annotated[
         list[str] | None,
@@ -60,7 +57,7 @@ def import_model(
     target: Annotated[int, typer.Option(help="Target label.")] = 0,
     rule: Annotated[str, typer.Option(help="all2one, or all2all: the next label.")] = "all2one",
     mean: Annotated[
-        str, typer.Option(help="Its inputs' mean a channel, 0.49,0.48,0.45; default: the data's.")
+        str, typer.Option(help="Inputs' mean, 0.49,0.48,0.45; default: the data's.")
     ] = "",
     std: Annotated[str, typer.Option(help="Likewise their standard deviation.")] = "",
     shape: Annotated[str, typer.Option(help="C,H,W of an image; default: the trigger's.")] = "",

@@ -45,8 +45,7 @@ def points(
     `reached`, what `fair.barred` bars; `sees`, `kind`; mean `seconds` and `victim_seconds`; for
     every measure M of `MEASURES` its mean `M` over the `M_n` seeds that are ok, with the 95 %
     interval from `M_low` to `M_high`: t over seeds, Wilson's for one seed of a proportion, else
-    nan; and `M_counted`, the mean over the seeds that count in averages and ranks. `max_acc_loss`
-    is as given.
+    nan; and `M_counted`, the mean over the seeds that count in averages and ranks.
 
     Args:
         frame: From `results.frame` or `results.select`, rows of one sweep.
@@ -83,11 +82,10 @@ def points(
     for name in MEASURES:
         summary = by[name].agg(["mean", "std", "count"])
         whole[name], whole[f"{name}_n"] = summary["mean"], summary["count"]
-        lowest = -1.0 if name == "acc_loss" else 0.0
         for end, value in zip(
             ("low", "high"), _interval(summary, whole[f"{name}_trials"]), strict=True
         ):
-            whole[f"{name}_{end}"] = np.clip(value, lowest, 1.0)
+            whole[f"{name}_{end}"] = np.clip(value, -1.0 if name == "acc_loss" else 0.0, 1.0)
     counted = data if untaken else data[~data["lost"]]
     means = counted.groupby(list(PLACE), dropna=False, observed=True)[list(MEASURES)].mean()
     whole = whole.join(means.add_suffix("_counted")).assign(max_acc_loss=max_acc_loss)
