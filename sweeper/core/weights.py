@@ -53,7 +53,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     for name in WRAPPERS:
         if isinstance(weights, dict) and isinstance(weights.get(name), dict):
             weights = weights[name]
-    if not isinstance(weights, dict) or not all(isinstance(v, Tensor) for v in weights.values()):
+    if not isinstance(weights, dict) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in weights.items()
+    ):
         raise SweepError(
             f"{path}: needs names with tensors, at the top or under one of {', '.join(WRAPPERS)}: "
             "save `model.state_dict()`"

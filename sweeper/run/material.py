@@ -343,7 +343,7 @@ class Material:
             SweepError: The victim came without its trigger.
         """
         if not self.attack.triggers:
-            raise SweepError(NO_TRIGGER)
+            raise SweepError(f"what was asked {NO_TRIGGER}")
         measured = self.evaluate(predict, self.cell.seed)
         return float(measured["acc"] or 0), float(measured["asr"] or 0)
 

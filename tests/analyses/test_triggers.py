@@ -13,9 +13,13 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from attacks.imported import Imported
+from sweeper.analyses import exchange
 from sweeper.analyses.triggers import read_trigger
+from sweeper.core import seeds
 from sweeper.core.errors import SweepError
 from sweeper.core.weights import Array, read_file, read_weights
+from tests.support import toys
 
 PATTERN = np.full((3, 8, 8), 200.0, np.float32)
 MASK = np.pad(np.ones((2, 2), np.float32), ((6, 0), (6, 0)))
@@ -191,6 +195,12 @@ def result(folder: Path, **changes: Any) -> Path:
     return folder / "attack_result.pt"
 
 
+def test_weights_need_names(tmp_path: Path) -> None:
+    torch.save({0: torch.ones(2)}, tmp_path / "net.pt")  # noqa: TID251
+    with pytest.raises(SweepError, match="needs names with tensors"):
+        read_weights(tmp_path / "net.pt")
+
+
 def test_the_pictures_of_backdoorbenchs_bd_test_are_the_trigger(tmp_path: Path) -> None:
     found = read_trigger(result(tmp_path))
     assert found["images"].shape == (3, 3, 8, 8)
@@ -236,3 +246,19 @@ def test_a_bd_test_of_another_form_is_refused(tmp_path: Path) -> None:
     Image.new("RGB", (9, 9)).save(tmp_path / "bd_test_dataset/2/9.png")
     larger = {"path": "bd_test_dataset/2/9.png", "other_info": (0, 2)}
     refused("differ in size", listed={9: larger})
+
+
+def test_an_attack_result_is_a_victim_with_its_trigger(tmp_path: Path) -> None:
+    net = toys.network(seeds.generator("bb"), shape=(3, 8, 8))
+    state = {n: v for n, v in net.state_dict().items() if not n.startswith("normalise.")}
+    path = result(tmp_path, model=state)
+    exchange.import_model(exchange.Foreign(path, path, "tiny", {"width": 4}), tmp_path / "in")
+    attack = Imported(path=str(tmp_path / "in"))
+    hit = attack.trigger_set(toys.image_set(5, shape=(3, 8, 8)), {}, seeds.generator("t"))
+    assert hit.true_labels.tolist() == [2, 2, 1] and hit.labels.tolist() == [0, 0, 0]
+    assert bool(hit.counts.all()) and hit.images[:, 0, 0, 0].tolist() == [3, 4, 11]
+    with pytest.raises(SweepError, match="true_labels: 2 is no label: the file has 2 classes"):
+        small = toys.network(seeds.generator("bb"), shape=(3, 8, 8), classes=2).state_dict()
+        path = result(tmp_path, model=small)
+        given = exchange.Foreign(path, path, "tiny", {"width": 4})
+        exchange.import_model(given, tmp_path / "other")
