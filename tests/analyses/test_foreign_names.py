@@ -18,6 +18,7 @@ from attacks.parts.victim_folder import MODEL
 from sweeper import models
 from sweeper.analyses import exchange
 from sweeper.core.errors import SweepError
+from sweeper.core.namings import fitted
 from sweeper.models.base import Net
 
 HALF = {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.25, 0.3]}
@@ -179,6 +180,24 @@ def test_names_of_others_are_matched_by_structure(naming: str, how: str, tmp_pat
     assert len(state) == len(net.state_dict()) - 2, "no two have one name"
     path = written(state, how, tmp_path)
     assert same(net, imported(path, name, tmp_path / "in", options=options, **HALF))
+
+
+@pytest.mark.parametrize("name", [name for name in IMAGES if name != "wrn-28-10"])
+def test_numbered_modules_fit_every_architecture(name: str) -> None:
+    options = next((found for start, found in SMALL.items() if name.startswith(start)), {})
+    trunk = drawn(name, **options).trunk.state_dict()
+    numbers: dict[str, int] = {}
+    state = {}
+    for at, (our, value) in enumerate(trunk.items()):
+        module, _, kind = our.rpartition(".")
+        number = numbers.setdefault(module, len(numbers))
+        state[f"net.m{number}.{kind}"] = torch.full_like(value, at)
+    names = random.Random(5).sample(list(state), len(state))
+    found, left = fitted(trunk, {n: state[n] for n in names}, name, "")
+    assert all(
+        torch.equal(found[n], torch.full_like(v, at)) for at, (n, v) in enumerate(trunk.items())
+    )
+    assert not left
 
 
 TORCHVISIONS = {
