@@ -17,6 +17,10 @@ from sweeper.core.weights import Array, read_file
 
 TORCH = (".pt", ".pth", ".bin", ".ckpt")
 """What files of torch are called."""
+_OPAQUE = (
+    "says not where the trigger is: save it with an alpha channel (RGBA, or LA for grey images), "
+    "transparent elsewhere"
+)
 _OF_IMAGES = ("labels", "true_labels", "counts", "leaks", "index")
 
 
@@ -73,7 +77,7 @@ def _held(path: Path) -> dict[str, Tensor]:
 
 def _picture(path: Path) -> dict[str, Tensor]:
     """A patch from a picture as large as the images, its alpha channel the mask."""
-    pixels = torch.from_numpy(_pixels(path, ("RGBA", "LA"))).permute(2, 0, 1)
+    pixels = torch.from_numpy(_pixels(path, ("RGBA", "LA"), _OPAQUE)).permute(2, 0, 1)
     if not bool(pixels[-1].any()):
         raise SweepError(
             f"{path}: the picture is transparent everywhere, so it triggers nothing: paint the "
@@ -82,20 +86,15 @@ def _picture(path: Path) -> dict[str, Tensor]:
     return {"pattern": pixels[:-1], "mask": pixels[-1].float() / 255}
 
 
-def _pixels(path: Path, modes: tuple[str, ...]) -> np.ndarray[Any, Any]:
+def _pixels(path: Path, modes: tuple[str, ...], advice: str) -> np.ndarray[Any, Any]:
     """uint8 [H, W, ...] of a picture of one of these modes, within Pillow's limit of pixels."""
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
             with Image.open(path) as image:
-                if image.mode in modes:
-                    return np.array(image)
-                raise SweepError(
-                    f"{path}: a picture of mode {image.mode} says not where the trigger is: save "
-                    "it with an alpha channel (RGBA, or LA for grey images), transparent elsewhere"
-                    if "RGBA" in modes
-                    else f"{path}: needs mode {' or '.join(modes)}, it has {image.mode}: convert it"
-                )
+                if image.mode not in modes:
+                    raise SweepError(f"{path}: a picture of mode {image.mode} {advice}")
+                return np.array(image)
         except Image.DecompressionBombWarning as warning:
             raise Image.DecompressionBombError(warning) from None
 
@@ -117,7 +116,7 @@ def _patch(pattern: Tensor, mask: Tensor) -> dict[str, Tensor]:
     for name, value in (("pattern", pattern), ("mask", mask)):
         if value.is_complex() or not bool(value.isfinite().all()):
             raise SweepError(f"{name}: holds NaN, infinite or complex numbers: save real ones")
-    whole = pattern.dtype not in (torch.bool,) and not pattern.is_floating_point()
+    shares = pattern.dtype == torch.bool or pattern.is_floating_point()
     pattern, mask = pattern.float(), mask.float()
     if not bool(((mask >= 0) & (mask <= 1)).all()):
         raise SweepError("mask: needs shares from 0 to 1: divide it by 255")
@@ -127,7 +126,7 @@ def _patch(pattern: Tensor, mask: Tensor) -> dict[str, Tensor]:
         )
     if not bool(((pattern >= 0) & (pattern <= 255)).all()):
         raise SweepError("pattern: needs pixels from 0 to 255: undo its normalisation")
-    if not whole and 0 < float((pattern * (mask > 0)).max()) <= 1:
+    if shares and 0 < float((pattern * (mask > 0)).max()) <= 1:
         raise SweepError("pattern: needs pixels from 0 to 255, its are 0 to 1: multiply by 255")
     return {"pattern": pattern, "mask": mask}
 
@@ -180,7 +179,10 @@ def _backdoorbench(state: Any, path: Path) -> dict[str, Tensor]:
         ) from None
     if not entries:
         raise SweepError(f"{path}: bd_test names no picture: name another file as --trigger")
-    pictures = [_pixels(picture, ("RGB", "L")) for picture, *_ in entries]
+    pictures = [
+        _pixels(picture, ("RGB", "L"), "is none of BackdoorBench's: save it as RGB")
+        for picture, *_ in entries
+    ]
     if len({picture.shape for picture in pictures}) > 1:
         raise SweepError(f"{path}: the pictures of bd_test differ in size: save them in one")
     images = torch.from_numpy(np.stack(pictures))
