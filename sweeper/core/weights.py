@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from sweeper.core.errors import SweepError
+from sweeper.core.errors import SweepError, unreadable
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "netC", "weights")
 """Under which names checkpoints of others hold their weights."""
@@ -35,12 +35,11 @@ def read_file(path: Path) -> Any:
             f"{path}: cannot be read ({error.strerror or error}): correct it"
         ) from None
     except SafetensorError as error:
-        raise SweepError(f"{path}: is no safetensors file ({error}): write it anew") from None
-    except Exception:  # torch raises whatever a broken or a foreign pickle leads it to
-        raise SweepError(
-            f"{path}: torch cannot read it without running code from it, which is not done here: "
-            "save the weights alone, `torch.save(model.state_dict(), FILE)`, or as safetensors"
-        ) from None
+        raise unreadable(path, "is no safetensors file", error, remedy="write it anew") from None
+    except Exception as error:  # torch raises whatever a broken or a foreign pickle leads it to
+        what = "torch cannot read it without running code from it, which is not done here"
+        remedy = "save the weights alone, `torch.save(model.state_dict(), FILE)`, or as safetensors"
+        raise unreadable(path, what, type(error).__name__, remedy=remedy) from None
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from sweeper import api, models
 from sweeper.core import options
 from sweeper.core.errors import SweepError
+from sweeper.core.weights import read_weights
 from sweeper.models import _weights
 from sweeper.models.base import Net
 from sweeper.run import driver
@@ -106,6 +107,14 @@ def test_a_file_that_does_not_fit_says_so(tmp_path: Path) -> None:
     torch.save(drawn("resnet18"), file)  # noqa: TID251
     with pytest.raises(SweepError, match="without running code from it"):
         make("resnet18", weights=str(file))
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_a_pointer_of_git_lfs_is_called_so(suffix: str, tmp_path: Path) -> None:
+    path = (tmp_path / "net").with_suffix(suffix)
+    path.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n")
+    with pytest.raises(SweepError, match="is a pointer of Git LFS, not the file itself"):
+        read_weights(path)
 
 
 def test_a_victim_starts_there_and_outlives_the_file(
