@@ -63,16 +63,12 @@ def pairs(flag: str, given: list[str] | None) -> dict[str, Any]:
     Raises:
         SweepError: One has no `=`, or its value is not YAML.
     """
-    import yaml
+    from sweeper.plan import document
 
     values = {}
     for option in given or []:
         key, equals, text = option.partition("=")
         if not equals:
             raise SweepError(f"{flag} {option}: write option=value, such as opacity=0.5")
-        try:
-            values[key] = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            why = getattr(error, "problem", None) or error
-            raise SweepError(f"{flag} {option}: the value is not YAML: {why}; quote it") from None
+        values[key] = document.parse(text, f"{flag} {option}").values
     return values

@@ -12,7 +12,7 @@ from sweeper.core import catalog
 from sweeper.core.errors import SweepError, unknown
 from sweeper.core.rows import AXES
 from sweeper.engine import recipes
-from sweeper.plan.source import Loc
+from sweeper.plan.document import Loc
 from sweeper.plan.sweep import Entry, Problem, Sweep
 
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from sweeper.core import options
 from sweeper.core.errors import SweepError, unknown
-from sweeper.plan import source
+from sweeper.plan import document, source
 from sweeper.plan.check import check
-from sweeper.plan.source import Loc, Source
+from sweeper.plan.document import Loc
+from sweeper.plan.source import Source
 from sweeper.plan.sweep import Problem, Resources, Sweep, entry_fields
 from sweeper.plan.view import View
 
@@ -86,11 +87,7 @@ def _apply(
         values |= scales[text]
         origin |= {(changed,): f"scale={text}" for changed in scales[text]}
         return
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        why = getattr(error, "problem", None) or error
-        raise SweepError(f"--set {override}: the value is not YAML: {why}") from None
+    value = document.parse(text, f"--set {override}").values
     *path, last = key.split(".")
     mapping = values
     for part in path:
@@ -100,23 +97,33 @@ def _apply(
         if not isinstance(inner, dict):
             raise SweepError(f"--set {override}: {part} holds {inner!r}, no keys below it")
         mapping[part] = mapping = dict(inner)
-    mapping[last] = _pick(key, values, value)
+    mapping[last] = _pick(override, key, values, value)
     origin[tuple(key.split("."))] = override
 
 
-def _pick(key: str, values: dict[str, Any], value: Any) -> Any:
+def _pick(override: str, key: str, values: dict[str, Any], value: Any) -> Any:
     """Put the file's own entries for their labels, so that `attacks=[sig]` keeps its options.
 
-    Exclusions of labels that are no longer there go with them.
+    Exclusions of labels that are no longer there go with them. A name the file has under other
+    labels alone is refused: who writes it may mean one of those, or the method without options.
     """
     listed = values.get(key)
     if key not in _SPARE or not isinstance(value, list) or not isinstance(listed, list):
         return value
     by_label: dict[str, Any] = {}
+    labels: dict[str, list[str]] = defaultdict(list)
     for item in listed:
         with contextlib.suppress(ValueError):  # an entry that is wrong is named later
-            by_label[entry_fields(key[:-1], item)["label"]] = item
-    removed = set(by_label) - {item for item in value if isinstance(item, str)}
+            entry = entry_fields(key[:-1], item)
+            by_label[entry["label"]] = item
+            labels[entry["name"]].append(entry["label"])
+    names = {item for item in value if isinstance(item, str)}
+    for name in sorted(names & set(labels) - set(by_label)):
+        raise SweepError(
+            f"--set {override}: the file has {name} as {', '.join(labels[name])}: write that, or "
+            f"{{{key[:-1]}: {name}}} for one without the options of the file"
+        )
+    removed = set(by_label) - names
     if isinstance(values.get("exclude"), list):
         values["exclude"] = [
             pattern

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import unicodedata
 from collections import Counter
 from typing import Annotated, Any
 
@@ -20,7 +21,7 @@ from pydantic import (
 
 from sweeper.core import catalog
 from sweeper.plan import source
-from sweeper.plan.source import Loc
+from sweeper.plan.document import Loc
 from sweeper.plan.view import View
 
 Problem = tuple[Loc, str]
@@ -105,7 +106,7 @@ class Entry(BaseModel):
 def entry_fields(kind: str, item: Any) -> Any:
     """Turn what stands in the file into the fields of an `Entry`."""
     if isinstance(item, str):
-        return {"name": item, "label": item}
+        return {"name": item, "label": _label(item)}
     options = dict(_mapping(item, f"a name, or a mapping with `{kind}: NAME` and options"))
     if kind == "defense" and "then" in options:
         options = _chain(options)
@@ -114,14 +115,37 @@ def entry_fields(kind: str, item: Any) -> Any:
         raise ValueError(f"an entry with options needs `{kind}: NAME`, not {item!r}")
     if not isinstance(preset, str):
         raise ValueError(f"preset: needs the name of one, not {preset!r}")
-    label = options.pop("as", f"{name}-{preset}" if preset else name)
-    if not isinstance(label, str | int | float) or label == "":
-        raise ValueError(f"as: needs a label, not {label!r}")
-    fields = {"name": name, "label": str(label), "options": options}
+    label = _label(options.pop("as", f"{name}-{preset}" if preset else name))
+    fields = {"name": name, "label": label, "options": options}
     if kind == "attack" and "poison_rates" in options:
         rates = options.pop("poison_rates")
         fields["poison_rates"] = [] if rates is None else rates
     return fields
+
+
+def _label(value: Any) -> str:
+    """A label as text, fit for a line of a table and the cell of a spreadsheet."""
+    if not isinstance(value, str | int | float) or isinstance(value, bool):
+        quote = (
+            "" if isinstance(value, list | dict) else "; quote what YAML takes for something else"
+        )
+        raise ValueError(f"as: needs a label, not {value!r}{quote}")
+    label = str(value)
+    if not label.strip():
+        raise ValueError(f"as: needs a label, not {label!r}")
+    if any(unicodedata.category(character) in _UNSEEN for character in label):
+        raise ValueError(
+            f"as: {label!r} has a character that breaks a line of a table: write what can be seen"
+        )
+    if label.lstrip()[0] in "=+-@":
+        raise ValueError(
+            f"as: {label!r} is a formula to a spreadsheet: begin it with a letter or a digit"
+        )
+    return label
+
+
+_UNSEEN = {"Cc", "Cs", "Zl", "Zp"}
+"""Unicode's categories of control characters, halves of pairs, ends of lines and paragraphs."""
 
 
 def _chain(item: dict[str, Any]) -> dict[str, Any]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from sweeper.cli import app
+from sweeper.cli import app, arguments
 from sweeper.core import catalog, rows
 from sweeper.core.errors import SweepError
 from sweeper.core.types import Facts
@@ -109,6 +110,24 @@ MISTAKES = [
      ["an entry with options needs `attack: NAME`"]),
     ("label that is none", text(attacks="[{attack: badnets, as: []}]"), 4,
      ["as: needs a label, not []"]),
+    ("label that is a truth value", text(attacks="[{attack: badnets, as: off}]"), 4,
+     ["as: needs a label, not False; quote "]),
+    ("label that is nothing", text(models="[{model: tiny, as: null}]"), 3,
+     ["as: needs a label, not None; quote "]),
+    ("label of spaces", text(defenses="[none, {defense: anp, as: '  '}]"), 5,
+     ["as: needs a label, not '  '"]),
+    ("label of two lines", text(attacks='[{attack: badnets, as: "a\\nb"}]'), 4,
+     ["as: 'a\\nb' has a character that breaks a line"]),
+    ("label with a tab", text(datasets='[{dataset: digits, as: "a\\tb"}]'), 2, ["as: 'a\\tb' has"]),
+    ("label with a separator of lines", text(attacks='[{attack: badnets, as: "a\\u2028b"}]'), 4,
+     ["as: 'a\\u2028b' has a character"]),
+    *[(f"label that begins with {sign}", text(defenses=f"[{{defense: anp, as: '{sign}1'}}]"), 5,
+       [f"as: '{sign}1' is a formula to a spreadsheet: begin it with a letter or a digit"])
+      for sign in "=+-@"],
+    ("label that is a negative number", text(attacks="[{attack: badnets, as: -1}]"), 4,
+     ["as: '-1' is a formula"]),
+    ("label of a chain", text(defenses="[{detect: {defense: scan, as: '=a'}, then: d-br}]"), 5,
+     ["as: '=a' is a formula"]),
     ("seeds 0", text("seeds: 0"), 6, ["seeds: needs a count above 0, or a list", "not 0"]),
     ("seeds in words", text("seeds: three"), 6, ["seeds: needs a count above 0", "'three'"]),
     ("seed that is text", text("seeds: [0, a]"), 6, ["seeds: needs a whole number, not 'a'"]),
@@ -205,12 +224,109 @@ def test_a_mistake_is_one_sentence_with_its_line(
         ("", "study.yaml: is no sweep file"),
         ("name: !!python/object:os.system x\n", "study.yaml:1: not YAML: could not determine"),
         ("name: \x00\n", "study.yaml: not YAML: special characters are not allowed"),
+        ("name: study\nattacks: &a\n  - none\n  - *a\n", "study.yaml:4: *a stands within what &a"),
+        ("name: study\nrecipe: &r\n  <<: *r\n", "study.yaml:3: *r stands within what &r names"),
+        ("a: {b: 1,\n  c: {d: 1, d: 2}}\n", "study.yaml:2: d: stands twice, first in line 2; rem"),
+        ("a: &a {b: 1}\nc:\n  <<: *a\n  d: 1\n  <<: *a\n", "study.yaml:5: <<: stands twice"),
+        ("a: [" * 60 + "]" * 60, "study.yaml:1: more than 50 levels"),
+        ("[" * 20_000, "study.yaml:1: more than 50 levels"),
+        ("{" * 500, "study.yaml:1: more than 50 levels"),
+        (
+            "a: &a0 1\n" + "".join(f"b{n}: &a{n + 1} [*a{n}]\n" for n in range(60)),
+            "study.yaml:49: more than 50 levels, aliases written out",
+        ),
+        ("name: 2020-13-45\n", "study.yaml:1: not YAML: month must be in 1..12; quote"),
+        (f"seeds: {'9' * 5000}\n", "study.yaml:1: not YAML: Exceeds the limit"),
+        ('name: "\\ud800"\n', "study.yaml:1: half a surrogate pair is no character"),
     ],
-    ids=["not YAML", "key twice", "a list", "empty", "Python object", "control character"],
 )
 def test_what_is_no_sweep_file(tmp_path: Path, content: str, said: str) -> None:
     (found,) = refused(tmp_path, content)
     assert found.startswith(said)
+
+
+BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 9)
+)
+"""Nine lines that stand for 400 million values."""
+
+
+@pytest.mark.parametrize("merged", [False, True])
+def test_a_text_of_aliases_that_stands_for_too_much_is_refused_at_once(
+    tmp_path: Path, merged: bool
+) -> None:
+    bomb = BOMB
+    if merged:
+        bomb = "a0: &a0 {x: 1, y: 2, z: 3}\n" + "".join(
+            f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 9)}]}}\n" for n in range(1, 9)
+        )
+    began = time.monotonic()
+    (found,) = refused(tmp_path, bomb)
+    assert re.match(r"study\.yaml:[56]: more than 100,000 values, aliases written out", found)
+    for flag in ("--set", "--option"):
+        value = "a: [&a [1, 1, 1, 1, 1, 1, 1, 1, 1, 1], "
+        for name, before in zip("bcdef", "abcde", strict=True):
+            value += f"&{name} [{', '.join([f'*{before}'] * 10)}], "
+        with pytest.raises(SweepError, match=rf"^{flag} x=.*: more than 100,000 values"):
+            if flag == "--set":
+                loaded(tmp_path, text(), f"x={{{value}]}}")
+            else:
+                arguments.pairs(flag, [f"x={{{value}]}}"])
+    assert time.monotonic() - began < 2
+
+
+def test_a_list_as_long_as_a_sweep_may_have_is_read(tmp_path: Path) -> None:
+    assert len(loaded(tmp_path, text(f"seeds: {list(range(10_000))}")).seeds) == 10_000
+
+
+MERGED = """
+name: study
+datasets: [digits]
+models: [tiny]
+attacks:
+  - &base
+    attack: badnets
+    opacity: 0.5
+    margin: 3
+  - {<<: *base, opacity: 0.1, as: faint}
+  - <<: *base
+    margin: 2
+    as: small
+defenses: &defenses [none, {defense: fine-tuning, lr: 1}]
+"""
+
+
+def test_a_merge_takes_what_it_does_not_say_itself(tmp_path: Path) -> None:
+    sweep = loaded(tmp_path, MERGED)
+    assert [entry.label for entry in sweep.attacks] == ["badnets", "faint", "small"]
+    assert [entry.options for entry in sweep.attacks] == [
+        {"opacity": 0.5, "margin": 3},
+        {"opacity": 0.1, "margin": 3},
+        {"opacity": 0.5, "margin": 2},
+    ]
+    picked = loaded(tmp_path, MERGED, "attacks=[{attack: blend, <<: {opacity: 0.3}, as: b}]")
+    assert picked.attacks[0].options == {"opacity": 0.3}
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "line"),
+    [
+        ("opacity: 0.1", "opacity: 7", 10),
+        ("    margin: 2", "    margin: x", 12),
+        ("as: small", "as: []", 11),
+        ("lr: 1", "lr: fast", 14),
+    ],
+)
+def test_lines_of_what_is_merged_are_right(
+    tmp_path: Path, right: str, wrong: str, line: int
+) -> None:
+    (found,) = refused(tmp_path, MERGED.replace(right, wrong))
+    assert found.startswith(f"study.yaml:{line}: "), found
+
+
+def test_a_mistake_of_what_is_merged_stands_where_it_is_written(tmp_path: Path) -> None:
+    (found,) = refused(tmp_path, MERGED.replace("opacity: 0.5", "opacity: 9"))
+    assert found.startswith("study.yaml:8: attacks: badnets: opacity: 9.0 is not in (0, 1]")
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
@@ -269,6 +385,14 @@ def test_all_mistakes_are_shown_in_the_order_of_the_file(tmp_path: Path) -> None
         ("seedz=1", "--set seedz=1: no key 'seedz', did you mean 'seeds'?"),
         ("recipe.epochs=x", "--set recipe.epochs=x: recipe: epochs: needs a whole number, not 'x'"),
         ("attacks=[badnet]", "--set attacks=[badnet]: attacks: no attack 'badnet', did you mean"),
+        (
+            "attacks=[{attack: blend, attack: sig}]",
+            "--set attacks=[{attack: blend, attack: sig}]: at"
+            "tack: stands twice, first in line 1; remove one",
+        ),
+        ("seeds=&a [*a]", "--set seeds=&a [*a]: *a stands within what &a names"),
+        ("seeds=2020-13-45", "--set seeds=2020-13-45: the value is not YAML: month must be"),
+        ("seeds=\udcff", "--set seeds="),
         ("name.x=1", "--set name.x=1: name holds 'study', no keys below it"),
         ("scale=smal", "--set scale=smal: no scale 'smal', did you mean 'small'? Known: bad, "),
         ("scale=bad", "study.yaml:8: seeds: needs a count above 0"),
@@ -406,6 +530,18 @@ def test_an_override_takes_entries_of_the_file_by_label(tmp_path: Path) -> None:
     ]
     assert len(sweep.exclude) == 1
     assert loaded(tmp_path, content, "attacks=[blend]").exclude == [], "it named an attack now gone"
+
+
+def test_an_override_with_a_name_the_file_has_under_other_labels_is_refused(tmp_path: Path) -> None:
+    content = text(attacks="[{attack: badnets, preset: d-br, as: one}, {attack: badnets, as: b}]")
+    (found,) = refused(tmp_path, content, "attacks=[badnets]")
+    assert found == (
+        "--set attacks=[badnets]: the file has badnets as one, b: write that, or {attack: badnets} "
+        "for one without the options of the file"
+    )
+    plain = loaded(tmp_path, content, "attacks=[{attack: badnets}]")
+    assert [(entry.label, entry.options) for entry in plain.attacks] == [("badnets", {})]
+    assert [e.label for e in loaded(tmp_path, content, "attacks=[b, sig]").attacks] == ["b", "sig"]
 
 
 @pytest.mark.parametrize(
