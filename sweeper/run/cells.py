@@ -58,7 +58,7 @@ def run(
     def give_up() -> Result:
         return _failed(work, "timeout", f"gave up after {context.timeout:g} s")
 
-    started = time.time()
+    started = time.monotonic()
     try:
         with interruptible():
             return _run(work, last_try, lambda: _quiet(give_up))
@@ -69,7 +69,7 @@ def run(
     except BaseException as error:
         status, why = blame(error)
         if status == "oom" and not last_try:
-            return {"status": "oom", "error": why, "seconds": time.time() - started}
+            return {"status": "oom", "error": why, "seconds": time.monotonic() - started}
         return _failed(work, "failed" if status == "oom" else status, why)
 
 
@@ -137,7 +137,7 @@ def stored_result(
 def _failed(work: Work, status: str, error: str) -> Result:
     """Write the failure (and a defense's row) and report it."""
     cell, context, store, error = work.cell, work.context, work.store, text.error(error)
-    seconds = time.time() - work.started
+    seconds = time.monotonic() - work.started
     failure = {"status": status, "error": error, "run": context.run, "kind": cell.kind}
     store.fail(context.sweep, cell.key, {**failure, "axes": dict(cell.axes)})
     if cell.kind == "defend":

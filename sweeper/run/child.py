@@ -98,12 +98,12 @@ def run(wire: Wire) -> None:
                 assert stage is not None
                 wire.send("done", stage.run(case), seen=watch.seen)
                 return
-            started = time.time()
+            started = time.monotonic()
             outcome = defense.defend(case)
             if device.type == "cuda":
                 torch.cuda.synchronize()
             result = made(
-                outcome, tasks.task(order.task), case.recipe, device, time.time() - started
+                outcome, tasks.task(order.task), case.recipe, device, time.monotonic() - started
             )
             _tell(wire, result, watch)
             _answer(wire, result, watch)

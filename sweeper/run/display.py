@@ -41,7 +41,7 @@ class Display:
         self.causes: Counter[tuple[str, str, str]] = Counter()
         self.running: dict[str, tuple[Cell, float, Progress | None]] = {}
         self.slots = slots
-        self.began = time.time()
+        self.began = time.monotonic()
         self.axes = ["attack", "defense", "stage"]
         """Axes that tell the cells of this sweep apart; the others are not said."""
         for axis in ("dataset", "model", "poison_rate", "target", "seed", "clean_budget"):
@@ -79,7 +79,7 @@ class Display:
 
     def started(self, cell: Cell, progress: Progress | None = None) -> None:
         """A cell starts."""
-        self.running[cell.key] = (cell, time.time(), progress)
+        self.running[cell.key] = (cell, time.monotonic(), progress)
 
     def finished(self, cell: Cell, result: Result) -> None:
         """A cell ended or was blocked."""
@@ -134,7 +134,7 @@ class Display:
 
     def _render(self) -> Group:
         """The matrix, what runs now, and when it will end."""
-        now = time.time()
+        now = time.monotonic()
         lines = [
             Text(f"  {' · '.join(filter(None, [who, text, f'{now - since:.0f} s']))}", style="dim")
             for who, text, since in self._at_work()

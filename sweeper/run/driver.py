@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import os
 import signal
-import time
 import uuid
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -338,12 +337,12 @@ def inline(job: Job, walk: Walk, ending: Ending, watcher: Watcher) -> None:
 @contextmanager
 def gentle_interrupt() -> Iterator[Callable[[], bool]]:
     """Turn the first Ctrl-C into a wish to stop, which is yielded; the second interrupts."""
-    interrupts: list[float] = []
+    interrupts: list[int] = []
 
-    def handle(*_: Any) -> None:
+    def handle(number: int, _: Any) -> None:
         if interrupts:
             raise Interrupted
-        interrupts.append(time.time())
+        interrupts.append(number)
         os.write(2, b"\nstopping after the running cells; Ctrl-C again stops at once\n")
 
     try:

@@ -28,6 +28,7 @@ from sweeper.engine.task import Answers, Task
 from sweeper.models.base import Net
 from sweeper.plan import forms
 from sweeper.plan.matrix import NO_TRIGGER
+from sweeper.run import record
 from sweeper.store.artifacts import Artifact, Store
 
 Log = Callable[..., None]
@@ -61,12 +62,12 @@ class Relayed(Progress):
         super().__init__()
         self.cell = first
         """The one at work."""
-        self.since = time.time()
+        self.since = time.monotonic()
 
     def hear(self, cell: Cell, text: str) -> None:
         """Note which cell is at work, and how far."""
         if cell is not self.cell:
-            self.cell, self.since = cell, time.time()
+            self.cell, self.since = cell, time.monotonic()
         self.text = text
 
 
@@ -125,7 +126,7 @@ class Material:
         """What the attack learned while this cell trained its victim."""
         self.before: dict[str, Any] | None = None
         """The victim's metrics, once they are known."""
-        self.started = time.time()
+        self.started, self.started_at = time.monotonic(), record.timestamp()
         self.device = torch.device(context.device)
 
     @functools.cached_property

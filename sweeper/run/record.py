@@ -10,7 +10,6 @@ import json
 import math
 import platform
 import resource
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -161,10 +160,9 @@ def peak_memory(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
 
 
-def timestamp(seconds: float | None = None) -> str:
-    """A moment (default: now) in ISO 8601, UTC."""
-    at = time.time() if seconds is None else seconds
-    return datetime.datetime.fromtimestamp(at, datetime.timezone.utc).isoformat()
+def timestamp() -> str:
+    """Now, in ISO 8601, UTC."""
+    return datetime.datetime.now(datetime.timezone.utc).isoformat()
 
 
 def plain(value: Any) -> Any:

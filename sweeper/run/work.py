@@ -79,9 +79,9 @@ class Work(Material):
 
     def prepare(self) -> Write:
         """Learn what an attack needs before it poisons."""
-        started = time.time()
+        started = time.monotonic()
         state = self.attack.prepare(self.attacker, Lab(self))
-        return self.artifact({"state": state}, {"seconds": time.time() - started})
+        return self.artifact({"state": state}, {"seconds": time.monotonic() - started})
 
     def train(self) -> Write:
         """Train a victim and measure it."""
@@ -89,7 +89,7 @@ class Work(Material):
         model = self.new_model(seeds.generator(self.cell.key, "model"))
         state, rng = self.state, seeds.generator(self.cell.key, "hooks")
         hooks = self.attack.hooks(self.attacker, state, rng) or training.Hooks()
-        started = time.time()
+        started = time.monotonic()
         losses = training.fit(
             model,
             poisoned.samples,
@@ -99,7 +99,7 @@ class Work(Material):
             hooks=hooks,
             progress=self.progress,
         )
-        seconds = time.time() - started
+        seconds = time.monotonic() - started
         seen = len(losses) * len(poisoned.samples)
         self.learned = hooks.learned()
         if self.learned:  # only now does the attack say what its hooks poisoned in the loop
@@ -121,12 +121,12 @@ class Work(Material):
         """Run what several defenses share."""
         stage = self.defense.stage()
         assert stage is not None
-        started = time.time()
+        started = time.monotonic()
         if self.apart:
             tensors, seen = apart.staged(self, self.context.timeout)
         else:
             tensors, seen = stage.run(self.case(stage.sees, {})), self.unwatched()
-        result = {"seconds": time.time() - started}
+        result = {"seconds": time.monotonic() - started}
         return self.artifact({"state": tensors}, result, {"seen": list(seen)})
 
     def defend(self) -> Write:
@@ -166,11 +166,11 @@ class Work(Material):
         case = self.case(self.defense.sees, state)
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        started = time.time()
+        started = time.monotonic()
         outcome = self.defense.defend(case)
         if self.device.type == "cuda":
             torch.cuda.synchronize()
-        result = made(outcome, self.task, self.recipe, self.device, time.time() - started)
+        result = made(outcome, self.task, self.recipe, self.device, time.monotonic() - started)
         yield dataclasses.replace(result, seen=list(self.unwatched()))
 
     def unwatched(self) -> tuple[str, ...]:
@@ -245,7 +245,7 @@ class Work(Material):
         row |= {
             "peak_memory_mb": record.peak_memory(self.device),
             "device": record.device_name(self.device),
-            "started_at": record.timestamp(self.started),
+            "started_at": self.started_at,
             "left_behind": "[]",
             "data_hash": victim.params["data"],
             **self.conditions(),

@@ -70,7 +70,7 @@ def text(progress: dict[str, Any]) -> str:
     lines.append(f"rows: {states or 'none'}")
     driver = progress["driver"]
     lines.append(f"run by {describe(driver)}" if driver else "nobody runs it")
-    if progress["last_activity"]:
+    if progress["last_activity"]:  # of another machine: only clocks on the wall are comparable
         ago = datetime.datetime.now(datetime.timezone.utc) - datetime.datetime.fromisoformat(
             progress["last_activity"]
         )
