@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from sweeper.models.base import Net
     from sweeper.plan.sweep import Sweep as Declared
     from sweeper.run.driver import Job, Walker
-    from sweeper.run.estimate import Bill
     from sweeper.run.material import Context
 
 STORE = "sweeps-store"
@@ -79,11 +78,30 @@ class Sweep:
 
         return cls(spec.parse(values))
 
-    def context(self, store: str | Path | None = None, data: str | Path | None = None) -> Context:
-        """Where its cells run, and under what."""
+    def context(
+        self,
+        store: str | Path | None = None,
+        data: str | Path | None = None,
+        *,
+        here: bool = True,
+    ) -> Context:
+        """Where its cells run, and under what.
+
+        Args:
+            store: Where victims and rows are kept; default SWEEPER_STORE, or `STORE`.
+            data: Folder of the data sets; default SWEEPER_DATA.
+            here: Whether this process computes, and must have the GPU the sweep asks for.
+
+        Raises:
+            SweepError: It has none.
+        """
+        from sweeper.engine.isolation import lacking
         from sweeper.run.driver import new_run
         from sweeper.run.material import Context
 
+        device = "cuda" if self.declared.resources.gpus else "cpu"
+        if here and (lack := lacking(device)):
+            raise SweepError(lack)
         return Context(
             store=place(store),
             sweep=self.declared.name,
@@ -91,7 +109,7 @@ class Sweep:
             data=str(Path(data).expanduser().absolute()) if data else None,
             code=str(Path.cwd()),
             threads=self.declared.resources.cpus,
-            device="cuda" if self.declared.resources.gpus else "cpu",
+            device=device,
             gpus=self.declared.resources.gpus,
             timeout=self.declared.timeout,
         )
@@ -118,7 +136,7 @@ class Sweep:
         """
         from sweeper.run import driver, estimate
 
-        job = driver.prepare(self.declared, self.context(store, data), need_data=False)
+        job = driver.prepare(self.declared, self.context(store, data, here=False), need_data=False)
         book, shape = estimate.known_costs(job, calibrated=calibrate), self.declared.resources
         parallel = estimate.at_once(shape.cpus, shape.gpus)
         cost = estimate.estimate(job, book, parallel)
@@ -157,15 +175,15 @@ class Sweep:
         _require_executor(executor)
         from rich.console import Console
 
-        from sweeper.run import driver, estimate
+        from sweeper.run import driver, estimate, summary
         from sweeper.run.display import Display, Lines
 
-        job = driver.prepare(self.declared, self.context(store, data))
+        job = driver.prepare(self.declared, self.context(store, data, here=False))
         _require_work(job, executor)
         shape = self.declared.resources
         console = Console(stderr=True, highlight=False, markup=False, quiet=quiet or bool(tell))
         console.soft_wrap = not console.is_terminal
-        facts = _opened(job, console, fresh)
+        facts = summary.opened(job, console, fresh)
         book = estimate.known_costs(job, elsewhere=bool(address))
         walker: Walker = driver.inline
         slots = estimate.at_once(shape.cpus, shape.gpus) if executor == "ray" else 1
@@ -182,7 +200,7 @@ class Sweep:
         with display as watcher:
             bill = estimate.Bill(job, watcher)
             counts = dict(driver.execute(job, walker, bill))
-        return _ended(job, counts, bill, console, tell)
+        return summary.ended(job, counts, bill, console, tell)
 
     def results(self, *, store: str | Path | None = None) -> pd.DataFrame:
         """The rows of the sweep's present matrix, one a defense cell; rates in [0, 1].
@@ -202,6 +220,7 @@ def _require_executor(executor: str) -> None:
 def _require_work(job: Job, executor: str) -> None:
     """Refuse a sweep of which no cell applies, and a GPU in this process where torch sees none."""
     from sweeper.engine.isolation import lacking
+    from sweeper.run.summary import why_not
 
     if not job.plan.cells:
         reasons = "\n".join(why_not(job.summary()))
@@ -211,82 +230,6 @@ def _require_work(job: Job, executor: str) -> None:
         )
     if executor == "inline" and job.todo and (lack := lacking(job.context.device)):
         raise SweepError(lack)
-
-
-def why_not(facts: Mapping[str, Any]) -> list[str]:
-    """A line for each cause why cells of a plan do not apply: how many, of which methods, why."""
-    lines = []
-    for item in facts["why_not"]:
-        some = [
-            item[axis] for axis in ("attacks", "defenses", "datasets", "models") if axis in item
-        ]
-        who = " x ".join(", ".join(labels) if len(labels) < 6 else "..." for labels in some)
-        lines.append(f"{item['cells']:>8,}  {who}{': ' if who else ''}{item['reason']}")
-    return lines
-
-
-def _opened(job: Job, console: Console, fresh: Sequence[str]) -> dict[str, Any]:
-    """Take what is to be fresh out of what is done, and say what a run will do.
-
-    Returns:
-        What `sweeper plan --json` has.
-    """
-    from sweeper.run.fresh import sentence
-
-    job.resume()
-    if fresh:
-        console.print(job.again(fresh))
-    facts = job.summary()
-    console.print(
-        f"{facts['sweep']}: {facts['total']} cells, {facts['done']} done, {facts['to_run']} to "
-        f"run; trainings saved by sharing victims: {facts['trainings_saved']}"
-    )
-    if job.hidden:
-        console.print(
-            f"{job.hidden} finished rows in the store are of cells this call leaves out: no table "
-            "shows them until a call has those cells again, which repeats nothing"
-        )
-    for item in facts["other_code"]:
-        console.print(sentence(item))
-    return facts
-
-
-def _ended(
-    job: Job,
-    counts: dict[str, int],
-    bill: Bill,
-    console: Console,
-    tell: Callable[[dict[str, Any]], None] | None,
-) -> dict[str, int]:
-    """Say what a run did; its counts with what is left."""
-    ran = ", ".join(f"{count} {status}" for status, count in sorted(counts.items())) or "none"
-    console.print(f"cells run: {ran}{bill.sentence()}")
-    if left := len(job.todo) - sum(counts.values()):
-        console.print(f"{left} cells are left; the same command runs them.")
-        counts["left"] = left
-    lost, states = _without_backdoor(job, console), job.unfinished()
-    if tell:
-        told = {"cells": counts, "unfinished": states, **bill.sums(), "no_backdoor": lost}
-        tell({"event": "end", **told})
-    if states:
-        count, words = sum(states.values()), [f"{n} {state}" for state, n in states.items()]
-        console.print(f"unfinished rows: {count} of {job.row_count} ({', '.join(words)})")
-        counts = {**counts, "unfinished": count}
-    return counts
-
-
-def _without_backdoor(job: Job, console: Console) -> list[dict[str, Any]]:
-    """Say which victims of the sweep did not take, and what helps; returned as JSON values."""
-    from sweeper.tables import fair
-
-    victims = fair.victims(rows(job.context.sweep, job.context.store)[0])
-    if said := fair.sentence(victims):
-        console.print(said)
-    return [
-        {name: value for name, value in victim.items() if name != "untaken"}
-        for victim in victims
-        if victim["untaken"]
-    ]
 
 
 def _with_ray(sweep: Declared, address: str | None, console: Console) -> tuple[Walker, int]:

@@ -9,8 +9,9 @@ from typing import Any
 
 from sweeper.analyses.base import Analysis, Subject
 from sweeper.core.errors import SweepError, unknown
+from sweeper.core.outputs import written
 from sweeper.core.types import Cell
-from sweeper.engine.isolation import isolated, lacking
+from sweeper.engine.isolation import isolated
 from sweeper.engine.task import unmade
 from sweeper.models.base import Net
 from sweeper.plan.sweep import Sweep
@@ -46,22 +47,21 @@ def pictures(
         The pictures' paths.
 
     Raises:
-        SweepError: No such defense, no victim has been trained, or no GPU where one is asked for.
+        SweepError: No such defense, no victim has been trained, or the folder takes no file.
     """
     from matplotlib.figure import Figure
 
     labels = [entry.label for entry in sweep.defenses]
     if after and after not in labels:
         raise SweepError(f"--after: {unknown('defense', after, labels)}")
-    if lack := lacking(context.device):
-        raise SweepError(lack)
     job = driver.prepare(sweep, context)
     cells = [c for c in _cells(job, after) if c.params["victim"].startswith(victim)]
     if not cells:
         raise SweepError(
             f"no victim of {sweep.name} to look at in this store; `sweeper run` trains them"
         )
-    out.mkdir(parents=True, exist_ok=True)
+    with written(out / name):  # a place that takes none is said before anything is computed
+        pass
     walk = Walk(job.plan.cells, [])
     for number, cell in enumerate(cells, 1):
         work = Material(cell, walk.ancestors(cell.key), job.context, job.store)
@@ -73,11 +73,12 @@ def pictures(
             subject = _subject(work, after)
             frame = analysis.compute(subject)
         path = out / f"{name}-{_slug(subject.label)}.png"
-        frame.to_parquet(path.with_suffix(".parquet"), index=False)
         figure = Figure(figsize=(8, 4.5), layout="constrained")
         figure.suptitle(f"{analysis.title}\n{subject.label}", fontsize=10)
         analysis.draw(frame, figure)
-        figure.savefig(path, dpi=150)
+        with written(path):
+            frame.to_parquet(path.with_suffix(".parquet"), index=False)
+            figure.savefig(path, dpi=150)
         yield path
 
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import platform
 import shutil
 import sys
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sweeper.api import EXECUTORS, STORE, Sweep, rows, why_not
+from sweeper.api import EXECUTORS, STORE, Sweep, rows
 from sweeper.cli import commands, figures, remote
 from sweeper.cli.arguments import (
     DataOption,
@@ -20,12 +22,12 @@ from sweeper.cli.arguments import (
     SetOption,
     Spec,
     StoreOption,
-    methods,
-    pairs,
+    say,
     words,
 )
 from sweeper.cli.listing import KINDS
 from sweeper.core.errors import SweepError, one_key
+from sweeper.core.outputs import written
 
 if TYPE_CHECKING:
     from sweeper.plan.view import View
@@ -39,9 +41,28 @@ app = typer.Typer(
 )
 
 
-def _say(**values: Any) -> None:
-    """One line of a cell's progress."""
-    typer.echo(" ".join(f"{key} {value}" for key, value in values.items()), err=True)
+def _version(asked: bool) -> None:
+    """Say what runs here, and end; neither torch nor Ray is imported for it."""
+    if not asked:
+        return
+    found = {}
+    for package in ("backdoor-sweeper", "torch", "ray"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    sweeper, torch, ray = found.values()
+    typer.echo(f"sweeper {sweeper}, Python {platform.python_version()}, torch {torch}, ray {ray}")
+    raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Say the versions."),
+    ] = False,
+) -> None: ...
 
 
 @app.command()
@@ -118,6 +139,7 @@ def plan(
     """
     from sweeper.run.estimate import Estimate, sentences, spoken
     from sweeper.run.fresh import sentence
+    from sweeper.run.summary import why_not
 
     facts = Sweep.from_yaml(spec, overrides or []).plan(store=store, data=data, calibrate=calibrate)
     if as_json:
@@ -177,7 +199,8 @@ def table(
     layout = view.of(source.read(spec)).model_copy(update=changes)
     text = _table(name, store, style or ("markdown" if out else ""), layout, compare)
     if out:
-        out.write_text(text + "\n", encoding="utf-8")
+        with written(out):
+            out.write_text(text + "\n", encoding="utf-8")
     else:
         typer.echo(text)
 
@@ -271,87 +294,12 @@ def cell(
     selected = job.plan.cells[one_key(job.plan.cells, key, f"cells of {sweep.declared.name}")]
     ancestors = Walk(job.plan.cells, []).ancestors(selected.key)
 
-    result = cells.run(selected, ancestors, job.context, _say, force=True, last_try=True)
+    result = cells.run(selected, ancestors, job.context, say, force=True, last_try=True)
     error = result.pop("error", "")
     typer.echo(json.dumps({"key": selected.key, "kind": selected.kind, **selected.axes, **result}))
     if error:
         typer.echo(error, err=True)
         raise typer.Exit(1)
-
-
-@app.command()
-def show(
-    attack: Annotated[
-        str,
-        typer.Argument(
-            help="An attack, as a sweep file names it.", autocompletion=methods("attack")
-        ),
-    ],
-    dataset: Annotated[str, typer.Option(help="Whose test samples to show.")] = "digits",
-    model: Annotated[
-        str, typer.Option(help="What a trigger that is learned is learned on.")
-    ] = "tiny",
-    rate: Annotated[float, typer.Option(help="The poison rate it is learned at.")] = 0.1,
-    epochs: Annotated[int | None, typer.Option(help="Epochs of that victim.")] = None,
-    store: StoreOption = STORE,
-    data: DataOption = None,
-    options: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="The attack's options.")
-    ] = None,
-    out: Annotated[Path, typer.Option(help="The picture: .png, .svg or .pdf.")] = Path("show.png"),
-) -> None:
-    """Draw what an attack does to samples.
-
-    A trigger that must be learned is learned first, and kept in the store.
-
-    Example: sweeper show badnets --dataset cifar10 --data DIR --set preset=d-br-all2all
-    """
-    from sweeper.analyses import show as pictures
-
-    entry = {"attack": attack, **pairs("--set", options)}
-    values: dict[str, Any] = {"name": "show", "seeds": 1, "defenses": ["none"]}
-    values |= {"datasets": [dataset], "models": [model], "attacks": [entry]}
-    values |= {"poison_rates": [rate]} | ({"recipe": {"epochs": epochs}} if epochs else {})
-    sweep = Sweep.from_values(values)
-    clean, triggered = pictures.triggered(sweep.declared, sweep.context(store, data), _say)
-    pictures.figure(attack, clean, triggered).savefig(out, dpi=150)
-    typer.echo(f"{out}: {pictures.change(clean, triggered)}")
-    for before, after in pictures.lines(clean, triggered):
-        typer.echo(f"\n{before}\n{after}")
-
-
-@app.command()
-def analyze(
-    what: Annotated[str, typer.Argument(help="An analysis; `sweeper list analyses` has them.")],
-    spec: Spec,
-    victim: Annotated[str, typer.Option(help="Only victims whose key begins so.")] = "",
-    after: Annotated[
-        str,
-        typer.Option(
-            help="Look at the models this defense leaves.", autocompletion=methods("defense")
-        ),
-    ] = "",
-    store: StoreOption = STORE,
-    data: DataOption = None,
-    overrides: SetOption = None,
-    options: Annotated[
-        list[str] | None,
-        typer.Option("--option", metavar="KEY=VALUE", help="An option of the analysis."),
-    ] = None,
-    out: Annotated[Path, typer.Option(help="Folder of the pictures.")] = Path("analyses"),
-) -> None:
-    """Look into the victims of a sweep: a picture with numbers.
-
-    Example: sweeper analyze tsne quickstart --after fine-tuning
-    """
-    from sweeper.analyses import looks
-    from sweeper.analyses.analyze import pictures
-
-    sweep = Sweep.from_yaml(spec, overrides or [])
-    analysis = looks.make(what, pairs("--option", options))
-    context = sweep.context(store, data)
-    for path in pictures(what, analysis, sweep.declared, context, out, victim, after, _say):
-        typer.echo(path)
 
 
 for command in (*figures.COMMANDS, *remote.COMMANDS, *commands.COMMANDS):

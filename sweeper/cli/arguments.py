@@ -72,3 +72,8 @@ def pairs(flag: str, given: list[str] | None) -> dict[str, Any]:
             raise SweepError(f"{flag} {option}: write option=value, such as opacity=0.5")
         values[key] = document.parse(text, f"{flag} {option}").values
     return values
+
+
+def say(**values: Any) -> None:
+    """One line of a cell's progress."""
+    typer.echo(" ".join(f"{key} {value}" for key, value in values.items()), err=True)

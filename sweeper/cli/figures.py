@@ -1,4 +1,4 @@
-"""The commands that draw: `sweeper plot` one figure, `sweeper report` a page of all."""
+"""The commands that draw: triggers, looks into victims, figures of rows, the page of all."""
 
 from __future__ import annotations
 
@@ -9,8 +9,94 @@ from typing import Annotated, Any
 import typer
 
 from sweeper.api import STORE, Sweep, place, rows
-from sweeper.cli.arguments import DataOption, SetOption, Spec, StoreOption, pairs, words
+from sweeper.cli.arguments import (
+    DataOption,
+    SetOption,
+    Spec,
+    StoreOption,
+    methods,
+    pairs,
+    say,
+    words,
+)
+from sweeper.core.outputs import written
 from sweeper.plan import source, view
+
+
+def show(
+    attack: Annotated[
+        str,
+        typer.Argument(
+            help="An attack, as a sweep file names it.", autocompletion=methods("attack")
+        ),
+    ],
+    dataset: Annotated[str, typer.Option(help="Whose test samples to show.")] = "digits",
+    model: Annotated[
+        str, typer.Option(help="What a trigger that is learned is learned on.")
+    ] = "tiny",
+    rate: Annotated[float, typer.Option(help="The poison rate it is learned at.")] = 0.1,
+    epochs: Annotated[int | None, typer.Option(help="Epochs of that victim.")] = None,
+    store: StoreOption = STORE,
+    data: DataOption = None,
+    options: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="The attack's options.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="The picture: .png, .svg or .pdf.")] = Path("show.png"),
+) -> None:
+    """Draw what an attack does to samples.
+
+    A trigger that must be learned is learned first, and kept in the store.
+
+    Example: sweeper show badnets --dataset cifar10 --data DIR --set preset=d-br-all2all
+    """
+    from sweeper.analyses import show as pictures
+    from sweeper.tables import plots
+
+    plots.ending(out)  # before a trigger is learned
+    entry = {"attack": attack, **pairs("--set", options)}
+    values: dict[str, Any] = {"name": "show", "seeds": 1, "defenses": ["none"]}
+    values |= {"datasets": [dataset], "models": [model], "attacks": [entry]}
+    values |= {"poison_rates": [rate]} | ({"recipe": {"epochs": epochs}} if epochs else {})
+    sweep = Sweep.from_values(values)
+    clean, triggered = pictures.triggered(sweep.declared, sweep.context(store, data), say)
+    with written(out):
+        pictures.figure(attack, clean, triggered).savefig(out, dpi=150)
+    typer.echo(f"{out}: {pictures.change(clean, triggered)}")
+    for before, after in pictures.lines(clean, triggered):
+        typer.echo(f"\n{before}\n{after}")
+
+
+def analyze(
+    what: Annotated[str, typer.Argument(help="An analysis; `sweeper list analyses` has them.")],
+    spec: Spec,
+    victim: Annotated[str, typer.Option(help="Only victims whose key begins so.")] = "",
+    after: Annotated[
+        str,
+        typer.Option(
+            help="Look at the models this defense leaves.", autocompletion=methods("defense")
+        ),
+    ] = "",
+    store: StoreOption = STORE,
+    data: DataOption = None,
+    overrides: SetOption = None,
+    options: Annotated[
+        list[str] | None,
+        typer.Option("--option", metavar="KEY=VALUE", help="An option of the analysis."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder of the pictures.")] = Path("analyses"),
+) -> None:
+    """Look into the victims of a sweep: a picture with numbers.
+
+    Example: sweeper analyze tsne quickstart --after fine-tuning
+    """
+    from sweeper.analyses import looks
+    from sweeper.analyses.analyze import pictures
+
+    sweep = Sweep.from_yaml(spec, overrides or [])
+    analysis = looks.make(what, pairs("--option", options))
+    context = sweep.context(store, data)
+    for path in pictures(what, analysis, sweep.declared, context, out, victim, after, say):
+        typer.echo(path)
 
 
 def plot(
@@ -92,9 +178,10 @@ def report(
         pictures=shown,
     )
     path = out or Path(f"{name}.html")
-    path.write_text(page, encoding="utf-8")
+    with written(path):
+        path.write_text(page, encoding="utf-8")
     typer.echo(f"{path}: {len(page.encode()) / 1e6:.1f} MB")
 
 
-COMMANDS = (plot, report)
+COMMANDS = (show, analyze, plot, report)
 """What `app` registers."""

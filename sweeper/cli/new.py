@@ -11,6 +11,7 @@ from pathlib import Path
 
 from sweeper.core.errors import SweepError, unknown
 from sweeper.core.names import KINDS, names
+from sweeper.core.outputs import written
 
 
 @dataclass(frozen=True)
@@ -55,21 +56,21 @@ def write(kind: str, name: str, to: Path | None = None) -> Written:
     title = " ".join(word[:1].upper() + word[1:] for word in module.split("_"))
     cls = title.replace(" ", "")
     entry = f"{module}:{cls}" if to else module.replace("_", "-")
-    written = Written(folder / f"{module}.py", tests / f"test_{module}.py", entry)
-    for path in (written.method, written.test):
+    made = Written(folder / f"{module}.py", tests / f"test_{module}.py", entry)
+    for path in (made.method, made.test):
         if path.exists():
             raise SweepError(f"new {kind} {name}: {path} is there: take another name or move it")
     words = {'"""Template': f'"""{title}', '"Template"': f'"{title}"', "Template": cls}
     words |= {"template": entry}
-    for path, source in ((written.method, kind), (written.test, f"{kind}_test")):
+    for path, source in ((made.method, kind), (made.test, f"{kind}_test")):
         text = (importlib.resources.files("sweeper.cli.templates") / f"{source}.py").read_text(
             "utf-8"
         )
         for old, new in words.items():
             text = text.replace(old, new)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    return written
+        with written(path):
+            path.write_text(text, encoding="utf-8")
+    return made
 
 
 def _check(kind: str, name: str, module: str) -> None:

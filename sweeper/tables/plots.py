@@ -13,6 +13,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from sweeper.core.errors import SweepError, unknown
+from sweeper.core.outputs import written
 from sweeper.tables.layout import head, name, word
 from sweeper.tables.points import PLACE, means, measure, ranks
 
@@ -65,14 +66,24 @@ def save(figure: Figure, out: Path) -> None:
     """Write a figure as the file's ending says.
 
     Raises:
-        SweepError: The ending is not one of `FORMATS`.
+        SweepError: The ending is not one of `FORMATS`, or the file cannot be written.
+    """
+    form = ending(out)
+    stamp: Mapping[str, Any] = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
+    with written(out), rc_context(STYLE):  # type: ignore[arg-type]
+        figure.savefig(out, dpi=300, metadata=stamp[form])
+
+
+def ending(out: Path) -> str:
+    """Return the format that a file's ending names.
+
+    Raises:
+        SweepError: It is not one of `FORMATS`.
     """
     form = out.suffix.removeprefix(".").lower()
     if form not in FORMATS:
         raise SweepError(f"--out {out}: {unknown('format', form, FORMATS)}; end the name in .pdf")
-    stamp: Mapping[str, Any] = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
-    with rc_context(STYLE):  # type: ignore[arg-type]
-        figure.savefig(out, dpi=300, metadata=stamp[form])
+    return form
 
 
 def rates(points: pd.DataFrame, metric: str) -> Figure:

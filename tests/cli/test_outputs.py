@@ -1,0 +1,135 @@
+"""What commands write for the user, where it goes, what they need, and what they are."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.cli.test_cli import SWEEP, Said, call
+from tests.support.places import ROOT
+
+WRITERS = {
+    "table": ("table", "SPEC"),
+    "report": ("report", "SPEC"),
+    "plot": ("plot", "bars", "SPEC"),
+    "show": ("show", "badnets"),
+    "analyze": ("analyze", "fct", "SPEC"),
+    "export": ("export", "SPEC", "--victim", ""),
+}
+"""Command -> what is typed before --store and --out."""
+FILES = {"table": "t.md", "report": "r.html", "plot": "p.svg", "show": "s.png"}
+"""What is written is a file of this name, else a folder."""
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A finished sweep: its file, its store."""
+    folder = tmp_path_factory.mktemp("outputs")
+    path, store = folder / "tiny.yaml", folder / "store"
+    path.write_text(SWEEP.replace("epochs: 1}]", "epochs: 1}]\ntable: {untaken: true}"))
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as left:
+        words = ["sweeper", "run", str(path), "--store", str(store), "--executor", "inline"]
+        patch.setattr(sys, "argv", words)
+        from sweeper.cli import app
+
+        app.main()
+    assert not left.value.code
+    return path, store
+
+
+def write(
+    capsys: pytest.CaptureFixture[str], done: tuple[Path, Path], command: str, out: Path
+) -> Said:
+    words = [done[0] if word == "SPEC" else word for word in WRITERS[command]]
+    return call(capsys, *words, "--store", done[1], "--out", out)
+
+
+@pytest.mark.parametrize("command", WRITERS)
+def test_a_command_makes_the_folder_it_writes_into(
+    capsys: pytest.CaptureFixture[str], done: tuple[Path, Path], tmp_path: Path, command: str
+) -> None:
+    out = tmp_path / "a new folder" / "in another" / FILES.get(command, "folder")
+    said = write(capsys, done, command, out)
+    assert said.code == 0, said
+    assert out.is_file() if command in FILES else list(out.iterdir())
+
+
+@pytest.mark.parametrize("command", WRITERS)
+def test_what_cannot_be_written_is_one_sentence(
+    capsys: pytest.CaptureFixture[str], done: tuple[Path, Path], tmp_path: Path, command: str
+) -> None:
+    (tmp_path / "file").touch()
+    line = write(capsys, done, command, tmp_path / "file" / FILES.get(command, "x")).sentence
+    assert str(tmp_path / "file") in line and "cannot be written" in line and "name another" in line
+    if command in FILES:
+        taken = tmp_path / FILES[command]
+        taken.mkdir()
+        line = write(capsys, done, command, taken).sentence
+        assert line == f"{taken}: cannot be written (Is a directory): name another place"
+
+
+def test_a_picture_of_another_format_is_refused_before_its_trigger_is_learned(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    words = ("show", "wanet", "--store", tmp_path / "store", "--out", tmp_path / "new" / "s.xyz")
+    line = call(capsys, *words).sentence
+    assert "s.xyz: no format 'xyz'" in line and not list(tmp_path.iterdir())
+
+
+def test_a_new_method_goes_where_files_can_go(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    line = call(capsys, "new", "attack", "my-spot", "--to", tmp_path / "file" / "in").sentence
+    assert "cannot be written" in line
+
+
+def test_the_versions_are_said_without_waiting_for_torch() -> None:
+    code = (
+        "import sys\nfrom sweeper.cli import app\nsys.argv = ['sweeper', '--version']\n"
+        "try:\n    app.main()\nexcept SystemExit as left:\n    assert not left.code\n"
+        "print(sorted({'torch', 'ray', 'pandas'} & set(sys.modules)))"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    versions, modules = ran.stdout.splitlines()
+    assert modules == "[]", ran.stderr
+    python = ".".join(map(str, sys.version_info[:3]))
+    ours, theirs = (importlib.metadata.version(name) for name in ("backdoor-sweeper", "torch"))
+    assert versions.startswith(f"sweeper {ours}, Python {python}, torch {theirs}, ray ")
+
+
+NEEDS_A_GPU = {
+    "run": ("run", "SPEC", "--executor", "inline", "--set", "seeds=2"),
+    "cell": ("cell", "SPEC", "KEY"),
+    "analyze": ("analyze", "fct", "SPEC"),
+    "export": ("export", "SPEC", "--victim", "", "--out", "out"),
+    "report": ("report", "SPEC", "--pictures"),
+}
+
+
+@pytest.mark.parametrize("command", NEEDS_A_GPU)
+def test_a_gpu_that_is_not_there_is_missed_before_anything_is_done(
+    capsys: pytest.CaptureFixture[str],
+    done: tuple[Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    command: str,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.chdir(tmp_path)
+    path, store = done
+    key = sorted(os.listdir(store / "artifacts" / "defend"))[0]
+    words = [{"SPEC": path, "KEY": key}.get(word, word) for word in NEEDS_A_GPU[command]]
+    kept = {file: file.stat().st_mtime_ns for file in store.rglob("*")}
+    line = call(capsys, *words, "--store", store, "--set", "resources.gpus=1").sentence
+    assert "torch sees none" in line and "--set resources.gpus=0" in line
+    assert {file: file.stat().st_mtime_ns for file in store.rglob("*")} == kept
+    assert not list(tmp_path.iterdir())
+    words = ("plan", path, "--store", store, "--set", "resources.gpus=1")
+    assert call(capsys, *words).code == 0, "a plan is made anywhere"
