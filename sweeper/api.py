@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sweeper.core import advice
 from sweeper.core.errors import SweepError, one_key
 
 if TYPE_CHECKING:
@@ -190,8 +191,8 @@ class Sweep:
         if executor == "ray" and job.todo and address:
             walker, slots = _with_ray(self.declared, address, console)
         cost = estimate.estimate(job, book, slots)
-        for line in estimate.sentences(cost, facts["sweep"]):
-            console.print(line)
+        for line in estimate.sentences(cost, summary.place(job.context)):
+            console.print(line, soft_wrap=True)  # a terminal's own folds are not copied
         if tell:
             tell({"event": "plan", **facts, "estimate": dataclasses.asdict(cost)})
         if executor == "ray" and job.todo and not address:
@@ -314,9 +315,10 @@ def load_victim(key: str, *, store: str | Path | None = None) -> Victim:
     artifact = opened.get("train", whole)
     about, weights = artifact.meta, artifact.tensors["model"]
     if "shape" not in about:
+        again = advice.command("run", where={"store": opened.root}, fresh=[whole[:8]])
         raise SweepError(
-            f"victim {whole} was trained before victims kept the shape of their images: "
-            f"`sweeper cell SPEC {whole[:8]}` trains it anew"
+            f"victim {whole} was trained before victims kept the shape of their images: of a sweep "
+            f"that has it, {again} trains it anew"
         )
     kept = ("name", "version", "weights")  # its own weights follow
     options = {k: v for k, v in about["params"]["model"].items() if k not in kept}

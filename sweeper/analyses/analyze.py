@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sweeper.analyses.base import Analysis, Subject
+from sweeper.core import advice
 from sweeper.core.errors import SweepError, unknown
 from sweeper.core.outputs import written
 from sweeper.core.types import Cell
@@ -58,7 +59,8 @@ def pictures(
     cells = [c for c in _cells(job, after) if c.params["victim"].startswith(victim)]
     if not cells:
         raise SweepError(
-            f"no victim of {sweep.name} to look at in this store; `sweeper run` trains them"
+            f"no victim of {sweep.name} to look at in this store; "
+            f"{advice.command('run', where={'store': context.store})} trains them"
         )
     with written(out / name):  # a place that takes none is said before anything is computed
         pass

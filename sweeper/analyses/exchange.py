@@ -19,7 +19,7 @@ from torch import Tensor
 from attacks.parts import victim_folder
 from sweeper import models
 from sweeper.analyses.triggers import read_trigger
-from sweeper.core import seeds
+from sweeper.core import advice, seeds
 from sweeper.core.errors import SweepError, one_key
 from sweeper.core.namings import fitted, heads, refuse
 from sweeper.core.types import Role
@@ -80,7 +80,8 @@ def export(sweep: Sweep, context: Context, victim: str, folder: Path) -> dict[st
     cells = {c.params["victim"]: c for c in job.plan.cells.values() if c.kind == "defend"}
     key = one_key(cells, victim, f"victims of {sweep.name}")
     if not job.store.has("train", key):
-        raise SweepError(f"victim {key} has not been trained: `sweeper run` does that first")
+        run = advice.command("run", where={"store": context.store})
+        raise SweepError(f"victim {key} has not been trained: {run} does that first")
     ancestors = Walk(job.plan.cells, []).ancestors(cells[key].key)
     work = Material(cells[key], ancestors, job.context, job.store)
     if (task := work.dataset.train.task) != "image":

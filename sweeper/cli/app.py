@@ -26,6 +26,8 @@ from sweeper.cli.arguments import (
     words,
 )
 from sweeper.cli.listing import KINDS
+from sweeper.cli.typed import Command
+from sweeper.core import advice
 from sweeper.core.errors import SweepError, one_key
 from sweeper.core.outputs import written
 
@@ -108,18 +110,19 @@ def run(
         raise typer.Exit(code)
     typer.echo(_table(sweep.declared.name, store, "", sweep.declared.table))
     if code:
-        typer.echo(
-            f"Run `sweeper run {spec}` again to finish them, or `sweeper cell {spec} KEY`, with "
-            "the same --set, to see one fail here.",
-            err=True,
-        )
+        typer.echo(f"{advice.command('run')} finishes them{_one(sweep, store)}", err=True)
         raise typer.Exit(code)
-    store_option = "" if store == os.environ.get("SWEEPER_STORE", STORE) else f" --store {store}"
-    typer.echo(
-        f"Next: `sweeper report {spec}{store_option}` for one page with all of it, or "
-        f"`sweeper table {spec}{store_option} --format latex`.",
-        err=True,
-    )
+    latex = advice.command("table", format=["latex"])
+    typer.echo(f"Next: {advice.command('report')}: one page with all of it, or {latex}", err=True)
+
+
+def _one(sweep: Sweep, store: str) -> str:
+    """How to see one of a sweep's unfinished rows fail; empty where none has."""
+    frame = sweep.results(store=store)
+    for status in ("failed", "timeout", "blocked"):
+        for key in frame.loc[frame["status"] == status, "key"]:
+            return f"; {advice.command('cell', key[:8])} shows one fail here"
+    return ""
 
 
 @app.command()
@@ -159,7 +162,7 @@ def plan(
     time = f", about {spoken(cost.saved_seconds)}" if cost.saved_seconds else ""
     saved = facts["trainings_saved"]
     typer.echo(f"trainings saved  {saved:>7,}{time}  (against one per defense cell)")
-    for line in sentences(cost, spec):
+    for line in sentences(cost):
         typer.echo(line)
     for label in facts["unresolved"]:
         typer.echo(f"data set {label} is not on this machine: what is done of it is not known")
@@ -305,6 +308,8 @@ def cell(
 for command in (*figures.COMMANDS, *remote.COMMANDS, *commands.COMMANDS):
     app.command(command.__name__.replace("_", "-"))(command)
 app.add_typer(remote.clusters, name="cluster")
+for registered in (*app.registered_commands, *remote.clusters.registered_commands):
+    registered.cls = Command
 
 
 def main() -> None:

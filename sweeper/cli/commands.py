@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,9 +33,10 @@ def new(
     from sweeper.cli import new as templates
 
     written = templates.write(kind, name, to)
-    path = f"PYTHONPATH={to} " if to else ""
+    path = f"PYTHONPATH={shlex.quote(str(to))} " if to else ""
     typer.echo(f"{written.method}: works as it is; change it into yours")
-    typer.echo(f"{written.test}: its test: {path}python -m pytest {written.test}")
+    test = shlex.quote(str(written.test))
+    typer.echo(f"{written.test}: its test: {path}python -m pytest {test}")
     if to:
         typer.echo(f"in a sweep file: {kind}s: [{written.entry}], run as {path}sweeper run ...")
     else:

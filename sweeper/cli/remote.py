@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.resources
 import json
+import shlex
 from typing import Annotated
 
 import typer
@@ -35,7 +36,8 @@ def submit(
     specs.load(spec, overrides or [])  # its mistakes are told here, not there
     job = cluster.submit(spec, address, cluster.words(store, data, overrides or []))
     typer.echo(job)
-    typer.echo(f"`ray job logs {job} --address {address} --follow` shows what it says", err=True)
+    follow = shlex.join(["ray", "job", "logs", job, "--address", address, "--follow"])
+    typer.echo(f"`{follow}` shows what it says", err=True)
 
 
 def status(spec: Spec, store: StoreOption = STORE, as_json: JsonOption = False) -> None:

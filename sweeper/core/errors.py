@@ -82,6 +82,6 @@ def one_key(keys: Collection[str], prefix: str, of: str) -> str:
         )
     raise SweepError(
         f"no {of} have a key that starts with {prefix!r}: the column `key` of the rows has those "
-        "of defense cells, `victim` those of victims, `sweeper run` prints those of failed cells; "
+        "of defense cells, `victim` those of victims, a run prints those of failed cells; "
         "--set must be as it was"
     )

@@ -7,9 +7,11 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
+from sweeper.core import advice
 from sweeper.core.types import Cell
 from sweeper.run import calibrate, costs, record
 from sweeper.run.costs import Book, Sorts
@@ -90,15 +92,21 @@ def estimate(job: Job, book: Book, parallel: int) -> Estimate:
     )
 
 
-def sentences(cost: Estimate, spec: str) -> list[str]:
-    """An estimate as people read it, a sentence a line; empty where nothing is to run."""
+def sentences(cost: Estimate, where: dict[str, Any] | None = None) -> list[str]:
+    """An estimate as people read it, a sentence a line; empty where nothing is to run.
+
+    Args:
+        cost: The estimate.
+        where: Store and data folder, as `advice.command` has them.
+    """
     estimated = cost.cells_measured + cost.cells_rough
     if not estimated and not cost.cells_unknown:
         return []
     if not estimated:
+        guess = advice.command("plan", where=where, calibrate=True)
         return [
             f"cost: unknown, the store has no such victims from {cost.device or 'anywhere'}",
-            f"      `sweeper plan {spec} --calibrate` trains {calibrate.SECONDS:g} s to guess it",
+            f"      {guess} trains {calibrate.SECONDS:g} s to guess it",
         ]
     held = f"{spoken(3600 * cost.core_hours)} of core time"
     if cost.gpu_hours:

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from sweeper import models
-from sweeper.core import rows
+from sweeper.core import advice, rows
 from sweeper.core.errors import SweepError, one_key, unknown
 from sweeper.core.types import Cell
 from sweeper.plan.matrix import KINDS, Plan
@@ -54,15 +54,21 @@ def other_code(plan: Plan, store: Store, done: Collection[str]) -> list[dict[str
     return [{"name": n, "kind": k, "cells": len(keys)} for (n, k), keys in sorted(found.items())]
 
 
-def sentence(item: dict[str, Any]) -> str:
-    """One entry of `other_code` for people."""
+def sentence(item: dict[str, Any], where: dict[str, Any] | None = None) -> str:
+    """One entry of `other_code` for people.
+
+    Args:
+        item: The entry.
+        where: Store and data folder, as `advice.command` has them.
+    """
     name, count = item["name"], item["cells"]
     what = "victim" if item["kind"] == "attack" else "row"
     of = "the engine" if item["kind"] == "engine" else f"{name} under the same version"
     said = f"{what}s come" if count > 1 else f"{what} comes"
     them = "them" if count > 1 else "it"
     does = f"trains {them} again, and runs all below" if what == "victim" else f"runs {them} again"
-    return f"{count} {said} from other code of {of}: --fresh {name} {does}"
+    again = advice.command("run", where=where, fresh=[name])
+    return f"{count} {said} from other code of {of}: {again} {does}"
 
 
 def chosen(plan: Plan, store: Store, done: Collection[str], names: Sequence[str]) -> set[str]:

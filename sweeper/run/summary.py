@@ -10,6 +10,7 @@ from rich.console import Console
 from sweeper.run import fresh
 from sweeper.run.driver import Job
 from sweeper.run.estimate import Bill
+from sweeper.run.material import Context
 from sweeper.store import ledger
 from sweeper.tables import fair, results
 
@@ -24,6 +25,11 @@ def why_not(facts: Mapping[str, Any]) -> list[str]:
         who = " x ".join(", ".join(labels) if len(labels) < 6 else "..." for labels in some)
         lines.append(f"{item['cells']:>8,}  {who}{': ' if who else ''}{item['reason']}")
     return lines
+
+
+def place(context: Context) -> dict[str, Any]:
+    """Store and data folder of a run, as `advice.command` has them."""
+    return {"store": context.store, "data": context.data}
 
 
 def opened(job: Job, console: Console, names: Sequence[str]) -> dict[str, Any]:
@@ -46,7 +52,7 @@ def opened(job: Job, console: Console, names: Sequence[str]) -> dict[str, Any]:
             "shows them until a call has those cells again, which repeats nothing"
         )
     for item in facts["other_code"]:
-        console.print(fresh.sentence(item))
+        console.print(fresh.sentence(item, place(job.context)), soft_wrap=True)
     return facts
 
 

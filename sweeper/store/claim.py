@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from sweeper.core import advice
 from sweeper.core.errors import SweepError
 from sweeper.store.ledger import Ledger
 
@@ -104,10 +105,11 @@ def _outlive(ledger: Ledger, sweep: str, claim: dict[str, Any]) -> None:
         if current is None:
             return
         if current != claim:
+            watch = advice.command("watch")
+            shows = f" ({watch} shows how far it is)" if watch else ""
             raise SweepError(
-                f"sweep {sweep} is being run by {describe(current)}: wait for it (`sweeper watch` "
-                f"shows how far it is), or stop it and type this again; a dead driver is replaced "
-                f"after {SILENT:g} s of silence"
+                f"sweep {sweep} is being run by {describe(current)}: wait for it{shows}, or stop "
+                f"it and type this again; a dead driver is replaced after {SILENT:g} s of silence"
             )
 
 

@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from sweeper.core import rows, text
+from sweeper.core import advice, rows, text
 from sweeper.core.errors import SweepError
 from sweeper.plan.source import NAME
 from sweeper.store.files import Files
@@ -244,7 +244,8 @@ class Ledger(Files):
             names = ", ".join(self.sweeps()) or "none"
             raise SweepError(
                 f"store {self.root} has no results of sweep {sweep!r} (it has: {names}): "
-                f"run `sweeper run` first, or name the store with --store"
+                f"{advice.command('run', where={'store': self.root})} runs it, or name the store "
+                "that has them with --store"
             )
         return outline
 

@@ -202,6 +202,6 @@ def _about(rows: pd.DataFrame, data: Mapping[str, str]) -> dict[str, list[str]]:
         "versions": [re.sub(r'[{}"]', "", version) for version in counted("versions")],
         "devices": counted("device"),
         "data digests": [f"{label}: {digest}" for label, digest in data.items()]
-        or ["not recorded; `sweeper run` records them"],
+        or ["not recorded; a run records them"],
         "sees": ["; ".join(sorted(sees))],
     }

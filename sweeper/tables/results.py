@@ -10,6 +10,7 @@ import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 
+from sweeper.core import advice
 from sweeper.core.errors import SweepError, unknown
 from sweeper.core.rows import AXES, DEVICES, FINISHED, METRICS, SCHEMA, UNFINISHED
 from sweeper.tables import fair
@@ -74,7 +75,7 @@ def require(data: pd.DataFrame) -> None:
         SweepError: There is none.
     """
     if data.empty:
-        raise SweepError("no rows yet: run `sweeper run ...` first")
+        raise SweepError(f"no rows yet: {advice.command('run')} makes them")
 
 
 def select(data: pd.DataFrame, **filters: Any) -> pd.DataFrame:

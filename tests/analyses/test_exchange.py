@@ -116,7 +116,7 @@ def test_export_says_what_is_missing(
     code, _, line = said(capsys, *words, "--victim", "xyz")
     assert code == 2 and line.startswith("no victims of small have a key that starts with 'xyz'")
     code, _, line = said(capsys, *words, "--victim", exported[0]["victim"])
-    assert code == 2 and "has not been trained: `sweeper run` does that first" in line
+    assert code == 2 and f"has not been trained: `sweeper run {path} --store " in line
     words = ("export", path, "--store", exported[1].parent / "store", "--out", exported[1])
     code, _, line = said(capsys, *words, "--victim", exported[0]["victim"])
     assert code == 2 and "holds a victim: name another folder" in line

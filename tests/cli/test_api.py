@@ -209,7 +209,7 @@ def test_a_victim_of_older_code_is_named(done: tuple[sweeper.Sweep, Path], tmp_p
 
     key = "0" * 20
     Store(str(tmp_path)).put("train", key, {"model": {"w": torch.zeros(1)}}, {"params": {}})
-    with pytest.raises(SweepError, match="`sweeper cell SPEC 00000000` trains it anew"):
+    with pytest.raises(SweepError, match=r"`sweep\.run\(store=.*, fresh=\['00000000'\]\)` trains"):
         sweeper.load_victim(key, store=tmp_path)
 
 

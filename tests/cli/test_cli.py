@@ -181,7 +181,8 @@ def test_plan(
     }
     words = call(capsys, "plan", path, "--store", store).out
     assert "sweep tiny: 3 cells" in words and "trainings saved" in words
-    assert "cost: unknown" in words and f"`sweeper plan {path} --calibrate`" in words
+    assert "cost: unknown" in words
+    assert f"`sweeper plan {path} --calibrate --store {store}`" in words
     monkeypatch.setattr(calibrate, "SECONDS", 0.2)
     guess = call(capsys, "plan", path, "--store", store, "--calibrate").out
     assert "cost, a rough estimate: about " in guess and " of core time on " in guess
@@ -270,8 +271,9 @@ def test_a_failed_cell_gives_exit_code_1_and_says_how_to_go_on(
     assert "ValueError: broken on purpose" in said.err and "Traceback" not in said.err
     again = " ".join(said.err.split())
     assert "\nunfinished rows: 1 of 2 (1 failed)\n" in said.err
-    assert f"`sweeper run {path}` again" in again and f"`sweeper cell {path} KEY`" in again
     key = next(key for key, s in Store(str(store)).statuses("tiny").items() if s == "failed")
+    assert f"`sweeper run {path} --store {store} --executor inline` finishes them" in again
+    assert f"`sweeper cell {path} {key[:8]} --store {store}` shows one fail here" in again
     said = call(capsys, "cell", path, key[:8], "--store", store)
     assert said.code == 1
     assert "Traceback" in said.err and "broken on purpose" in said.err, "here it is asked for"
@@ -312,8 +314,8 @@ def test_table_before_any_run(capsys: pytest.CaptureFixture[str], tmp_path: Path
     store = tmp_path / "store"
     line = call(capsys, "table", "quickstart", "--store", store).sentence
     assert line == (
-        f"store {store} has no results of sweep 'quickstart' (it has: none): run `sweeper run` "
-        "first, or name the store with --store"
+        f"store {store} has no results of sweep 'quickstart' (it has: none): `sweeper run "
+        f"quickstart --store {store}` runs it, or name the store that has them with --store"
     )
     assert not store.exists()
 

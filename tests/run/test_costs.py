@@ -212,7 +212,7 @@ def test_what_people_read_of_an_estimate() -> None:
     about = estimate.Estimate("GPU X", 4, 7200.0, 1800.0, 2.0, 0.5, 90.0, 30, 0, 0)
 
     def said(**changes: Any) -> list[str]:
-        return estimate.sentences(dataclasses.replace(about, **changes), "mine.yaml")
+        return estimate.sentences(dataclasses.replace(about, **changes), {"store": "s"})
 
     assert said() == [
         "cost: about 30 min, 4 cells at once; 2 h 00 min of core time, 0.5 GPU-hours on GPU X"
@@ -223,7 +223,7 @@ def test_what_people_read_of_an_estimate() -> None:
     assert rough[1:] == ["      2,000 more cells of unknown cost are left out"]
     (first, second) = said(cells_measured=0, cells_unknown=7)
     assert first == "cost: unknown, the store has no such victims from GPU X"
-    assert "`sweeper plan mine.yaml --calibrate`" in second
+    assert "`sweep.plan(store='s', calibrate=True)`" in second
     assert said(cells_measured=0) == [], "nothing to run"
 
 

@@ -183,7 +183,7 @@ def test_other_code_of_a_shipped_method_is_said(
         edited(patch, FineTuning)
         assert other_code(path, store) == [
             "2 rows come from other code of fine-tuning under the same version: "
-            "--fresh fine-tuning runs them again"
+            "`sweep.run(fresh=['fine-tuning'])` runs them again"
         ]
         assert run(path, store, "fine-tuning") == {"ok": 2}
         assert other_code(path, store) == []
@@ -193,13 +193,14 @@ def test_other_code_of_a_shipped_method_is_said(
         said = other_code(path, store)
         assert said[0] == (
             "1 victim comes from other code of badnets under the same version: "
-            "--fresh badnets trains it again, and runs all below"
+            "`sweep.run(fresh=['badnets'])` trains it again, and runs all below"
         )
         assert run(path, store, "badnets") == {"ok": 4}
     with monkeypatch.context() as patch:
         patch.setattr(code, "engine", lambda family: "0" * 12)
         lines = other_code(path, store)
-        assert "6 rows come from other code of the engine: --fresh engine runs them again" in lines
+        again = "`sweep.run(fresh=['engine'])` runs them again"
+        assert f"6 rows come from other code of the engine: {again}" in lines
         assert run(path, store, "engine") == {"ok": 8}
 
 

@@ -57,7 +57,7 @@ def test_the_second_driver_is_refused_in_one_sentence(ledger: Ledger) -> None:
         with pytest.raises(SweepError) as refused, claimed(ledger, "small", "two"):
             pass
         said = str(refused.value)
-        assert f"(process {os.getpid()}, since " in said and "sweeper watch" in said
+        assert f"(process {os.getpid()}, since " in said and "wait for it, or stop it" in said
         assert "\n" not in said and "a dead driver is replaced after 2 s of silence" in said
         assert (ledger.claim("small") or {})["run"] == "one", "the first keeps it"
         with claimed(ledger, "another", "two"):

@@ -341,7 +341,7 @@ def test_wrong_names(wrong, sentence):
 
 
 def test_wrong_states():
-    with pytest.raises(SweepError, match="no rows yet: run `sweeper run ...` first"):
+    with pytest.raises(SweepError, match=r"no rows yet: `sweep\.run\(\)` makes them"):
         tables.build(results.frame([]))
     with pytest.raises(SweepError, match="no status 'faild', did you mean 'failed'"):
         tables.build(frame([row("badnets", 0.1, "anp", 0, status="faild")]))

@@ -1,0 +1,48 @@
+"""Commands that remember how they were typed, for the advice they give."""
+
+from __future__ import annotations
+
+import functools
+import shlex
+from collections.abc import Sequence
+from typing import Any
+
+import typer
+from typer.core import TyperCommand
+
+from sweeper.core import advice
+
+KEPT = ("store", "data", "overrides", "executor", "address")
+"""Parameters that are told again, where they were typed and the advised command has them."""
+
+
+class Command(TyperCommand):
+    """A command whose advice is told as it was typed."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command."""
+        if "spec" not in ctx.params:
+            return super().invoke(ctx)
+        with advice.told_by(functools.partial(line, ctx)):
+            return super().invoke(ctx)
+
+
+def line(here: typer.Context, name: str, words: Sequence[str]) -> str:
+    """Return a command for a shell, on the sweep of the command at work.
+
+    Args:
+        here: The command at work.
+        name: The command to tell.
+        words: What it gets beyond what was typed.
+    """
+    group: Any = here.find_root().command
+    has = {parameter.name for parameter in group.commands[name].params}
+    told = ["sweeper", name, here.params["spec"], *words]
+    for parameter in here.command.params:
+        source = here.get_parameter_source(str(parameter.name))
+        typed = source is not None and source.name == "COMMANDLINE"
+        if typed and parameter.name in KEPT and parameter.name in has:
+            given = here.params[parameter.name]
+            for value in given if isinstance(given, list | tuple) else [given]:
+                told += [parameter.opts[0], str(value)]
+    return shlex.join(told)
