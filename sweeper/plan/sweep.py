@@ -135,11 +135,13 @@ def _label(value: Any) -> str:
         raise ValueError(f"as: needs a label, not {label!r}")
     if any(unicodedata.category(character) in _UNSEEN for character in label):
         raise ValueError(
-            f"as: {label!r} has a character that breaks a line of a table: write what can be seen"
+            f"label {label!r} has a character that breaks a line of a table: write `as: LABEL` of "
+            "what can be seen"
         )
     if label.lstrip()[0] in "=+-@":
         raise ValueError(
-            f"as: {label!r} is a formula to a spreadsheet: begin it with a letter or a digit"
+            f"label {label!r} is a formula to a spreadsheet: write `as: LABEL` that begins with a "
+            "letter or a digit"
         )
     return label
 
