@@ -110,7 +110,7 @@ def run(
         raise typer.Exit(code)
     typer.echo(_table(sweep.declared.name, store, "", sweep.declared.table))
     if code:
-        typer.echo(f"{advice.command('run')} finishes them{_one(sweep, store)}", err=True)
+        typer.echo(f"{advice.command('run')} tries them again{_one(sweep, store)}", err=True)
         raise typer.Exit(code)
     latex = advice.command("table", format=["latex"])
     typer.echo(f"Next: {advice.command('report')}: one page with all of it, or {latex}", err=True)
@@ -119,10 +119,12 @@ def run(
 def _one(sweep: Sweep, store: str) -> str:
     """How to see one of a sweep's unfinished rows fail; empty where none has."""
     frame = sweep.results(store=store)
-    for status in ("failed", "timeout", "blocked"):
-        for key in frame.loc[frame["status"] == status, "key"]:
-            return f"; {advice.command('cell', key[:8])} shows one fail here"
-    return ""
+    keys = [
+        key
+        for status in ("failed", "timeout", "blocked")
+        for key in frame.loc[frame["status"] == status, "key"]
+    ]
+    return f"; {advice.command('cell', keys[0][:8])} shows one fail here" if keys else ""
 
 
 @app.command()

@@ -272,7 +272,7 @@ def test_a_failed_cell_gives_exit_code_1_and_says_how_to_go_on(
     again = " ".join(said.err.split())
     assert "\nunfinished rows: 1 of 2 (1 failed)\n" in said.err
     key = next(key for key, s in Store(str(store)).statuses("tiny").items() if s == "failed")
-    assert f"`sweeper run {path} --store {store} --executor inline` finishes them" in again
+    assert f"`sweeper run {path} --store {store} --executor inline` tries them again" in again
     assert f"`sweeper cell {path} {key[:8]} --store {store}` shows one fail here" in again
     said = call(capsys, "cell", path, key[:8], "--store", store)
     assert said.code == 1
