@@ -329,7 +329,9 @@ def test_lines_of_what_is_merged_are_right(
 
 def test_a_mistake_of_what_is_merged_stands_where_it_is_written(tmp_path: Path) -> None:
     (found,) = refused(tmp_path, MERGED.replace("opacity: 0.5", "opacity: 9"))
-    assert found.startswith("study.yaml:8: attacks: badnets: opacity: needs a number of at most 1, not 9")
+    assert found.startswith(
+        "study.yaml:8: attacks: badnets: opacity: needs a number of at most 1, not 9"
+    )
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
