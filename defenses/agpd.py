@@ -175,14 +175,16 @@ class AGPD(Defense):
     sees = frozenset({"model", "clean", "train"})
 
     def applies(self, needs: Needs) -> str | None:
-        """Refuse few classes, too few clean images, and networks without convolutions."""
+        """Refuse few classes, and networks without convolutions."""
         if needs.classes < 6:
             return "AGPD compares classes with their median: it needs six"
-        if needs.clean < needs.classes:
-            return f"AGPD needs a clean image of each class: {needs.classes}"
         if needs.model.startswith("vit"):
             return "AGPD compares gradients at convolutions: a transformer has but one of these"
         return None
+
+    def least_clean(self, needs: Needs) -> int:
+        """One of each class."""
+        return needs.classes
 
     def defend(self, case: Case) -> Outcome:
         """Measure the gaps of all classes at all layers, then filter the targets."""

@@ -97,11 +97,9 @@ class ASD(MixMatch):
         """Epochs of all phases."""
         return self.class_epochs + self.whole_epochs + self.meta_epochs
 
-    def applies(self, needs: Needs) -> str | None:
-        """Refuse a budget that cannot hold an image of each class."""
-        if needs.clean < needs.classes:
-            return f"ASD needs a clean image of each class: {needs.classes}"
-        return None
+    def least_clean(self, needs: Needs) -> int:
+        """One of each class."""
+        return needs.classes
 
     def defend(self, case: Case) -> Outcome:
         """Train a fresh model over the three phases."""

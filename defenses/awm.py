@@ -82,6 +82,10 @@ class AWM(Defense):
             return "masks the weights of convolutions, which a transformer does not compute with"
         return None
 
+    def least_clean(self, needs: Needs) -> int:
+        """One, and one more where a hold-out is set aside: the model stays in eval mode."""
+        return 1 + (self.tau is not None)
+
     def defend(self, case: Case) -> Outcome:
         """Learn the masks beside a copy of the victim, and fold them in."""
         model = case.fresh_model().requires_grad_(False)

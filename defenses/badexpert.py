@@ -84,11 +84,9 @@ class BaDExpert(Defense):
         "small": {"expert_epochs": 10, "expert_lr": 1e-3},
     }
 
-    def applies(self, needs: Needs) -> str | None:
-        """Refuse a budget that leaves no two images to train on or none for the threshold."""
-        if needs.clean < 3:
-            return "BaDExpert needs three clean images: two to fine-tune on, one for the threshold"
-        return None
+    def least_clean(self, needs: Needs) -> int:
+        """One for the threshold more than a training takes."""
+        return needs.batch + 1
 
     def defend(self, case: Case) -> Outcome:
         """Fine-tune both copies; set the threshold on the hold-out."""

@@ -48,6 +48,8 @@ class Needs:
     """Clean images the defender holds."""
     task: str = "image"
     """What the samples are."""
+    batch: int = 1
+    """Samples of a batch that the model can be trained on, at least: BatchNorm may need two."""
 
 
 class Case:
@@ -273,6 +275,10 @@ class Defense(ABC):
     def applies(self, needs: Needs) -> str | None:
         """Why the defense cannot be run on this victim; None where it can."""
         return None
+
+    def least_clean(self, needs: Needs) -> int:
+        """Clean images below which it cannot be run, if it sees any; default: one batch."""
+        return needs.batch
 
     @abstractmethod
     def defend(self, case: Case) -> Outcome:

@@ -188,14 +188,16 @@ class Beatrix(Defense):
     presets = {"backdoorbench": {"powers": False, "weighted": False}}
 
     def applies(self, needs: Needs) -> str | None:
-        """Refuse few classes, few clean images, and networks without stages."""
+        """Refuse few classes, and networks without stages."""
         if needs.classes < 6:
             return "Beatrix compares classes with their median: it needs six"
-        if needs.clean < 2 * needs.classes:
-            return f"Beatrix needs two clean images of each class: {2 * needs.classes}"
         if needs.model.startswith("vit"):
             return "Beatrix looks at a map of features: a transformer has none"
         return None
+
+    def least_clean(self, needs: Needs) -> int:
+        """Two of each class."""
+        return 2 * needs.classes
 
     def defend(self, case: Case) -> Outcome:
         """Learn the limits, score the training set, judge the classes."""

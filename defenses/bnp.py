@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from defenses.base import Case, Defense
+from defenses.base import Case, Defense, Needs
 from defenses.parts.accept import Rule
 from defenses.parts.neurons import layers
 from defenses.parts.norm_inputs import above, observed, zero
@@ -72,6 +72,10 @@ class BNP(Defense):
     requires = frozenset({"batchnorm"})
     version = 2
     presets = {"automatic": {"u": None}, "backdoorbench": {"shift": True}}
+
+    def least_clean(self, needs: Needs) -> int:
+        """One: nothing is trained."""
+        return 1
 
     def defend(self, case: Case) -> Outcome:
         """Measure, choose where asked, prune a copy of the victim."""

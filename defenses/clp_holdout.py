@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from defenses.base import Case
+from defenses.base import Case, Needs
 from defenses.clp import CLP
 from defenses.parts.accept import Rule
 from sweeper.core.options import Positive, Share
@@ -31,6 +31,10 @@ class CLPHoldout(CLP):
     title = "CLP + hold-out"
     sees = frozenset({"model", "clean"})
     presets = {"released": CLP.presets["released"]}
+
+    def least_clean(self, needs: Needs) -> int:
+        """One: nothing is trained."""
+        return 1
 
     def defend(self, case: Case) -> Outcome:
         """Try the candidates from the smallest, which prunes most."""

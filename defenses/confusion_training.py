@@ -174,9 +174,9 @@ class ConfusionTraining(Defense):
                     f"{name}: {len(values)} numbers for {rounds} rounds, one more than keep has"
                 )
 
-    def applies(self, needs: Needs) -> str | None:
-        """Refuse a defender without clean images."""
-        return None if needs.clean else "CT confuses a model by clean images: it needs some"
+    def least_clean(self, needs: Needs) -> int:
+        """One: a step sees the training set too."""
+        return 1
 
     def defend(self, case: Case) -> Outcome:
         """Confuse in rounds, then judge the classes."""

@@ -155,6 +155,10 @@ class FIP(Defense):
             return f"the released estimators score classes, {needs.task} have none"
         return None
 
+    def least_clean(self, needs: Needs) -> int:
+        """One more than a training takes where a hold-out is set aside."""
+        return needs.batch + (self.guard is not None)
+
     def enter(self, model: Net) -> Callable[[], None]:
         """Choose what is trained: here all weights. Returns what undoes it."""
         return lambda: None

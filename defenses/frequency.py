@@ -194,12 +194,14 @@ class Frequency(Defense):
             raise SweepError(f"cut: {self.cut!r} is not one of quantile, odds")
 
     def applies(self, needs: Needs) -> str | None:
-        """Refuse images the network cannot halve thrice, and a budget too small to part."""
+        """Refuse images the network cannot halve thrice."""
         if any(side % 8 for side in needs.shape[1:]):
             return "the frequency detector needs images whose sides are multiples of 8"
-        if needs.clean < 4:
-            return "the frequency detector needs four clean images: to learn from, and to cut by"
         return None
+
+    def least_clean(self, needs: Needs) -> int:
+        """One to learn from, one to cut by."""
+        return 2
 
     def defend(self, case: Case) -> Outcome:
         """Train the detector; score the training set."""

@@ -34,7 +34,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional
 
-from defenses.base import Case, Defense
+from defenses.base import Case, Defense, Needs
 from defenses.parts.accept import last_within
 from sweeper.core.errors import SweepError
 from sweeper.core.options import Count, LearningRate, NonNegative, Share, Whole
@@ -114,6 +114,10 @@ class IBAU(Defense):
         """
         if self.loader not in LOADERS:
             raise SweepError(f"loader: {self.loader!r} is not one of {', '.join(LOADERS)}")
+
+    def least_clean(self, needs: Needs) -> int:
+        """One, and one more where a hold-out is set aside: the model stays in eval mode."""
+        return 1 + (self.tau is not None)
 
     def defend(self, case: Case) -> Outcome:
         """Run the rounds on a copy of the victim."""

@@ -85,12 +85,14 @@ class IBDPSC(Defense):
     presets = {"published": {"threshold": 0.9}}
 
     def applies(self, needs: Needs) -> str | None:
-        """Refuse models without BatchNorm, and a budget that leaves none for the threshold."""
+        """Refuse models without BatchNorm."""
         if not needs.batchnorm:
             return "IBD-PSC amplifies BatchNorm layers: the model has none"
-        if needs.clean < 2:
-            return "IBD-PSC needs two clean images: one for its error, one for the threshold"
         return None
+
+    def least_clean(self, needs: Needs) -> int:
+        """One for its error, one for the threshold."""
+        return 2
 
     def defend(self, case: Case) -> Outcome:
         """Build the copies once; set the threshold on the hold-out."""

@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional
 
-from defenses.base import Case, Needs
+from defenses.base import Case
 from defenses.parts.curve import CurveDefense, farthest
 from sweeper.core.options import LearningRate, NonNegative, Whole
 from sweeper.core.types import Outcome, Samples
@@ -53,10 +53,6 @@ class MCR(CurveDefense):
     kind = "repair"
     sees = frozenset({"model", "clean"})
     version = 3
-
-    def applies(self, needs: Needs) -> str | None:
-        """Refuse fewer than four clean images: half must do for BatchNorm's statistics."""
-        return "needs at least 4 clean images" if needs.clean < 4 else None
 
     @property
     def times(self) -> Sequence[float]:

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from defenses.base import Case, Needs
+from defenses.base import Case
 from defenses.parts.curve import CurveDefense, most_central
 from sweeper.core.options import NonNegative, Whole
 from sweeper.core.types import Outcome
@@ -44,10 +44,6 @@ class MCRPair(CurveDefense):
     presets = {
         "released": {"lr_factor": 0.7, "momentum_factor": 0.8, "weight_decay_factor": 1.1},
     }
-
-    def applies(self, needs: Needs) -> str | None:
-        """Refuse fewer than four clean images: half must do for BatchNorm's statistics."""
-        return "needs at least 4 clean images" if needs.clean < 4 else None
 
     @property
     def times(self) -> Sequence[float]:

@@ -124,6 +124,10 @@ class NeuralCleanse(Defense):
             return f"classes: the labels are 0 to {needs.classes - 1}"
         return None
 
+    def least_clean(self, needs: Needs) -> int:
+        """One more than the unlearning takes where a hold-out is set aside."""
+        return needs.batch + (self.tau is not None) if self.tune_epochs else 1
+
     def defend(self, case: Case) -> Outcome:
         """Invert and detect; unlearn what was flagged."""
         triggers = self.invert(case, case.fresh_model(), case.clean)

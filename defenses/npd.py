@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from defenses.base import Case, Defense
+from defenses.base import Case, Defense, Needs
 from defenses.parts.accept import last_within
 from defenses.parts.passes import PLAIN, Lasting, passes
 from sweeper.core.errors import SweepError
@@ -146,6 +146,10 @@ class NPD(Defense):
     requires = frozenset({"batchnorm"})
     version = 2
     presets = {"released": {"tau": None}}
+
+    def least_clean(self, needs: Needs) -> int:
+        """One, and one more where a hold-out is set aside: the model stays in eval mode."""
+        return 1 + (self.tau is not None)
 
     def defend(self, case: Case) -> Outcome:
         """Train a plug in a copy of the victim, and fold it in."""

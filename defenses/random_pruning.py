@@ -17,7 +17,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from defenses.anp import ANP
-from defenses.base import Case, Defense
+from defenses.base import Case, Defense, Needs
 from defenses.parts import channels
 from defenses.sibp import SIBP
 from sweeper.core.errors import SweepError
@@ -95,6 +95,12 @@ class RandomPruning(Defense):
     def anp(self) -> ANP:
         """ANP with these options."""
         return ANP(steps=self.steps, batch=self.batch, threshold=self.threshold)
+
+    def least_clean(self, needs: Needs) -> int:
+        """What the pruning takes, or the fine-tuning after it."""
+        if self.like == "sibp" and not self.epochs:
+            return 1
+        return needs.batch + (self.epochs > 0 and self.patience > 0)
 
     def defend(self, case: Case) -> Outcome:
         """Let the other defense prune, then prune at random."""

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from defenses.base import Case, Defense
+from defenses.base import Case, Defense, Needs
 from defenses.parts.accept import last_within
 from defenses.parts.passes import PLAIN, Lasting, passes
 from sweeper.core.options import Count, LearningRate, NonNegative, Share, Whole
@@ -101,6 +101,10 @@ class SAU(Defense):
     sees = frozenset({"model", "clean"})
     version = 2
     presets = {"released": {"clamp": False, "tau": None}}
+
+    def least_clean(self, needs: Needs) -> int:
+        """One, and one more where a hold-out is set aside: the model stays in eval mode."""
+        return 1 + (self.tau is not None)
 
     def defend(self, case: Case) -> Outcome:
         """Train a copy of the victim beside another that stays."""

@@ -71,11 +71,9 @@ class ScaleUp(Defense):
                 "`standardise: true`"
             )
 
-    def applies(self, needs: Needs) -> str | None:
-        """Refuse a budget that leaves no image for the threshold."""
-        if needs.clean < 2:
-            return "SCALE-UP needs two clean images: one for its statistics, one for the threshold"
-        return None
+    def least_clean(self, needs: Needs) -> int:
+        """One for the threshold, and one for the statistics where there are any."""
+        return 1 + self.standardise
 
     def consistency(self, case: Case, images: Tensor) -> tuple[Tensor, Tensor]:
         """SPC of uint8 images, float [B], and the labels predicted for them, int64 [B]."""

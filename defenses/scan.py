@@ -123,12 +123,14 @@ class SCAn(Defense):
     sees = frozenset({"model", "clean", "train"})
 
     def applies(self, needs: Needs) -> str | None:
-        """Refuse few classes, among which none can stand out, and single clean images."""
+        """Refuse few classes, among which none can stand out."""
         if needs.classes < 6:
             return "SCAn compares classes with their median: it needs six"
-        if needs.clean < 2 * needs.classes:
-            return f"SCAn needs two clean images of each class: {2 * needs.classes}"
         return None
+
+    def least_clean(self, needs: Needs) -> int:
+        """Two of each class."""
+        return 2 * needs.classes
 
     def defend(self, case: Case) -> Outcome:
         """Learn the covariances on the clean images, split each class, compare the classes."""

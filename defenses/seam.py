@@ -15,6 +15,7 @@ Deviations, each with its reason:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -56,10 +57,15 @@ class SEAM(Defense):
     sees = frozenset({"model", "clean"})
 
     def applies(self, needs: Needs) -> str | None:
-        """Refuse two classes, and a budget that cannot be divided."""
+        """Refuse two classes."""
         if needs.classes < 3:
             return "of two classes the wrong label is the other one: SEAM needs three"
-        return None if needs.clean > 1 else "SEAM divides the clean images: it needs two"
+        return None
+
+    def least_clean(self, needs: Needs) -> int:
+        """A batch for each of the two parts."""
+        smaller = min(self.forget, 1 - self.forget)
+        return 2 if needs.batch == 1 else math.ceil(needs.batch / smaller)
 
     def defend(self, case: Case) -> Outcome:
         """Forget, then recover, on a copy of the victim."""

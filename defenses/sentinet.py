@@ -55,12 +55,14 @@ class SentiNet(Defense):
     presets = {"small": {"steps": 20}}
 
     def applies(self, needs: Needs) -> str | None:
-        """Refuse transformers, and a budget too small for overlays, curve and threshold."""
+        """Refuse transformers."""
         if needs.model.startswith("vit"):
             return "SentiNet looks at feature maps of convolutions: a transformer has none"
-        if needs.clean < 4:
-            return "SentiNet needs four clean images: for overlays, the curve and the threshold"
         return None
+
+    def least_clean(self, needs: Needs) -> int:
+        """One each for the overlays, the curve and the threshold."""
+        return 3
 
     def defend(self, case: Case) -> Outcome:
         """Fit the curve on one part of the clean budget, the threshold on another."""

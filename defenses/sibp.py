@@ -37,7 +37,7 @@ from typing import Any
 
 from torch import nn
 
-from defenses.base import Case, Defense
+from defenses.base import Case, Defense, Needs
 from defenses.parts import channels
 from defenses.parts.accept import Rule
 from defenses.parts.hooks import Clipped, Enough
@@ -128,6 +128,15 @@ class SIBP(Defense):
         """Rounds."""
         return len(self.u) if isinstance(self.u, tuple) else self.rounds
 
+    def least_clean(self, needs: Needs) -> int:
+        """One more than a training takes where a hold-out is set aside."""
+        return needs.batch + (self.patience > 0) if self.trains else 1
+
+    @property
+    def trains(self) -> bool:
+        """Whether any round fine-tunes."""
+        return any(self.epochs) if isinstance(self.epochs, tuple) else self.epochs > 0
+
     def defend(self, case: Case) -> Outcome:
         """Choose u, rounds and epochs on a hold-out where asked, then purify with all images."""
         choice = self.choose(case) if self.patience else {}
@@ -148,8 +157,7 @@ class SIBP(Defense):
 
         Where no round trains nothing is learned, and all clean images judge.
         """
-        trains = any(epochs for _, epochs in self.plan(0.0 if self.u is None else self.u))
-        fitted, holdout = case.split() if trains else (case.clean, case.clean)
+        fitted, holdout = case.split() if self.trains else (case.clean, case.clean)
         rule = Rule(case, holdout, self.tau)
         if self.u is not None:
             return {"holdout_before": rule.before, **self.tried(case, self.u, fitted, rule)}

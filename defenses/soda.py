@@ -175,6 +175,10 @@ class SODA(Defense):
             return f"label {self.label} is none of the {needs.classes} classes"
         return None
 
+    def least_clean(self, needs: Needs) -> int:
+        """One more than a training takes where a hold-out is set aside."""
+        return needs.batch + (self.bar > 0 or self.drop < 1)
+
     def defend(self, case: Case) -> Outcome:
         """Find target and source; repair that pair if there is one."""
         target, source_class, notes = self.detect(case)

@@ -24,7 +24,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from defenses.base import Case, Defense
+from defenses.base import Case, Defense, Needs
 from defenses.parts.accept import Rule
 from defenses.parts.hooks import EveryStep
 from sweeper.core.errors import SweepError
@@ -82,6 +82,10 @@ class SuperFT(Defense):
         """
         if min(self.second_peak, PEAKS[-1] if self.peak is None else self.peak) < self.base:
             raise SweepError(f"peak and second_peak: not below base, which is {self.base}")
+
+    def least_clean(self, needs: Needs) -> int:
+        """One more than a training takes where a hold-out is set aside."""
+        return needs.batch + (self.peak is None)
 
     def defend(self, case: Case) -> Outcome:
         """Choose the peak where none is given; train a copy of the victim."""

@@ -68,9 +68,9 @@ class TeCo(Defense):
         if len(set(self.types)) < max(2, len(self.types)):
             raise SweepError("types: name two or more, each once")
 
-    def applies(self, needs: Needs) -> str | None:
-        """Refuse where there is no image for the threshold."""
-        return None if needs.clean else "TeCo needs clean images for its threshold"
+    def least_clean(self, needs: Needs) -> int:
+        """One, for the threshold."""
+        return 1
 
     def broken(self, case: Case, images: Tensor) -> Tensor:
         """The first severity at which each corruption changes the label of uint8 images.

@@ -115,6 +115,10 @@ class Chained(Defense):
         """Refuse where the detector does."""
         return detector(self.detect)[1].applies(needs)
 
+    def least_clean(self, needs: Needs) -> int:
+        """As many as the detector takes."""
+        return detector(self.detect)[1].least_clean(needs)
+
     def parts(self, case: Case) -> tuple[Samples, Samples]:
         """Return the training samples that were not flagged, and those that were.
 

@@ -20,7 +20,7 @@ from torch import Generator, Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
-from defenses.base import Case, Defense
+from defenses.base import Case, Defense, Needs
 from defenses.parts.batchnorm import reestimate
 from defenses.parts.steps import descend
 from sweeper.core.errors import SweepError
@@ -272,6 +272,10 @@ class CurveDefense(Defense):
             lambda images, labels: curve.loss(next(times), images, labels, self.l2),
         )
         return curve
+
+    def least_clean(self, needs: Needs) -> int:
+        """One more than a training takes where a hold-out is set aside."""
+        return needs.batch + (self.t is None)
 
     def repaired(self, case: Case, second: Callable[[Samples], Net]) -> Outcome:
         """Choose t on a hold-out where none is given; learn the curve on all images, deliver t.

@@ -69,11 +69,9 @@ class Blended(Defense):
         if self.clip and self.normalised:
             raise SweepError("clip: normalised images have no range to clip to: leave one of both")
 
-    def applies(self, needs: Needs) -> str | None:
-        """Refuse a budget that leaves no image for the overlays or none for the threshold."""
-        if needs.clean < 2:
-            return "STRIP needs two clean images: one to lay over others, one for the threshold"
-        return None
+    def least_clean(self, needs: Needs) -> int:
+        """One to lay over others, one for the threshold."""
+        return 2
 
     def scorer(self, case: Case) -> tuple[Callable[[Tensor], Tensor], float]:
         """Return the score of uint8 images [B, C, H, W], float [B], and its cut."""

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from sweeper.models.base import Family, Net
 
-__all__ = ["build", "families", "family", "has_batchnorm"]
+__all__ = ["build", "families", "family", "has_batchnorm", "least_batch"]
 
 
 def families() -> dict[str, type[Family]]:
@@ -121,6 +121,20 @@ def has_batchnorm(
     from sweeper.models import _undrawn
 
     return _undrawn.has_batchnorm(family(name, options), classes, shape)
+
+
+def least_batch(name: str, options: Mapping[str, Any], classes: int, shape: tuple[int, ...]) -> int:
+    """Return how many samples a batch of a training must have: 2 where BatchNorm sees one value.
+
+    A channel has but one where the last maps are of one pixel, as of a ResNet on images of 8
+    pixels, and in the head of a PointNet.
+
+    Raises:
+        SweepError: Unknown name or option, or the architecture does not fit the image size.
+    """
+    from sweeper.models import _undrawn
+
+    return _undrawn.least_batch(family(name, options), classes, shape)
 
 
 def _family_of(module: ModuleType) -> type[Family]:

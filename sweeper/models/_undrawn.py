@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
@@ -27,6 +28,23 @@ class _Undrawn(TorchFunctionMode):
 @functools.lru_cache(maxsize=256)
 def has_batchnorm(family: Family, classes: int, shape: tuple[int, ...]) -> bool:
     """See `models.has_batchnorm`."""
+    return any(
+        isinstance(module, _BatchNorm) for module in _trunk(family, classes, shape).modules()
+    )
+
+
+@functools.lru_cache(maxsize=256)
+def least_batch(family: Family, classes: int, shape: tuple[int, ...]) -> int:
+    """See `models.least_batch`."""
+    if not has_batchnorm(family, classes, shape):
+        return 1
+    try:
+        _trunk(family, classes, shape).train()(torch.empty(1, *shape, device="meta"))
+    except Exception as error:  # a network of which nothing can be asked so takes any batch
+        return 2 if "more than 1 value per channel" in str(error) else 1
+    return 1
+
+
+def _trunk(family: Family, classes: int, shape: tuple[int, ...]) -> nn.Module:
     with torch.device("meta"), _Undrawn():
-        trunk, _ = family.build(classes, shape)
-    return any(isinstance(module, _BatchNorm) for module in trunk.modules())
+        return family.build(classes, shape)[0]

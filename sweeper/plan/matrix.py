@@ -8,6 +8,7 @@ key. Cells that come out with the same key are one cell: that is how victims are
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -344,11 +345,15 @@ class _Expansion:
         """Why this defense cannot be run on this model and data; empty where it can."""
         case = (place.axes["dataset"], place.axes["model"], defender.entry.label, count)
         if case not in self.fits:
-            facts, model = place.facts, place.common["model"]["name"]
-            needs = Needs(
-                facts.classes or 10, facts.shape, model, place.batchnorm, count, facts.task
-            )
-            self.fits[case] = misfit(defender.defense, needs, place.axes["model"])
+            facts, family = place.facts, dict(place.local["model"])
+            model, classes = family.pop("model"), facts.classes or 10
+            needs = Needs(classes, facts.shape, model, place.batchnorm, count, facts.task)
+            ask = functools.partial(misfit, defender.defense, label=place.axes["model"])
+            why = ask(needs)
+            if why != ask(replace(needs, batch=2)):  # a look into the network takes a while
+                least = models.least_batch(model, family, classes, facts.shape)
+                why = ask(replace(needs, batch=least))
+            self.fits[case] = why
         return self.fits[case]
 
     def add(self, cell: Cell, keep: bool = True) -> Cell:
@@ -369,4 +374,12 @@ def misfit(defense: Defense, needs: Needs, label: str) -> str:
         return why
     if "batchnorm" in defense.requires and not needs.batchnorm:
         return f"needs BatchNorm layers, {label} has none"
-    return defense.applies(needs) or ""
+    if reason := defense.applies(needs):
+        return reason
+    least = defense.least_clean(needs) if "clean" in defense.sees else 0
+    if needs.clean < least:
+        return (
+            f"needs at least {least} clean images, the budget is {needs.clean}: raise "
+            "`clean_budgets`"
+        )
+    return ""

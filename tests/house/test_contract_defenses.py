@@ -7,7 +7,9 @@ a case that holds what `sees` declares and nothing else.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,9 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from defenses.base import KINDS, SEES, Case, Defense, Needs
+from sweeper import models
 from sweeper.core import catalog, options, seeds
 from sweeper.core.errors import AccessDenied
 from sweeper.core.types import ImageSet, Outcome
+from sweeper.plan import matrix
 from sweeper.run import record
 from tests.house import outcomes
 from tests.support import toys
@@ -128,9 +132,7 @@ def applies(
     defense: Defense, classes: int = 10, clean: int = 80, shape: tuple[int, int, int] = toys.COLOUR
 ) -> bool:
     held = clean if "clean" in defense.sees else 0
-    why = defense.applies(Needs(classes, shape, "tiny", True, held))
-    assert why is None or why.strip(), "applies() must say in words why it cannot be run"
-    return why is None
+    return not matrix.misfit(defense, Needs(classes, shape, "tiny", True, held), "tiny")
 
 
 @every
@@ -217,11 +219,58 @@ def test_runs_with_any_number_of_classes_and_few_images(
     check_outcome(defense, outcome, len(toys.poisoned_set(classes, shape).labels), shape)
 
 
+def check_fewest(defense: Defense, needs: Needs, run: Callable[[int], Outcome]) -> Outcome:
+    """It says of fewer clean images that they are too few, and runs with as many as it needs."""
+    if matrix.misfit(defense, replace(needs, clean=1000), "it"):
+        pytest.skip("it refuses any number of clean images in words")
+    clean = 1
+    while why := matrix.misfit(defense, replace(needs, clean=clean), "it"):
+        said = re.fullmatch(
+            rf"needs at least (\d+) clean images, the budget is {clean}: raise `clean_budgets`", why
+        )
+        assert said and int(said[1]) > clean, f"least_clean() says how few it can use, not: {why}"
+        clean += 1
+    assert clean == defense.least_clean(needs), "the first number it applies to is the least"
+    return run(clean)
+
+
+HOLDERS = [pair for pair in RUNS if "clean" in catalog.method("defense", pair.values[0]).sees]
+"""Variants of the defenses that see clean images."""
+
+
+@pytest.mark.parametrize(("name", "preset"), HOLDERS)
+def test_runs_with_the_fewest_clean_images_it_asks_for(name: str, preset: str) -> None:
+    defense, shape = build(name, preset), toys.QUARTER
+    outcome = check_fewest(
+        defense,
+        Needs(10, shape, "tiny", True, 0),
+        lambda clean: toys.run(defense, clean=clean, shape=shape, epochs=EPOCHS),
+    )
+    check_outcome(defense, outcome, len(toys.poisoned_set(shape=shape).labels), shape)
+
+
+@pytest.mark.parametrize(("name", "preset"), HOLDERS)
+def test_so_it_does_where_batchnorm_needs_two(
+    name: str, preset: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A ResNet-18 on 8 pixels; its victim is kept, and no other test's has 11 classes."""
+    small: dict[str, Any] = {"width": 4, "stem": "cifar"}
+    monkeypatch.setattr(toys, "network", functools.partial(toys.network, model="resnet18", **small))
+    defense, toy = build(name, preset), {"classes": 11, "shape": (3, 8, 8)}
+    batch = models.least_batch("resnet18", small, **toy)
+    assert batch == 2
+    outcome = check_fewest(
+        defense,
+        Needs(11, (3, 8, 8), "resnet18", True, 0, batch=batch),
+        lambda clean: toys.run(defense, clean=clean, epochs=EPOCHS, **toy),
+    )
+    check_outcome(defense, outcome, len(toys.poisoned_set(**toy).labels), (3, 8, 8))
+
+
 @every
 def test_runs_on_small_grey_images(name: str) -> None:
     defense = build(name)
-    needs = Needs(10, toys.GREY, "tiny", True, 80 if "clean" in defense.sees else 0)
-    if defense.applies(needs) is not None:
+    if not applies(defense, shape=toys.GREY):
         pytest.skip("applies() refuses it in words")
     outcome = toys.run(defense, shape=toys.GREY, epochs=EPOCHS)
     check_outcome(defense, outcome, len(toys.poisoned_set(10, toys.GREY).labels), toys.GREY)

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from attacks.base import Attack
+from defenses.base import Needs
+from sweeper import models
 from sweeper.core import catalog, seeds
 from sweeper.core.errors import SweepError
 from sweeper.core.types import Role, Samples
@@ -236,6 +238,20 @@ def test_a_defense_defends_beyond_images(name: str, task: str) -> None:
     assert len(answers) == len(data)
     if name not in MAY_LEAVE:
         assert differing(toys.weights(one), state)
+
+
+@pytest.mark.parametrize(("name", "task"), beyond.pairs("defense"))
+def test_a_defense_runs_with_the_fewest_samples_it_asks_for(name: str, task: str) -> None:
+    data, defense = beyond.samples(task), toys.short("defense", name, {})
+    family, given = beyond.MODELS[task]
+    shape, classes = tuple(data.inputs.shape[1:]), len(data.classes)
+    batch = models.least_batch(family, given, classes, shape)
+    assert batch == (2 if task == "points" else 1)
+    least = defense.least_clean(Needs(classes, shape, family, True, 0, task, batch))
+    own = beyond.case(data[:least], beyond.network(data).eval(), defense.sees)
+    model = defense.defend(own).model
+    assert model is not None
+    assert all(bool(value.isfinite().all()) for value in toys.weights(model).values())
 
 
 @pytest.mark.parametrize("name", catalog.names("defense"))

@@ -332,6 +332,25 @@ def test_applies_is_asked_with_the_architecture_not_its_label(
     assert asked and {(needs.model, needs.clean) for needs in asked} == {("tiny", 50)}
 
 
+def test_a_budget_too_small_for_a_defense_is_said_before_the_start() -> None:
+    chained = {"defense": "retrain", "detect": "scan", "as": "retrain-scan"}
+    asked = {"models": ["tiny", "resnet18"], "clean_budgets": [1, 2, 50], "reserve": 0.1}
+    plan = expand(**{**ONE, **asked, "defenses": ["fine-tuning", "fip", "spectre", chained]})
+    axes = ("model", "defense", "clean_budget")
+    few = {tuple(cell.axes[axis] for axis in axes): cell.reason for cell in plan.inapplicable}
+    least = {
+        (model, defense, budget): least
+        for model, batch in (("tiny", 1), ("resnet18", 2))  # its last maps are of one pixel here
+        for defense, least in (("fine-tuning", batch), ("fip", batch + 1), ("retrain-scan", 20))
+        for budget in (1, 2, 50)
+        if budget < least
+    }
+    assert few == {
+        key: f"needs at least {count} clean images, the budget is {key[2]}: raise `clean_budgets`"
+        for key, count in least.items()
+    }
+
+
 def test_excluded_combinations_are_left_out() -> None:
     plan = expand(
         exclude=[
