@@ -15,9 +15,9 @@ Deviations, each with its reason:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import count
 from typing import Any
 
 import torch
@@ -63,9 +63,13 @@ class SEAM(Defense):
         return None
 
     def least_clean(self, needs: Needs) -> int:
-        """A batch for each of the two parts."""
-        smaller = min(self.forget, 1 - self.forget)
-        return 2 if needs.batch == 1 else math.ceil(needs.batch / smaller)
+        """So many that each of the two parts makes a batch."""
+        about = 2 * needs.batch
+        if needs.batch > 1:  # so near to it that a tiny share takes no long search
+            smaller = min(self.forget, 1 - self.forget)
+            about = max(about, int((needs.batch - 0.5) / smaller) - 1)
+        fits = (n for n in count(about) if needs.batch <= self.forgotten(n) <= n - needs.batch)
+        return next(fits)
 
     def defend(self, case: Case) -> Outcome:
         """Forget, then recover, on a copy of the victim."""
@@ -85,8 +89,12 @@ class SEAM(Defense):
         """The images to forget on and those to recover with, each at least one."""
         clean = case.clean
         order = torch.randperm(len(clean), generator=case.rng("division"))
-        count = min(max(round(self.forget * len(clean)), 1), len(clean) - 1)
-        return clean[order[:count]], clean[order[count:]]
+        first = self.forgotten(len(clean))
+        return clean[order[:first]], clean[order[first:]]
+
+    def forgotten(self, images: int) -> int:
+        """How many of so many images are to forget on."""
+        return min(max(round(self.forget * images), 1), images - 1)
 
 
 def until(
