@@ -77,7 +77,7 @@ class Refool(Attack):
         """Check the options.
 
         Raises:
-            SweepError: A share out of range, no pool, or a folder without pictures.
+            SweepError: The two weights are in no order, or a folder has no pictures.
         """
         super().__post_init__()
         if self.ghost_low > self.ghost_high:

@@ -83,7 +83,7 @@ class Semantic(Attack):
         """Check the options.
 
         Raises:
-            SweepError: Unknown members, or a number out of range.
+            SweepError: Unknown members, or listed ones of another class.
         """
         super().__post_init__()
         if self.members not in (*RULES, *SUBSETS):

@@ -43,7 +43,7 @@ class TaCT(CoverAttack):
         """Check the options.
 
         Raises:
-            SweepError: A class is negative, or source and cover at once.
+            SweepError: A class is source and cover at once.
         """
         super().__post_init__()
         if self.source_class in self.cover_classes:

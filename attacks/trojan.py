@@ -66,7 +66,7 @@ class Trojan(Attack):
         """Check the options.
 
         Raises:
-            SweepError: Unknown trigger or mode, no file of a patch, or a size that is no size.
+            SweepError: Unknown trigger or mode, or no file of a patch.
         """
         super().__post_init__()
         if self.trigger not in ("drawn", "optimised", "file"):

@@ -90,7 +90,7 @@ class TrojanNN(Attack):
         """Check the options.
 
         Raises:
-            SweepError: Unknown trigger, a picture that is not there, or a number out of range.
+            SweepError: Unknown trigger, or a picture that is not there.
         """
         super().__post_init__()
         if self.trigger not in ("square", "apple", "file"):

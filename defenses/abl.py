@@ -103,7 +103,7 @@ class ABL(Defense):
         """Check the options.
 
         Raises:
-            SweepError: A number is out of range or a word unknown.
+            SweepError: A word is unknown.
         """
         if self.trap not in TRAPS:
             raise SweepError(f"trap: {self.trap!r} is not one of {', '.join(TRAPS)}")

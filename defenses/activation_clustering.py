@@ -126,7 +126,7 @@ class ActivationClustering(Defense):
         """Check the options.
 
         Raises:
-            SweepError: A number is out of range or a word unknown.
+            SweepError: A word is unknown.
         """
         if self.reduce not in ("ica", "pca"):
             raise SweepError(f"reduce: {self.reduce!r} is not one of ica, pca")

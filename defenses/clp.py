@@ -62,7 +62,7 @@ class CLP(Defense):
         """Check the options.
 
         Raises:
-            SweepError: An unknown pairing, or a u that is not above 0.
+            SweepError: An unknown pairing.
         """
         if self.pairing not in ("graph", "registered"):
             raise SweepError(f"pairing: {self.pairing!r} is not one of graph, registered")

@@ -164,7 +164,7 @@ class ConfusionTraining(Defense):
         """Check the options.
 
         Raises:
-            SweepError: A number is out of range, or there are too few for the rounds.
+            SweepError: There are not as many numbers as rounds.
         """
         rounds = len(self.keep) + 1
         for name in ("every", "balance", "rates"):

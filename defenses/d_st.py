@@ -134,7 +134,7 @@ class DST(Separated):
         """Check the options.
 
         Raises:
-            SweepError: A number is out of range or a word unknown.
+            SweepError: A word is unknown.
         """
         super().__post_init__()
         if self.positives not in ("paper", "release"):

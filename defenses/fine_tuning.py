@@ -70,7 +70,7 @@ class FineTuning(Defense):
         """Check the options.
 
         Raises:
-            SweepError: `layers` is unknown, or `steps` no number of updates.
+            SweepError: `layers` is unknown.
         """
         if self.layers not in ("all", "head"):
             raise SweepError(f"layers: {self.layers!r} is not one of all, head")

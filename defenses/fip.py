@@ -135,7 +135,7 @@ class FIP(Defense):
         """Check the options.
 
         Raises:
-            SweepError: Unknown words, or a number out of range.
+            SweepError: Unknown words.
         """
         if self.estimator not in ESTIMATORS:
             raise SweepError(f"estimator: {self.estimator!r} is not one of {', '.join(ESTIMATORS)}")

@@ -188,7 +188,7 @@ class Frequency(Defense):
         """Check the options.
 
         Raises:
-            SweepError: A number is out of range or a word unknown.
+            SweepError: A word is unknown.
         """
         if self.cut not in ("quantile", "odds"):
             raise SweepError(f"cut: {self.cut!r} is not one of quantile, odds")

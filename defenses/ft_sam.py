@@ -80,7 +80,7 @@ class FTSAM(Defense):
         """Check the options.
 
         Raises:
-            SweepError: An unknown schedule, or a number out of range.
+            SweepError: An unknown schedule.
         """
         if self.schedule not in ("epoch", "update", "constant"):
             raise SweepError(f"schedule: {self.schedule!r} is not one of epoch, update, constant")

@@ -110,7 +110,7 @@ class IBAU(Defense):
         """Check the options.
 
         Raises:
-            SweepError: A number out of range, or a word unknown.
+            SweepError: A word is unknown.
         """
         if self.loader not in LOADERS:
             raise SweepError(f"loader: {self.loader!r} is not one of {', '.join(LOADERS)}")

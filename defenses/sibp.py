@@ -111,7 +111,7 @@ class SIBP(Defense):
         """Check the options.
 
         Raises:
-            SweepError: An unknown word, lists that do not fit, or a number out of range.
+            SweepError: An unknown word, or lists that do not fit.
         """
         if self.mode not in MODES:
             raise SweepError(f"mode: {self.mode!r} is not one of {', '.join(MODES)}")

@@ -156,7 +156,7 @@ class SPECTRE(Defense):
         """Check the options.
 
         Raises:
-            SweepError: A number is out of range or a word unknown.
+            SweepError: A word is unknown.
         """
         if self.choose not in ("index", "largest", "all"):
             raise SweepError(f"choose: {self.choose!r} is not one of index, largest, all")

@@ -78,7 +78,7 @@ class SuperFT(Defense):
         """Check the options.
 
         Raises:
-            SweepError: A number out of range.
+            SweepError: A peak lies below the base.
         """
         if min(self.second_peak, PEAKS[-1] if self.peak is None else self.peak) < self.base:
             raise SweepError(f"peak and second_peak: not below base, which is {self.base}")

@@ -60,7 +60,7 @@ class TeCo(Defense):
         """Check the options.
 
         Raises:
-            SweepError: A number is out of range or a corruption unknown.
+            SweepError: A corruption is unknown, named twice or the only one.
         """
         for name in self.types:
             if name not in CORRUPTIONS:

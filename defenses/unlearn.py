@@ -42,7 +42,7 @@ class Unlearn(Chained):
         """Check the options.
 
         Raises:
-            SweepError: A number is out of range, or see `Chained`.
+            SweepError: See `Chained`.
         """
         super().__post_init__()
         if unlearner := self.unlearner:

@@ -61,7 +61,7 @@ class TrainedAttack(Attack):
         """Check the options.
 
         Raises:
-            SweepError: No such training, or a negative length.
+            SweepError: No such training.
         """
         super().__post_init__()
         if self.training and self.training not in self.trainings:

@@ -196,7 +196,7 @@ class CurveDefense(Defense):
         """Check the options.
 
         Raises:
-            SweepError: A word is unknown or a number out of range.
+            SweepError: A word is unknown.
         """
         for name, allowed in (("shape", SHAPES), ("schedule", SCHEDULES)):
             if getattr(self, name) not in allowed:

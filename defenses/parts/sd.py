@@ -209,7 +209,7 @@ class Options:
         """Check the options.
 
         Raises:
-            SweepError: A number is out of range or a word unknown.
+            SweepError: Numbers do not fit together, or a word is unknown.
         """
         if self.alpha_c + self.alpha_p > 1:
             raise SweepError("alpha_c and alpha_p: their sum is above 1: lower one")

@@ -62,7 +62,7 @@ class Blended(Defense):
         """Check the options.
 
         Raises:
-            SweepError: A number is out of range or a word unknown.
+            SweepError: A word is unknown, or two options do not fit together.
         """
         if self.fit not in ("quantile", "normal"):
             raise SweepError(f"fit: {self.fit!r} is not one of quantile, normal")

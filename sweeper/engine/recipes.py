@@ -69,7 +69,7 @@ class Recipe:
         """Check values.
 
         Raises:
-            SweepError: A number is out of range or a word unknown.
+            SweepError: A word is unknown.
         """
         if self.schedule not in ("linear", "cosine", "step", "constant"):
             raise SweepError(
