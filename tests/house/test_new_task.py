@@ -221,7 +221,8 @@ def test_a_defense_from_outside_gets_samples_of_any_task_in_its_process(
     solids = {"dataset": "solids", "per_class": 12, "test_per_class": 4, "points": 32}
     values = {"datasets": [solids], "models": ["pointnet-small"], "attacks": ["none"]}
     values |= {"clean_budgets": [16], "reserve": 0.25, "recipe": {"epochs": 2}, "seeds": 1}
-    path = sweeps.write(tmp_path, **values, defenses=["none", "mine_points:Mine", "anp"])
+    anp = {"defense": "anp", "eps": 0.4, "steps": 10}
+    path = sweeps.write(tmp_path, **values, defenses=["none", "mine_points:Mine", anp])
     counts, _ = sweeps.inline(path, tmp_path / "store")
     rows = sweeps.frame(tmp_path / "store").set_index("defense")
     assert counts == {"ok": 4}, rows["error"].tolist()
