@@ -143,14 +143,15 @@ def source_of(options: Mapping[str, Any]) -> type[Source] | None:
 def at_hand(
     options: Mapping[str, Any], root: Path | None = None, cache: Path | None = None
 ) -> bool:
-    """Whether `open_dataset` would find the data on this machine, without a download."""
+    """Whether `open_dataset` would find the data on this machine, without a download.
+
+    Raises:
+        SweepError: Files are there, but not as any source reads them.
+    """
     root = root or _folder("SWEEPER_DATA", "data")
     cache = cache or _folder("SWEEPER_CACHE", "decoded")
-    try:
-        source = _find(options, root)
-    except SweepError:
-        return False
-    return not source.downloads or place(source, root, cache).is_dir()
+    source = _serving(options, root)
+    return source is not None and (not source.downloads or place(source, root, cache).is_dir())
 
 
 def _folder(variable: str, default: str) -> Path:
@@ -158,17 +159,27 @@ def _folder(variable: str, default: str) -> Path:
     return Path(given).expanduser() if given else Path.home() / ".cache" / "sweeper" / default
 
 
+def _serving(options: Mapping[str, Any], root: Path) -> Source | None:
+    """Return the first source that provides the data set; None where there is no file of it.
+
+    Raises:
+        SweepError: There are files, but no source reads them so.
+    """
+    name, path = options["dataset"], options.get("path")
+    kinds = (kind for kind in sources() if kind.asked(options))
+    kind = next((kind for kind in kinds if kind(name=name, path=path).serves(root)), None)
+    if kind is None or kind.downloads:  # its own files before any download
+        if why := unread([Path(path).expanduser()] if path else folders(root, name)):
+            raise SweepError(f"datasets: {name}: {why}")
+    return None if kind is None else _options.build(kind, options)
+
+
 def _find(options: Mapping[str, Any], root: Path) -> Source:
     """Return the first source that provides the data set."""
+    if source := _serving(options, root):
+        return source
     name, path = options["dataset"], options.get("path")
-    for kind in sources():
-        if kind.asked(options) and kind(name=name, path=path).serves(root):
-            if kind.downloads and (why := unread(folders(root, name))):
-                raise SweepError(f"datasets: {name}: {why}")  # its own files before any download
-            return _options.build(kind, options)
     owner = source_of(options) or Source
-    if why := unread([Path(path).expanduser()] if path else folders(root, name)):
-        raise SweepError(f"datasets: {name}: {why}")
     if path is not None and owner.task != "image":
         raise SweepError(
             f"datasets: {name}: `path: {path}` holds no {owner.wants.rstrip(',')}: correct it"

@@ -16,7 +16,6 @@ from typing import Any, Protocol
 import yaml
 
 from sweeper.core import rows, text
-from sweeper.core.errors import SweepError
 from sweeper.core.types import Cell, Facts
 from sweeper.engine import portable
 from sweeper.plan import known, matrix
@@ -162,20 +161,17 @@ def prepare(sweep: Sweep, context: Context, *, need_data: bool = True) -> Job:
         need_data: Whether a data set that is not here is an error, or left unresolved.
 
     Raises:
-        SweepError: Data, models and budgets do not fit together.
+        SweepError: Data that are here cannot be read, or data, models and budgets do not fit
+            together.
     """
     facts: dict[str, Facts] = {}
     root = Path(context.data) if context.data else None
     cache = Path(context.cache) if context.cache else None
     for entry in sweep.datasets:
-        try:
-            if need_data or known.at_hand(entry, root, cache):
-                facts[entry.label] = known.of(entry, sweep.reserve, root, cache)
-                continue
-        except SweepError:
-            if need_data:
-                raise
-        facts[entry.label] = known.unresolved(entry)
+        if need_data or known.at_hand(entry, root, cache):
+            facts[entry.label] = known.of(entry, sweep.reserve, root, cache)
+        else:
+            facts[entry.label] = known.unresolved(entry)
     plan = matrix.expand(sweep, facts)
     store = Store(context.store)
     statuses = store.statuses(sweep.name)

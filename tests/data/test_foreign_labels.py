@@ -11,8 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import sweeper
 from sweeper.core.errors import SweepError
 from sweeper.data import Dataset, open_dataset
+from tests.support import sweeps
 from tests.support.pictures import picture, png, write_folder, write_parquet
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -235,3 +237,24 @@ def test_two_data_sets_of_one_name_do_not_look_alike(tmp_path: Path) -> None:
         found.append(open_dataset(entry, tmp_path / side, tmp_path / "cache").digest)
     assert found[0] != found[1]
     shutil.rmtree(tmp_path / "cache")
+
+
+# Before a run
+
+
+@pytest.mark.parametrize(
+    ("columns", "words"),
+    [
+        ({"row_id": pa.array(range(4))}, "as many values as images"),
+        ({"label": pa.array([1, 2, 1, 2])}, "class 0 has no training image"),
+    ],
+)
+def test_a_plan_says_so_too(columns: dict[str, Any], words: str, tmp_path: Path) -> None:
+    table(tmp_path / "own/train.parquet", 4, **columns)
+    own = {"dataset": "own", "test_share": 0.5}
+    sweep = sweeper.Sweep.from_values({**sweeps.SMALL, "datasets": [own]})
+    with pytest.raises(SweepError, match=words):
+        sweep.plan(store=tmp_path / "store", data=tmp_path)
+    shutil.rmtree(tmp_path / "own")
+    found = sweep.plan(store=tmp_path / "store", data=tmp_path)
+    assert found["unresolved"] == ["own"], "what is not here may lie on a cluster"
