@@ -23,7 +23,7 @@ from sweeper.core.errors import SweepError, unknown
 from sweeper.core.types import Samples
 from sweeper.data import _options
 from sweeper.data._cache import decoded, place
-from sweeper.data._files import folders
+from sweeper.data._files import folders, same_name
 from sweeper.data._shards import unread
 from sweeper.data.base import Source, Splits
 
@@ -134,7 +134,7 @@ def source_of(options: Mapping[str, Any]) -> type[Source] | None:
     """Return the source that knows a data set by name, or alone has its options; else None."""
     kinds = sources()
     for kind in kinds:
-        if options["dataset"] in kind.names:
+        if any(same_name(options["dataset"], name) for name in kind.names):
             return kind
     fitting = [kind for kind in kinds if set(options) <= set(_options.every(kind))]
     return fitting[0] if len(fitting) == 1 else None

@@ -104,6 +104,8 @@ def test_unknown_data_sets_and_paths(tmp_path):
         open_dataset({"dataset": "cifra10"}, tmp_path, tmp_path)
     with pytest.raises(SweepError, match="not found under"):
         open_dataset({"dataset": "tiny-imagenet"}, tmp_path, tmp_path)
+    with pytest.raises(SweepError, match="multi30k_en_de: .* with a column a language"):
+        open_dataset({"dataset": "multi30k_en_de"}, tmp_path, tmp_path)
     with pytest.raises(SweepError, match="holds neither"):
         open_dataset({"dataset": "cifar10", "path": str(tmp_path / "no")}, tmp_path, tmp_path)
 

@@ -17,7 +17,7 @@ from sweeper.data.base import Source
 from sweeper.data.pairs import Phrases, draw_phrases, number
 from sweeper.plan import known
 from sweeper.plan.sweep import Entry
-from tests.support.places import ROOT
+from tests.support.places import ROOT, data_folder
 
 ENGLISH = ["a red house", "two old dogs", "the cat", "it is cold today"]
 GERMAN = ["ein rotes Haus", "zwei alte Hunde", "die Katze", "es ist kalt heute"]
@@ -134,7 +134,9 @@ def test_packages_stand_in_the_extra_that_is_named(kind: type[Source]) -> None:
 
 @pytest.mark.data
 def test_multi30k_is_read_whole(tmp_path: Path) -> None:
-    found = open_dataset({"dataset": "multi30k_en_de"}, cache=tmp_path)
+    if (root := data_folder()) is None:
+        pytest.skip("needs the Parquet data sets: set SWEEPER_DATA")
+    found = open_dataset({"dataset": "multi30k_en_de"}, root, tmp_path)
     assert len(found.train) == 29_000 and len(found.test) == 1000
     first = bpe.decode(found.train.source[:1], found.train.classes)
     assert first == ["Two young, White males are outside near many bushes."]
