@@ -14,6 +14,9 @@ from sweeper.run.material import Context
 from sweeper.store import ledger
 from sweeper.tables import fair, results
 
+_MOST = 9
+"""Labels that are listed; of more their number is told."""
+
 
 def why_not(facts: Mapping[str, Any]) -> list[str]:
     """A line for each cause why cells of a plan do not apply: how many, of which methods, why."""
@@ -22,9 +25,14 @@ def why_not(facts: Mapping[str, Any]) -> list[str]:
         some = [
             item[axis] for axis in ("attacks", "defenses", "datasets", "models") if axis in item
         ]
-        who = " x ".join(", ".join(labels) if len(labels) < 6 else "..." for labels in some)
+        who = " x ".join(map(_listed, some))
         lines.append(f"{item['cells']:>8,}  {who}{': ' if who else ''}{item['reason']}")
     return lines
+
+
+def _listed(labels: Sequence[str]) -> str:
+    more = [f"{len(labels) - _MOST} more"] if len(labels) > _MOST else []
+    return ", ".join([*labels[:_MOST], *more])
 
 
 def place(context: Context) -> dict[str, Any]:
