@@ -2,7 +2,7 @@
 
 | files | layout |
 |---|---|
-| Parquet | `train.parquet` and a test file, a column of sentences for each language |
+| Parquet | `train.parquet` or shards, a test file; a column a language, or both in `translation` |
 | text | `train.en`, `train.de`, `test.en`, `test.de`: the same line is a pair |
 
 Both languages share one vocabulary of byte pairs, learned from the training split (`core/bpe.py`);
@@ -26,6 +26,7 @@ from sweeper.core.errors import SweepError, is_pointer, unreadable
 from sweeper.core.folders import inside
 from sweeper.core.options import CEILING, Count
 from sweeper.core.types import SampleSet
+from sweeper.data import _shards
 from sweeper.data._files import TEST_NAMES, folders, same_name
 from sweeper.data.base import Fileless, Source, Splits
 
@@ -124,7 +125,8 @@ class PairFiles(Source):
     def home(self, root: Path) -> Path | None:
         """The folder with the files."""
         given = [Path(self.path).expanduser()] if self.path else folders(root, self.name)
-        return next((place for place in given if place.is_dir() and inside(place, "*.*")), None)
+        places = (place for place in given if place.is_dir())
+        return next((p for p in places if inside(p, "*.*") or _shards.splits([p])), None)
 
     def serves(self, root: Path) -> bool:
         """Whether there is such a folder."""
@@ -134,15 +136,15 @@ class PairFiles(Source):
         """The files of both splits."""
         home = self.home(root)
         assert home is not None
-        stems = self.file, self.test_file or _test_of(home)
-        return [file for stem in stems for file in self._of_split(home, stem)]
+        return [file for split in ("train", "test") for file in self._of_split(home, split)]
 
-    def _of_split(self, home: Path, stem: str) -> list[Path]:
-        """The Parquet file of a split, or its two text files.
+    def _of_split(self, home: Path, split: str) -> list[Path]:
+        """The Parquet files of a split, or its two text files.
 
         Raises:
             SweepError: There are none, or the name leads elsewhere.
         """
+        stem = self.file if split == "train" else self.test_file or _test_of(home)
         if not stem or Path(stem).name != stem:
             raise SweepError(f"{self.name}: {stem!r} is no name of a file in {home}: correct it")
         whole, texts = (
@@ -153,6 +155,9 @@ class PairFiles(Source):
             return [whole]
         if all(file.is_file() for file in texts):
             return texts
+        if stem == split and (shards := _shards.splits([home]).get(split)):
+            _shards.whole(self.name, split, shards)
+            return shards
         raise SweepError(
             f"{self.name}: {home} has neither {whole.name} nor {texts[0].name} and "
             f"{texts[1].name}: give their names with `file` and `test_file`, and the "
@@ -167,20 +172,17 @@ class PairFiles(Source):
         """
         home = self.home(root)
         assert home is not None
-        train, test = (
-            self._texts(self._of_split(home, stem))
-            for stem in (self.file, self.test_file or _test_of(home))
-        )
+        train, test = (self._texts(self._of_split(home, split)) for split in ("train", "test"))
         return splits(self.name, train, test, self.vocabulary, self.longest)
 
     def _texts(self, files: Sequence[Path]) -> Texts:
         import pyarrow
-        import pyarrow.parquet as pq
 
+        sides: list[list[str]]
         try:
-            if len(files) == 1:
-                table = pq.read_table(files[0], columns=list(self.languages))
-                sides = [table[language].to_pylist() for language in self.languages]
+            if files[0].suffix.lower() == ".parquet":
+                parts = [_columns(file, self.languages) for file in files]
+                sides = [[*itertools.chain(*side)] for side in zip(*parts, strict=True)]
             else:
                 sides = [_text(file).splitlines() for file in files]
         except (OSError, ValueError, KeyError, pyarrow.ArrowException) as error:
@@ -195,6 +197,19 @@ class PairFiles(Source):
                 "be text, and as many on both sides"
             )
         return _of(pair for pair in zip(*sides, strict=True) if all(map(str.strip, pair)))
+
+
+def _columns(file: Path, languages: Sequence[str]) -> list[list[str]]:
+    """The sentences of each language, in columns of their own or in one called `translation`."""
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(file) as opened:
+        nested = "translation" in opened.schema_arrow.names
+        table = opened.read(columns=["translation"] if nested else list(languages))
+    both = table["translation"] if nested else table
+    read = pc.struct_field if nested else type(table).column
+    return [read(both, language).to_pylist() for language in languages]
 
 
 def _text(file: Path) -> str:

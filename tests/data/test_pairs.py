@@ -39,7 +39,17 @@ def opened(tmp_path: Path, **options: Any) -> data.Dataset:
     return open_dataset(entry, tmp_path, tmp_path / "cache")
 
 
-@pytest.mark.parametrize("write", [text, parquet])
+def hub(home: Path, part: str, english: list[Any], german: list[Any]) -> None:
+    """As a hub has it: one folder lower, in shards, both languages in one column."""
+    part = part.partition("_")[0]
+    (home / "de-en").mkdir(parents=True, exist_ok=True)
+    for shard, half in enumerate((slice(0, 1), slice(1, None))):
+        rows = [{"en": e, "de": d} for e, d in zip(english[half], german[half], strict=True)]
+        file = home / "de-en" / f"{part}-{shard:05}-of-00002.parquet"
+        pq.write_table(pa.table({"translation": rows}), file)
+
+
+@pytest.mark.parametrize("write", [text, parquet, hub])
 def test_count_are_read_as_they_stand(tmp_path: Path, write: Any) -> None:
     write(tmp_path / "own", "train", ENGLISH, GERMAN)
     write(tmp_path / "own", "test_2016", ENGLISH[:2], GERMAN[:2])
