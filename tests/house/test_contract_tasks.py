@@ -7,6 +7,7 @@ method that declares another task is tested without an edit.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -22,6 +23,7 @@ from sweeper.core.errors import SweepError
 from sweeper.core.types import Role, Samples
 from sweeper.engine import curvature, training
 from sweeper.engine import task as tasks
+from sweeper.models.base import Net
 from tests.house import outcomes
 from tests.support import beyond, toys
 
@@ -222,10 +224,16 @@ def differing(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return any(not torch.equal(one[key], other[key]) for key in one)
 
 
+@functools.lru_cache
+def victim_of(task: str) -> tuple[Samples, Net]:
+    """A few samples and a network trained on them, for all defenses: none changes them."""
+    data = beyond.samples(task, 24)
+    return data, beyond.trained(data)
+
+
 @pytest.mark.parametrize(("name", "task"), beyond.pairs("defense"))
 def test_a_defense_defends_beyond_images(name: str, task: str) -> None:
-    data = beyond.samples(task)
-    victim = beyond.trained(data)
+    data, victim = victim_of(task)
     defense = toys.short("defense", name, {})
     before, state = data.inputs.clone(), toys.weights(victim)
     outcomes = [defense.defend(beyond.case(data, victim, defense.sees)) for _ in range(2)]
