@@ -34,9 +34,9 @@ def opened(item: bytes | Path, name: str, upright: bool = False) -> Image.Image:
     try:
         data = item.read_bytes() if isinstance(item, Path) else item
         image = raw(data)
-        orientation = int(image.getexif().get(Base.Orientation, 1)) if upright else 1
+        orientation = image.getexif().get(Base.Orientation) if upright else None
         image = eight_bit(image, name)
-        if orientation == 1:
+        if orientation not in range(2, 9):  # upright, or a file's nonsense
             return image
         image.getexif()[Base.Orientation] = orientation  # a picture scaled down lost it
         return ImageOps.exif_transpose(image)
@@ -100,4 +100,4 @@ def deep(image: Image.Image) -> bool:
 
 def turned(image: Image.Image) -> bool:
     """Whether its EXIF orientation exchanges width and height."""
-    return int(image.getexif().get(Base.Orientation, 1)) in (5, 6, 7, 8)
+    return image.getexif().get(Base.Orientation) in range(5, 9)

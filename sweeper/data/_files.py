@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sweeper.core import seeds
 from sweeper.core.errors import SweepError
+from sweeper.core.folders import called, inside
 from sweeper.core.options import OpenShare
 from sweeper.core.types import Samples
 from sweeper.data.base import Source, Splits
@@ -101,6 +102,32 @@ class ClassFiles(FileSource):
     renumber: bool = False
     """Whether to leave out classes without a training image and number the others from 0."""
 
+    def labels(
+        self, train: Sequence[str], test: Sequence[str], home: Path
+    ) -> tuple[Tensor, Tensor, tuple[str, ...]]:
+        """Return the labels of both splits, int64, and the class names, of folders of classes.
+
+        Args:
+            train: The class of each training sample.
+            test: The class of each test sample.
+            home: The training split's folder, where a class may be empty.
+
+        Raises:
+            SweepError: As `used`.
+        """
+        names = sorted({*train, *test, *(path.name for path in inside(home) if path.is_dir())})
+        number = {name: index for index, name in enumerate(names)}
+        first, second = (
+            torch.tensor([number[kind] for kind in part], dtype=torch.int64)
+            for part in (train, test)
+        )
+        return used(self.name, first, second, names, self.renumber)
+
+
+def training(home: Path) -> Path:
+    """The folder of the training split of a data set's folder."""
+    return called(home, "train") or home / "train"
+
 
 def used(
     name: str, train: Tensor, test: Tensor, names: Sequence[str], renumber: bool
@@ -134,14 +161,14 @@ def used(
             f"{name}: has labels {low} to {high}, but there are {len(names)} class names"
         )
 
-    def called(label: int) -> str:
+    def named(label: int) -> str:
         return repr(names[label]) if names else str(label)
 
-    stray = [label for label in both.unique().tolist() if label not in set(present.tolist())]
-    if stray:
+    labels = both.unique()
+    if stray := labels[~torch.isin(labels, present)].tolist():
         more = f" and {len(stray) - 1} more" if len(stray) > 1 else ""
         raise SweepError(
-            f"{name}: test has images of class {called(stray[0])}{more}, of which train has none: "
+            f"{name}: test has images of class {named(stray[0])}{more}, of which train has none: "
             "remove them, or add some to train"
         )
     count = len(present)
@@ -152,7 +179,7 @@ def used(
             those = f"{count} of {len(names)} classes have" if names else f"labels {low} to {high}"
             remedy = "add some or remove the class" if names else f"label them 0 to {count - 1}"
             raise SweepError(
-                f"{name}: class {called(gap)} has no training image ({those}): {remedy}, or write "
+                f"{name}: class {named(gap)} has no training image ({those}): {remedy}, or write "
                 f"`renumber: true` to leave out such classes and number the other {count} from 0"
             )
         names = [names[label] if names else str(label) for label in present.tolist()]

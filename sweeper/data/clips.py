@@ -25,7 +25,7 @@ from sweeper.core.errors import SweepError
 from sweeper.core.folders import called, inside
 from sweeper.core.options import CEILING, Count
 from sweeper.core.types import SampleSet
-from sweeper.data._files import TEST_NAMES, ClassFiles, used
+from sweeper.data._files import TEST_NAMES, ClassFiles, training
 from sweeper.data._images import as_batches, decode
 from sweeper.data.base import Fileless, Splits
 
@@ -70,13 +70,13 @@ class FrameFolder(ClassFiles):
     def serves(self, root: Path) -> bool:
         """Whether there is a `train` folder with clips."""
         home = self.home(root)
-        return home is not None and any(True for _ in _folders(_train(home)))
+        return home is not None and any(True for _ in _folders(training(home)))
 
     def files(self, root: Path) -> list[Path]:
         """The frames of all clips."""
         home = self.home(root)
         assert home is not None
-        parts = [_train(home), called(home, *TEST_NAMES)]
+        parts = [training(home), called(home, *TEST_NAMES)]
         return [
             frame
             for part in parts
@@ -94,14 +94,14 @@ class FrameFolder(ClassFiles):
         home = self.home(root)
         assert home is not None
         folder = called(home, *TEST_NAMES)
-        train, test = list(_folders(_train(home))), [] if folder is None else list(_folders(folder))
-        names = sorted({name for _, name in [*train, *test]} | set(_kinds(_train(home))))
-        labels, held = (
-            torch.tensor([names.index(kind) for _, kind in part], dtype=torch.int64)
-            for part in (train, test)
+        train, test = (
+            list(_folders(training(home))),
+            [] if folder is None else list(_folders(folder)),
         )
-        labels, held, classes = used(self.name, labels, held, names, self.renumber)
-        frames = self._decoded(_train(home), train)
+        labels, held, classes = self.labels(
+            [kind for _, kind in train], [kind for _, kind in test], training(home)
+        )
+        frames = self._decoded(training(home), train)
         tests = None
         if folder is not None:
             tests = clips(self._decoded(folder, test, frames), held, classes)
@@ -128,10 +128,6 @@ class FrameFolder(ClassFiles):
 
 _Found = list[tuple[Path, str]]
 """Folders of frames, each with the name of its class."""
-
-
-def _train(home: Path) -> Path:
-    return called(home, "train") or home / "train"
 
 
 def _kinds(folder: Path) -> list[str]:

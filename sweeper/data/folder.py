@@ -12,13 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from sweeper.core.errors import SweepError, unreadable
 from sweeper.core.folders import below, called, inside
 from sweeper.core.types import ImageSet
-from sweeper.data._files import TEST_NAMES, ClassFiles, folders, same_name, used
+from sweeper.data._files import TEST_NAMES, ClassFiles, folders, same_name, training
 from sweeper.data._images import as_batches, decode
 from sweeper.data.base import Splits
 
@@ -48,13 +47,13 @@ class Folder(ClassFiles):
 
     def serves(self, root: Path) -> bool:
         """Whether there is a `train` folder with class folders in it."""
-        found = (inside(_train(place)) for place in self.places(root)[:1])
+        found = (inside(training(place)) for place in self.places(root)[:1])
         return any(path.is_dir() for entries in found for path in entries)
 
     def files(self, root: Path) -> list[Path]:
         """Return every image file, and the annotations of `val` where there are any."""
         home = self.places(root)[0]
-        listed = [file for file, _ in _images(_train(home))]
+        listed = [file for file, _ in _images(training(home))]
         test = _test_folder(home)
         if test is not None:
             listed += [file for file, _ in _images(test)]
@@ -69,16 +68,11 @@ class Folder(ClassFiles):
             SweepError: A class without training images, an unreadable image.
         """
         home, folder = self.places(root)[0], _test_folder(self.places(root)[0])
-        train, test = _images(_train(home)), [] if folder is None else _labelled(folder)
-        empty = {path.name for path in inside(_train(home)) if path.is_dir()}
-        names = sorted({name for _, name in [*train, *test]} | empty)
-        number = {name: index for index, name in enumerate(names)}
-        labels, held = (
-            torch.tensor([number[kind] for _, kind in part], dtype=torch.int64)
-            for part in (train, test)
+        train, test = _images(training(home)), [] if folder is None else _labelled(folder)
+        labels, held, classes = self.labels(
+            [kind for _, kind in train], [kind for _, kind in test], training(home)
         )
-        labels, held, classes = used(self.name, labels, held, names, self.renumber)
-        images = self._decoded(_train(home), train)
+        images = self._decoded(training(home), train)
         tests = None
         if folder is not None:
             tests = ImageSet(self._decoded(folder, test, images), held, classes)
@@ -92,10 +86,6 @@ class Folder(ClassFiles):
 
 _Found = list[tuple[Path, str]]
 """Image files, each with the name of its class."""
-
-
-def _train(home: Path) -> Path:
-    return called(home, "train") or home / "train"
 
 
 def _images(folder: Path) -> _Found:

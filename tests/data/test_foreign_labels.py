@@ -10,10 +10,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 import sweeper
 from sweeper.core.errors import SweepError
 from sweeper.data import Dataset, open_dataset
+from sweeper.data._files import used
 from tests.support import sweeps
 from tests.support.pictures import picture, png, write_folder, write_parquet
 
@@ -121,6 +123,9 @@ def test_ids_in_a_column_called_label_make_no_millions_of_classes(tmp_path: Path
     table(tmp_path / "own/train.parquet", 4, label=pa.array([0, 9_000_000, 0, 9_000_000]))
     with pytest.raises(SweepError, match="class 1 has no training image .labels 0 to 9000000"):
         opened(tmp_path, test_share=0.5)
+    ids = torch.arange(0, 200_000, 2)
+    with pytest.raises(SweepError, match="class 0 has no training image"):
+        used("many", ids + 2, ids + 2, (), renumber=False)  # at once, not class by class
     found = opened(tmp_path, test_share=0.5, renumber=True).train
     assert found.classes == ("0", "9000000") and sorted(found.labels.tolist()) == [0, 1]
 

@@ -190,6 +190,12 @@ def test_parquet_is_turned_upright_as_its_own_library_does(
     assert all(torch.equal(image, wanted) for image in images)
 
 
+def test_an_orientation_that_is_none_turns_nothing(tmp_path: Path) -> None:
+    tag = b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x02\0\0\0\x02x\0\0\0\0\0\0\0"  # text: "x"
+    blob = saved(picture(1, (6, 8)), "JPEG", exif=tag)
+    assert from_parquet(tmp_path, [blob] * 4).shape[2:] == (6, 8)
+
+
 def test_folders_stay_as_stored_as_torchvision_reads_them(tmp_path: Path) -> None:
     assert from_folder(tmp_path, [exif(6)] * 4).shape[2:] == (6, 8)
 
