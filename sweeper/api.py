@@ -238,7 +238,7 @@ def _with_ray(sweep: Declared, address: str | None, console: Console) -> tuple[W
     if not address:  # a Ray of our own listens on loopback; read at its import
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     try:
-        from sweeper.run import schedule
+        from sweeper.run import rays, schedule
     except ModuleNotFoundError as error:
         if str(error.name).partition(".")[0] != "ray":
             raise
@@ -248,8 +248,8 @@ def _with_ray(sweep: Declared, address: str | None, console: Console) -> tuple[W
         ) from None
 
     shape = sweep.resources
-    url = schedule.connect(address, shape.cpus, shape.gpus)
-    slots = schedule.room(shape.cpus, shape.gpus)
+    url = rays.connect(address, shape.cpus, shape.gpus)
+    slots = rays.room(shape.cpus, shape.gpus)
     if url:
         console.print(f"Ray dashboard: {url}")
     if not slots:

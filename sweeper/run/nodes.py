@@ -6,7 +6,6 @@ import contextlib
 from collections.abc import Mapping
 from typing import Any
 
-import ray
 import torch
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -14,6 +13,7 @@ from sweeper.core.errors import SweepError
 from sweeper.engine import training
 from sweeper.engine.recipes import Recipe
 from sweeper.run.driver import Job
+from sweeper.run.rays import ray
 
 PATIENCE = 60.0
 """Seconds to wait for the nodes' answers; who has not answered by then is not asked again."""

@@ -12,10 +12,9 @@ import json
 import threading
 from collections.abc import Iterator, Sequence
 
-from ray.experimental.internal_kv import internal_kv_get_gcs_client as head
-
 from sweeper.core.types import Cell
 from sweeper.run.material import Progress, Relayed
+from sweeper.run.rays import head
 
 SECONDS = 1.0
 """Between two tellings of a trial, and between two questions of the driver."""

@@ -61,15 +61,15 @@ def sweep(folder: Path) -> Path:
 def test_a_node_that_is_killed_costs_only_the_cells_it_ran(tmp_path: Path) -> None:
     from ray.cluster_utils import Cluster
 
-    from sweeper.run import schedule
+    from sweeper.run import rays, schedule
 
     nodes = Cluster(
         initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
     )
     try:
         lost, _ = nodes.add_node(num_cpus=1), nodes.add_node(num_cpus=1)
-        schedule.connect(nodes.address, 1)
-        assert schedule.room(1, 0) == 3
+        rays.connect(nodes.address, 1)
+        assert rays.room(1, 0) == 3
         store = tmp_path / "store"
         done: dict[Path, int] = {}
 
@@ -164,13 +164,13 @@ def growing(folder: Path) -> Iterator[str]:
 
 
 def test_a_cluster_grows_with_the_sweep(tmp_path: Path) -> None:
-    from sweeper.run import schedule
+    from sweeper.run import rays, schedule
 
     with growing(tmp_path) as address:
-        schedule.connect(address, 1)
-        assert schedule.room(1, 0) == 0, "the head runs no cell"
+        rays.connect(address, 1)
+        assert rays.room(1, 0) == 0, "the head runs no cell"
         seen: list[int] = []
-        watcher = Striking(6, lambda: seen.append(schedule.room(1, 0)))
+        watcher = Striking(6, lambda: seen.append(rays.room(1, 0)))
         path = sweep(tmp_path)
         job = sweeps.prepared(path, tmp_path / "store", cache=os.environ.get("SWEEPER_CACHE"))
         counts = driver.execute(
@@ -187,12 +187,12 @@ def test_nodes_that_would_compute_differently_are_refused(
     from ray.cluster_utils import Cluster
 
     from sweeper.core.errors import SweepError
-    from sweeper.run import nodes, schedule
+    from sweeper.run import nodes, rays
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     try:
         cluster.add_node(num_cpus=1)
-        schedule.connect(cluster.address, 1)
+        rays.connect(cluster.address, 1)
         found = nodes.ask("cpu")
         assert len(found) == 2 and len(set(found.values())) == 1
         job = sweeps.prepared(sweep(tmp_path), tmp_path / "store")

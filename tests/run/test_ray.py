@@ -40,7 +40,7 @@ def cluster() -> Iterator[str]:
     """Ray on this machine, with two CPUs whatever it has: the URL of its dashboard."""
     import ray
 
-    from sweeper.run import schedule  # before ray: it sets the token mode ray reads at its import
+    from sweeper.run import rays  # before ray: it sets the token mode ray reads at its import
 
     with pytest.MonkeyPatch.context() as patch:  # for the jobs submitted to it
         patch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
@@ -48,7 +48,7 @@ def cluster() -> Iterator[str]:
         found = ray.init(
             num_cpus=2, dashboard_host="127.0.0.1", log_to_driver=False, logging_level="ERROR"
         )
-    schedule.connect(None, 1)
+    rays.connect(None, 1)
     yield f"http://{found.dashboard_url}"
     ray.shutdown()
 
@@ -224,12 +224,12 @@ def get(url: str, token: str | None = None) -> tuple[int, str]:
 
 
 def test_more_than_this_machine_has_is_refused(cluster: str) -> None:
-    from sweeper.run import schedule
+    from sweeper.run import rays
 
     with pytest.raises(SweepError, match="asks for 1 CPUs and 64 GPUs, Ray has 2 and .*: lower"):
-        schedule.connect(None, 1, 64)
+        rays.connect(None, 1, 64)
     with pytest.raises(SweepError, match="asks for 99 CPUs and 0 GPUs"):
-        schedule.connect(None, 99)
+        rays.connect(None, 99)
 
 
 @pytest.mark.slow
@@ -409,7 +409,7 @@ def test_driver_killed_in_mid_sweep_loses_and_repeats_nothing(cluster: str, tmp_
 
 
 def test_a_start_that_fails_is_tried_once_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    from sweeper.run import schedule  # Ray is imported where it is needed
+    from sweeper.run import rays  # Ray is imported where it is needed
 
     tried: list[str] = []
 
@@ -417,15 +417,15 @@ def test_a_start_that_fails_is_tried_once_more(monkeypatch: pytest.MonkeyPatch) 
         tried.append(address)
         raise RuntimeError("the node timed out")
 
-    monkeypatch.setattr(schedule.ray, "init", start)
-    monkeypatch.setattr(schedule.ray, "shutdown", lambda: None)
+    monkeypatch.setattr(rays.ray, "init", start)
+    monkeypatch.setattr(rays.ray, "shutdown", lambda: None)
     with pytest.raises(
         SweepError, match="^this machine: cannot reach Ray .the node timed out.: use"
     ):
-        schedule._started(None, {})
+        rays._started(None, {})
     assert tried == ["local", "local"]
     with pytest.raises(SweepError, match="^--address 1.2.3.4:1: cannot reach Ray .* check that"):
-        schedule._started("1.2.3.4:1", {})
+        rays._started("1.2.3.4:1", {})
     assert tried == ["local", "local", "1.2.3.4:1"]
 
 
