@@ -93,7 +93,7 @@ def triggered(
     walk = Walk(job.plan.cells, [])
     needed = _needed(job, walk, defend)
     if needed:
-        result = cells.run(needed, walk.ancestors(needed.key), job.context, log)
+        result = cells.run_here(needed, walk.ancestors(needed.key), job.context, log)
         if result["status"] != "ok":
             why = result["error"].strip().splitlines()[-1]
             raise SweepError(

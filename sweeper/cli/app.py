@@ -299,7 +299,7 @@ def cell(
     selected = job.plan.cells[one_key(job.plan.cells, key, f"cells of {sweep.declared.name}")]
     ancestors = Walk(job.plan.cells, []).ancestors(selected.key)
 
-    result = cells.run(selected, ancestors, job.context, say, force=True, last_try=True)
+    result = cells.run_here(selected, ancestors, job.context, say, force=True)
     error = result.pop("error", "")
     typer.echo(json.dumps({"key": selected.key, "kind": selected.kind, **selected.axes, **result}))
     if error:

@@ -15,6 +15,10 @@ class AccessDenied(Exception):
     """A defense touched something its `sees` does not declare: a bug of the defense."""
 
 
+class MachineError(Exception):
+    """Data, code or a device are not right on this machine: no method is to blame."""
+
+
 class DivergedError(Exception):
     """Weights or losses became NaN or infinite."""
 

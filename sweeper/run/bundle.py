@@ -7,12 +7,11 @@ back to the walk.
 
 from __future__ import annotations
 
-import functools
 import json
 import math
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from sweeper.core import switches
@@ -21,7 +20,6 @@ from sweeper.run import cells
 from sweeper.run.material import Context, Log
 from sweeper.run.walk import Walk
 from sweeper.run.work import Result
-from sweeper.store.artifacts import Store
 
 SECONDS = 1.0
 """What the cells of a bundle may take together, by what their like took; at twice that it ends."""
@@ -40,31 +38,29 @@ class Bundles:
         self._seconds: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=SAMPLE))
         self._single: set[str] = set()
 
-    def take(self, slots: int) -> tuple[list[Cell], bool]:
+    def take(
+        self, slots: int, fits: Callable[[Cell], bool], like: Callable[[Cell, Cell], bool]
+    ) -> list[Cell]:
         """Take what the next trial runs; no cells while none may start.
 
         Args:
             slots: How many trials run at once: a bundle leaves as much to each other one.
-
-        Returns:
-            The cells, and whether this is their last try.
+            fits: Whether a cell may start now.
+            like: Whether two cells need the same place.
         """
-        item = self._walk.next()
-        if item is None:
-            return [], False
-        cell, last = item
+        cell = self._walk.next(fits)
+        if cell is None:
+            return []
         taken, limit = [cell], math.ceil((self._walk.ready + 1) / (2 * slots))
         left = SECONDS - self._expected(cell)
-        while left > 0 and not last and len(taken) < limit:
-            more = self._walk.next(functools.partial(self._fits, left))
-            if more is None:
-                break
-            taken.append(more[0])
-            left -= self._expected(more[0])
-        return taken, last
 
-    def _fits(self, left: float, cell: Cell) -> bool:
-        return self._expected(cell) <= left
+        def too(other: Cell) -> bool:
+            return self._expected(other) <= left and like(cell, other)
+
+        while left > 0 and len(taken) < limit and (more := self._walk.next(too)):
+            taken.append(more)
+            left -= self._expected(more)
+        return taken
 
     def _expected(self, cell: Cell) -> float:
         """Seconds a cell will take; infinite where nothing says that it is short."""
@@ -76,7 +72,7 @@ class Bundles:
         """Note how long a cell took."""
         self._seconds[_method(cell)].append(seconds)
 
-    def put_back(self, keys: list[str], *, lost: bool) -> None:
+    def put_back(self, keys: Iterable[str], *, lost: bool) -> None:
         """Return cells that were taken and did not run.
 
         Args:
@@ -85,8 +81,8 @@ class Bundles:
         """
         for key in keys:
             self._walk.put_back(key)
-        if lost:
-            self._single |= set(keys)
+            if lost:
+                self._single.add(key)
 
 
 def _method(cell: Cell) -> str:
@@ -108,7 +104,6 @@ def run(
     starting: Callable[[Cell], Log],
     *,
     last_try: bool = False,
-    again: bool = False,
 ) -> Reported:
     """Run a bundle in a worker.
 
@@ -117,7 +112,6 @@ def run(
         context: Where it runs.
         starting: Is told of each cell as it starts, and gives its log.
         last_try: See `cells.run`.
-        again: Its process was lost once: of several cells only those the store has are reported.
     """
     values = json.loads(packed)
     by_key = {key: _cell(value) for key, value in values["cells"].items()}
@@ -128,10 +122,6 @@ def run(
         if started - began > 2 * SECONDS or switches.LEFT:
             break
         ancestors = [by_key[parent] for parent in ancestor_keys]
-        if again and len(values["run"]) > 1:
-            stored = cells.stored_result(Store(context.store), by_key[key], ancestors, context)
-            reports += [(key, stored, 0.0)] if stored else []
-            continue
         log = starting(by_key[key])
         result = cells.run(by_key[key], ancestors, context, log, last_try=last_try)
         reports.append((key, result, time.perf_counter() - started))

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from sweeper.core import catalog, rows, switches, text
+from sweeper.core.errors import MachineError
 from sweeper.core.types import Cell
 from sweeper.engine import portable
 from sweeper.engine.isolation import (
@@ -19,9 +20,10 @@ from sweeper.engine.isolation import (
     limit,
 )
 from sweeper.run import apart, record
-from sweeper.run.faults import Interrupted, blame, interruptible
+from sweeper.run.faults import Interrupted, blame, interruptible, of_the_machine
 from sweeper.run.material import Context, Log, measured
-from sweeper.run.work import Result, Work, is_foreign
+from sweeper.run.walk import REBUILDS
+from sweeper.run.work import ParentsLost, Result, Work, is_foreign
 from sweeper.store.artifacts import Store
 
 
@@ -38,25 +40,67 @@ def run(
 
     Args:
         cell: The cell.
-        ancestors: Its parents and theirs, parents first; rebuilt here where the store lost them.
+        ancestors: Its parents and theirs, parents first.
         context: Where it runs.
         log: Takes progress as keywords.
         force: Run it even if the store has it.
         last_try: Whether running out of memory is final; else the result says `oom` and the
-            cell may be tried again alone, with all of its GPU's memory.
+            cell may be tried again with a device for itself.
+
+    Returns:
+        How it ended, or that it did not: see `Result`.
 
     Raises:
         Interrupted: Somebody wants the run to stop now.
     """
-    store = Store(context.store)
-    if not force and (stored := stored_result(store, cell, ancestors, context)):
-        return stored
-    work = Work(cell, ancestors, context, store, log)
-    if lack := lacking(context.device):
-        return _failed(work, "failed", lack)
+    started = time.monotonic()
+    try:
+        store = Store(context.store)
+        if not force and (stored := stored_result(store, cell, ancestors, context)):
+            return stored
+        return _tried(Work(cell, ancestors, context, store, log), last_try)
+    except ParentsLost as error:
+        status, why, more = "parents", str(error), {"lost": error.keys}
+    except MachineError as error:
+        status, why, more = "machine", text.error(str(error)), {}
+    return {"status": status, "error": why, "seconds": time.monotonic() - started, **more}
+
+
+def run_here(
+    cell: Cell, ancestors: Sequence[Cell], context: Context, log: Log | None = None, **how: bool
+) -> Result:
+    """Run a cell for good, and first what it lacks of its ancestors: `run`, for one machine.
+
+    Args:
+        cell: The cell.
+        ancestors: Its parents and theirs, parents first.
+        context: Where it runs.
+        log: Takes progress as keywords.
+        how: `force` of the cell itself.
+    """
+    for _ in range(REBUILDS):
+        result = run(cell, ancestors, context, log, last_try=True, **how)
+        if result["status"] == "machine":
+            return _failed(
+                Work(cell, ancestors, context, Store(context.store)), "failed", result["error"]
+            )
+        if result["status"] != "parents":
+            return result
+        for place, parent in enumerate(ancestors):
+            if parent.key in result["lost"]:
+                above = run_here(parent, ancestors[:place], context, log)
+                if above["status"] != "ok":
+                    return above
+    return result
+
+
+def _tried(work: Work, last_try: bool) -> Result:
+    """Run a cell that the store does not have."""
+    if lack := lacking(work.context.device):
+        raise MachineError(lack)
 
     def give_up() -> Result:
-        return _failed(work, "timeout", f"gave up after {context.timeout:g} s")
+        return _failed(work, "timeout", f"gave up after {work.context.timeout:g} s")
 
     started = time.monotonic()
     try:
@@ -64,7 +108,7 @@ def run(
             return _run(work, last_try, lambda: _quiet(give_up))
     except CellTimeout:
         return give_up()
-    except Interrupted:
+    except (Interrupted, ParentsLost, MachineError):
         raise
     except BaseException as error:
         status, why = blame(error)
@@ -76,7 +120,8 @@ def run(
 def _run(work: Work, last_try: bool, give_up: Callable[[], None]) -> Result:
     """Run a cell here, or all in a child where it is portable or its attack does not ship."""
     context = work.context
-    foreign = "attack" in context.outside and (switches.LEFT or is_foreign(work.attack))
+    with of_the_machine():
+        foreign = "attack" in context.outside and (switches.LEFT or is_foreign(work.attack))
     if foreign or (context.portable and not portable.entered()):
         within = tuple(kind for kind in context.outside if kind != "attack")
         alone = dataclasses.replace(context, outside=within, timeout=None)  # the clock is here

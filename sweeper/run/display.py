@@ -101,6 +101,14 @@ class Display:
             if self.causes[cause] == 1:
                 self.live.console.print(self._line(cell, result), soft_wrap=True, highlight=False)
 
+    def put_back(self, cell: Cell) -> None:
+        """A cell waits again."""
+        self.running.pop(cell.key, None)
+
+    def told(self, text: str) -> None:
+        """Something happened: said above what is live."""
+        self.live.console.print(text, soft_wrap=True, highlight=False)
+
     def _count(self, cell: Cell, result: Result) -> None:
         """A cell is left no more; what it took tells what others will."""
         sort = self.sorts.of(cell)
@@ -244,6 +252,14 @@ class Lines:
         """A cell ended or was blocked."""
         about = {"event": "cell", "key": cell.key, "kind": cell.kind, **cell.axes}
         self._tell({**about, **{name: result.get(name) for name in FIELDS}})
+
+    def put_back(self, cell: Cell) -> None:
+        """A cell waits again."""
+        self._tell({"event": "again", "key": cell.key, "kind": cell.kind, **cell.axes})
+
+    def told(self, text: str) -> None:
+        """Something happened."""
+        self._tell({"event": "note", "text": text})
 
 
 FIELDS = ("status", "acc", "asr", "seconds", "reused", "error")

@@ -176,6 +176,14 @@ class Bill:
                 self._ended.append(cell.key)
         self._watcher.finished(cell, result)
 
+    def put_back(self, cell: Cell) -> None:
+        """A cell waits again."""
+        self._watcher.put_back(cell)
+
+    def told(self, text: str) -> None:
+        """Something happened."""
+        self._watcher.told(text)
+
     def sentence(self) -> str:
         """What the run took, for people; empty where no cell ran."""
         if not self._spent:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from sweeper.core import text
-from sweeper.core.errors import DivergedError
+from sweeper.core.errors import DivergedError, MachineError, SweepError
 
 
 class Interrupted(KeyboardInterrupt):
@@ -36,6 +36,22 @@ def interruptible() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, ordinary)
+
+
+@contextlib.contextmanager
+def of_the_machine() -> Iterator[None]:
+    """Blame the machine for what is raised before a method's own code runs.
+
+    Raises:
+        MachineError: In place of it; memory that is short keeps its own.
+    """
+    try:
+        yield
+    except (MachineError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        said = str(error) if isinstance(error, SweepError) else f"{type(error).__name__}: {error}"
+        raise MachineError(text.error(said)) from error
 
 
 class ChildFailed(Exception):

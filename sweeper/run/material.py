@@ -139,9 +139,7 @@ class Material:
     @functools.cached_property
     def dataset(self) -> data.Dataset:
         """The data set, checked to be the one the key was made from."""
-        dataset = _dataset(
-            json.dumps(self.victim.local["dataset"]), self.context.data, self.context.cache
-        )
+        dataset = opened(json.dumps(self.victim.local["dataset"]), self.context)
         if dataset.digest != self.victim.params["data"]:
             raise RuntimeError(
                 f"the data set {dataset.name} on this machine is not the one the sweep was planned "
@@ -386,6 +384,11 @@ def _queries(
         return probabilities
 
     return ask
+
+
+def opened(entry: str, context: Context) -> data.Dataset:
+    """The data set an entry (JSON) of a cell names, as this machine has it."""
+    return _dataset(entry, context.data, context.cache)
 
 
 @functools.lru_cache(maxsize=4)

@@ -74,6 +74,16 @@ class Meter:
         self._show()
         self._watcher.finished(cell, result)
 
+    def put_back(self, cell: Cell) -> None:
+        """A cell waits again."""
+        self._at_work.discard(cell.key)
+        self._show()
+        self._watcher.put_back(cell)
+
+    def told(self, text: str) -> None:
+        """Something happened."""
+        self._watcher.told(text)
+
     def _show(self) -> None:
         self._running.set(len(self._at_work), self._sweep)
         self._waiting.set(self._left, self._sweep)

@@ -1,42 +1,105 @@
-"""Asks the nodes of a cluster, before anything runs, whether they would compute alike."""
+"""Looks at the nodes of a cluster before anything runs: whether they can, and would compute alike.
+
+A node that cannot run a cell fails each in seconds, and would so be the first to ask for the next.
+"""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+import functools
+import hashlib
+import json
+import platform
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import torch
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from tabulate import tabulate
 
+import attacks
+import defenses
+import sweeper
 from sweeper.core.errors import SweepError
 from sweeper.engine import training
+from sweeper.engine.isolation import lacking
 from sweeper.engine.recipes import Recipe
+from sweeper.run import faults, material, rays
 from sweeper.run.driver import Job
+from sweeper.run.material import Context
 from sweeper.run.rays import ray
+from sweeper.run.tries import Health
+from sweeper.store.artifacts import Store
 
 PATIENCE = 60.0
 """Seconds to wait for the nodes' answers; who has not answered by then is not asked again."""
+_NAMES = 3
+"""Nodes that are named in a line of the table; of more their number is told."""
+
+Answer = Mapping[str, str]
+"""What a node says of itself: data, device, precision, code, versions, store; what is wrong begins
+with an exclamation mark."""
 
 
-def require_alike(job: Job) -> None:
-    """Do nothing where `precision: auto` comes to the same on all nodes, or nothing asks for it.
+def look(job: Job, health: Health, tell: Callable[[str], None]) -> None:
+    """Ask every node whether it can run the cells of a sweep; take out those that cannot.
+
+    Args:
+        job: The sweep.
+        health: Of the nodes.
+        tell: Is given what they said, as one table.
+
+    Raises:
+        SweepError: No node can, or some would compute in bf16 and others in fp32 under one key.
+    """
+    store = Store(job.context.store)
+    with store.probed(job.context.run):
+        answers = ask(job)
+    if not answers:
+        return
+    told = table(answers, health.there())
+    wrong = {node: said for node, said in answers.items() if problems(said)}
+    if len(wrong) == len(answers) and not health.there(wrong):
+        raise SweepError(f"no node can run this sweep; mend what they lack:\n{told}")
+    tell(told)
+    for node, said in wrong.items():
+        health.take_out(node, "; ".join(problems(said)))
+    recipes = [cell.params.get("recipe") for cell in job.plan.cells.values()]
+    if any(recipe and recipe["precision"] == "auto" for recipe in recipes):
+        names = health.there()
+        refuse({names[node]: said["precision"] for node, said in answers.items() if node in names})
+
+
+def problems(said: Answer) -> list[str]:
+    """What is wrong with a node."""
+    return [f"{what}: {text[1:].strip()}" for what, text in said.items() if text.startswith("!")]
+
+
+def table(answers: Mapping[str, Answer], names: Mapping[str, str]) -> str:
+    """What nodes said, those that said the same in one line."""
+    alike: dict[tuple[tuple[str, str], ...], list[str]] = defaultdict(list)
+    for node, said in answers.items():
+        alike[tuple(said.items())].append(names.get(node, node[:8]))
+    lines = []
+    for items, nodes in alike.items():
+        more = [f"{len(nodes) - _NAMES} more"] if len(nodes) > _NAMES else []
+        lines.append({"node": ", ".join([*nodes[:_NAMES], *more]), **dict(items)})
+    return tabulate(lines, headers="keys", maxcolwidths=[40] * len(lines[0]))
+
+
+def refuse(precisions: Mapping[str, str]) -> None:
+    """Do nothing where `precision: auto` comes to the same on all nodes.
+
+    Args:
+        precisions: Node -> what `auto` comes to there; empty where it does not say.
 
     Raises:
         SweepError: Some would compute in bf16 and others in fp32 under one key.
     """
-    recipes = [cell.params.get("recipe") for cell in job.plan.cells.values()]
-    if any(recipe and recipe["precision"] == "auto" for recipe in recipes):
-        refuse(ask(job.context.device))
-
-
-def refuse(precisions: Mapping[str, str]) -> None:
-    """See `require_alike`.
-
-    Args:
-        precisions: Node -> what `auto` comes to there.
-    """
-    by_precision = {kind: node for node, kind in precisions.items()}
+    by_precision = {kind: node for node, kind in precisions.items() if kind}
     if len(by_precision) > 1:
         said = " and ".join(f"{kind} on {node}" for kind, node in sorted(by_precision.items()))
         raise SweepError(
@@ -46,26 +109,83 @@ def refuse(precisions: Mapping[str, str]) -> None:
         )
 
 
-def ask(device: str) -> dict[str, str]:
-    """Node -> what `precision: auto` comes to there, of the nodes that answer."""
-    gpus = 0.001 if device == "cuda" else 0
-    nodes = [node for node in ray.nodes() if node["Alive"]]
-    answers: dict[Any, str] = {}
-    for node in nodes if len(nodes) > 1 else ():
-        resources = node["Resources"]
-        if resources.get("GPU" if gpus else "CPU"):
-            where = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            task = ray.remote(_precision).options(
-                num_cpus=0, num_gpus=gpus, scheduling_strategy=where
-            )
-            answers[task.remote(device)] = f"{node['NodeManagerHostname']} ({node['NodeID'][:8]})"
-    found = {}
-    if answers:
-        for answer in ray.wait(list(answers), num_returns=len(answers), timeout=PATIENCE)[0]:
-            with contextlib.suppress(Exception):  # a node that is lost meanwhile
-                found[answers[answer]] = ray.get(answer)
+def ask(job: Job) -> dict[str, Answer]:
+    """Id of a node -> what it says of itself, of the nodes that answer and may run cells."""
+    device = job.context.device
+    victims = [cell for cell in job.plan.cells.values() if cell.kind in ("train", "prepare")]
+    entries = {json.dumps(v.local["dataset"]): v.params["data"] for v in victims}
+    asked: dict[Any, str] = {}
+    for node in rays.nodes():
+        if node.gpus if device == "cuda" else node.cpus:
+            where = NodeAffinitySchedulingStrategy(node.id, soft=False)
+            gpus = 0.001 if device == "cuda" else 0
+            options = {"num_cpus": 0, "num_gpus": gpus, "scheduling_strategy": where}
+            task = ray.remote(answer).options(max_retries=0, **options)
+            asked[task.remote(job.context, entries, code())] = node.id
+    found: dict[str, Answer] = {}
+    ready = ray.wait(list(asked), num_returns=len(asked), timeout=PATIENCE)[0] if asked else []
+    for said in ready:
+        try:
+            found[asked[said]] = ray.get(said)
+        except ray.exceptions.RayTaskError as error:  # it has no such package, or none of ours
+            last = str(error).strip().rpartition("\n")[2]
+            found[asked[said]] = {"code": f"! {last}"[:200], "precision": ""}
+        except Exception:  # noqa: S112 - a node that is lost meanwhile says nothing
+            continue
     return found
 
 
-def _precision(device: str) -> str:
-    return training.precision(Recipe(), torch.device(device))
+def answer(context: Context, entries: Mapping[str, str], wanted: str) -> Answer:
+    """What this node says of itself.
+
+    Args:
+        context: Where cells run.
+        entries: Data sets as cells name them -> the digests the sweep was planned with.
+        wanted: `code()` of the driver.
+    """
+
+    def tried(action: Callable[[], str]) -> str:
+        try:
+            with faults.of_the_machine():
+                return action()
+        except Exception as error:
+            return f"! {error}"
+
+    def data() -> str:
+        for entry, digest in entries.items():
+            found = material.opened(entry, context)
+            if found.digest != digest:
+                raise SweepError(f"{found.name} has another content than the driver's")
+        return "ok"
+
+    def device() -> str:
+        if lack := lacking(context.device):
+            raise SweepError(lack)
+        torch.zeros(1, device=context.device)
+        return context.device
+
+    def store() -> str:
+        Store(context.store).probe(context.run)
+        return "ok"
+
+    found = {"data": tried(data), "device": tried(device), "precision": ""}
+    if not found["device"].startswith("!"):
+        found["precision"] = training.precision(Recipe(), torch.device(context.device))
+    same = code() == wanted
+    found["code"] = "ok" if same else "! other than the driver's: install the same sweeper there"
+    packages = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "ray"))
+    found["versions"] = f"{packages}, Python {platform.python_version()}"
+    found["store"] = tried(store)
+    return found
+
+
+@functools.cache
+def code() -> str:
+    """A hash of all code of the sweeper that is installed here."""
+    digest = hashlib.sha256()
+    for package in (sweeper, attacks, defenses):
+        root = Path(package.__path__[0])
+        for file in sorted(root.rglob("*.py")):
+            with contextlib.suppress(FileNotFoundError):
+                digest.update(str(file.relative_to(root)).encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()

@@ -7,8 +7,12 @@ without notice is here and nowhere else; `tests/run/test_rays.py` tries it.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import re
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +24,18 @@ if "ray" not in sys.modules:  # ray reads it at its import; later, server and cl
     os.environ.setdefault("RAY_AUTH_MODE", "token")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+os.environ.setdefault("TUNE_PRINT_ALL_TRIAL_ERRORS", "0")  # how a cell ended is ours to say
 
 import ray
 from ray import tune
+from ray._private import state
 from ray._raylet import setproctitle  # type: ignore[attr-defined]
 from ray.experimental.internal_kv import internal_kv_get_gcs_client as head
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
 from sweeper.core.errors import SweepError
+from sweeper.run.tries import Loss
 
 __all__ = ["FIFOScheduler", "Searcher", "connect", "head", "ray", "room", "setproctitle", "tune"]
 
@@ -54,11 +61,12 @@ def connect(address: str | None, cpus: int, gpus: float = 0) -> str | None:
             options |= {"include_dashboard": True, "dashboard_host": "127.0.0.1"}
         url = _started(address, options)
         _guard_token()
-    if not (address or room(cpus, gpus)):
-        resources = ray.cluster_resources()
+    there = nodes()
+    if there and not any(node.holds(cpus, gpus) for node in there) and not (address and grows()):
+        most = max(there, key=lambda node: (node.gpus, node.cpus) if gpus else (node.cpus, 0))
         raise SweepError(
-            f"resources: a cell asks for {cpus} CPUs and {gpus:g} GPUs, Ray has "
-            f"{resources.get('CPU', 0):g} and {resources.get('GPU', 0):g}: lower resources.cpus or "
+            f"resources: a cell asks for {cpus:g} CPUs and {gpus:g} GPUs of one node, and none has "
+            f"as many ({most.name} has {most.cpus:g} and {most.gpus:g}): lower resources.cpus or "
             "resources.gpus"
         )
     return f"http://{url}" if url else None
@@ -91,8 +99,120 @@ def _guard_token() -> None:
         token.chmod(0o600)
 
 
-def room(cpus: int, gpus: float) -> int:
-    """How many cells fit on the cluster as it is now."""
-    resources = ray.cluster_resources()
-    by_cpu = int(resources.get("CPU", 0) // cpus)
-    return min(by_cpu, int(resources.get("GPU", 0) / gpus + 1e-6)) if gpus else by_cpu
+@dataclass(frozen=True)
+class Node:
+    """A node that is alive."""
+
+    id: str
+    """Ray's."""
+    name: str
+    """For people: the host, and the first digits of the id."""
+    cpus: float
+    gpus: float
+
+    def holds(self, cpus: float, gpus: float) -> int:
+        """How many cells of a shape it has room for when it is empty."""
+        by_cpu = int(self.cpus / cpus + 1e-6)
+        return min(by_cpu, int(self.gpus / gpus + 1e-6)) if gpus else by_cpu
+
+
+def nodes() -> list[Node]:
+    """The nodes of the cluster as it is now."""
+    return [
+        Node(
+            id=node["NodeID"],
+            name=f"{node['NodeManagerHostname']} ({node['NodeID'][:8]})",
+            cpus=node["Resources"].get("CPU", 0.0),
+            gpus=node["Resources"].get("GPU", 0.0),
+        )
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
+
+
+def room(cpus: float, gpus: float) -> int:
+    """How many cells of a shape fit on the cluster as it is now, each on one node."""
+    return sum(node.holds(cpus, gpus) for node in nodes())
+
+
+def grows() -> bool:
+    """Whether an autoscaler may add nodes to the cluster, as far as Ray says."""
+    with contextlib.suppress(Exception):  # the head is away
+        if head().internal_kv_get(b"__autoscaler_v2_enabled", None, timeout=2) == b"1":
+            return True
+        said = json.loads(head().internal_kv_get(b"__autoscaling_status", None, timeout=2) or "{}")
+        types = said.get("autoscaler_report", {}).get("active_nodes") or {}
+        return not all(re.fullmatch(r"node_[0-9a-f]+", kind) for kind in types)
+    return True
+
+
+def request(cpus: float, gpus: float, avoid: Sequence[str]) -> Any:
+    """What a trial asks Ray for.
+
+    Args:
+        cpus: CPUs of one node.
+        gpus: GPUs of the same.
+        avoid: Ids of nodes it must not run on.
+    """
+    bundle = {"CPU": cpus, **({"GPU": gpus} if gpus else {})}
+    if not avoid:
+        return tune.PlacementGroupFactory([bundle])
+    elsewhere = {"ray.io/node-id": f"!in({','.join(sorted(avoid))})"}
+    return tune.PlacementGroupFactory([bundle], bundle_label_selector=[elsewhere])
+
+
+def loss(trial: Any, controller: Any) -> Loss:
+    """How a trial's process was lost, from what Ray says of it.
+
+    Args:
+        trial: Tune's trial that has just failed.
+        controller: Tune's, while it handles that.
+    """
+    said = ""
+    with contextlib.suppress(OSError, TypeError):
+        said = Path(trial.error_file).read_text(encoding="utf-8", errors="replace")
+    words = " ".join(said.rpartition("Failure #")[2].split())
+    kind = next((kind for kind, sign in _SIGNS if re.search(sign, words)), "machine")
+    return Loss(kind, _detail(words), _node(trial, controller))
+
+
+_SIGNS = (
+    ("memory", r"running low on memory|OutOfMemory|NODE_OUT_OF_MEMORY"),
+    ("node", r"node (has )?died|its node|preempted|NODE_DIED|unavailable|placement group.*removed"),
+    ("process", r"worker process has died|[Ww]orker exit|actor died"),
+)
+"""What Ray's text of a failure has in it, by how the process was lost; what has none of these was
+raised by a process that lives: it could not even begin."""
+
+
+def _detail(words: str) -> str:
+    """What matters of Ray's text."""
+    for begin, end in (("Worker exit detail: ", " Some common causes"), ("The actor ", "")):
+        if begin in words:
+            rest = words.partition(begin)[2]
+            return f"{begin.strip()} {rest.partition(end)[0] if end else rest}"[:300]
+    return words[:300] or "Ray does not say how"
+
+
+def _node(trial: Any, controller: Any) -> str:
+    """The id of the node where a trial's actor is, or was to be; empty where it is not known."""
+    with contextlib.suppress(Exception):
+        tracked = controller._trial_to_actor[trial]
+        actor = controller._actor_manager._live_actors_to_ray_actors_resources[tracked][0]
+        return str(state.actors(actor._actor_id.hex())["Address"]["NodeID"])
+    return ""
+
+
+def forget(controller: Any) -> None:
+    """Let Tune forget the trials that ended, but for the last: its end asks for one.
+
+    Without it a trial of a long sweep costs more than one of a short.
+    """
+    ended = [trial for trial in controller._trials if trial.is_finished()][:-1]
+    gone = set(ended)
+    controller._trials[:] = [trial for trial in controller._trials if trial not in gone]
+    for trials in (controller._stopped_trials, controller._failed_trials, controller._live_trials):
+        trials.difference_update(gone)
+    for trial in ended:
+        controller._trial_metadata.pop(trial.trial_id, None)
+        controller._trials_to_cache.discard(trial)

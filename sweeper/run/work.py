@@ -15,10 +15,10 @@ from typing import Any
 import torch
 
 from sweeper.core import catalog, seeds
-from sweeper.core.types import Cell, Outcome, Role, State
+from sweeper.core.types import Outcome, Role, State
 from sweeper.engine import metrics, training
-from sweeper.engine.isolation import isolated
 from sweeper.run import apart, record
+from sweeper.run.faults import of_the_machine
 from sweeper.run.lab import Lab
 from sweeper.run.made import Made, made
 from sweeper.run.material import Material, measured
@@ -27,8 +27,11 @@ from sweeper.store.artifacts import Artifact, DamagedError
 UNWATCHED = "ran in the sweeper's own process"
 """Seen of a defense that does not ship and had no child."""
 Result = dict[str, Any]
-"""The driver is told: status (ok|failed|diverged|timeout|oom), error, seconds, acc, asr; of a
-victim also how many images its training saw, each as often as it did."""
+"""The driver is told: status, error, seconds, acc, asr; of a victim also how many images its
+training saw, each as often as it did.
+
+A cell ends ok, failed, diverged or in a timeout. What ends no cell: oom (no memory), machine (not
+the method's fault), parents (`lost`: keys of ancestors whose artifacts are not there)."""
 Write = Callable[[list[str]], Result]
 """Writes what a cell made, given what it left behind in its process."""
 
@@ -37,6 +40,14 @@ def is_foreign(method: Any) -> bool:
     """Whether a method does not ship, and a child can import it: not one made in a notebook."""
     here = any(cls.__module__ == "__main__" for cls in catalog.classes(method))
     return not (here or catalog.ships(method))
+
+
+class ParentsLost(Exception):
+    """Artifacts of ancestors are not there, or were damaged: they must be made again first."""
+
+    def __init__(self, keys: list[str]) -> None:
+        super().__init__(f"artifacts of {', '.join(keys)} are lost")
+        self.keys = keys
 
 
 class Work(Material):
@@ -49,31 +60,41 @@ class Work(Material):
         return defends and "defense" in self.context.outside and is_foreign(self.defense)
 
     def build(self) -> Write:
-        """Build the cell from its parents, which are rebuilt first where they are damaged."""
+        """Build the cell from its parents.
+
+        Raises:
+            ParentsLost: They are not all there.
+            MachineError: Data, code or device are not what the cell needs.
+        """
         steps = {
             "prepare": self.prepare,
             "train": self.train,
             "stage": self.stage,
             "defend": self.defend,
         }
-        self.check_code()
-        for _ in range(1 + len(self.ancestors)):
-            for parent in self.ancestors.values():
-                if not self.store.has(parent.kind, parent.key):
-                    self.rebuild(parent)
+        with of_the_machine():
+            self.require()
+        for _ in range(3):
+            there = self.store.has
+            if lost := [k for k, above in self.ancestors.items() if not there(above.kind, k)]:
+                raise ParentsLost(lost)
             try:
                 return steps[self.cell.kind]()
-            except DamagedError as error:
+            except DamagedError as error:  # it was set aside: an ancestor's, or the metrics
                 damaged = error
         raise damaged
 
-    def rebuild(self, parent: Cell) -> None:
-        """Build a lost ancestor, exactly as its own cell would."""
-        ancestors = list(self.ancestors.values())
-        older = ancestors[: ancestors.index(parent)]
-        with isolated(parent.key, self.context.threads) as left:
-            write = Work(parent, older, self.context, self.store, self.log).build()
-        write(left)
+    def require(self) -> None:
+        """Have what comes before any code of a method: data, methods, device.
+
+        Raises:
+            Exception: This machine lacks one, or has another than the sweep was planned with.
+        """
+        self.check_code()
+        if self.cell.kind in ("stage", "defend"):
+            self.defense  # noqa: B018 - an import
+        self.dataset  # noqa: B018 - opened, and its content compared
+        torch.zeros(1, device=self.device)
 
     # The kinds of cells
 

@@ -11,12 +11,16 @@ import contextlib
 import json
 import time
 import uuid
+from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 
 from sweeper.core.errors import SweepError
+
+PROBES = "probes"
+"""Where machines leave a file each to see whether the store is the same for all."""
 
 
 class Files:
@@ -79,6 +83,33 @@ class Files:
     def _list(self, folder: str) -> list[pafs.FileInfo]:
         selector = pafs.FileSelector(folder, allow_not_found=True)
         return [f for f in self._fs.get_file_info(selector) if not f.base_name.startswith(".")]
+
+    @contextlib.contextmanager
+    def probed(self, name: str) -> Iterator[None]:
+        """Leave a file that other machines look for with `probe`."""
+        self._write(f"{PROBES}/{name}", b"here")
+        try:
+            yield
+        finally:
+            for info in self._list(PROBES):
+                if info.base_name.startswith(name):
+                    self._delete(info.path)
+
+    def probe(self, name: str) -> None:
+        """See that this machine reads what another wrote, and what it writes itself.
+
+        Args:
+            name: What the other gave to `probed`.
+
+        Raises:
+            OSError: It does not.
+        """
+        if not self._exists(f"{PROBES}/{name}"):
+            raise OSError(f"{self.root} is not the store the driver writes: it must be shared")
+        own = f"{PROBES}/{name}-{uuid.uuid4().hex[:8]}"
+        self._write(own, b"here")
+        if self._read(own) != b"here":
+            raise OSError(f"{self.root}: what is written cannot be read back")
 
     def _set_aside(self, path: str) -> None:
         """Move what cannot be read to `damaged/`, where it can be looked at."""

@@ -32,7 +32,7 @@ from sweeper.run.material import Context
 from sweeper.run.walk import Walk
 from sweeper.run.work import Work
 from sweeper.store.artifacts import Store
-from tests.support import toys
+from tests.support import sweeps, toys
 
 DEFENSES = catalog.names("defense")
 ATTACKS = ["badnets", "blend", {"attack": "badnets", "preset": "d-br-all2all"}]
@@ -43,11 +43,8 @@ TARGET = 7
 """Target label of the sweep; no other number of it is called a target."""
 
 
-class Silent:
-    """A watcher that looks at nothing."""
-
-    def started(self, cell: Cell, progress: object = None) -> None:
-        pass
+class Well(sweeps.Silent):
+    """A watcher that wants all to end well."""
 
     def finished(self, cell: Cell, result: Any) -> None:
         assert result["status"] == "ok", result["error"]
@@ -88,7 +85,7 @@ class Secrets:
 def works(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Work]:
     """(attack, defense) -> the cell of that defense at work; victims are trained, nothing more."""
     store = tmp_path_factory.mktemp("sentinel")
-    driver.execute(declared(store, ["none"]), driver.inline, Silent())
+    driver.execute(declared(store, ["none"]), driver.inline, Well())
     plan = declared(store, DEFENSES).plan
     found = {}
     for cell in plan.cells.values():
@@ -334,7 +331,7 @@ def test_the_log_of_an_inline_run_holds_no_cell(
         return case
 
     monkeypatch.setattr(Work, "case", spied)
-    driver.execute(declared(tmp_path, ["none"]), driver.inline, Silent())
+    driver.execute(declared(tmp_path, ["none"]), driver.inline, Well())
     assert not found
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -42,17 +41,22 @@ def learn(
         bundles.learn(Cell("defend", "x", {"defense": {"name": name}}, (), {}), seconds)
 
 
+def take(bundles: Bundles, slots: int) -> list[Cell]:
+    """What the next trial runs where there is room for anything."""
+    return bundles.take(slots, lambda cell: True, lambda one, other: True)
+
+
 def test_a_method_nothing_is_known_of_is_not_bundled() -> None:
     walk, bundles = begun(100)
     learn(walk, bundles, 0.01, SAMPLE - 1)
-    assert [len(bundles.take(2)[0]) for _ in range(3)] == [1, 1, 1]
+    assert [len(take(bundles, 2)) for _ in range(3)] == [1, 1, 1]
 
 
 def test_short_cells_are_bundled_up_to_a_second() -> None:
     walk, bundles = begun(1000)
     learn(walk, bundles, SECONDS / 16)
-    taken, last = bundles.take(2)
-    assert len(taken) == 16 and not last
+    taken = take(bundles, 2)
+    assert len(taken) == 16
     assert walk.running == {cell.key for cell in taken}
 
 
@@ -60,18 +64,18 @@ def test_one_long_cell_of_a_method_ends_its_bundles() -> None:
     walk, bundles = begun(1000)
     learn(walk, bundles, 0.01)
     learn(walk, bundles, 5.0, 1)
-    assert len(bundles.take(2)[0]) == 1
+    assert len(take(bundles, 2)) == 1
     learn(walk, bundles, 0.01)
-    assert len(bundles.take(2)[0]) > 1
+    assert len(take(bundles, 2)) > 1
 
 
 def test_a_bundle_ends_where_another_method_begins_that_is_long() -> None:
     walk, bundles = begun(100, "ab")
     learn(walk, bundles, 0.01)
     learn(walk, bundles, 9.0, name="b")
-    assert len(bundles.take(1)[0]) == 1
+    assert len(take(bundles, 1)) == 1
     learn(walk, bundles, 0.01, name="b")
-    assert len(bundles.take(1)[0]) > 10
+    assert len(take(bundles, 1)) > 10
 
 
 def test_a_bundle_leaves_as_much_to_the_other_slots() -> None:
@@ -79,7 +83,7 @@ def test_a_bundle_leaves_as_much_to_the_other_slots() -> None:
     learn(walk, bundles, 0.001)
     sizes = []
     while walk.ready:
-        sizes.append(len(bundles.take(4)[0]))
+        sizes.append(len(take(bundles, 4)))
     assert sizes[0] == 5 and sizes[-1] == 1 and sum(sizes) == 40
 
 
@@ -89,35 +93,30 @@ def test_a_victim_is_never_in_a_bundle() -> None:
     bundles = Bundles(walk)
     for _ in range(SAMPLE):
         bundles.learn(known["t0"], 0.001)
-    assert len(bundles.take(1)[0]) == 1
+    assert len(take(bundles, 1)) == 1
 
 
 def test_cells_of_a_lost_process_run_by_themselves_and_others_are_bundled_again() -> None:
     walk, bundles = begun(40)
     learn(walk, bundles, 0.001)
-    first = bundles.take(1)[0]
+    first = take(bundles, 1)
     bundles.put_back([cell.key for cell in first[1:]], lost=True)
-    again = [bundles.take(1)[0] for _ in first[1:]]
+    again = [take(bundles, 1) for _ in first[1:]]
     assert [[c.key for c in taken] for taken in again] == [[c.key] for c in first[1:]]
-    second = bundles.take(1)[0]
+    second = take(bundles, 1)
     assert len(second) > 1
     bundles.put_back([cell.key for cell in second], lost=False)
-    assert len(bundles.take(1)[0]) > 1
+    assert len(take(bundles, 1)) > 1
 
 
-def test_out_of_memory_in_a_bundle_runs_once_more_alone() -> None:
+def test_cells_that_need_other_places_are_not_bundled() -> None:
     walk, bundles = begun(40)
     learn(walk, bundles, 0.001)
-    taken = bundles.take(1)[0]
-    for cell in taken:
-        walk.complete(cell.key, "oom" if cell is taken[1] else "ok")
-    ends = []
-    while not walk.finished:
-        found, last = bundles.take(1)
-        ends.append((len(found), last))
-        for cell in found:
-            walk.complete(cell.key, "ok")
-    assert ends[-1] == (1, True) and all(not last for _, last in ends[:-1])
+    walk.next()
+    walk.put_back("d0", "whole")
+    taken = bundles.take(1, lambda cell: True, lambda one, other: "d0" not in (one.key, other.key))
+    assert len(taken) == 1 and taken[0].key == "d0"
+    assert len(take(bundles, 1)) > 1
 
 
 @settings(max_examples=100, deadline=None)
@@ -128,16 +127,18 @@ def test_whatever_comes_back_every_cell_ends_once(data: st.DataObject) -> None:
     for _ in range(5000):
         if walk.finished:
             break
-        while len(running) < slots and (item := bundles.take(slots))[0]:
-            running.append(item)
-        taken, last = running.pop(data.draw(st.integers(0, len(running) - 1)))
+        while len(running) < slots and (cells_ := take(bundles, slots)):
+            running.append(cells_)
+        taken = running.pop(data.draw(st.integers(0, len(running) - 1)))
         lost = data.draw(st.integers(0, 9)) == 0
         ran = data.draw(st.integers(0 if lost and len(taken) > 1 else 1, len(taken)))
         for cell in taken[:ran]:
             bundles.learn(cell, data.draw(st.sampled_from([0.001, 0.2, 3.0])))
-            oom = not last and data.draw(st.integers(0, 19)) == 0
-            walk.complete(cell.key, "oom" if oom else "ok")
-            ended += [] if cell.key not in walk.status else [cell.key]
+            if data.draw(st.integers(0, 19)) == 19:
+                walk.put_back(cell.key, "whole")
+            else:
+                walk.complete(cell.key, "ok")
+                ended.append(cell.key)
         bundles.put_back([cell.key for cell in taken[ran:]], lost=lost)
     assert walk.finished and len(ended) == len(set(ended)) == len(walk.todo) - 1
 
@@ -177,19 +178,3 @@ def test_what_a_bundle_has_no_time_left_for_is_not_run(monkeypatch: pytest.Monke
     assert seen == [walk.cells[key] for key in clock.ran], "cells arrive as they were sent"
     assert {seconds for _, _, seconds in found} == {SECONDS / 4}
     assert len(json.loads(packed)["cells"]) == 31, "what they share is sent once"
-
-
-def test_a_lost_bundle_reports_what_the_store_has_and_runs_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    walk, _ = begun(3)
-    clock = Clock(monkeypatch, 0.1)
-    had = {"d1": {"status": "failed", "error": "x", "seconds": None}}
-    monkeypatch.setattr(cells, "stored_result", lambda store, cell, *_: had.get(cell.key))
-    context = Context(store=str(tmp_path), sweep="x")
-    packed = bundle.pack([walk.cells[f"d{i}"] for i in range(3)], walk)
-    found = bundle.run(packed, context, lambda _: Progress(), again=True)
-    assert found == [("d1", had["d1"], 0.0)] and clock.ran == []
-    alone = bundle.pack([walk.cells["d0"]], walk)
-    bundle.run(alone, context, lambda _: Progress(), again=True)
-    assert clock.ran == ["d0"], "a cell by itself is tried again"

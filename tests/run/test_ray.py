@@ -24,8 +24,10 @@ import pytest
 import torch
 
 from sweeper.core.errors import SweepError
+from sweeper.core.types import Cell
 from sweeper.run import cluster as submitter
 from sweeper.run import driver
+from sweeper.run.walk import Walk
 from sweeper.store import status
 from sweeper.store.ledger import Ledger
 from tests.support import sweeps
@@ -46,7 +48,11 @@ def cluster() -> Iterator[str]:
         patch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
         patch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
         found = ray.init(
-            num_cpus=2, dashboard_host="127.0.0.1", log_to_driver=False, logging_level="ERROR"
+            address="local",
+            num_cpus=2,
+            dashboard_host="127.0.0.1",
+            log_to_driver=False,
+            logging_level="ERROR",
         )
     rays.connect(None, 1)
     yield f"http://{found.dashboard_url}"
@@ -197,7 +203,7 @@ def test_short_cells_share_a_trial_and_a_lost_process_costs_one_cell(
 def test_a_trial_that_waits_for_its_actor_gets_no_other() -> None:
     from ray.tune.experiment import Trial
 
-    from sweeper.run import schedule
+    from sweeper.run import graph
 
     class Live:
         def get_live_trials(self) -> list[Trial]:
@@ -205,12 +211,10 @@ def test_a_trial_that_waits_for_its_actor_gets_no_other() -> None:
 
     running, first, second = (Trial("x", stub=True) for _ in range(3))
     running.status = Trial.RUNNING
-    scheduler = schedule._Patient()
+    scheduler = graph.Patient()
     assert scheduler.choose_trial_to_run(Live()) is first
     assert scheduler.choose_trial_to_run(Live()) is second, "the first waits for its own"
     assert scheduler.choose_trial_to_run(Live()) is None
-    scheduler.on_trial_add(Live(), first)
-    assert scheduler.choose_trial_to_run(Live()) is first, "it lost its process"
 
 
 def get(url: str, token: str | None = None) -> tuple[int, str]:
@@ -226,7 +230,7 @@ def get(url: str, token: str | None = None) -> tuple[int, str]:
 def test_more_than_this_machine_has_is_refused(cluster: str) -> None:
     from sweeper.run import rays
 
-    with pytest.raises(SweepError, match="asks for 1 CPUs and 64 GPUs, Ray has 2 and .*: lower"):
+    with pytest.raises(SweepError, match=r"1 CPUs and 64 GPUs of one node.*has 2 and .*: lower"):
         rays.connect(None, 1, 64)
     with pytest.raises(SweepError, match="asks for 99 CPUs and 0 GPUs"):
         rays.connect(None, 99)
@@ -443,19 +447,28 @@ def test_nodes_of_two_precisions_are_refused_in_one_sentence() -> None:
     )
 
 
-def test_a_worker_lost_long_after_its_cells_time_was_in_code_that_cannot_be_interrupted() -> None:
+def test_a_worker_lost_long_after_its_cells_time_was_in_code_that_cannot_be_interrupted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """What ships runs in the worker, and C code may never let go of the interpreter."""
-    from sweeper.run import schedule
+    from sweeper.run import graph
+    from sweeper.run.tries import Loss
 
-    told: list[tuple[str, ...]] = []
-    job = SimpleNamespace(context=SimpleNamespace(timeout=1.0))
-    ending: Any = SimpleNamespace(job=job, record=lambda *words: told.append(words))
-    overdue = schedule._Overdue(ending)
+    told: list[tuple[str, str, str]] = []
+    ending: Any = SimpleNamespace(
+        tries=SimpleNamespace(health=SimpleNamespace(out=set())),
+        give_up=lambda key, result: told.append((key, result["status"], result["error"])),
+        lost=lambda key, loss: told.append((key, "lost", loss.words)),
+    )
+    job: Any = SimpleNamespace(context=SimpleNamespace(timeout=1.0))
+    silent: Any = SimpleNamespace(ended=lambda trial: None)
+    found = graph.Graph(job, Walk({}, []), ending, sweeps.Silent(), silent, bool, nodes=list)
     for seconds in (2.0, 100.0):
-        config = {"more": 0, "key": f"k{seconds:.0f}"}
-        trial = SimpleNamespace(trial_id="t", config=config, set_config=config.update)
-        overdue.on_trial_start(0, [], trial)
-        overdue._started["t"] -= seconds
-        overdue.on_trial_recover(0, [], trial)
+        cell = Cell("defend", f"k{seconds:.0f}", {}, (), {})
+        found._taken["t"] = [cell], graph.Need(1, 0)
+        found.began("t")
+        found._began["t"] -= seconds
+        found.lost("t", Loss("process", "killed"))
+        found.on_trial_complete("t", error=True)
     why = "gave up after 100 s: code that cannot be interrupted"
-    assert told == [("k100", "timeout", why)]
+    assert told == [("k2", "lost", "killed"), ("k100", "timeout", why)]

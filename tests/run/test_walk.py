@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sweeper.core.types import Cell
-from sweeper.run.walk import Walk
+from sweeper.run.walk import REBUILDS, Walk
 
 
 def graph(**parents: str) -> dict[str, Cell]:
@@ -25,11 +26,18 @@ def graph(**parents: str) -> dict[str, Cell]:
 def order(cells: dict[str, Cell], todo: list[str] | None = None) -> list[str]:
     """The order in which one slot runs everything."""
     walk, found = Walk(cells, cells if todo is None else todo), []
-    while item := walk.next():
-        found.append(item[0].key)
-        walk.complete(item[0].key, "ok")
+    while cell := walk.next():
+        found.append(cell.key)
+        walk.complete(cell.key, "ok")
     assert walk.finished
     return found
+
+
+def taken(walk: Walk, fits: Callable[[Cell], bool] | None = None) -> str:
+    """The key of the next cell."""
+    cell = walk.next(fits)
+    assert cell
+    return cell.key
 
 
 CHAIN = graph(t1="", d1="t1", t2="", s2="t2", d2="t2 s2", p3="", t3="p3", s3="t3", d3="t3 s3")
@@ -37,9 +45,7 @@ CHAIN = graph(t1="", d1="t1", t2="", s2="t2", d2="t2 s2", p3="", t3="p3", s3="t3
 
 def test_the_longest_way_to_the_end_goes_first() -> None:
     walk = Walk(CHAIN, CHAIN)
-    taken = [walk.next() for _ in range(3)]
-    assert [item[0].key for item in taken if item] == ["p3", "t2", "t1"]
-    assert all(item and not item[1] for item in taken)
+    assert [taken(walk) for _ in range(3)] == ["p3", "t2", "t1"]
     assert walk.next() is None, "everything else waits for its parents"
     assert not walk.finished
 
@@ -49,8 +55,7 @@ def test_children_are_released_without_a_barrier_between_kinds() -> None:
     for _ in range(3):
         walk.next()
     walk.complete("t1", "ok")
-    item = walk.next()
-    assert item and item[0].key == "d1", "its own parent is all a cell waits for"
+    assert taken(walk) == "d1", "its own parent is all a cell waits for"
 
 
 def test_of_equal_ways_the_broader_and_then_the_earlier_goes_first() -> None:
@@ -77,7 +82,7 @@ def test_a_failure_blocks_all_that_hangs_on_it_and_nothing_else(status: str) -> 
         ("d3", "p3"),
     ]
     assert walk.complete("t2", "ok") == []
-    left = {item[0].key for item in iter(walk.next, None) if item}
+    left = {cell.key for cell in iter(walk.next, None)}
     assert left == {"s2"}, "the others go on"
     assert walk.status == {
         "p3": status, "t3": "blocked", "s3": "blocked", "d3": "blocked", "t2": "ok"
@@ -93,52 +98,64 @@ def test_a_cell_with_two_failed_parents_is_blocked_once() -> None:
     assert walk.finished
 
 
-def test_out_of_memory_is_tried_once_more_alone() -> None:
+def test_a_cell_that_comes_back_is_taken_again_from_the_lane_it_is_put_into() -> None:
     cells = graph(t1="", t2="", d1="t1", d2="t2")
     walk = Walk(cells, cells)
     walk.next(), walk.next()
-    assert walk.complete("t1", "oom") == [] and "t1" not in walk.status
-    assert walk.next() is None, "t2 still runs: t1 is not alone"
+    walk.put_back("t1", "whole")
+    assert walk.waiting("whole") == 1 and walk.ready == 1 and walk.running == {"t2"}
+    assert walk.next(lambda cell: cell.key != "t1") is None, "its lane waits"
     walk.complete("t2", "ok")
-    item = walk.next()
-    assert item and item[0].key == "d2", "what can run beside others goes first"
-    assert walk.next() is None
-    walk.complete("d2", "ok")
-    item = walk.next()
-    assert item and item[0].key == "t1" and item[1] is True, "its last try"
-    assert walk.next() is None and not walk.finished
-    walk.complete("t1", "ok")
-    item = walk.next()
-    assert item and item[0].key == "d1"
-    walk.complete("d1", "ok")
+    assert taken(walk, lambda cell: cell.key != "t1") == "d2", "and keeps nobody else"
+    assert taken(walk) == "t1" and walk.complete("t1", "ok") == []
+    assert taken(walk) == "d1"
+
+
+def test_lanes_go_by_the_longest_way_to_the_end_among_those_that_fit() -> None:
+    cells = graph(p3="", t3="p3", d3="t3", t1="", d1="t1", t2="", d2="t2")
+    walk = Walk(cells, cells, lane=lambda cell: "even" if int(cell.key[1]) % 2 == 0 else "odd")
+    assert taken(walk, lambda cell: cell.key != "p3") == "t2"
+    assert taken(walk) == "p3" and taken(walk) == "t1" and walk.next() is None
+
+
+def test_a_lost_parent_is_made_once_for_all_who_miss_it() -> None:
+    cells = graph(t="", d1="t", d2="t", d3="t")
+    for todo in (cells, ["d1", "d2", "d3"]):
+        walk = Walk(cells, todo)
+        if todo is cells:
+            assert taken(walk) == "t"
+            walk.complete("t", "ok")
+        assert taken(walk) == "d1" and taken(walk) == "d2"
+        assert walk.reopen("d1", ["t"]) is None and walk.reopen("d2", ["t"]) is None
+        assert taken(walk) == "t", "before what is below"
+        assert taken(walk) == "d3" and walk.reopen("d3", ["t"]) is None, "it runs already"
+        assert walk.next() is None and not walk.finished
+        assert walk.complete("t", "ok") == []
+        assert [taken(walk) for _ in range(3)] == ["d1", "d2", "d3"]
+        for key in ("d1", "d2", "d3"):
+            walk.complete(key, "ok")
+        assert walk.finished
+
+
+def test_what_cannot_be_made_again_ends_those_that_miss_it() -> None:
+    cells = graph(t="", s="t", d1="t s", d2="t")
+    walk = Walk(cells, ["s", "d1", "d2"])
+    assert taken(walk) == "s" and walk.reopen("s", ["t"]) is None
+    assert taken(walk) == "t"
+    assert [below.key for below, _ in walk.complete("t", "failed")] == ["s", "d1"]
+    assert taken(walk) == "d2" and walk.reopen("d2", ["t"]) == "t"
+    walk.complete("d2", "blocked")
     assert walk.finished
 
 
-def test_nothing_starts_beside_the_lonely_cell() -> None:
-    cells = graph(t1="", t2="", d1="t1", d2="t2")
-    walk = Walk(cells, cells)
-    walk.next(), walk.next()
-    walk.complete("t1", "oom")
-    walk.complete("t2", "oom")
-    for key in ("t1", "t2"):
-        item = walk.next()
-        assert item and item[0].key == key and item[1]
-        assert walk.next() is None
-        walk.complete(key, "ok")
-        if key == "t1":
-            assert (walk.next() or [None])[0] is cells["d1"]
-            walk.complete("d1", "ok")
-
-
-def test_out_of_memory_alone_is_final() -> None:
-    cells = graph(t1="", d1="t1")
-    walk = Walk(cells, cells)
-    walk.next()
-    walk.complete("t1", "oom")
-    walk.next()
-    (pair,) = walk.complete("t1", "oom")
-    assert (pair[0].key, pair[1].key) == ("d1", "t1")
-    assert walk.finished and walk.status == {"t1": "oom", "d1": "blocked"}
+def test_what_is_damaged_again_and_again_is_given_up() -> None:
+    cells = graph(t="", d="t")
+    walk = Walk(cells, ["d"])
+    for _ in range(REBUILDS):
+        assert taken(walk) == "d" and walk.reopen("d", ["t"]) is None
+        assert taken(walk) == "t"
+        walk.complete("t", "ok")
+    assert taken(walk) == "d" and walk.reopen("d", ["t"]) == "t"
 
 
 def test_ancestors_stand_after_their_own_parents() -> None:
@@ -167,23 +184,20 @@ def test_every_cell_ends_once_in_one_state(cells: dict[str, Cell], data: st.Data
     tries: Counter[str] = Counter()
     ended: dict[str, str] = {}
     while True:
-        while len(running) < slots and (item := walk.next()):
-            cell, last = item
+        while len(running) < slots and (cell := walk.next()):
             above = [parent for parent in cell.parents if parent in todo]
             assert all(ended.get(parent) == "ok" for parent in above), "parents first"
             assert cell.key not in ended and cell.key not in running
             tries[cell.key] += 1
-            assert last == (tries[cell.key] == 2), "a second try is the last"
-            assert not last or not running, "and has nothing beside it"
             running.append(cell.key)
         if not running:
             break
         key = running.pop(data.draw(st.integers(0, len(running) - 1)))
         outcome = data.draw(st.sampled_from(["ok", "ok", "ok", "failed", "timeout", "oom"]))
-        blocked = walk.complete(key, outcome)
         if outcome == "oom" and tries[key] == 1:
-            assert not blocked
+            walk.put_back(key, "whole")
             continue
+        blocked = walk.complete(key, outcome)
         assert key not in ended
         ended[key] = outcome
         for below, above_ in blocked:

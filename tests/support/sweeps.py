@@ -37,12 +37,19 @@ class Silent:
 
     def __init__(self) -> None:
         self.cells: list[tuple[str, str]] = []
+        self.said: list[str] = []
 
     def started(self, cell: Any, progress: Any = None) -> None:
         pass
 
     def finished(self, cell: Any, result: Any) -> None:
         self.cells.append((cell.kind, result["status"]))
+
+    def put_back(self, cell: Any) -> None:
+        pass
+
+    def told(self, text: str) -> None:
+        self.said.append(text)
 
 
 def write(folder: Path, **changes: Any) -> Path:
