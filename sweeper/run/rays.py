@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import re
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,11 +34,15 @@ from ray._raylet import setproctitle  # type: ignore[attr-defined]
 from ray.experimental.internal_kv import internal_kv_get_gcs_client as head
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sweeper.core.errors import SweepError
 from sweeper.run.tries import Loss
 
 __all__ = ["FIFOScheduler", "Searcher", "connect", "head", "ray", "room", "setproctitle", "tune"]
+
+PATIENCE = 5.0
+"""Seconds to wait for a node that is asked how a process of it ended."""
 
 
 def connect(address: str | None, cpus: int, gpus: float = 0) -> str | None:
@@ -173,7 +178,11 @@ def loss(trial: Any, controller: Any) -> Loss:
         said = Path(trial.error_file).read_text(encoding="utf-8", errors="replace")
     words = " ".join(said.rpartition("Failure #")[2].split())
     kind = next((kind for kind, sign in _SIGNS if re.search(sign, words)), "machine")
-    return Loss(kind, _detail(words), _node(trial, controller))
+    node, pid = _place(trial, controller)
+    detail = _detail(words)
+    if kind == "process" and node and pid:
+        detail = f"{last_words(node, pid)} ({detail})"
+    return Loss(kind, detail, node)
 
 
 _SIGNS = (
@@ -194,12 +203,42 @@ def _detail(words: str) -> str:
     return words[:300] or "Ray does not say how"
 
 
-def _node(trial: Any, controller: Any) -> str:
-    """The id of the node where a trial's actor is, or was to be; empty where it is not known."""
+def _place(trial: Any, controller: Any) -> tuple[str, int]:
+    """The id of the node where a trial's actor was, and its process; empty, 0 if not known."""
     with contextlib.suppress(Exception):
         tracked = controller._trial_to_actor[trial]
         actor = controller._actor_manager._live_actors_to_ray_actors_resources[tracked][0]
-        return str(state.actors(actor._actor_id.hex())["Address"]["NodeID"])
+        known = state.actors(actor._actor_id.hex())
+        return str(known["Address"]["NodeID"]), int(known["Pid"])
+    return "", 0
+
+
+def last_words(node: str, pid: int) -> str:
+    """By which signal a process of Ray's ended, as its node's log has it: Ray itself does not say.
+
+    Args:
+        node: Its id.
+        pid: The process.
+    """
+    where = NodeAffinitySchedulingStrategy(node, soft=False)
+    found = ""
+    with contextlib.suppress(Exception):  # the node is lost too, or busy
+        task = ray.remote(_signal).options(num_cpus=0, max_retries=0, scheduling_strategy=where)
+        found = ray.get(task.remote(pid), timeout=PATIENCE)
+    if found:
+        return f"ended by {found} (exit code {128 + signal.Signals[found]})"
+    return (
+        "ended without a word, as SIGKILL ends one (exit code 137): by hand, or by the kernel "
+        "where memory is short"
+    )
+
+
+def _signal(pid: int) -> str:
+    """What a process of this node left in its log when a signal ended it."""
+    logs = Path(ray._private.worker._global_node.get_logs_dir_path())
+    for file in logs.glob(f"worker-*-{pid}.err"):
+        if signs := re.findall(r"\*\*\* (SIG[A-Z]+) received", file.read_text(errors="replace")):
+            return str(signs[-1])
     return ""
 
 

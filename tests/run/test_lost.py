@@ -1,0 +1,147 @@
+"""Processes and nodes that are lost at any moment, and nodes that are not right: on a real Ray."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from sweeper.run import driver, nodes, rays
+from tests.support import pictures, sweeps
+from tests.support.places import ROOT
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+
+
+@pytest.fixture(autouse=True)
+def shared(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """All nodes are this machine, so a folder is a shared store; no Ray is left behind."""
+    monkeypatch.setenv("SWEEPER_SHARED_STORE", "1")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
+    yield
+    ray.shutdown()
+
+
+def run(path: Path, store: Path, watcher: Any = None) -> tuple[dict[str, int], sweeps.Silent]:
+    """Run a sweep on the Ray that is connected."""
+    from sweeper.run import schedule
+
+    looks = watcher or sweeps.Silent()
+    job = sweeps.prepared(path, store)
+    walker = partial(schedule.walk_with_tune, ahead=schedule.AHEAD)
+    return dict(driver.execute(job, walker, looks)), looks
+
+
+def workers() -> dict[int, str]:
+    """Processes of Ray's on this machine -> their titles."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            title = (folder / "cmdline").read_bytes().partition(b"\0")[0].decode()
+        except OSError:
+            continue
+        if title.startswith("ray::"):
+            found[int(folder.name)] = title
+    return found
+
+
+class Killer(threading.Thread):
+    """Kills processes of Ray's with this title, so many of them, as soon as it sees them."""
+
+    def __init__(self, begin: str, times: int, number: signal.Signals = signal.SIGKILL) -> None:
+        super().__init__(daemon=True)
+        self.begin, self.left, self.number = begin, times, number
+        self.killed: list[str] = []
+
+    def run(self) -> None:
+        before = set(workers())
+        while self.left:
+            for pid, title in workers().items():
+                if pid not in before and title.startswith(self.begin) and self.left:
+                    os.kill(pid, self.number)
+                    before.add(pid)
+                    self.killed.append(title)
+                    self.left -= 1
+            time.sleep(0.001)
+
+
+SMALL = {"attacks": ["badnets"], "poison_rates": [0.1], "seeds": 1}
+
+
+@pytest.mark.parametrize("moment", ["ray::ImplicitFunc.__init__", "ray::IDLE", "ray::ImplicitFunc"])
+def test_a_worker_that_is_killed_while_it_starts_is_tried_again(
+    moment: str, tmp_path: Path
+) -> None:
+    rays.connect(None, 1)
+    killer = Killer(moment, 2)
+    killer.start()
+    counts, _ = run(sweeps.write(tmp_path, **SMALL), tmp_path / "store")
+    assert counts == {"ok": 3}
+    assert len(killer.killed) >= 1, "nothing was killed: the test says nothing"
+    killer.left = 0
+
+
+@pytest.mark.parametrize("how", ["SIGSEGV", "SIGKILL"])
+def test_a_process_that_dies_three_times_is_a_row_that_says_how(how: str, tmp_path: Path) -> None:
+    rays.connect(None, 1)
+    killer = Killer("ray::defend", 3, signal.Signals[how])
+    killer.start()
+    waits = {"defense": "tests.support.faulty:Hangs", "as": "hangs", "marks": str(tmp_path)}
+    path = sweeps.write(tmp_path, **SMALL, defenses=[waits], timeout=120)
+    counts, _ = run(path, tmp_path / "store")
+    assert counts == {"ok": 1, "failed": 1} and len(killer.killed) == 3
+    (row,) = sweeps.frame(tmp_path / "store").to_dict("records")
+    assert row["error"].startswith("its process was lost 3 times: ended ")
+    code = 128 + signal.Signals[how]
+    assert how in row["error"] and f"exit code {code}" in row["error"]
+
+
+def test_three_nodes_one_without_the_data_and_one_that_is_killed_give_the_undisturbed_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ray.cluster_utils import Cluster
+
+    for name in ("SWEEPER_DATA", "SWEEPER_CACHE"):
+        monkeypatch.setenv(name, str(tmp_path / name))
+    for split, many in (("train", 120), ("test", 40)):
+        images = [pictures.picture(i, (16, 16)) for i in range(many)]
+        place = tmp_path / "SWEEPER_DATA/pixels" / f"{split}.parquet"
+        pictures.write_parquet(place, images, [i % 3 for i in range(many)])
+    small = {**SMALL, "seeds": 4, "datasets": ["pixels"]}
+    slow = {"defense": "fine-tuning", "epochs": 20, "as": "slow"}
+    path = sweeps.write(tmp_path, **small, defenses=["none", {"defense": "clp"}, slow])
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
+    )
+    try:
+        lost = cluster.add_node(num_cpus=1)
+        nowhere = {"SWEEPER_DATA": str(tmp_path / "no"), "SWEEPER_CACHE": str(tmp_path / "none")}
+        blind = cluster.add_node(num_cpus=1, env_vars=nowhere)
+        monkeypatch.setattr(nodes, "PATIENCE", 120.0)
+        rays.connect(cluster.address, 1)
+        done: list[int] = []
+
+        class Strikes(sweeps.Silent):
+            def finished(self, cell: Any, result: Any) -> None:
+                super().finished(cell, result)
+                done.append(1)
+                if len(done) == 4:
+                    os.kill(lost.all_processes["raylet"][0].process.pid, signal.SIGKILL)
+
+        counts, watcher = run(path, tmp_path / "store", Strikes())
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+    assert counts == {"ok": 16}
+    assert any("is left out of this run: data" in said for said in watcher.said), watcher.said
+    assert blind.node_id[:8] in "\n".join(watcher.said)
+    sweeps.inline(path, tmp_path / "undisturbed")
+    sweeps.assert_same(sweeps.frame(tmp_path / "store"), sweeps.frame(tmp_path / "undisturbed"))
