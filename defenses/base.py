@@ -259,6 +259,10 @@ class Defense(ABC):
     """What a model must have: batchnorm."""
     rules: ClassVar[tuple[str, ...]] = ("any",)
     """Label rules the method was made for; it is run on all of them."""
+    light: ClassVar[bool] = False
+    """Whether a CPU runs it about as fast as it measures the result: it trains nothing, and does
+    arithmetic on weights or up to ten or so forward passes over the clean budget and the test
+    images. Its cells have the shape `light` of `resources`; no number depends on it."""
     unlearns: ClassVar[bool] = False
     """Whether it unlearns the trigger it finds, so that `{detect: it, then: unlearn}` is itself."""
     idle: ClassVar[frozenset[str]] = frozenset()

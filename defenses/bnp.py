@@ -70,6 +70,7 @@ class BNP(Defense):
     kind = "repair"
     sees = frozenset({"model", "clean"})
     requires = frozenset({"batchnorm"})
+    light = True
     version = 2
     presets = {"automatic": {"u": None}, "backdoorbench": {"shift": True}}
 

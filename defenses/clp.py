@@ -53,6 +53,7 @@ class CLP(Defense):
     kind = "repair"
     sees = frozenset({"model"})
     requires = frozenset({"batchnorm"})
+    light = True
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "released": {"pairing": "registered", "epsilon": False},
         "backdoorbench-tiny": {"u": 5.0},

@@ -44,6 +44,7 @@ class EP(Defense):
     kind = "repair"
     sees = frozenset({"model", "train"})
     requires = frozenset({"batchnorm"})
+    light = True
     presets = {"backdoorbench": {"bin": 0.1, "shift": True}}
 
     def defend(self, case: Case) -> Outcome:

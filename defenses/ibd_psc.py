@@ -82,6 +82,7 @@ class IBDPSC(Defense):
     kind = "input filter"
     sees = frozenset({"model", "clean"})
     requires = frozenset({"batchnorm"})
+    light = True
     presets = {"published": {"threshold": 0.9}}
 
     def applies(self, needs: Needs) -> str | None:

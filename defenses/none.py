@@ -18,6 +18,7 @@ class NoDefense(Defense):
     kind = "repair"
     tasks = frozenset({ANY})
     sees = frozenset({"model"})
+    light = True
 
     def defend(self, case: Case) -> Outcome:
         """Return the victim."""

@@ -52,6 +52,7 @@ class ScaleUp(Defense):
     paper = "Guo et al., ICLR 2023"
     kind = "input filter"
     sees = frozenset({"queries", "clean"})
+    light = True
     presets = {
         "published": {"threshold": 0.5},
         "data-limited": {"standardise": True},

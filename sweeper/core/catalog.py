@@ -150,7 +150,7 @@ def describe(kind: str) -> list[dict[str, Any]]:
             record |= {"rules": list(cls.rules), "controls": cls.controls, **bases}
         else:
             record |= {"kind": cls.kind, "sees": sorted(cls.sees), "requires": sorted(cls.requires)}
-            record["rules"] = list(cls.rules)
+            record |= {"rules": list(cls.rules), "light": cls.light}
         fields = [f for f in dataclasses.fields(cls) if f.name in options.names(cls)]
         record["options"] = {f.name: f.default for f in fields}
         if kind == "attack":

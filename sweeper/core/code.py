@@ -1,7 +1,7 @@
 """The code a class runs, as a hash: of its module and of the modules beside it that it imports.
 
-Comments, docstrings and formatting do not count, nor does what is installed: torch, and `sweeper`
-itself, whose engine has a hash of its own. Imports are found in the source, those inside functions
+Comments, docstrings and formatting do not count, nor whether a defense is `light`, nor what is
+installed: torch, and `sweeper` itself, whose engine has a hash of its own. Imports are found in the source, those inside functions
 too; code that is reached in another way, and files that are no Python, are not seen.
 """
 
@@ -214,6 +214,8 @@ def _of_tree(tree: ast.AST) -> str:
             words.append(f"({type(value).__name__}")
             for name in value._fields:
                 part = getattr(value, name, None)
+                if isinstance(value, ast.ClassDef) and name == "body":
+                    part = [statement for statement in part or () if not _says_where(statement)]
                 if part is not None and part != []:
                     words.append(name)
                     put(part)
@@ -236,10 +238,22 @@ def _is_remark(node: Any) -> bool:
     return constant and isinstance(node.value.value, str)
 
 
+def _says_where(node: ast.stmt) -> bool:
+    """Whether a statement of a class says on what its cells run, `light`, which is in no key."""
+    targets = node.targets if isinstance(node, ast.Assign) else []
+    if isinstance(node, ast.AnnAssign) and ast.unparse(node.annotation) == "ClassVar[bool]":
+        targets = [node.target]
+    value = getattr(node, "value", None)
+    truth = isinstance(value, ast.Constant) and isinstance(value.value, bool)
+    return truth and [getattr(target, "id", "") for target in targets] == ["light"]
+
+
 def _of_loaded(cls: type) -> str:
     """The hash of a class without a source: of the byte code of its functions, and its values."""
     words = []
     for name, value in sorted(vars(cls).items()):
+        if name == "light":
+            continue
         inner = getattr(value, "__func__", None) or getattr(value, "fget", None) or value
         if code := getattr(inner, "__code__", None):
             words.append(f"{name} {_of_bytes(code)}")

@@ -60,7 +60,11 @@ class Defender:
         """Take an entry of a sweep file and the defense built from it."""
         version = code.version(defense, *catalog.classes(defense))
         params = {"name": entry.name, **options.canonical(defense), "version": version}
-        local = {"defense": {"defense": entry.name, **options.placed(defense, entry.options)}}
+        light = all(getattr(part, "light", True) for part in catalog.classes(defense))
+        local = {
+            "defense": {"defense": entry.name, **options.placed(defense, entry.options)},
+            "shape": "light" if light else "defend",
+        }
         return cls(entry, defense, defense.stage(), params, local)
 
     def form(self, count: int, recipe: dict[str, Any] | None = None) -> Form:

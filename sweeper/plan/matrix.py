@@ -167,6 +167,7 @@ class _Expansion:
             "dataset": {"dataset": dataset.name, **options.placed(Source, dataset.options)},
             "model": {"model": model.name, **options.placed(family, model.options)},
             "task": facts.task,
+            "shape": "train",
         }
         common = {
             "data": facts.digest or f"unresolved {dataset.label}",
@@ -366,6 +367,12 @@ class _Expansion:
             all(axes.get(axis, ...) == value for axis, value in pattern.items())
             for pattern in self.sweep.exclude
         )
+
+
+def shape_of(cell: Cell) -> str:
+    """Which shape of resources a cell has: one of `sweep.SHAPES`."""
+    by_kind = "train" if cell.kind in ("prepare", "train") else "defend"  # older code packed it
+    return str(cell.local.get("shape", by_kind))
 
 
 def misfit(defense: Defense, needs: Needs, label: str) -> str:

@@ -15,7 +15,7 @@ from sweeper.plan import document, source
 from sweeper.plan.check import check
 from sweeper.plan.document import Loc
 from sweeper.plan.source import Source
-from sweeper.plan.sweep import Problem, Resources, Sweep, entry_fields
+from sweeper.plan.sweep import Problem, Resources, Shape, Sweep, entry_fields
 from sweeper.plan.view import View
 
 
@@ -163,8 +163,9 @@ def _problem(item: Any) -> Problem:
     """Put one of pydantic's errors into our words."""
     loc, name = tuple(item["loc"]), ".".join(part for part in item["loc"] if isinstance(part, str))
     if item["type"] in ("extra_forbidden", "invalid_key"):
-        inner: dict[Any, type[BaseModel]] = {"resources": Resources, "table": View}
-        known = inner[loc[0]].model_fields if len(loc) > 1 else [*Sweep.model_fields, "scales"]
+        inner: dict[Loc, type[BaseModel]] = {("resources",): Resources, ("table",): View}
+        within = inner.get(loc[:-1], Shape).model_fields  # the deepest are the shapes of resources
+        known = within if len(loc) > 1 else [*Sweep.model_fields, "scales"]
         name, text = name.rpartition(".")[0], unknown("key", loc[-1], known)
     else:
         text = options.wording(item)

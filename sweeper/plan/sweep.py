@@ -184,8 +184,8 @@ Defenses = Annotated[
 ]
 
 
-class Resources(BaseModel):
-    """What every cell is given: one shape for the whole sweep."""
+class Shape(BaseModel):
+    """What a cell is given."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -201,6 +201,49 @@ class Resources(BaseModel):
         if value > 1 and not value.is_integer():
             raise ValueError(f"{value:g} is neither a share of one GPU nor a whole number of them")
         return value
+
+
+def _shape(value: Any) -> Any:
+    if isinstance(value, Shape):
+        return value
+    return _mapping(value, "what its cells are given, such as {cpus: 1}")
+
+
+Named = Annotated[Shape | None, BeforeValidator(_shape)]
+"""A shape of its own; None, which no file can say, where there is none."""
+
+
+class Resources(Shape):
+    """What cells are given: one shape for all, and others for those that need more or less.
+
+    A named shape is whole in itself: `light: {cpus: 1}` has no GPU, whatever stands beside it.
+    """
+
+    train: Named = None
+    """The shape of cells that train victims, or what an attack learns before."""
+    defend: Named = None
+    """The shape of cells that defend."""
+    light: Named = None
+    """Of those the cells whose defense takes a CPU no long time (`sweeper list defenses`);
+    default: that of `defend`."""
+
+    def of(self, name: str) -> Shape:
+        """The shape of cells.
+
+        Args:
+            name: One of `SHAPES`.
+        """
+        named = {"train": self.train, "defend": self.defend, "light": self.light or self.defend}
+        return named[name] or Shape(cpus=self.cpus, gpus=self.gpus)
+
+    @property
+    def shapes(self) -> tuple[Shape, ...]:
+        """The distinct shapes, that of cells that train first."""
+        return tuple(dict.fromkeys(self.of(name) for name in SHAPES))
+
+
+SHAPES = ("train", "defend", "light")
+"""What a cell can be to `Resources`."""
 
 
 class Sweep(BaseModel):
@@ -233,7 +276,7 @@ class Sweep(BaseModel):
     exclude: list[Pattern] = []
     """Combinations left out: each entry is a set of axis values that must all match."""
     resources: Resources = Resources()
-    """What every cell is given."""
+    """What cells are given."""
     timeout: Annotated[float, BeforeValidator(_no_bool)] | None = Field(default=None, gt=0)
     """Seconds after which a cell is given up."""
     table: View = View()

@@ -241,6 +241,7 @@ def execute(job: Job, walker: Walker, watcher: Watcher) -> Counter[str]:
 def as_file(sweep: Sweep) -> str:
     """A sweep as the text of a file that `spec.load` reads as the same sweep, defaults and all."""
     values = sweep.model_dump(mode="json")
+    values["resources"] = {k: v for k, v in values["resources"].items() if v is not None}
     for kind in ("dataset", "model", "attack", "defense"):
         entries: list[Any] = []
         for entry in values[f"{kind}s"]:

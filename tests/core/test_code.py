@@ -16,6 +16,7 @@ from sweeper.core.errors import SweepError
 
 METHOD = '''
 """A method."""
+from typing import ClassVar
 from helper import constant
 import torch
 
@@ -84,6 +85,8 @@ def edit(path: Path, old: str, new: str) -> None:
         ("mine.py", '"""A method."""\n', ""),
         ("helper.py", "def constant():", "def constant():\n    '''The one.'''"),
         ("unused.py", "nothing = 1", "nothing = 2"),
+        ("mine.py", "    version = 1", "    version = 1\n    light = True"),
+        ("mine.py", "    version = 1", "    version = 1\n    light: ClassVar[bool] = False"),
     ],
 )
 def test_what_does_not_run_does_not_count(folder: Path, file: str, old: str, new: str) -> None:
@@ -103,6 +106,10 @@ def test_what_does_not_run_does_not_count(folder: Path, file: str, old: str, new
         ("package/inner.py", "return x", "return -x"),
         ("package/sibling.py", "near = 1", "near = 2"),
         ("package/other.py", "thing = 1", "thing = 2"),
+        ("mine.py", "    version = 1", "    version = 1\n    light: bool = True"),
+        ("mine.py", "    version = 1", "    version = 1\n    light = 3"),
+        ("mine.py", "        # a remark", "        light = True"),
+        ("helper.py", "def constant", "light = True\ndef constant"),
     ],
 )
 def test_what_runs_counts_wherever_it_stands(folder: Path, file: str, old: str, new: str) -> None:
@@ -161,6 +168,7 @@ def test_a_class_without_a_source_is_known_by_its_byte_code() -> None:
     assert code.of(first) == code.of(again)
     for old, new in (("rate = 3", "rate = 4"), ("& {2", "| {2"), ("return", "x = 1; return")):
         assert code.of(made(text.replace(old, new))) != code.of(first), new
+    assert code.of(made(text.replace("rate = 3", "rate = 3; light = True"))) == code.of(first)
 
 
 def test_methods_that_ship_have_their_number_alone_unless_edited(
