@@ -27,8 +27,10 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from sweeper.models.base import Net
+    from sweeper.plan.sweep import Shape
     from sweeper.plan.sweep import Sweep as Declared
     from sweeper.run.driver import Job, Walker
+    from sweeper.run.estimate import Room
     from sweeper.run.material import Context
 
 STORE = "sweeps-store"
@@ -86,12 +88,12 @@ class Sweep:
         *,
         here: bool = True,
     ) -> Context:
-        """Where its cells run, and under what.
+        """Where its cells run, and under what those that train do.
 
         Args:
             store: Where victims and rows are kept; default SWEEPER_STORE, or `STORE`.
             data: Folder of the data sets; default SWEEPER_DATA.
-            here: Whether this process computes, and must have the GPU the sweep asks for.
+            here: Whether this process computes, and must have the GPU that training asks for.
 
         Raises:
             SweepError: It has none.
@@ -100,8 +102,8 @@ class Sweep:
         from sweeper.run.driver import new_run
         from sweeper.run.material import Context
 
-        device = "cuda" if self.declared.resources.gpus else "cpu"
-        if here and (lack := lacking(device)):
+        shape = self.declared.resources.of("train")
+        if here and (lack := lacking(shape.device)):
             raise SweepError(lack)
         return Context(
             store=place(store),
@@ -109,9 +111,9 @@ class Sweep:
             run=new_run(),
             data=str(Path(data).expanduser().absolute()) if data else None,
             code=str(Path.cwd()),
-            threads=self.declared.resources.cpus,
-            device=device,
-            gpus=self.declared.resources.gpus,
+            threads=shape.cpus,
+            device=shape.device,
+            gpus=shape.gpus,
             timeout=self.declared.timeout,
         )
 
@@ -138,9 +140,9 @@ class Sweep:
         from sweeper.run import driver, estimate
 
         job = driver.prepare(self.declared, self.context(store, data, here=False), need_data=False)
-        book, shape = estimate.known_costs(job, calibrated=calibrate), self.declared.resources
-        parallel = estimate.at_once(shape.cpus, shape.gpus)
-        cost = estimate.estimate(job, book, parallel)
+        book = estimate.known_costs(job, calibrated=calibrate)
+        parallel = estimate.together(job.shapes, estimate.at_once)
+        cost = estimate.estimate(job, book, parallel, estimate.at_once)
         return {**job.summary(), "estimate": dataclasses.asdict(cost)}
 
     def run(
@@ -181,22 +183,23 @@ class Sweep:
 
         job = driver.prepare(self.declared, self.context(store, data, here=False))
         _require_work(job, executor)
-        shape = self.declared.resources
         console = Console(stderr=True, highlight=False, markup=False, quiet=quiet or bool(tell))
         console.soft_wrap = not console.is_terminal
         facts = summary.opened(job, console, fresh)
         book = estimate.known_costs(job, elsewhere=bool(address))
         walker: Walker = driver.inline
-        slots = estimate.at_once(shape.cpus, shape.gpus) if executor == "ray" else 1
+        room: Room = estimate.at_once
         if executor == "ray" and job.todo and address:
-            walker, slots = _with_ray(self.declared, address, console)
-        cost = estimate.estimate(job, book, slots)
+            walker, room = _with_ray(job, address, console)
+        slots = estimate.together(job.shapes, room) if executor == "ray" else 1
+        cost = estimate.estimate(job, book, slots, room)
         for line in estimate.sentences(cost, summary.place(job.context)):
             console.print(line, soft_wrap=True)  # a terminal's own folds are not copied
         if tell:
             tell({"event": "plan", **facts, "estimate": dataclasses.asdict(cost)})
         if executor == "ray" and job.todo and not address:
-            walker, slots = _with_ray(self.declared, address, console)
+            walker, room = _with_ray(job, address, console)
+            slots = estimate.together(job.shapes, room)
         display = nullcontext(Lines(tell)) if tell else Display(job, console, slots, book).shown()
         with display as watcher:
             bill = estimate.Bill(job, watcher)
@@ -229,12 +232,13 @@ def _require_work(job: Job, executor: str) -> None:
             f"{job.plan.sweep.name}: none of its {job.row_count} defense cells applies, so nothing "
             f"can run; change what the reasons name:\n{reasons}"
         )
-    if executor == "inline" and job.todo and (lack := lacking(job.context.device)):
-        raise SweepError(lack)
+    for shape in job.shapes if executor == "inline" else ():
+        if lack := lacking(shape.device):
+            raise SweepError(lack)
 
 
-def _with_ray(sweep: Declared, address: str | None, console: Console) -> tuple[Walker, int]:
-    """Start or join Ray: what walks the cells, and how many at once."""
+def _with_ray(job: Job, address: str | None, console: Console) -> tuple[Walker, Room]:
+    """Start or join Ray: what walks the cells, and how many of a shape it has room for."""
     if not address:  # a Ray of our own listens on loopback; read at its import
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     try:
@@ -247,17 +251,15 @@ def _with_ray(sweep: Declared, address: str | None, console: Console) -> tuple[W
             "the other without it, with --executor inline"
         ) from None
 
-    shape = sweep.resources
-    url = rays.connect(address, shape.cpus, shape.gpus)
-    slots = rays.room(shape.cpus, shape.gpus)
-    if url:
-        console.print(f"Ray dashboard: {url}")
-    if not slots:
+    for url in {rays.connect(address, shape.cpus, shape.gpus) for shape in job.shapes}:
+        if url:
+            console.print(f"Ray dashboard: {url}")
+    if not all(rays.room(shape.cpus, shape.gpus) for shape in job.shapes):
         console.print("Ray has no room for a cell now: waiting for nodes that have")
     ahead = schedule.AHEAD if address else 0
     live = console.is_terminal and not console.quiet
     walker = functools.partial(schedule.walk_with_tune, ahead=ahead, live=live)
-    return walker, max(1, slots)
+    return walker, room
 
 
 def rows(sweep: str, store: str | Path | None = None) -> tuple[pd.DataFrame, dict[str, list[str]]]:

@@ -283,23 +283,26 @@ def cell(
 
     Example: sweeper cell quickstart 3fa9
     """
+    from sweeper.engine.isolation import lacking
     from sweeper.run import cells, driver
     from sweeper.run.walk import Walk
 
     sweep = Sweep.from_yaml(spec, overrides or [])
-    context = sweep.context(store, data)
-    if here:
-        context = dataclasses.replace(context, outside=())
-    job = driver.prepare(sweep.declared, context)
-    if here and job.context.portable:
+    job = driver.prepare(sweep.declared, sweep.context(store, data, here=False))
+    selected = job.plan.cells[one_key(job.plan.cells, key, f"cells of {sweep.declared.name}")]
+    context = job.context_of(selected)
+    if lack := lacking(context.device):
+        raise SweepError(lack)
+    if here and context.portable:
         raise SweepError(
             "--here: cells of precision portable run in a child: debug them as those of "
             "--set recipe.precision=fp32, whose keys are others"
         )
-    selected = job.plan.cells[one_key(job.plan.cells, key, f"cells of {sweep.declared.name}")]
+    if here:
+        context = dataclasses.replace(context, outside=())
     ancestors = Walk(job.plan.cells, []).ancestors(selected.key)
 
-    result = cells.run_here(selected, ancestors, job.context, say, force=True)
+    result = cells.run_here(selected, ancestors, context, say, force=True)
     error = result.pop("error", "")
     typer.echo(json.dumps({"key": selected.key, "kind": selected.kind, **selected.axes, **result}))
     if error:

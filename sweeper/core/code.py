@@ -1,8 +1,9 @@
 """The code a class runs, as a hash: of its module and of the modules beside it that it imports.
 
 Comments, docstrings and formatting do not count, nor whether a defense is `light`, nor what is
-installed: torch, and `sweeper` itself, whose engine has a hash of its own. Imports are found in the source, those inside functions
-too; code that is reached in another way, and files that are no Python, are not seen.
+installed: torch, and `sweeper` itself, whose engine has a hash of its own. Imports are found in the
+source, those inside functions too; code that is reached in another way, and files that are no
+Python, are not seen.
 """
 
 from __future__ import annotations

@@ -88,7 +88,7 @@ def lacking(device: str) -> str:
     return (
         f"resources.gpus: the cell asks for a GPU and torch sees none on {platform.node()} (torch "
         f"{torch.__version__}, {built}{seen}): mend that, or let it run on the CPU with "
-        "--set resources.gpus=0"
+        "--set 'resources={cpus: 1}'"
     )
 
 

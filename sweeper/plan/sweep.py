@@ -202,6 +202,11 @@ class Shape(BaseModel):
             raise ValueError(f"{value:g} is neither a share of one GPU nor a whole number of them")
         return value
 
+    @property
+    def device(self) -> str:
+        """Where its cells compute: cpu | cuda."""
+        return "cuda" if self.gpus else "cpu"
+
 
 def _shape(value: Any) -> Any:
     if isinstance(value, Shape):

@@ -50,6 +50,8 @@ class Sort:
     """Of its victim."""
     clean: int = 0
     """Images the defender holds."""
+    aside: bool = False
+    """Whether it computes on a CPU where victims train on a GPU, or the other way round."""
 
 
 Key = tuple[str, ...]
@@ -83,7 +85,7 @@ class Book:
         self.cells += 1
         for key in _narrow(sort):
             self._seconds[key].append((sort, seconds))
-        if victim and sort.epochs:
+        if victim and sort.epochs and not sort.aside:
             for key in _wide(sort):
                 self._epochs[key].append(seconds / (victim / sort.epochs))
 
@@ -118,6 +120,8 @@ class Book:
 
     def _epoch(self, sort: Sort) -> tuple[float, bool] | None:
         """Seconds of an epoch of its victim's training, and whether that is rough."""
+        if sort.aside:  # a training on another kind of device tells nothing of it
+            return None
         training = replace(sort, kind="train", method="", options="", clean=0, epochs=1)
         for key in _narrow(training)[2:]:
             measured = [(was, s) for was, s in self._seconds.get(key, ()) if was.epochs]
@@ -140,7 +144,7 @@ def _narrow(sort: Sort) -> list[Key]:
             ("train", name, place[1]),
         ]
     size = (sort.images, sort.epochs, sort.clean) if sort.kind == "defend" else ()
-    return [(sort.kind, sort.method, sort.options, *place, *map(str, size))]
+    return [(sort.kind, sort.method, sort.options, *place, *map(str, size), str(sort.aside))]
 
 
 def _wide(sort: Sort) -> list[Key]:
@@ -184,7 +188,10 @@ class Sorts:
         if cell.kind == "prepare":
             return self._place(cell.kind, cell.params, cell.axes)
         victim = cell if cell.kind == "train" else self.plan.cells[cell.params["victim"]]
-        return self._place(cell.kind, cell.params, cell.axes, victim.params)
+        sort = self._place(cell.kind, cell.params, cell.axes, victim.params)
+        given, resources = matrix.shape_of(cell), self.plan.sweep.resources
+        aside = resources.of(given).device != resources.of("train").device
+        return replace(sort, aside=True) if aside else sort
 
     def _place(
         self,
@@ -255,17 +262,21 @@ COLUMNS = (
 )
 
 
-def book(store: Store, plan: matrix.Plan, device: str = "") -> Book:
+def book(store: Store, plan: matrix.Plan, device: str = "", aside: str = "") -> Book:
     """What a store knows of costs on one device, from the cells of all its sweeps.
 
     Args:
         store: The store.
         plan: Whose data sets and models are meant.
-        device: As rows name it; where empty, the one most rows are from.
+        device: Where victims train, as rows name it; where empty, what most rows are from.
+        aside: The device of cells that are `aside`; likewise, of the other kind.
     """
     rows = store.recent_rows(COLUMNS, RECENT)
     if not device and rows:
-        device = Counter(row["device"] for row in rows).most_common(1)[0][0] or ""
+        common = [name or "" for name, _ in Counter(row["device"] for row in rows).most_common()]
+        device = common[0]
+        others = (name for name in common if name.startswith("CPU") != device.startswith("CPU"))
+        aside = next(others, "")
     costs, sorts, trained = Book(device), Sorts(plan), set()
     for row in rows:
         try:
@@ -276,6 +287,8 @@ def book(store: Store, plan: matrix.Plan, device: str = "") -> Book:
         victim_seconds = row["victim_seconds"] if victim_device == device else None
         if row["device"] == device and row["seconds"] is not None:
             costs.add(defense, row["seconds"], victim_seconds)
+        elif row["device"] == aside and row["seconds"] is not None:
+            costs.add(replace(defense, aside=True), row["seconds"])
         if victim_seconds is not None and row["victim"] not in trained:
             trained.add(row["victim"])
             costs.add(victim, victim_seconds)

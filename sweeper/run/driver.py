@@ -20,7 +20,7 @@ from sweeper.core import rows, text
 from sweeper.core.types import Cell, Facts
 from sweeper.engine import portable
 from sweeper.plan import known, matrix
-from sweeper.plan.sweep import Sweep
+from sweeper.plan.sweep import Shape, Sweep
 from sweeper.run import cells, fresh, record
 from sweeper.run.faults import Interrupted
 from sweeper.run.material import Context, Progress
@@ -56,7 +56,7 @@ class Job:
     store: Store
     """Where victims and rows are kept."""
     context: Context
-    """Where and under what the cells run."""
+    """Where the cells run, and under what those that train do."""
     done: set[str]
     """Keys of cells the store has, defense cells with a finished row of this sweep."""
     adopted: set[str] = field(default_factory=set)
@@ -79,6 +79,22 @@ class Job:
             if cell.kind == "defend":
                 add(key)
         return [key for key in self.plan.cells if key in keys]
+
+    def context_of(self, cell: Cell) -> Context:
+        """Under what a cell runs: the job's context, with threads and device of its own shape."""
+        resources = self.plan.sweep.resources
+        shape = resources.of(matrix.shape_of(cell))
+        if shape == resources.of("train"):
+            return self.context
+        threads, gpus, device = shape.cpus, shape.gpus, shape.device
+        context = replace(self.context, threads=threads, gpus=gpus, device=device)
+        return _carried(context, self.plan.sweep)
+
+    @property
+    def shapes(self) -> tuple[Shape, ...]:
+        """The distinct shapes of the cells to run."""
+        names = dict.fromkeys(matrix.shape_of(self.plan.cells[key]) for key in self.todo)
+        return tuple(dict.fromkeys(map(self.plan.sweep.resources.of, names)))
 
     def _defended(self) -> list[Cell]:
         """The cells that have a row, those that do not apply among them."""
@@ -164,8 +180,8 @@ def prepare(sweep: Sweep, context: Context, *, need_data: bool = True) -> Job:
 
     Args:
         sweep: The validated sweep.
-        context: Store, data folder, device; portable cells, which have one thread, are noted in
-            the job's.
+        context: Store, data folder, and under what cells train; portable cells, which have one
+            thread, are noted in the job's.
         need_data: Whether a data set that is not here is an error, or left unresolved.
 
     Raises:
@@ -195,9 +211,13 @@ def prepare(sweep: Sweep, context: Context, *, need_data: bool = True) -> Job:
     shown = set(plan.cells) | {cell.key for cell in plan.inapplicable}
     hidden = sum(statuses[key] in rows.FINISHED for key in set(statuses) - shown)
     adopted = (stored["defend"] & set(plan.cells)) - done - away
-    if portable.asked(sweep.recipe, context.device):
-        context = replace(context, portable=True, threads=1)
-    return Job(plan, store, context, done, adopted, hidden)
+    return Job(plan, store, _carried(context, sweep), done, adopted, hidden)
+
+
+def _carried(context: Context, sweep: Sweep) -> Context:
+    """The context with what `precision: portable` makes of it: one thread, on a CPU."""
+    asked = portable.asked(sweep.recipe, context.device)
+    return replace(context, portable=asked, threads=1 if asked else context.threads)
 
 
 def execute(job: Job, walker: Walker, watcher: Watcher) -> Counter[str]:
@@ -405,7 +425,8 @@ def inline(job: Job, walk: Walk, ending: Ending, watcher: Watcher) -> None:
             progress = Progress()
             watcher.started(cell, progress)
             ancestors, whole = walk.ancestors(cell.key), tries.of(cell.key).whole
-            ending(cell.key, cells.run(cell, ancestors, job.context, progress, last_try=whole))
+            context = job.context_of(cell)
+            ending(cell.key, cells.run(cell, ancestors, context, progress, last_try=whole))
 
 
 @contextmanager

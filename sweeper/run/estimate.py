@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,8 @@ import torch
 
 from sweeper.core import advice
 from sweeper.core.types import Cell
+from sweeper.plan.matrix import shape_of
+from sweeper.plan.sweep import Shape
 from sweeper.run import calibrate, costs, record
 from sweeper.run.costs import Book, Sorts
 from sweeper.run.driver import Job, Watcher
@@ -20,6 +22,9 @@ from sweeper.run.material import Progress
 from sweeper.run.walk import Walk
 from sweeper.run.work import Result
 from sweeper.store.artifacts import DamagedError
+
+Room = Callable[[Shape], int]
+"""How many cells of a shape fit where they run, with no other beside them."""
 
 
 def sharing(cells: Mapping[str, Cell], defended: Iterable[str]) -> Counter[str]:
@@ -35,7 +40,7 @@ class Estimate:
     device: str
     """Where costs were measured; empty where nothing was."""
     parallel: int
-    """Cells at once."""
+    """Cells at once, at most."""
     cell_seconds: float
     """Of all cells to run whose cost is known, added up."""
     wall_seconds: float
@@ -54,18 +59,25 @@ class Estimate:
     """Those left out of all sums."""
 
 
-def estimate(job: Job, book: Book, parallel: int) -> Estimate:
+def estimate(job: Job, book: Book, parallel: int, room: Room | None = None) -> Estimate:
     """Add up what the cells to run will take.
+
+    The wall time is the least there can be: that of the longest chain of cells, of all cells
+    `parallel` at a time, or until the busier of CPUs and GPUs is done. It is assumed that cells of
+    different shapes fill the machine beside each other, so that neither of the two waits for cells
+    that only the other has room for.
 
     Args:
         job: The sweep.
         book: From `costs.book`, with a calibration or not.
-        parallel: Cells at once.
+        parallel: Cells at once, at most.
+        room: How many cells of a shape fit; None: `parallel` of each.
     """
     plan, todo, sorts = job.plan, set(job.todo), Sorts(job.plan)
     seconds: dict[str, float] = {}
     sure: Counter[str] = Counter()
     ends: dict[str, float] = {}
+    held: dict[Shape, float] = defaultdict(float)
     for key, cell in plan.cells.items():
         cost = book.seconds(sorts.of(cell))
         if cost:
@@ -74,17 +86,22 @@ def estimate(job: Job, book: Book, parallel: int) -> Estimate:
             sure["unknown" if not cost else "rough" if cost[1] else "measured"] += 1
             before = max((ends.get(parent, 0.0) for parent in cell.parents), default=0.0)
             ends[key] = before + seconds.get(key, 0.0)
-    total = sum(seconds.get(key, 0.0) for key in todo)
-    shape = plan.sweep.resources
+            held[plan.sweep.resources.of(shape_of(cell))] += seconds.get(key, 0.0)
+    total = sum(held.values())
+    cores = sum(spent * shape.cpus for shape, spent in held.items())
+    bounds = [total / parallel, *ends.values()]
+    if room:
+        bounds.append(cores / max(1, room(Shape())))
+        bounds.append(sum(held[shape] / max(1, room(shape)) for shape in held if shape.gpus))
     users = sharing(plan.cells, (k for k, cell in plan.cells.items() if cell.kind == "defend"))
     saved = sum((count - 1) * seconds.get(key, 0.0) for key, count in users.items())
     return Estimate(
         device=book.device,
         parallel=parallel,
         cell_seconds=round(total, 1),
-        wall_seconds=round(max([total / parallel, *ends.values()]), 1),
-        core_hours=round(total * shape.cpus / 3600, 3),
-        gpu_hours=round(total * shape.gpus / 3600, 3),
+        wall_seconds=round(max(bounds), 1),
+        core_hours=round(cores / 3600, 3),
+        gpu_hours=round(sum(spent * shape.gpus for shape, spent in held.items()) / 3600, 3),
         saved_seconds=round(saved, 1),
         cells_measured=sure["measured"],
         cells_rough=sure["rough"],
@@ -133,19 +150,35 @@ def known_costs(job: Job, *, calibrated: bool = False, elsewhere: bool = False) 
         elsewhere: Whether the cells run on other machines: those most rows are from.
     """
     gpu = job.context.device != "cpu" and torch.cuda.is_available()
-    device = torch.device("cuda" if gpu else "cpu")
-    book = costs.book(job.store, job.plan, "" if elsewhere else record.device_name(device))
+    device, other = map(torch.device, ("cuda", "cpu") if gpu else ("cpu", "cuda"))
+    names = ("", "") if elsewhere else (record.device_name(device), record.device_name(other))
+    book = costs.book(job.store, job.plan, *names)
     if calibrated:
         calibrate.calibrate(job.plan, book, device, job.context)
     return book
 
 
-def at_once(cpus: int, gpus: float) -> int:
-    """How many cells this machine runs at once."""
-    by_cpu = (os.cpu_count() or 1) // cpus
-    if not gpus:
+def at_once(shape: Shape) -> int:
+    """How many cells of a shape this machine runs at once."""
+    by_cpu = (os.cpu_count() or 1) // shape.cpus
+    if not shape.gpus:
         return max(1, by_cpu)
-    return max(1, min(by_cpu, int(torch.cuda.device_count() / gpus + 1e-6)))
+    return max(1, min(by_cpu, int(torch.cuda.device_count() / shape.gpus + 1e-6)))
+
+
+def together(shapes: Iterable[Shape], room: Room) -> int:
+    """How many cells of some shapes run at once, at most and at least one.
+
+    As many that hold a GPU as fit, and on the CPUs they leave those that hold none; of several
+    shapes of either sort the one that fits most often.
+    """
+    free, most = room(Shape()), 0
+    for with_gpus in (True, False):
+        if sort := [shape for shape in shapes if bool(shape.gpus) is with_gpus]:
+            shape = max(sort, key=room)
+            count = min(room(shape), max(0, free) // shape.cpus)
+            free, most = free - count * shape.cpus, most + count
+    return max(1, most)
 
 
 class Bill:

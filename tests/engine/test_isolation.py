@@ -92,7 +92,7 @@ def test_what_a_process_lacks_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert "torch sees none on " in lacking("cuda") and "CUDA_VISIBLE_DEVICES=''" in lacking("cuda")
-    assert "resources.gpus=0" in lacking("cuda")
+    assert "resources={cpus: 1}" in lacking("cuda")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert lacking("cuda") == ""
 

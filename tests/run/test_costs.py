@@ -12,6 +12,7 @@ import torch
 
 import sweeper
 from sweeper.core.types import Facts
+from sweeper.plan.sweep import Shape
 from sweeper.run import calibrate, costs, driver, estimate, record
 from sweeper.run.costs import Book, Sort, Sorts
 from sweeper.run.driver import Job
@@ -167,6 +168,54 @@ def test_an_estimate_adds_up_what_is_to_run(ran: tuple[Path, Path], tmp_path: Pa
     assert (found.cells_measured, found.cells_rough, found.cells_unknown) == (12, 0, 0)
     finished = estimate.estimate(sweeps.prepared(*ran), priced(job), 1)
     assert finished.cell_seconds == 0 and finished.saved_seconds == found.saved_seconds
+
+
+def test_cells_of_different_shapes_run_side_by_side(tmp_path: Path) -> None:
+    """10 s for each of 8 victims, 5 s for their 8 stages, 2 s for 24 rows, 8 of them light."""
+    defenses = ["none", {"defense": "fine-tuning", "epochs": 1}, "d-br"]
+    changes: dict[str, Any] = {"poison_rates": [0.1], "seeds": 4, "defenses": defenses}
+    shapes = {"gpus": 0.25, "train": {"gpus": 1}, "light": {"cpus": 2}}
+    job = sweeps.prepared(sweeps.write(tmp_path, **changes, resources=shapes), tmp_path / "store")
+    gpus, cores = 2, 16
+
+    def room(shape: Shape) -> int:
+        by_cpu = cores // shape.cpus
+        return min(by_cpu, int(gpus / shape.gpus)) if shape.gpus else by_cpu
+
+    assert estimate.together(job.shapes, room) == 8 + 4, "eight quarters, on the other CPUs light"
+    found = estimate.estimate(job, priced(job), 12, room)
+    assert found.wall_seconds == 8 * 10 / 2 + 8 * 5 / 8 + 16 * 2 / 8, "the GPUs are the last"
+    assert found.core_hours == round((80 + 40 + 32 + 2 * 16) / 3600, 3)
+    assert found.gpu_hours == round((80 + 0.25 * (40 + 32)) / 3600, 3)
+    gpus, cores = 99, 2
+    assert estimate.estimate(job, priced(job), 12, room).wall_seconds == (152 + 2 * 16) / 2
+    assert estimate.estimate(job, priced(job), 1, room).wall_seconds == 80 + 40 + 48, "inline"
+    gpus = 0
+    assert estimate.together(job.shapes, room) == 1, "until there is a GPU"
+    assert estimate.estimate(job, priced(job), 1, room).wall_seconds == 168, "as if there were one"
+
+
+def test_light_cells_on_a_cpu_do_not_cost_what_they_did_on_the_gpu(
+    ran: tuple[Path, Path], tmp_path: Path
+) -> None:
+    changes = {"attacks": ["badnets", "clean-label"], "poison_rates": [0.1], "seeds": 1}
+    shapes = {"gpus": 1, "light": {"cpus": 1}}
+    job = sweeps.prepared(sweeps.write(tmp_path, **changes, resources=shapes), ran[1])
+    sorts, cpu = Sorts(job.plan), record.device_name(torch.device("cpu"))
+    light, tuned = (
+        sorts.of(next(c for c in job.plan.cells.values() if c.axes.get("defense") == name))
+        for name in ("none", "fine-tuning")
+    )
+    assert light.aside and not tuned.aside
+    beside = costs.book(job.store, job.plan, "NVIDIA H200", cpu)
+    assert beside.seconds(light) and beside.seconds(tuned) is None, "its GPU has run nothing yet"
+    beside.add(of(tuned, kind="train", method="badnets", clean=0), 9.0)
+    assert (beside.seconds(tuned) or (0, False))[1], "roughly, by that training"
+    alone = costs.book(type(job.store)(str(tmp_path)), job.plan, "NVIDIA H200", cpu)
+    alone.add(of(tuned, kind="train", method="badnets", clean=0), 9.0)
+    assert alone.seconds(light) is None, "a training on the GPU tells nothing of a CPU"
+    far = costs.book(job.store, job.plan)
+    assert far.device == cpu and far.seconds(tuned), "elsewhere: where most rows are from"
 
 
 class Priced(sweeps.Silent):
