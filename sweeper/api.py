@@ -251,10 +251,13 @@ def _with_ray(job: Job, address: str | None, console: Console) -> tuple[Walker, 
             "the other without it, with --executor inline"
         ) from None
 
+    def room(shape: Shape) -> int:
+        return rays.room(shape.cpus, shape.gpus)
+
     for url in {rays.connect(address, shape.cpus, shape.gpus) for shape in job.shapes}:
         if url:
             console.print(f"Ray dashboard: {url}")
-    if not all(rays.room(shape.cpus, shape.gpus) for shape in job.shapes):
+    if not all(map(room, job.shapes)):
         console.print("Ray has no room for a cell now: waiting for nodes that have")
     ahead = schedule.AHEAD if address else 0
     live = console.is_terminal and not console.quiet

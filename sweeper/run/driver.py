@@ -245,7 +245,7 @@ def execute(job: Job, walker: Walker, watcher: Watcher) -> Counter[str]:
                 job.adopted.discard(key)
             else:
                 cells.adopt(store, job.plan.cells[key], sweep.name, row)
-        walk = Walk(job.plan.cells, job.todo)
+        walk = Walk(job.plan.cells, job.todo, matrix.shape_of)
         statuses = store.statuses(sweep.name)
         for cell in job.plan.inapplicable:
             if statuses.get(cell.key) not in rows.FINISHED:

@@ -15,6 +15,8 @@ from typing import Any
 
 from sweeper.core.types import Cell
 from sweeper.engine.isolation import GRACE
+from sweeper.plan.matrix import shape_of
+from sweeper.plan.sweep import SHAPES
 from sweeper.run import bundle, rays
 from sweeper.run.bundle import Bundles
 from sweeper.run.driver import Ending, Job, Watcher
@@ -128,6 +130,9 @@ class Graph(Searcher):  # type: ignore[misc]
         """
         super().__init__()
         self._job = job
+        resources = job.plan.sweep.resources
+        named = {name: resources.of(name) for name in SHAPES}
+        self._needs = {name: Need(shape.cpus, shape.gpus) for name, shape in named.items()}
         self._walk = walk
         self._bundles = Bundles(walk)
         self._ending = ending
@@ -169,6 +174,7 @@ class Graph(Searcher):  # type: ignore[misc]
             "name": title(first) + (f"-and-{more}-more" if more else ""),
             "key": first.key,
             "place": self._listener.place(trial_id),
+            "shape": shape_of(first),
             "last_try": self._tries.of(first.key).whole,
             "cpus": need.cpus,
             "gpus": need.gpus,
@@ -178,21 +184,18 @@ class Graph(Searcher):  # type: ignore[misc]
 
     def _next(self) -> list[Cell]:
         """Cells for a trial; none while nothing may start."""
-        slots = self.cluster.slots(Need(*self._shape(None)))
+        slots = sum(map(self.cluster.slots, set(self._needs.values())))
         return self._bundles.take(max(1, slots), self._fits, self._alike)
 
-    def _shape(self, cell: Cell | None) -> tuple[float, float]:
-        """CPUs and GPUs of a cell."""
-        shape = self._job.plan.sweep.resources
-        return shape.cpus, shape.gpus
-
     def _need(self, cell: Cell) -> Need:
-        shape = self._shape(cell)
-        return self.cluster.device(*shape) if self._tries.of(cell.key).whole else Need(*shape)
+        need = self._needs[shape_of(cell)]
+        if self._tries.of(cell.key).whole:
+            return self.cluster.device(need.cpus, need.gpus)
+        return need
 
     def _alike(self, one: Cell, other: Cell) -> bool:
-        same = self._need(one) == self._need(other) and self._tries.due(other)
-        return same and self._avoid(one) == self._avoid(other)
+        same = shape_of(one) == shape_of(other) and self._need(one) == self._need(other)
+        return same and self._tries.due(other) and self._avoid(one) == self._avoid(other)
 
     def _fits(self, cell: Cell) -> bool:
         """Whether a cell may be handed to Ray now."""

@@ -6,6 +6,7 @@ A node that cannot run a cell fails each in seconds, and would so be the first t
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import hashlib
 import json
@@ -69,8 +70,9 @@ def look(job: Job, health: Health, tell: Callable[[str], None]) -> None:
         health.take_out(node, "; ".join(problems(said)))
     recipes = [cell.params.get("recipe") for cell in job.plan.cells.values()]
     if any(recipe and recipe["precision"] == "auto" for recipe in recipes):
-        names = health.there()
-        refuse({names[node]: said["precision"] for node, said in answers.items() if node in names})
+        names, device = health.there(), job.context.device
+        there = {names[node]: said for node, said in answers.items() if node in names}
+        refuse({n: said["precision"] for n, said in there.items() if said["device"] == device})
 
 
 def problems(said: Answer) -> list[str]:
@@ -111,17 +113,18 @@ def refuse(precisions: Mapping[str, str]) -> None:
 
 def ask(job: Job) -> dict[str, Answer]:
     """Id of a node -> what it says of itself, of the nodes that answer and may run cells."""
-    device = job.context.device
     victims = [cell for cell in job.plan.cells.values() if cell.kind in ("train", "prepare")]
     entries = {json.dumps(v.local["dataset"]): v.params["data"] for v in victims}
     asked: dict[Any, str] = {}
     for node in rays.nodes():
-        if node.gpus if device == "cuda" else node.cpus:
+        fitting = [shape for shape in job.shapes if node.holds(shape.cpus, shape.gpus)]
+        if fitting:
+            most = max(fitting, key=lambda shape: shape.gpus)
+            context = dataclasses.replace(job.context, device=most.device)
             where = NodeAffinitySchedulingStrategy(node.id, soft=False)
-            gpus = 0.001 if device == "cuda" else 0
-            options = {"num_cpus": 0, "num_gpus": gpus, "scheduling_strategy": where}
-            task = ray.remote(answer).options(max_retries=0, **options)
-            asked[task.remote(job.context, entries, code())] = node.id
+            options = {"num_cpus": 0, "num_gpus": 0.001 if most.gpus else 0, "max_retries": 0}
+            task = ray.remote(answer).options(scheduling_strategy=where, **options)
+            asked[task.remote(context, entries, code())] = node.id
     found: dict[str, Answer] = {}
     ready = ray.wait(list(asked), num_returns=len(asked), timeout=PATIENCE)[0] if asked else []
     for said in ready:
@@ -129,7 +132,7 @@ def ask(job: Job) -> dict[str, Answer]:
             found[asked[said]] = ray.get(said)
         except ray.exceptions.RayTaskError as error:  # it has no such package, or none of ours
             last = str(error).strip().rpartition("\n")[2]
-            found[asked[said]] = {"code": f"! {last}"[:200], "precision": ""}
+            found[asked[said]] = {"code": f"! {last}"[:200], "device": "", "precision": ""}
         except Exception:  # noqa: S112 - a node that is lost meanwhile says nothing
             continue
     return found

@@ -18,6 +18,7 @@ from sweeper.core import catalog, switches
 from sweeper.core.errors import SweepError
 from sweeper.core.types import Cell
 from sweeper.engine import portable
+from sweeper.plan.matrix import shape_of
 from sweeper.run import bundle, nodes, rays
 from sweeper.run.driver import Ending, Job, Watcher, gentle_interrupt
 from sweeper.run.graph import Begins, Graph, Patient, title
@@ -53,8 +54,8 @@ def walk_with_tune(
         SweepError: Several nodes and a store only this machine can see, nodes that would compute in
             different precisions, or none that could run a cell.
     """
-    there, shape = rays.nodes(), job.plan.sweep.resources
-    elsewhere = len(there) > 1 or not rays.room(shape.cpus, shape.gpus)
+    rooms = [rays.room(shape.cpus, shape.gpus) for shape in job.shapes]
+    elsewhere = len(rays.nodes()) > 1 or not all(rooms)
     if elsewhere and job.store.local and not os.environ.get("SWEEPER_SHARED_STORE"):
         raise SweepError(
             f"store: {job.context.store} is a folder and Ray's cells run on several nodes: give "
@@ -80,7 +81,9 @@ def _tune(job: Job, graph: Graph) -> None:
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # how cells end is ours to say
     try:
         tune.Tuner(
-            tune.with_resources(tune.with_parameters(run_trial, context=job.context), _resources),
+            tune.with_resources(
+                tune.with_parameters(run_trial, contexts=_contexts(job)), _resources
+            ),
             tune_config=tune.TuneConfig(
                 search_alg=graph,
                 scheduler=Patient(graph),
@@ -109,8 +112,18 @@ def _resources(config: dict[str, Any]) -> Any:
     return rays.request(config["cpus"], config["gpus"], avoid)
 
 
-def run_trial(config: dict[str, Any], context: Context) -> None:
+def _contexts(job: Job) -> dict[str, Context]:
+    """Shape -> under what its cells run."""
+    contexts: dict[str, Context] = {}
+    for cell in job.plan.cells.values():
+        if (name := shape_of(cell)) not in contexts:
+            contexts[name] = job.context_of(cell)
+    return contexts
+
+
+def run_trial(config: dict[str, Any], contexts: dict[str, Context]) -> None:
     """What a worker runs: its cells; their results are the trial's only report."""
+    context = contexts[config["shape"]]
     if switches.LEFT:  # a cell left something behind: another process takes this one
         os._exit(71)
     if context.portable:

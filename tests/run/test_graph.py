@@ -18,11 +18,12 @@ def wide(victims: int, defenses: int) -> dict[str, Cell]:
     """Victims and defense cells below each."""
     cells: dict[str, Cell] = {}
     for v in range(victims):
-        cells[f"t{v}"] = Cell("train", f"t{v}", {"attack": f"a{v}"}, (), {})
+        axes = {"attack": f"a{v}"}
+        cells[f"t{v}"] = Cell("train", f"t{v}", {}, (), axes)
         for d in range(defenses):
             params = {"victim": f"t{v}", "defense": {"name": f"n{d}"}}
             key = f"d{v}-{d}"
-            cells[key] = Cell("defend", key, {"attack": f"a{v}"}, (f"t{v}",), params)
+            cells[key] = Cell("defend", key, params, (f"t{v}",), axes)
     return cells
 
 

@@ -14,7 +14,7 @@ from sweeper import api
 from sweeper.core.errors import SweepError
 from sweeper.plan import matrix
 from sweeper.plan.sweep import Shape
-from sweeper.run import driver, schedule
+from sweeper.run import driver, rays
 from sweeper.run.driver import Job
 from sweeper.run.material import Material
 from tests.cli.test_cli import call
@@ -106,8 +106,8 @@ def test_ray_is_asked_for_room_for_every_shape_that_cells_have(
 ) -> None:
     asked: list[tuple[int, float]] = []
     rooms = {(1, 0): 16, (4, 1): 2, (2, 0.25): 8}
-    monkeypatch.setattr(schedule, "connect", lambda _, *shape: asked.append(shape))
-    monkeypatch.setattr(schedule, "room", lambda *shape: rooms[shape])
+    monkeypatch.setattr(rays, "connect", lambda _, *shape: asked.append(shape))
+    monkeypatch.setattr(rays, "room", lambda *shape: rooms[shape])
     job, console = planned(tmp_path, resources=GPUS), Console(quiet=True)
     assert api._with_ray(job, None, console)[1](Shape(cpus=4, gpus=1)) == 2
     assert sorted(asked) == sorted(rooms)
