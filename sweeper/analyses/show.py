@@ -20,6 +20,7 @@ from sweeper.run import cells, driver
 from sweeper.run.driver import Job
 from sweeper.run.material import Context, Log, Material
 from sweeper.run.walk import Walk
+from sweeper.store.contents import Contents
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,9 @@ def triggered(
     walk = Walk(job.plan.cells, [])
     needed = _needed(job, walk, defend)
     if needed:
-        result = cells.run_here(needed, walk.ancestors(needed.key), job.context, log)
+        made = [*walk.ancestors(needed.key), needed]
+        Contents(context.store).keep(sweep.name, {cell.key: cell.kind for cell in made})
+        result = cells.run_here(needed, made[:-1], job.context, log)
         if result["status"] != "ok":
             why = result["error"].strip().splitlines()[-1]
             raise SweepError(

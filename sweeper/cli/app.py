@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sweeper.api import EXECUTORS, STORE, Sweep, rows
-from sweeper.cli import commands, figures, remote
+from sweeper.cli import commands, figures, remote, storage
 from sweeper.cli.arguments import (
     DataOption,
     JsonOption,
@@ -310,7 +310,7 @@ def cell(
         raise typer.Exit(1)
 
 
-for command in (*figures.COMMANDS, *remote.COMMANDS, *commands.COMMANDS):
+for command in (*figures.COMMANDS, *remote.COMMANDS, *storage.COMMANDS, *commands.COMMANDS):
     app.command(command.__name__.replace("_", "-"))(command)
 app.add_typer(remote.clusters, name="cluster")
 for registered in (*app.registered_commands, *remote.clusters.registered_commands):

@@ -12,7 +12,7 @@ from typer.core import TyperCommand
 
 from sweeper.core import advice
 
-KEPT = ("store", "data", "overrides", "executor", "address")
+KEPT = ("store", "sweeps", "data", "overrides", "executor", "address")
 """Parameters that are told again, where they were typed and the advised command has them."""
 
 
@@ -28,7 +28,7 @@ class Command(TyperCommand):
 
 
 def line(here: typer.Context, name: str, words: Sequence[str]) -> str:
-    """Return a command for a shell, on the sweep of the command at work.
+    """Return a command for a shell, on the sweep of the command at work where it has one.
 
     Args:
         here: The command at work.
@@ -37,7 +37,7 @@ def line(here: typer.Context, name: str, words: Sequence[str]) -> str:
     """
     group: Any = here.find_root().command
     has = {parameter.name for parameter in group.commands[name].params}
-    told = ["sweeper", name, here.params["spec"], *words]
+    told = ["sweeper", name, *([here.params["spec"]] if "spec" in here.params else []), *words]
     for parameter in here.command.params:
         source = here.get_parameter_source(str(parameter.name))
         typed = source is not None and source.name == "COMMANDLINE"

@@ -17,10 +17,8 @@ from sweeper.plan.matrix import KINDS, Plan
 from sweeper.run import record
 from sweeper.store.artifacts import DamagedError, Store
 from sweeper.store.claim import claimed
-from sweeper.store.fresh import Cells
+from sweeper.store.fresh import ABOVE, Cells
 
-ABOVE = {"prepare": "clean_model", "train": "state", "stage": "victim"}
-"""Kind -> where a cell's parameters name its parent; each has one at most."""
 SINGLE = 500
 """How many rows are looked at that are not compacted, as after a driver was killed: 0.8 ms each."""
 _DIGITS = re.compile(r"[0-9a-f]{1,20}")

@@ -90,13 +90,18 @@ def describe(claim: dict[str, Any]) -> str:
     return f"{claim['who']} (process {claim['pid']}, since {claim['since']})"
 
 
+def seen(claim: dict[str, Any]) -> bool | None:
+    """Whether a driver lives; None where its process cannot be seen from here."""
+    return _alive(claim["pid"]) if claim.get("place") == _place() else None
+
+
 def _outlive(ledger: Ledger, sweep: str, claim: dict[str, Any]) -> None:
     """Return once the driver that made a claim is known to be dead or gone.
 
     Raises:
         SweepError: It shows that it is alive.
     """
-    if claim.get("place") == _place() and not _alive(claim["pid"]):
+    if seen(claim) is False:
         return
     deadline = time.monotonic() + SILENT
     while time.monotonic() < deadline:

@@ -35,6 +35,8 @@ from sweeper.store.ledger import (
 
 Cells = Mapping[str, Collection[str]]
 """Kind -> keys."""
+ABOVE = {"prepare": "clean_model", "train": "state", "stage": "victim"}
+"""Kind -> where a cell's parameters name its parent; each has one at most."""
 
 
 class Fresh(Ledger):
@@ -89,8 +91,10 @@ class Fresh(Ledger):
         left_out = {f.path for f in single[parts:]} if parts is not None else set()
         for info in files:
             if info.path not in left_out:
-                with contextlib.suppress(*_BROKEN):
-                    tables.append(_aged(_table(self._read(info.path), wanted), info.base_name))
+                with contextlib.suppress(FileNotFoundError):  # compacted meanwhile
+                    content = self._read(info.path)
+                    with contextlib.suppress(*_BROKEN):
+                        tables.append(_aged(_table(content, wanted), info.base_name))
         found = {row["key"]: row for row in _once(_merged(tables)).to_pylist()}
         return {key: {name: row.get(name) for name in wanted} for key, row in found.items()}
 

@@ -17,6 +17,8 @@ import torch
 from sweeper.core.errors import SweepError
 from sweeper.store.artifacts import DamagedError, Store
 from sweeper.store.claim import claimed
+from sweeper.store.contents import Contents
+from sweeper.store.garbage import Garbage
 from sweeper.store.ledger import Ledger
 from tests.support import s3, sweeps
 from tests.support.full_disk import Breaking
@@ -89,6 +91,30 @@ def test_nothing_half_written_stays(uri: str, monkeypatch: pytest.MonkeyPatch) -
             patch.setattr(store, "_fs", Breaking(store._fs, allowed))
             store.put("train", KEY, TENSORS, {})
         assert not store.has("train", KEY) and len(objects(store.root)) == allowed
+
+
+def test_what_nothing_needs_is_told_and_freed(uri: str) -> None:
+    store = Store(below(uri, "garbage"))
+    for name, number in (("old", 1), ("new", 2)):
+        key = f"{number:020x}"
+        store.put("train", key, TENSORS, {"params": {}})
+        store.put("measure", f"{number + 2:020x}", {}, {"victim": key})
+        store.write_row({"sweep": name, "status": "ok", "started_at": "2026", "key": f"{9:020x}"})
+        store.save_plan(name, {"cells": {f"{9:020x}": {}}, "above": {key: "train"}})
+    store._write("damaged/artifacts-train-0-1000000000000000000", b"12345")
+    before = objects(store.root)
+    used = Contents(store.root).usage()
+    assert used["files"] == len(before) and {*used["sweeps"]} == {"old", "new"}
+    garbage = Garbage(store.root)
+    assert not garbage.waste().things and garbage.waste().young == 1
+    told = garbage.waste(["old"]).sums()["all"]
+    assert objects(store.root) == before and garbage.free(["old"]).sums()["all"] == told
+    left = objects(store.root)
+    assert len(before) - len(left) == told["files"] == 5
+    assert Ledger(store.root).sweeps() == ["new"] and store.keys("train") == {f"{2:020x}"}
+    assert not any("old" in name for name in left)
+    with pytest.raises(SweepError, match="there is no s3://bucket/nowhere"):
+        Contents(below(uri, "nowhere")).usage()
 
 
 def test_a_bucket_that_is_not_there_and_a_server_that_is_away(uri: str) -> None:
