@@ -13,6 +13,9 @@ __all__ = ["Sweep", "SweepError", "Victim", "load_victim"]
 def __getattr__(name: str) -> Any:
     """Import what is asked for when it is asked for: `import sweeper` alone is cheap."""
     if name in __all__:
+        from sweeper.core import search
+
+        search.require_ours()
         from sweeper import api
 
         return getattr(api, name)

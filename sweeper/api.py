@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sweeper.core import advice
+from sweeper.core import advice, search
 from sweeper.core.errors import SweepError, one_key
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ class Sweep:
             sweep=self.declared.name,
             run=new_run(),
             data=str(Path(data).expanduser().absolute()) if data else None,
-            code=str(Path.cwd()),
+            code=search.sent() or str(Path.cwd()),
             threads=shape.cpus,
             device=shape.device,
             gpus=shape.gpus,
@@ -242,7 +242,7 @@ def _with_ray(job: Job, address: str | None, console: Console) -> tuple[Walker, 
     if not address:  # a Ray of our own listens on loopback; read at its import
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     try:
-        from sweeper.run import rays, schedule
+        from sweeper.run import rays, schedule, travel
     except ModuleNotFoundError as error:
         if str(error.name).partition(".")[0] != "ray":
             raise
@@ -254,9 +254,9 @@ def _with_ray(job: Job, address: str | None, console: Console) -> tuple[Walker, 
     def room(shape: Shape) -> int:
         return rays.room(shape.cpus, shape.gpus)
 
-    for url in {rays.connect(address, shape.cpus, shape.gpus) for shape in job.shapes}:
-        if url:
-            console.print(f"Ray dashboard: {url}")
+    methods = travel.modules(job.plan.sweep) if address and not search.sent() else {}
+    if url := rays.connect(address, job.shapes, methods):
+        console.print(f"Ray dashboard: {url}")
     if not all(map(room, job.shapes)):
         console.print("Ray has no room for a cell now: waiting for nodes that have")
     ahead = schedule.AHEAD if address else 0

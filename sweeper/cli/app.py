@@ -27,7 +27,7 @@ from sweeper.cli.arguments import (
 )
 from sweeper.cli.listing import KINDS
 from sweeper.cli.typed import Command
-from sweeper.core import advice
+from sweeper.core import advice, search
 from sweeper.core.errors import SweepError, one_key
 from sweeper.core.outputs import written
 
@@ -321,6 +321,7 @@ def main() -> None:
     """Entry point: what the user can fix is one sentence and exit code 2, not a traceback."""
     code: Any = 0
     try:
+        search.require_ours()
         app()
     except SweepError as error:
         sys.stderr.write(f"{error}\n")

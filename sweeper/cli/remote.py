@@ -26,15 +26,18 @@ def submit(
 ) -> None:
     """Start `sweeper run` on a cluster as a Ray job.
 
-    It goes on when you leave. The cluster's token is read from RAY_AUTH_TOKEN or ~/.ray/auth_token.
+    It goes on when you leave. Methods of your own go along, data do not. The cluster's token is
+    read from RAY_AUTH_TOKEN or ~/.ray/auth_token.
 
     Example: sweeper submit quickstart --address http://127.0.0.1:8265 --store s3://bucket/sweeps
     """
     from sweeper.plan import spec as specs
-    from sweeper.run import cluster
+    from sweeper.run import cluster, travel
 
-    specs.load(spec, overrides or [])  # its mistakes are told here, not there
-    job = cluster.submit(spec, address, cluster.words(store, data, overrides or []))
+    declared = specs.load(spec, overrides or [])  # its mistakes are told here, not there
+    travel.require_places(declared)
+    words = cluster.words(store, data, overrides or [])
+    job = cluster.submit(spec, address, words, travel.modules(declared))
     typer.echo(job)
     follow = shlex.join(["ray", "job", "logs", job, "--address", address, "--follow"])
     typer.echo(f"`{follow}` shows what it says", err=True)
@@ -100,9 +103,9 @@ def kuberay(
     Example: sweeper cluster kuberay quickstart --image IMAGE --store s3://bucket/sweeps
     """
     from sweeper.plan import spec as specs
-    from sweeper.run import cluster
+    from sweeper.run import cluster, travel
 
-    specs.load(spec, overrides or [])
+    travel.require_places(specs.load(spec, overrides or []))
     pods = cluster.Pods(
         image=image, workers=workers, cpus=cpus, gpus=gpus, memory=memory, secret=secret
     )

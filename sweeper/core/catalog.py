@@ -13,7 +13,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from sweeper.core import names as method_names
-from sweeper.core import options
+from sweeper.core import options, search
 from sweeper.core.errors import SweepError, unknown
 
 names = method_names.names
@@ -24,7 +24,9 @@ _BESIDE: list[str] = []
 
 
 def look_in(folder: str) -> None:
-    """Say where `module:Class` may lie, beside what Python finds: by default the folder it runs in.
+    """Say where `module:Class` may lie, beside what Python finds.
+
+    By default that is where methods were sent to, else the folder the process runs in.
 
     Args:
         folder: For a process that runs elsewhere than the sweep was started.
@@ -51,7 +53,7 @@ def method(kind: str, name: str) -> type[Any]:
     """
     contract = contract_of(kind)
     if _DOTTED.fullmatch(name):
-        (folder,) = _BESIDE or [os.getcwd()]
+        (folder,) = _BESIDE or [search.sent() or os.getcwd()]
         if folder not in sys.path:
             sys.path.append(folder)  # last, to shadow nothing
         return _dotted(name, contract)

@@ -20,9 +20,8 @@ from types import CodeType
 from typing import Any
 
 from sweeper.core.errors import SweepError
+from sweeper.core.search import HOUSE
 
-HOUSE = Path(__file__).resolve().parents[2]
-"""The folder of `attacks`, `defenses` and `sweeper`."""
 _METHODS = ("attacks", "defenses")
 _SHIPPED = (*_METHODS, "sweeper")
 _CONTRACTS = ("attacks.base", "defenses.base")
@@ -35,6 +34,21 @@ DIGITS = 12
 def of(*classes: type) -> str:
     """Return the hash of the code these classes run, as it was when first asked: 12 hex digits."""
     return _now(*classes)
+
+
+def outside(cls: type) -> dict[str, Path]:
+    """Return the code a class runs that neither ships nor is installed.
+
+    Returns:
+        Name of a module or package -> its file, or the folder of all the package.
+    """
+    found = {}
+    for module, path in _files(cls).items():
+        top, *inner = module.split(".")
+        if top not in (*_SHIPPED, "__main__") and not set(_INSTALLED) & set(path.parts):
+            package = len(inner) + (path.name == "__init__.py")
+            found[top] = path.parents[package - 1] if package else path
+    return found
 
 
 @functools.cache

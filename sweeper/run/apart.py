@@ -25,7 +25,7 @@ from torch import Tensor
 
 import sweeper.tasks
 from sweeper import models
-from sweeper.core import catalog, switches
+from sweeper.core import catalog, search, switches
 from sweeper.engine.isolation import CellTimeout
 from sweeper.run import child, faults
 from sweeper.run.faults import ChildFailed
@@ -50,8 +50,8 @@ class Child:
         """
         ours, theirs = _FORKS.Pipe()
         life, self._life = _FORKS.Pipe(duplex=False)
-        self._process = _FORKS.Process(target=_begin, args=(theirs, life, run))
-        with _STARTING, _no_main():
+        with _STARTING, _no_main(), search.shared() as before:
+            self._process = _FORKS.Process(target=_begin, args=(theirs, life, run, before))
             _FORKS.set_forkserver_preload(["sweeper.run.warm"])
             self._process.start()
         theirs.close()
@@ -122,8 +122,14 @@ def _no_main() -> Iterator[None]:
         sys.modules["__main__"] = before
 
 
-def _begin(connection: Connection, life: Connection, run: Callable[[Wire], None]) -> None:
+def _begin(
+    connection: Connection,
+    life: Connection,
+    run: Callable[[Wire], None],
+    environment: search.Environment,
+) -> None:
     """The child's first function: a group of its own, which ends with whoever started it."""
+    search.put(environment)
     os.setpgid(0, 0)
 
     def follow() -> None:

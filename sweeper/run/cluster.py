@@ -8,7 +8,7 @@ import re
 import shlex
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import yaml
 
 from sweeper.core.errors import SweepError
 from sweeper.plan.source import name_of, read
+from sweeper.run import travel
 from sweeper.run.driver import new_run
 
 FILE = "sweep.yaml"
@@ -28,24 +29,29 @@ def words(store: str, data: str | None, overrides: Sequence[str]) -> list[str]:
     """The command that runs `FILE` on a machine of the cluster.
 
     Raises:
-        SweepError: The store is a folder of this machine.
+        SweepError: The store, or the folder of the data, is relative to a folder of this machine.
     """
-    if "://" not in store and not Path(store).is_absolute():
-        raise SweepError(
-            f"--store {store} is a folder of this machine: name a place the cluster's nodes see, "
-            "such as s3://bucket/sweeps or the absolute path of a folder they share"
-        )
+    for flag, place in (("--store", store), ("--data", data or "/")):
+        if "://" not in place and not Path(place).is_absolute():
+            other = "s3://bucket/sweeps or " if flag == "--store" else ""
+            raise SweepError(
+                f"{flag} {place} is a folder of this machine: name a place the cluster's nodes "
+                f"see, such as {other}the absolute path of a folder they share"
+            )
     arguments = ["--address", "auto", "--store", store, *(["--data", data] if data else [])]
     return arguments + [word for override in overrides for word in ("--set", override)]
 
 
-def submit(spec: str, address: str, words: Sequence[str]) -> str:
+def submit(
+    spec: str, address: str, words: Sequence[str], methods: Mapping[str, Path] | None = None
+) -> str:
     """Start `sweeper run` on a cluster as a Ray job; the token is Ray's (RAY_AUTH_TOKEN, or file).
 
     Args:
         spec: The sweep file, sent along, or the name of a shipped sweep.
         address: URL of the cluster's dashboard.
         words: What follows `sweeper run FILE`.
+        methods: Modules that go along: what `travel.modules` returned.
 
     Returns:
         The id of the job.
@@ -58,14 +64,14 @@ def submit(spec: str, address: str, words: Sequence[str]) -> str:
     from ray.job_submission import JobSubmissionClient
 
     name = name_of(spec)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, travel.environment(methods or {}) as environment:
         Path(folder, FILE).write_text(text(spec), encoding="utf-8")
         try:
             job = submitted(
                 JobSubmissionClient(address),
                 entrypoint=shlex.join(["python", "-m", "sweeper", "run", FILE, *words]),
                 submission_id=f"{name}-{new_run()}",
-                runtime_env={"working_dir": folder},
+                runtime_env={"working_dir": folder, **environment},
                 metadata={"sweep": name},
             )
         except AuthenticationError as error:

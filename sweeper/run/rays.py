@@ -12,7 +12,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,11 +32,15 @@ from ray import tune
 from ray._private import state
 from ray._raylet import setproctitle  # type: ignore[attr-defined]
 from ray.experimental.internal_kv import internal_kv_get_gcs_client as head
+from ray.job_config import JobConfig
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from sweeper.core import search
 from sweeper.core.errors import SweepError
+from sweeper.plan.sweep import Shape
+from sweeper.run import travel
 from sweeper.run.tries import Loss
 
 __all__ = ["FIFOScheduler", "Searcher", "connect", "head", "ray", "room", "setproctitle", "tune"]
@@ -45,29 +49,40 @@ PATIENCE = 5.0
 """Seconds to wait for a node that is asked how a process of it ended."""
 
 
-def connect(address: str | None, cpus: int, gpus: float = 0) -> str | None:
+def connect(
+    address: str | None,
+    shapes: Sequence[Shape] = (Shape(),),
+    methods: Mapping[str, Path] | None = None,
+) -> str | None:
     """Start Ray on this machine, or join the cluster at `address`.
 
     Args:
         address: Of a running cluster.
-        cpus: What a cell asks for.
-        gpus: Likewise; a fraction shares one.
+        shapes: What cells ask for.
+        methods: Modules that go along to it: what `travel.modules` returned.
 
     Returns:
         The dashboard's URL, where there is one.
 
     Raises:
-        SweepError: The cluster cannot be reached, or this machine has no room for one cell.
+        SweepError: The cluster cannot be reached, this process is connected to it without the
+            modules, or no node has room for a cell and none will come.
     """
     url = None
-    if not ray.is_initialized():
-        options: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
-        if not address:  # a new Ray, not one that somebody left running, or dead, on this machine
-            options |= {"include_dashboard": True, "dashboard_host": "127.0.0.1"}
-        url = _started(address, options)
-        _guard_token()
-    there = nodes()
-    if there and not any(node.holds(cpus, gpus) for node in there) and not (address and grows()):
+    with travel.environment(methods or {}) as environment:
+        if not ray.is_initialized():
+            options: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
+            options |= {"job_config": _NoFolder(), "runtime_env": environment}
+            if not address:  # a new Ray, not one that somebody left running or dead here
+                options |= {"include_dashboard": True, "dashboard_host": "127.0.0.1"}
+            url = _started(address, options)
+            _guard_token()
+        elif environment:
+            _require_sent(environment)
+    for shape in shapes:
+        cpus, gpus, there = shape.cpus, shape.gpus, nodes()
+        if any(node.holds(cpus, gpus) for node in there) or (address and grows()):
+            continue
         most = max(there, key=lambda node: (node.gpus, node.cpus) if gpus else (node.cpus, 0))
         raise SweepError(
             f"resources: a cell asks for {cpus:g} CPUs and {gpus:g} GPUs of one node, and none has "
@@ -75,6 +90,24 @@ def connect(address: str | None, cpus: int, gpus: float = 0) -> str | None:
             "resources.gpus"
         )
     return f"http://{url}" if url else None
+
+
+def _require_sent(environment: dict[str, Any]) -> None:
+    """See that what a cluster was joined with has the methods of this sweep, as they are now."""
+    present = ray.get_runtime_context().runtime_env.get("env_vars") or {}
+    if present.get(search.SENT) != environment["env_vars"][search.SENT]:
+        raise SweepError(
+            "--address: this process is connected to Ray without the code of this sweep's methods: "
+            "call ray.shutdown(), and run again"
+        )
+
+
+class _NoFolder(JobConfig):  # type: ignore[misc]
+    """Keeps Ray from putting the folder we are in before all others that workers search."""
+
+    def _runtime_env_has_working_dir(self) -> bool:
+        """Ray adds it unless this is so."""
+        return True
 
 
 def _started(address: str | None, options: dict[str, Any]) -> str | None:
@@ -88,7 +121,9 @@ def _started(address: str | None, options: dict[str, Any]) -> str | None:
         where, how = f"--address {address}", "check that Ray runs there (`ray status`)"
     for last in (True,) if address else (False, True):
         try:
-            url: str | None = ray.init(address=address or "local", **options).dashboard_url
+            with search.shared():
+                found = ray.init(address=address or "local", **options)
+            url: str | None = found.dashboard_url
             return url
         except Exception as error:  # Ray raises this very class where a node does not start
             ray.shutdown()

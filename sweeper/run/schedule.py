@@ -7,6 +7,7 @@ trial. Resume is not Tune's: the store says what is finished.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import os
@@ -14,7 +15,7 @@ import shutil
 import tempfile
 from typing import Any
 
-from sweeper.core import catalog, switches
+from sweeper.core import catalog, search, switches
 from sweeper.core.errors import SweepError
 from sweeper.core.types import Cell
 from sweeper.engine import portable
@@ -128,8 +129,9 @@ def run_trial(config: dict[str, Any], contexts: dict[str, Context]) -> None:
         os._exit(71)
     if context.portable:
         portable.enter()  # a worker runs cells of this sweep only; too late, and each has a child
-    if context.code:
-        catalog.look_in(context.code)
+    if folder := search.sent() or context.code:
+        context = dataclasses.replace(context, code=folder)
+        catalog.look_in(folder)
     with Teller(config["place"]).telling() as teller:
 
         def starting(cell: Cell) -> Log:

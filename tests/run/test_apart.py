@@ -73,7 +73,7 @@ def test_a_child_gives_the_bits_of_the_process(tmp_path: Path) -> None:
         rows = []
         for kinds in ((), ("attack", "defense")):
             above = walk.ancestors(cell.key)
-            result = cells.run(cell, above, replace(job.context, outside=kinds), force=True)
+            result = cells.run_here(cell, above, replace(job.context, outside=kinds), force=True)
             assert result["status"] == "ok", result["error"]
             rows.append(row(job, cell))
             for parent in above:
@@ -101,7 +101,7 @@ def test_an_attack_that_does_not_ship_runs_in_a_child_with_all_its_cell(tmp_path
     cell = labels["train"]
     first = job.store.get("train", cell.key)
     here = replace(job.context, outside=())
-    result = cells.run(cell, walk.ancestors(cell.key), here, force=True)
+    result = cells.run_here(cell, walk.ancestors(cell.key), here, force=True)
     again = job.store.get("train", cell.key)
     assert result["status"] == "ok"
     for name, value in first.tensors["model"].items():
@@ -145,7 +145,7 @@ def test_a_method_of_the_process_itself_cannot_end_it_either(tmp_path: Path) -> 
     labels, job, walk = each(tmp_path, defenses=["none", *outside(*ways)], timeout=2)
     for way in ways:
         above = walk.ancestors(labels[way].key)
-        result = cells.run(labels[way], above, replace(job.context, outside=()))
+        result = cells.run_here(labels[way], above, replace(job.context, outside=()))
         status, cause = CAUSES[way]
         assert result["status"] == status
         assert result["error"].strip().splitlines()[-1].endswith(cause.replace("3 s", "2 s"))
@@ -170,7 +170,9 @@ def test_a_shipped_method_is_cleaned_up_after(tmp_path: Path) -> None:
     labels, job, walk = each(tmp_path, defenses=["none", *outside(*ways)])
     for way in ways:
         above = walk.ancestors(labels[way].key)
-        assert cells.run(labels[way], above, replace(job.context, outside=()))["status"] == "ok"
+        assert (
+            cells.run_here(labels[way], above, replace(job.context, outside=()))["status"] == "ok"
+        )
     found = {way: row(job, labels[way]) for way in ways}
     assert torch.get_default_dtype() is torch.float32 and "LEFT" not in os.environ
     assert found["nothing"]["left_behind"] == "[]"

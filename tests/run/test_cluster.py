@@ -179,6 +179,8 @@ def test_a_name_kubernetes_would_refuse_is_rewritten(tmp_path: Path) -> None:
 def test_a_store_of_this_machine_is_refused() -> None:
     with pytest.raises(SweepError, match="--store sweeps-store is a folder of this machine: name"):
         cluster.words("sweeps-store", None, [])
+    with pytest.raises(SweepError, match="--data data is a folder .*, such as the absolute path"):
+        cluster.words("s3://bucket/sweeps", "data", [])
     shared = cluster.words("/shared/sweeps", "/shared/data", [])
     assert shared[-2:] == ["--data", "/shared/data"]
     with pytest.raises(SweepError, match="--store /shared/sweeps is a folder: pods share none"):

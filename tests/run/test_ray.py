@@ -25,6 +25,7 @@ import torch
 
 from sweeper.core.errors import SweepError
 from sweeper.core.types import Cell
+from sweeper.plan.sweep import Shape
 from sweeper.run import cluster as submitter
 from sweeper.run import driver
 from sweeper.run.walk import Walk
@@ -54,7 +55,7 @@ def cluster() -> Iterator[str]:
             log_to_driver=False,
             logging_level="ERROR",
         )
-    rays.connect(None, 1)
+    rays.connect(None)
     yield f"http://{found.dashboard_url}"
     ray.shutdown()
 
@@ -231,9 +232,9 @@ def test_more_than_this_machine_has_is_refused(cluster: str) -> None:
     from sweeper.run import rays
 
     with pytest.raises(SweepError, match=r"1 CPUs and 64 GPUs of one node.*has 2 and .*: lower"):
-        rays.connect(None, 1, 64)
+        rays.connect(None, [Shape(gpus=64)])
     with pytest.raises(SweepError, match="asks for 99 CPUs and 0 GPUs"):
-        rays.connect(None, 99)
+        rays.connect(None, [Shape(cpus=99)])
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,11 @@ def test_ray_is_asked_for_room_for_every_shape_that_cells_have(
 ) -> None:
     asked: list[tuple[int, float]] = []
     rooms = {(1, 0): 16, (4, 1): 2, (2, 0.25): 8}
-    monkeypatch.setattr(rays, "connect", lambda _, *shape: asked.append(shape))
+
+    def connect(_: None, shapes: Sequence[Shape], __: dict[str, Path]) -> None:
+        asked.extend((shape.cpus, shape.gpus) for shape in shapes)
+
+    monkeypatch.setattr(rays, "connect", connect)
     monkeypatch.setattr(rays, "room", lambda *shape: rooms[shape])
     job, console = planned(tmp_path, resources=GPUS), Console(quiet=True)
     assert api._with_ray(job, None, console)[1](Shape(cpus=4, gpus=1)) == 2
