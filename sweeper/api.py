@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from sweeper.core import advice, search
 from sweeper.core.errors import SweepError, one_key
+from sweeper.core.uris import keyless
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,8 +44,11 @@ def place(store: str | Path | None = None) -> str:
 
     Args:
         store: A folder or URI; default SWEEPER_STORE, or `STORE`.
+
+    Raises:
+        SweepError: It is a URI that holds keys.
     """
-    named = str(store or os.environ.get("SWEEPER_STORE") or STORE)
+    named = keyless("--store", str(store or os.environ.get("SWEEPER_STORE") or STORE))
     return named if "://" in named else str(Path(named).expanduser().absolute())
 
 
@@ -96,13 +100,14 @@ class Sweep:
             here: Whether this process computes, and must have the GPU that training asks for.
 
         Raises:
-            SweepError: It has none.
+            SweepError: It has none, or a place is a URI that holds keys.
         """
         from sweeper.engine.isolation import lacking
         from sweeper.run.driver import new_run
         from sweeper.run.material import Context
 
         shape = self.declared.resources.of("train")
+        keyless("--data", str(data or os.environ.get("SWEEPER_DATA", "")))
         if here and (lack := lacking(shape.device)):
             raise SweepError(lack)
         return Context(
@@ -242,7 +247,7 @@ def _with_ray(job: Job, address: str | None, console: Console) -> tuple[Walker, 
     if not address:  # a Ray of our own listens on loopback; read at its import
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     try:
-        from sweeper.run import rays, schedule, travel
+        from sweeper.run import rays, schedule, start, travel
     except ModuleNotFoundError as error:
         if str(error.name).partition(".")[0] != "ray":
             raise
@@ -255,7 +260,7 @@ def _with_ray(job: Job, address: str | None, console: Console) -> tuple[Walker, 
         return rays.room(shape.cpus, shape.gpus)
 
     methods = travel.modules(job.plan.sweep) if address and not search.sent() else {}
-    if url := rays.connect(address, job.shapes, methods):
+    if url := start.connect(address, job.shapes, methods):
         console.print(f"Ray dashboard: {url}")
     if not all(map(room, job.shapes)):
         console.print("Ray has no room for a cell now: waiting for nodes that have")

@@ -313,6 +313,8 @@ def cell(
 for command in (*figures.COMMANDS, *remote.COMMANDS, *storage.COMMANDS, *commands.COMMANDS):
     app.command(command.__name__.replace("_", "-"))(command)
 app.add_typer(remote.clusters, name="cluster")
+told = (remote.slurm.__doc__ or "").replace("cluster slurm", "slurm")
+app.command("slurm", hidden=True, help=told)(remote.slurm)
 for registered in (*app.registered_commands, *remote.clusters.registered_commands):
     registered.cls = Command
 

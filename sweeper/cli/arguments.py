@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from sweeper.core.errors import SweepError
+from sweeper.core.uris import keyless
 
 
 def specs(incomplete: str) -> list[str]:
@@ -36,15 +37,29 @@ def words(*choices: str) -> Callable[[str], list[str]]:
     return lambda incomplete: [word for word in choices if word.startswith(incomplete)]
 
 
+def _without_keys(parameter: typer.CallbackParam, value: str | None) -> str | None:
+    """A store's or data set's place; refused where it holds keys, before anything tells it."""
+    return value and keyless(parameter.opts[0], value)
+
+
 Spec = Annotated[
     str,
     typer.Argument(help="A sweep file, or the name of a shipped sweep.", autocompletion=specs),
 ]
 StoreOption = Annotated[
-    str, typer.Option("--store", envvar="SWEEPER_STORE", help="Where victims and rows are kept.")
+    str,
+    typer.Option(
+        "--store",
+        envvar="SWEEPER_STORE",
+        help="Where victims and rows are kept.",
+        callback=_without_keys,
+    ),
 ]
 DataOption = Annotated[
-    str | None, typer.Option("--data", envvar="SWEEPER_DATA", help="Folder of the data sets.")
+    str | None,
+    typer.Option(
+        "--data", envvar="SWEEPER_DATA", help="Folder of the data sets.", callback=_without_keys
+    ),
 ]
 SetOption = Annotated[
     list[str] | None,

@@ -113,6 +113,41 @@ def kuberay(
 
 
 @clusters.command()
+def slurm(
+    spec: Spec,
+    store: StoreOption = STORE,
+    data: DataOption = None,
+    overrides: SetOption = None,
+    nodes: Annotated[int, typer.Option(min=1, help="Nodes of the job.")] = 1,
+    cpus: Annotated[int, typer.Option(min=1, help="CPUs of each.")] = 4,
+    gpus: Annotated[int, typer.Option(min=0, help="GPUs of each.")] = 0,
+    memory: Annotated[str | None, typer.Option(help="Memory of each, such as 64G.")] = None,
+    time: Annotated[str | None, typer.Option(help="Time limit, such as 2-12:00:00.")] = None,
+    partition: Annotated[str | None, typer.Option(help="Where the job waits.")] = None,
+    account: Annotated[str | None, typer.Option(help="Who pays for it.")] = None,
+) -> None:
+    """Print a batch script for `sbatch`: a Ray over the job's nodes, and the sweep.
+
+    Example: sweeper cluster slurm quickstart --store /shared/sweeps --nodes 4
+    """
+    from sweeper.plan import spec as specs
+    from sweeper.run import cluster
+    from sweeper.run import slurm as batch
+
+    specs.load(spec, overrides or [])
+    asked = batch.Allotment(
+        nodes=nodes,
+        cpus=cpus,
+        gpus=gpus,
+        memory=memory,
+        time=time,
+        partition=partition,
+        account=account,
+    )
+    typer.echo(batch.script(spec, cluster.words(store, data, overrides or []), asked), nl=False)
+
+
+@clusters.command()
 def grafana() -> None:
     """Print the Grafana dashboard of running sweeps.
 

@@ -13,7 +13,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from sweeper.core import names as method_names
-from sweeper.core import options, search
+from sweeper.core import options, search, text
 from sweeper.core.errors import SweepError, unknown
 
 names = method_names.names
@@ -31,7 +31,7 @@ def look_in(folder: str) -> None:
     Args:
         folder: For a process that runs elsewhere than the sweep was started.
     """
-    _BESIDE[:] = [folder]
+    _BESIDE[:] = text.STARTED_IN[:] = [folder]
 
 
 def contract_of(kind: str) -> type:

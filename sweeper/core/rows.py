@@ -71,6 +71,9 @@ them may differ in their numbers though their keys are the same."""
 AXES = ("dataset", "model", "attack", "poison_rate", "target", "clean_budget", "defense", "seed")
 """The columns that say which cell of the declared matrix a row is."""
 
+_NAMES = frozenset(("sweep", "key", "victim", "status", *AXES))
+"""Columns that name what a row is of, and stay as the sweep file has them."""
+
 
 def table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
     """Return an Arrow table of `rows`; a column missing in a row is null.
@@ -88,7 +91,11 @@ def table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
 
 
 def _storable(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row with its texts as Arrow takes them."""
-    texts = {name: value for name, value in row.items() if isinstance(value, str)}
-    kept = {name: (text.error if name == "error" else text.utf8)(v) for name, v in texts.items()}
-    return {**row, **kept}
+    """A row with its texts as Arrow takes them; but for names, none tells a home."""
+
+    def clean(name: str, value: str) -> str:
+        if name == "error":
+            return text.error(value)
+        return text.utf8(value if name in _NAMES else text.without_homes(value))
+
+    return {k: clean(k, v) if isinstance(v, str) else v for k, v in row.items()}

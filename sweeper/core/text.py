@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import json
+import os
 import re
+import sysconfig
+from pathlib import Path
 
 LONGEST = 20_000
 """Bytes of an error that are kept: a longer one is cut in its middle."""
@@ -11,6 +17,10 @@ _END = 9_900
 _LINE = 300
 """Characters of a line that others repeat."""
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_PACKAGE = str(Path(__file__).resolve().parents[2])
+"""Where the package lies."""
+STARTED_IN: list[str] = []
+"""The folder the sweep was started in, where that is not this process's own."""
 
 
 def utf8(text: str) -> str:
@@ -18,13 +28,46 @@ def utf8(text: str) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
+def without_homes(text: str) -> str:
+    """Text, or JSON, whose paths do not tell where its user's files lie; again gives the same.
+
+    A path below the package, what is installed for Python, or the folder the sweep was started in
+    becomes relative to that; one below the user's home begins with `~`; others stay.
+    """
+    if "/" not in text:
+        return text
+    known = sysconfig.get_paths()
+    roots = [_PACKAGE, *(known[name] for name in ("purelib", "platlib", "stdlib")), *STARTED_IN]
+    with contextlib.suppress(OSError):  # a working directory that was deleted
+        roots += [] if STARTED_IN else [os.getcwd()]
+    pattern, home = _roots(tuple(roots), os.path.expanduser("~"))
+    return pattern.sub(lambda match: "~" if match[0] in home else "", text)
+
+
+@functools.lru_cache(maxsize=8)
+def _roots(folders: tuple[str, ...], home: str) -> tuple[re.Pattern[str], frozenset[str]]:
+    """What finds the beginnings of paths to be cut, and those of them that are the home."""
+
+    def spellings(folder: str) -> set[str]:
+        """A folder as it is called and as it lies, also as JSON writes them; `/` is none."""
+        names = {folder.rstrip("/"), os.path.realpath(folder)} - {"", "/"}
+        return names | {json.dumps(name)[1:-1] for name in names}
+
+    homes = frozenset(spellings(home))
+    cut = {f"{name}/": r"(?=[^\s\"'])" for folder in folders for name in spellings(folder)}
+    whole = dict.fromkeys(homes, r"(?![\w-]|\.\w)")
+    longest = sorted((cut | whole).items(), key=lambda item: -len(item[0]))
+    choices = "|".join(re.escape(name) + after for name, after in longest)
+    return re.compile(rf"(?:(?<![\w.~-])|(?<=\\[nrt]))(?:{choices})"), homes
+
+
 def error(text: str) -> str:
     """An error as files and screens take it; again gives the same.
 
-    Lone surrogates become question marks, control characters but newline and tab go, and of what is
-    longer than `LONGEST` bytes head and tail stay.
+    Lone surrogates become question marks, control characters but newline and tab go, paths tell no
+    home, and of what is longer than `LONGEST` bytes head and tail stay.
     """
-    content = _CONTROL.sub("", text).encode("utf-8", "replace")
+    content = without_homes(_CONTROL.sub("", text)).encode("utf-8", "replace")
     if len(content) <= LONGEST:
         return content.decode()
     head, tail = (part.decode(errors="ignore") for part in (content[:_END], content[-_END:]))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import repeat
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from sweeper.core import pixels
 from sweeper.core.errors import SweepError
+from sweeper.core.machine import cores
 
 Pixels = NDArray[np.uint8]
 """Raw pixels of one image, [H, W] or [H, W, 3]."""
@@ -76,8 +76,7 @@ def decode(
         shape = (like.shape[1], like.shape[2], like.shape[3])
     else:
         shape = (1 if image.mode in _GREY else 3, size or image.height, size or image.width)
-    cores = min(len(os.sched_getaffinity(0)), _THREADS)
-    threads = cores if max(image.size) > _SMALL else 1
+    threads = min(cores(), _THREADS) if max(image.size) > _SMALL else 1
     try:
         out = _fill(batches(), count, shape, size, what, threads, upright)
     except _ColourError:

@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from sweeper.core.errors import SweepError
+from sweeper.core.uris import keyless
 from sweeper.plan.source import name_of, read
 from sweeper.run import travel
 from sweeper.run.driver import new_run
@@ -29,9 +30,11 @@ def words(store: str, data: str | None, overrides: Sequence[str]) -> list[str]:
     """The command that runs `FILE` on a machine of the cluster.
 
     Raises:
-        SweepError: The store, or the folder of the data, is relative to a folder of this machine.
+        SweepError: The store, or the folder of the data, is relative to a folder of this machine,
+            or a URI that holds keys.
     """
     for flag, place in (("--store", store), ("--data", data or "/")):
+        keyless(flag, place)
         if "://" not in place and not Path(place).is_absolute():
             other = "s3://bucket/sweeps or " if flag == "--store" else ""
             raise SweepError(

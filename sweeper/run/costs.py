@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sweeper.core import catalog
+from sweeper.core.text import without_homes
 from sweeper.core.types import Cell
 from sweeper.plan import matrix
 from sweeper.store.artifacts import Store
@@ -226,6 +227,7 @@ class Sorts:
         """
         if row["status"] != "ok" or not (row["recipe"] and row["dataset_options"]):
             raise ValueError(row["status"])
+        row = {**row, **{name: without_homes(row[name]) for name in _OPTIONS if row[name]}}
         dataset = row["dataset_options"]
         size = json.loads(dataset).get("train_size", 0) * (1 - self.plan.sweep.reserve)
         model = _model(row["model"], row["model_options"])
@@ -244,7 +246,8 @@ def images(plan: matrix.Plan, dataset: str) -> int:
 
 
 def _dumped(values: Mapping[str, Any]) -> str:
-    return json.dumps(values, sort_keys=True)
+    """Options as a row has them."""
+    return without_homes(json.dumps(values, sort_keys=True))
 
 
 def _options(params: Mapping[str, Any]) -> str:
@@ -255,10 +258,10 @@ def _model(label: str, options: str) -> str:
     return f"{label} {options}"
 
 
+_OPTIONS = ("defense_options", "attack_options", "model_options", "dataset_options")
 COLUMNS = (
     *("key", "status", "device", "victim_device", "seconds", "victim_seconds", "victim", "recipe"),
-    *("defense_name", "defense_options", "attack_name", "attack_options", "n_clean", "model"),
-    *("model_options", "dataset_options"),
+    *("defense_name", "attack_name", "n_clean", "model", *_OPTIONS),
 )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 
 from sweeper.core import advice
+from sweeper.core.machine import cores
 from sweeper.core.types import Cell
 from sweeper.plan.matrix import shape_of
 from sweeper.plan.sweep import Shape
@@ -160,7 +160,7 @@ def known_costs(job: Job, *, calibrated: bool = False, elsewhere: bool = False) 
 
 def at_once(shape: Shape) -> int:
     """How many cells of a shape this machine runs at once."""
-    by_cpu = (os.cpu_count() or 1) // shape.cpus
+    by_cpu = cores() // shape.cpus
     if not shape.gpus:
         return max(1, by_cpu)
     return max(1, min(by_cpu, int(torch.cuda.device_count() / shape.gpus + 1e-6)))

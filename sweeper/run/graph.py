@@ -38,7 +38,9 @@ class Need:
     """What a trial asks for: of one node."""
 
     cpus: float
+    """CPUs."""
     gpus: float
+    """GPUs; below 1, a share of one."""
     whole: bool = False
     """Whether it is a device for itself, which others must leave first."""
 

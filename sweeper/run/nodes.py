@@ -11,6 +11,7 @@ import functools
 import hashlib
 import json
 import platform
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from importlib import metadata
@@ -21,9 +22,7 @@ import torch
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from tabulate import tabulate
 
-import attacks
-import defenses
-import sweeper
+from sweeper.core import switches
 from sweeper.core.errors import SweepError
 from sweeper.engine import training
 from sweeper.engine.isolation import lacking
@@ -186,8 +185,8 @@ def answer(context: Context, entries: Mapping[str, str], wanted: str) -> Answer:
 def code() -> str:
     """A hash of all code of the sweeper that is installed here."""
     digest = hashlib.sha256()
-    for package in (sweeper, attacks, defenses):
-        root = Path(package.__path__[0])
+    for name in switches.OURS:
+        root = Path(sys.modules[name].__path__[0])
         for file in sorted(root.rglob("*.py")):
             with contextlib.suppress(FileNotFoundError):
                 digest.update(str(file.relative_to(root)).encode() + b"\0" + file.read_bytes())

@@ -1,4 +1,4 @@
-"""Ray as the sweeper has it: its switches, its start, and all that is not public of it.
+"""Ray as the sweeper has it: its switches, its nodes, and all that is not public of it.
 
 Who imports Ray imports this first: Ray reads its environment at its import. What Ray may change
 without notice is here and nowhere else; `tests/run/test_rays.py` tries it.
@@ -12,7 +12,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ os.environ.setdefault("TUNE_PRINT_ALL_TRIAL_ERRORS", "0")  # how a cell ended is
 
 import ray
 from ray import tune
+from ray._common.utils import get_default_system_temp_dir
 from ray._private import state
 from ray._raylet import setproctitle  # type: ignore[attr-defined]
 from ray.experimental.internal_kv import internal_kv_get_gcs_client as head
@@ -37,106 +38,28 @@ from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from sweeper.core import search
-from sweeper.core.errors import SweepError
-from sweeper.plan.sweep import Shape
-from sweeper.run import travel
 from sweeper.run.tries import Loss
 
-__all__ = ["FIFOScheduler", "Searcher", "connect", "head", "ray", "room", "setproctitle", "tune"]
+__all__ = [
+    "FIFOScheduler",
+    "Searcher",
+    "get_default_system_temp_dir",
+    "head",
+    "ray",
+    "setproctitle",
+    "tune",
+]
 
 PATIENCE = 5.0
 """Seconds to wait for a node that is asked how a process of it ended."""
 
 
-def connect(
-    address: str | None,
-    shapes: Sequence[Shape] = (Shape(),),
-    methods: Mapping[str, Path] | None = None,
-) -> str | None:
-    """Start Ray on this machine, or join the cluster at `address`.
-
-    Args:
-        address: Of a running cluster.
-        shapes: What cells ask for.
-        methods: Modules that go along to it: what `travel.modules` returned.
-
-    Returns:
-        The dashboard's URL, where there is one.
-
-    Raises:
-        SweepError: The cluster cannot be reached, this process is connected to it without the
-            modules, or no node has room for a cell and none will come.
-    """
-    url = None
-    with travel.environment(methods or {}) as environment:
-        if not ray.is_initialized():
-            options: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
-            options |= {"job_config": _NoFolder(), "runtime_env": environment}
-            if not address:  # a new Ray, not one that somebody left running or dead here
-                options |= {"include_dashboard": True, "dashboard_host": "127.0.0.1"}
-            url = _started(address, options)
-            _guard_token()
-        elif environment:
-            _require_sent(environment)
-    for shape in shapes:
-        cpus, gpus, there = shape.cpus, shape.gpus, nodes()
-        if any(node.holds(cpus, gpus) for node in there) or (address and grows()):
-            continue
-        most = max(there, key=lambda node: (node.gpus, node.cpus) if gpus else (node.cpus, 0))
-        raise SweepError(
-            f"resources: a cell asks for {cpus:g} CPUs and {gpus:g} GPUs of one node, and none has "
-            f"as many ({most.name} has {most.cpus:g} and {most.gpus:g}): lower resources.cpus or "
-            "resources.gpus"
-        )
-    return f"http://{url}" if url else None
-
-
-def _require_sent(environment: dict[str, Any]) -> None:
-    """See that what a cluster was joined with has the methods of this sweep, as they are now."""
-    present = ray.get_runtime_context().runtime_env.get("env_vars") or {}
-    if present.get(search.SENT) != environment["env_vars"][search.SENT]:
-        raise SweepError(
-            "--address: this process is connected to Ray without the code of this sweep's methods: "
-            "call ray.shutdown(), and run again"
-        )
-
-
-class _NoFolder(JobConfig):  # type: ignore[misc]
+class NoFolder(JobConfig):  # type: ignore[misc]
     """Keeps Ray from putting the folder we are in before all others that workers search."""
 
     def _runtime_env_has_working_dir(self) -> bool:
         """Ray adds it unless this is so."""
         return True
-
-
-def _started(address: str | None, options: dict[str, Any]) -> str | None:
-    """Start or join Ray; the dashboard's URL.
-
-    A start that fails is tried once more: Ray gives its processes 30 s, which a busy machine, or
-    the very first start after an installation, may exceed.
-    """
-    where, how = "this machine", "use --executor inline, or stop what keeps it busy"
-    if address:
-        where, how = f"--address {address}", "check that Ray runs there (`ray status`)"
-    for last in (True,) if address else (False, True):
-        try:
-            with search.shared():
-                found = ray.init(address=address or "local", **options)
-            url: str | None = found.dashboard_url
-            return url
-        except Exception as error:  # Ray raises this very class where a node does not start
-            ray.shutdown()
-            if last:
-                raise SweepError(f"{where}: cannot reach Ray ({error}): {how}") from None
-    return None
-
-
-def _guard_token() -> None:
-    """Ray writes a new token readable by all: leave it to its owner."""
-    token = Path.home() / ".ray" / "auth_token"
-    with contextlib.suppress(OSError):
-        token.chmod(0o600)
 
 
 @dataclass(frozen=True)
@@ -148,7 +71,9 @@ class Node:
     name: str
     """For people: the host, and the first digits of the id."""
     cpus: float
+    """That Ray gives to cells."""
     gpus: float
+    """Likewise."""
 
     def holds(self, cpus: float, gpus: float) -> int:
         """How many cells of a shape it has room for when it is empty."""

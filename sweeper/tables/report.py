@@ -21,6 +21,7 @@ import numpy as np
 import pandas as pd
 
 from sweeper.core.errors import SweepError
+from sweeper.core.text import without_homes
 from sweeper.plan.view import MAX_ACC_LOSS
 from sweeper.tables import conditions, fair
 from sweeper.tables.layout import STATES, head, threat
@@ -81,7 +82,7 @@ def build(
         "ranks": _ranks(sweep_points),
         "costs": _costs(frame),
         "about": _about(rows, data or {}),
-        "text": text,
+        "text": without_homes(text),
         "pictures": [
             (title, f"data:image/png;base64,{base64.b64encode(png).decode()}")
             for title, png in pictures

@@ -23,6 +23,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from attacks.badnets import BadNets
 from defenses.base import Case
 from sweeper.core import catalog
+from sweeper.core.machine import cores
 from sweeper.engine import graphed, training
 from sweeper.engine.isolation import bound_memory, isolated
 from sweeper.engine.recipes import Recipe
@@ -261,7 +262,7 @@ def rates(bench: Bench) -> Rows:
 
 def toolbox(bench: Bench) -> Rows:
     """The plain torchvision loop: PIL images, a DataLoader, fp32, results read at every step."""
-    workers, found = min(8, os.cpu_count() or 1), []
+    workers, found = min(8, cores()), []
     with running(TOOLBOX):  # not with the determinism this project asks of cuDNN
         measured = _loops.toolbox(bench.main, bench.steps, 5, bench.device, workers)
     bench.found["toolbox"] = measured["training"]

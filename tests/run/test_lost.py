@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import ray
 
-from sweeper.run import driver, nodes, rays
+from sweeper.run import driver, nodes, start
 from tests.support import pictures, sweeps
 from tests.support.places import ROOT
 
@@ -80,7 +80,7 @@ SMALL = {"attacks": ["badnets"], "poison_rates": [0.1], "seeds": 1}
 def test_a_worker_that_is_killed_while_it_starts_is_tried_again(
     moment: str, tmp_path: Path
 ) -> None:
-    rays.connect(None)
+    start.connect(None)
     killer = Killer(moment, 2)
     killer.start()
     counts, _ = run(sweeps.write(tmp_path, **SMALL), tmp_path / "store")
@@ -91,7 +91,7 @@ def test_a_worker_that_is_killed_while_it_starts_is_tried_again(
 
 @pytest.mark.parametrize("how", ["SIGSEGV", "SIGKILL"])
 def test_a_process_that_dies_three_times_is_a_row_that_says_how(how: str, tmp_path: Path) -> None:
-    rays.connect(None)
+    start.connect(None)
     killer = Killer("ray::defend", 3, signal.Signals[how])
     killer.start()
     waits = {"defense": "tests.support.faulty:Hangs", "as": "hangs", "marks": str(tmp_path)}
@@ -126,7 +126,7 @@ def test_three_nodes_one_without_the_data_and_one_that_is_killed_give_the_undist
         nowhere = {"SWEEPER_DATA": str(tmp_path / "no"), "SWEEPER_CACHE": str(tmp_path / "none")}
         blind = cluster.add_node(num_cpus=1, env_vars=nowhere)
         monkeypatch.setattr(nodes, "PATIENCE", 120.0)
-        rays.connect(cluster.address)
+        start.connect(cluster.address)
         done: list[int] = []
 
         class Strikes(sweeps.Silent):

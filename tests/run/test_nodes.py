@@ -61,14 +61,14 @@ def sweep(folder: Path) -> Path:
 def test_a_node_that_is_killed_costs_only_the_cells_it_ran(tmp_path: Path) -> None:
     from ray.cluster_utils import Cluster
 
-    from sweeper.run import rays, schedule
+    from sweeper.run import rays, schedule, start
 
     nodes = Cluster(
         initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
     )
     try:
         lost, _ = nodes.add_node(num_cpus=1), nodes.add_node(num_cpus=1)
-        rays.connect(nodes.address)
+        start.connect(nodes.address)
         assert rays.room(1, 0) == 3
         store = tmp_path / "store"
         done: dict[Path, int] = {}
@@ -164,10 +164,10 @@ def growing(folder: Path) -> Iterator[str]:
 
 
 def test_a_cluster_grows_with_the_sweep(tmp_path: Path) -> None:
-    from sweeper.run import rays, schedule
+    from sweeper.run import rays, schedule, start
 
     with growing(tmp_path) as address:
-        rays.connect(address)
+        start.connect(address)
         assert rays.room(1, 0) == 0, "the head runs no cell"
         seen: list[int] = []
         watcher = Striking(6, lambda: seen.append(rays.room(1, 0)))
@@ -187,12 +187,12 @@ def test_nodes_that_would_compute_differently_are_refused(
     from ray.cluster_utils import Cluster
 
     from sweeper.core.errors import SweepError
-    from sweeper.run import nodes, rays
+    from sweeper.run import nodes, start
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     try:
         cluster.add_node(num_cpus=1)
-        rays.connect(cluster.address)
+        start.connect(cluster.address)
         found = nodes.ask("cpu")
         assert len(found) == 2 and len(set(found.values())) == 1
         job = sweeps.prepared(sweep(tmp_path), tmp_path / "store")

@@ -43,8 +43,6 @@ def cluster() -> Iterator[str]:
     """Ray on this machine, with two CPUs whatever it has: the URL of its dashboard."""
     import ray
 
-    from sweeper.run import rays  # before ray: it sets the token mode ray reads at its import
-
     with pytest.MonkeyPatch.context() as patch:  # for the jobs submitted to it
         patch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
         patch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
@@ -55,7 +53,7 @@ def cluster() -> Iterator[str]:
             log_to_driver=False,
             logging_level="ERROR",
         )
-    rays.connect(None)
+    start.connect(None)
     yield f"http://{found.dashboard_url}"
     ray.shutdown()
 
@@ -229,12 +227,12 @@ def get(url: str, token: str | None = None) -> tuple[int, str]:
 
 
 def test_more_than_this_machine_has_is_refused(cluster: str) -> None:
-    from sweeper.run import rays
+    from sweeper.run import start
 
     with pytest.raises(SweepError, match=r"1 CPUs and 64 GPUs of one node.*has 2 and .*: lower"):
-        rays.connect(None, [Shape(gpus=64)])
+        start.connect(None, [Shape(gpus=64)])
     with pytest.raises(SweepError, match="asks for 99 CPUs and 0 GPUs"):
-        rays.connect(None, [Shape(cpus=99)])
+        start.connect(None, [Shape(cpus=99)])
 
 
 @pytest.mark.slow
@@ -427,10 +425,10 @@ def test_a_start_that_fails_is_tried_once_more(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(
         SweepError, match="^this machine: cannot reach Ray .the node timed out.: use"
     ):
-        rays._started(None, {})
+        start._started(None, {})
     assert tried == ["local", "local"]
     with pytest.raises(SweepError, match="^--address 1.2.3.4:1: cannot reach Ray .* check that"):
-        rays._started("1.2.3.4:1", {})
+        start._started("1.2.3.4:1", {})
     assert tried == ["local", "local", "1.2.3.4:1"]
 
 

@@ -108,7 +108,7 @@ def test_ray_is_told_where_this_process_finds_modules_and_no_folder_before_that(
     monkeypatch.setattr(rays, "nodes", list)
     monkeypatch.setattr(sys, "path", ["", *sys.path])
     before = dict(os.environ)
-    rays.connect(address)
+    start.connect(address)
     assert given["path"].split(os.pathsep) == [str(Path.cwd()), *sys.path[1:]]
     assert given["safe"] and dict(os.environ) == before
     config = given["job_config"]

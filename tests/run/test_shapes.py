@@ -15,7 +15,7 @@ from sweeper import api
 from sweeper.core.errors import SweepError
 from sweeper.plan import matrix
 from sweeper.plan.sweep import Shape
-from sweeper.run import driver, rays
+from sweeper.run import driver, rays, start
 from sweeper.run.driver import Job
 from sweeper.run.material import Material
 from tests.cli.test_cli import call
@@ -111,7 +111,7 @@ def test_ray_is_asked_for_room_for_every_shape_that_cells_have(
     def connect(_: None, shapes: Sequence[Shape], __: dict[str, Path]) -> None:
         asked.extend((shape.cpus, shape.gpus) for shape in shapes)
 
-    monkeypatch.setattr(rays, "connect", connect)
+    monkeypatch.setattr(start, "connect", connect)
     monkeypatch.setattr(rays, "room", lambda *shape: rooms[shape])
     job, console = planned(tmp_path, resources=GPUS), Console(quiet=True)
     assert api._with_ray(job, None, console)[1](Shape(cpus=4, gpus=1)) == 2

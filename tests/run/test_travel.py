@@ -198,14 +198,14 @@ def test_a_joined_cluster_is_given_them_and_only_once(
     monkeypatch.setattr(rays.ray, "get_runtime_context", lambda: context)
     methods = travel.modules(spec.parse({**sweeps.SMALL, "defenses": [method]}))
     for _ in range(2):
-        rays.connect("auto", methods=methods)
+        start.connect("auto", methods=methods)
     if method == "clp":
         assert given == {}, "no environment, whose workers start later"
         return
     assert sent == {f"{search.FOLDER}/{name}" for name in GO}
     given["env_vars"] = {}
     with pytest.raises(SweepError, match=r"^--address: this process is connected to Ray with"):
-        rays.connect("auto", methods=methods)
+        start.connect("auto", methods=methods)
 
 
 def test_a_submitted_sweep_takes_its_methods_along(
