@@ -102,6 +102,8 @@ class Blind(MixedAttack):
 class _Hooks(MixedHooks):
     """Two losses while the first is small."""
 
+    keeps = ("clean_losses", "stamped")
+
     def __init__(self, attack: Blind, train: Samples) -> None:
         super().__init__(attack, train)
         self.attack = attack

@@ -111,6 +111,8 @@ class Bpp(LoopAttack):
 class _Hooks(LoopHooks):
     """Keeps the training images on the device: the negatives' residuals are of them."""
 
+    keeps = ()
+
     def start(self, model: nn.Module, device: torch.device) -> None:
         """Move them there."""
         self.train = self.train.changed(images=self.train.images.to(device))

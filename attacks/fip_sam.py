@@ -60,6 +60,8 @@ class FipSam(BadNets):
 class _Hooks(Hooks):
     """The smoothed loss, and the update in two passes."""
 
+    keeps = ()
+
     def __init__(self, rho: float, adaptive: bool, smoothing: float) -> None:
         self.rho = rho
         self.adaptive = adaptive

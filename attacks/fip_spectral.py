@@ -87,6 +87,8 @@ class FipSpectral(BadNets):
 class _Hooks(Hooks):
     """Cross-entropy plus the trace at every few steps."""
 
+    keeps = ("rng", "vectors")
+
     def __init__(self, attack: FipSpectral, rng: Generator) -> None:
         self.attack = attack
         self.rng = rng

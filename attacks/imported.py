@@ -172,6 +172,8 @@ class Imported(Attack):
 class VictimWeights(InitialWeights):
     """Begins with the weights of a victim's folder."""
 
+    keeps = ()
+
     def __init__(self, path: str) -> None:
         self.about = victim_folder.about(path)
         weights = victim_folder.read(path, victim_folder.MODEL)

@@ -22,7 +22,7 @@ a data set.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -147,6 +147,8 @@ class InputAware(LoopAttack):
 class _Hooks(LoopHooks):
     """Learns the generator together with the classifier."""
 
+    keeps = ("generator", "adam", "gradients")
+
     def __init__(self, attack: InputAware, train: Samples, state: State, rng: Generator) -> None:
         super().__init__(attack, train, state, rng)
         self.options = attack
@@ -217,6 +219,16 @@ class _Hooks(LoopHooks):
         value = super().step(model, optimizer, loss)
         self.adam.step()
         return value
+
+    @property
+    def gradients(self) -> tuple[Tensor | None, ...]:
+        """The generator's, which `accumulate` carries from epoch to epoch."""
+        return tuple(weight.grad for weight in self.generator.parameters())
+
+    @gradients.setter
+    def gradients(self, given: Sequence[Tensor | None]) -> None:
+        for weight, gradient in zip(self.generator.parameters(), given, strict=True):
+            weight.grad = gradient
 
     def epoch(self, model: nn.Module, epoch: int) -> None:
         """Lower the generator's learning rate at its milestones."""

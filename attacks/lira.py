@@ -128,6 +128,8 @@ class Lira(TrainedAttack, MixedAttack):
 class _Hooks(MixedHooks):
     """Two copies of the generator: one learns, the other triggers."""
 
+    keeps = ("frozen", "trainable", "adam")
+
     def __init__(self, attack: Lira, train: Samples, state: State) -> None:
         super().__init__(attack, train)
         self.attack = attack

@@ -99,6 +99,8 @@ class Wb(TrainedAttack, MixedAttack):
 class _Hooks(MixedHooks):
     """Even epochs teach the classifier, odd ones the generator, until it is done."""
 
+    keeps = ("generator", "sgd")
+
     def __init__(self, attack: Wb, train: Samples, state: State) -> None:
         super().__init__(attack, train)
         self.attack = attack

@@ -15,6 +15,8 @@ MODEL = "model"
 class InitialWeights(Hooks):
     """Begins with the weights of a state and changes nothing else."""
 
+    keeps = ()
+
     def __init__(self, state: State) -> None:
         self.weights = {
             name.removeprefix(f"{MODEL}."): value

@@ -96,6 +96,9 @@ class LoopAttack(TrainedAttack):
 class LoopHooks(Hooks):
     """Stamps the first samples of every batch before augmentation, by the attack's own `stamp`."""
 
+    keeps: ClassVar[tuple[str, ...]] = ("rng", "stamped")
+    """The draws of the loop, and how many images it has stamped."""
+
     def __init__(self, attack: LoopAttack, train: Samples, state: State, rng: Generator) -> None:
         self.attack = attack
         self.state = state

@@ -20,6 +20,8 @@ class AddedMembers(Hooks):
     takes more is dropped. Where a batch takes more than there are, they come again in it.
     """
 
+    keeps = ("added", "turns")
+
     def __init__(self, members: Tensor, target: int, share: float) -> None:
         """Bind what is added.
 

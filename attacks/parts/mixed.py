@@ -35,6 +35,9 @@ class MixedAttack(Attack):
 class MixedHooks(Hooks):
     """What the attacks on the loss share: labels of the triggered half, and a count."""
 
+    keeps: ClassVar[tuple[str, ...]] = ()
+    """Nothing: epochs count themselves."""
+
     def __init__(self, attack: MixedAttack, train: Samples) -> None:
         self.target = attack.target
         self.train_size = len(train)

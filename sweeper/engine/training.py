@@ -9,9 +9,10 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import torch
 from torch import Generator, Tensor, nn
@@ -19,7 +20,7 @@ from torch import Generator, Tensor, nn
 from sweeper.core import seeds
 from sweeper.core.errors import DivergedError
 from sweeper.core.types import Samples
-from sweeper.engine import augment, graphed
+from sweeper.engine import augment, checkpoint, graphed
 from sweeper.engine import task as tasks
 from sweeper.engine.recipes import Recipe
 from sweeper.engine.task import Batch as Batch  # what hooks are given: had from here too
@@ -30,6 +31,11 @@ VERSION = 1
 
 class Hooks:
     """Places in the loop a method may own; every one does nothing by default."""
+
+    keeps: ClassVar[tuple[str, ...]] = ()
+    """Attributes of this class that carry something from an epoch to the next: a checkpoint holds
+    them. Every class says so for itself, `()` where it has none; where one does not, the training
+    leaves no checkpoints."""
 
     def start(self, model: nn.Module, device: torch.device) -> None:
         """Before the first step."""
@@ -72,9 +78,19 @@ class Hooks:
         """After an epoch."""
 
 
+_GIVEN = ("inputs", "labels")
+"""What a batch has of every task's tensors by name."""
 OWNED = ("optimizer", "loss", "step", "stepped", "epoch")
 """Hooks that work within the step, or may put other tensors in the place of the model's: a recorded
 step would not know."""
+
+
+def kept(hooks: Hooks) -> list[str] | None:
+    """Return which attributes of hooks a checkpoint holds; None where a class does not say."""
+    classes = [cls for cls in type(hooks).__mro__ if issubclass(cls, Hooks)]
+    if not all("keeps" in vars(cls) for cls in classes):
+        return None
+    return [name for cls in classes for name in cls.keeps]
 
 
 def owned(hooks: Hooks) -> list[str]:
@@ -188,6 +204,7 @@ def fit(
     device: torch.device,
     hooks: Hooks | None = None,
     progress: Callable[[int, int, float], None] | None = None,
+    keeper: checkpoint.Keeper | None = None,
 ) -> list[float]:
     """Train `model` in place; it is left in eval mode.
 
@@ -199,33 +216,32 @@ def fit(
         device: Where to train.
         hooks: The parts a method owns.
         progress: Called after each epoch with (epoch, epochs, mean loss).
+        keeper: Keeps checkpoints of it, and may have one from which it goes on to the same bits.
 
     Returns:
-        The mean loss of each epoch.
+        The mean loss of each epoch, of those before the checkpoint too.
 
     Raises:
         DivergedError: A loss became NaN or infinite.
     """
-    hooks = hooks or Hooks()
-    rng = seeds.generator(key, "fit")
+    hooks, rng = hooks or Hooks(), seeds.generator(key, "fit")
     place(model, device, data.inputs.ndim)
     task = tasks.of(data)
     tensors = task.load(data, device)
-    inputs, labels = tensors.pop("inputs"), tensors.pop("labels")
     hooks.start(model, device)
     optimizer = hooks.optimizer(model, recipe)
     update = updater(model, optimizer, recipe, hooks, device)
-    model.train()
     losses: list[float] = []
-    step, steps = 0, len(order(len(data), recipe.batch, seeds.generator(key)))
-    for epoch in range(recipe.epochs):
+    parts = {"model": model, "optimizer": optimizer, "rng": rng, "losses": losses}
+    checkpoints = _resumed(keeper, parts, hooks, update, device)
+    model.train()
+    steps = len(order(len(data), recipe.batch, seeds.generator(key)))
+    step = len(losses) * steps
+    for epoch in range(len(losses), recipe.epochs):
         total = torch.zeros((), device=device)
-        whole = torch.cat(order(len(data), recipe.batch, rng)).to(device)
-        for index in whole.split(recipe.batch):
+        for index in torch.cat(order(len(data), recipe.batch, rng)).to(device).split(recipe.batch):
             graphed.set_rate(optimizer, learning_rate(recipe, step, steps))
-            more = {name: value[index] for name, value in tensors.items()}
-            shown = inputs.index_select(0, index)
-            batch = Batch(shown, labels[index], index, epoch, step, data.task, more)
+            batch = _batch(tensors, index, epoch, step, data.task)
             batch = task.augmented(hooks.batch(batch, rng), recipe, rng)
             total += update(hooks.augmented(batch, rng))
             hooks.stepped(model, step)
@@ -236,8 +252,34 @@ def fit(
         hooks.epoch(model, epoch)
         if progress:
             progress(epoch + 1, recipe.epochs, losses[-1])
+        checkpoints.epoch(recipe.epochs - len(losses))
     model.eval()
     return losses
+
+
+def _batch(tensors: Mapping[str, Tensor], index: Tensor, epoch: int, step: int, task: str) -> Batch:
+    """The samples at `index` of what `Task.load` gave."""
+    more = {name: value[index] for name, value in tensors.items() if name not in _GIVEN}
+    shown = tensors["inputs"].index_select(0, index)
+    return Batch(shown, tensors["labels"][index], index, epoch, step, task, more)
+
+
+def _resumed(
+    keeper: checkpoint.Keeper | None,
+    parts: Mapping[str, Any],
+    hooks: Hooks,
+    update: Callable[[Batch], Tensor],
+    device: torch.device,
+) -> checkpoint.Checkpoints:
+    """The checkpoints of a training, which is where the newest one left it, if there is one."""
+    names = kept(hooks)
+    if names is None or isinstance(update, graphed.Step):  # steps would be recorded anew, elsewhere
+        keeper = None
+    loop = SimpleNamespace(**parts, draws=checkpoint.Draws(device))
+    changing = [(loop, name) for name in vars(loop)] + [(hooks, name) for name in names or ()]
+    checkpoints = checkpoint.Checkpoints(keeper, changing)
+    checkpoints.resume()
+    return checkpoints
 
 
 def updater(
@@ -284,10 +326,6 @@ def drawn(
     """Yield `steps` augmented batches drawn with replacement, on the device."""
     task = tasks.of(data)
     tensors = task.load(data, device)
-    inputs, labels = tensors.pop("inputs"), tensors.pop("labels")
     for step in range(steps):
         index = torch.randint(len(data), (recipe.batch,), generator=rng).to(device)
-        more = {name: value[index] for name, value in tensors.items()}
-        shown = inputs.index_select(0, index)
-        batch = Batch(shown, labels[index], index, 0, step, data.task, more)
-        yield task.augmented(batch, recipe, rng)
+        yield task.augmented(_batch(tensors, index, 0, step, data.task), recipe, rng)

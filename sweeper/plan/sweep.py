@@ -283,7 +283,7 @@ class Sweep(BaseModel):
     resources: Resources = Resources()
     """What cells are given."""
     timeout: Annotated[float, BeforeValidator(_no_bool)] | None = Field(default=None, gt=0)
-    """Seconds after which a cell is given up."""
+    """Seconds after which an attempt at a cell is given up."""
     table: View = View()
     """The layout of its table."""
 

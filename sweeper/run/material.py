@@ -97,7 +97,7 @@ class Context:
     gpus: float = 0.0
     """GPUs of the cell; below 1, its share of one."""
     timeout: float | None = None
-    """Seconds after which the cell is given up."""
+    """Seconds after which this attempt at the cell is given up."""
     portable: bool = False
     """Whether the cell computes what every processor does, in a process that does nothing else
     (`engine.portable`)."""

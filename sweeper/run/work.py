@@ -22,6 +22,7 @@ from sweeper.run.faults import of_the_machine
 from sweeper.run.lab import Lab
 from sweeper.run.made import Made, made
 from sweeper.run.material import Material, measured
+from sweeper.run.resume import Keeper
 from sweeper.store.artifacts import Artifact, DamagedError
 
 UNWATCHED = "ran in the sweeper's own process"
@@ -110,7 +111,7 @@ class Work(Material):
         model = self.new_model(seeds.generator(self.cell.key, "model"))
         state, rng = self.state, seeds.generator(self.cell.key, "hooks")
         hooks = self.attack.hooks(self.attacker, state, rng) or training.Hooks()
-        started = time.monotonic()
+        keeper = Keeper(self.store, self.cell.key, self.made_by())
         losses = training.fit(
             model,
             poisoned.samples,
@@ -119,8 +120,9 @@ class Work(Material):
             device=self.device,
             hooks=hooks,
             progress=self.progress,
+            keeper=keeper,
         )
-        seconds = time.monotonic() - started
+        seconds = keeper.seconds
         seen = len(losses) * len(poisoned.samples)
         self.learned = hooks.learned()
         if self.learned:  # only now does the attack say what its hooks poisoned in the loop
@@ -136,7 +138,13 @@ class Work(Material):
         if self.learned:
             tensors["attack"] = self.learned
         keep = self.artifact(tensors, {"seconds": seconds}, more)
-        return lambda left: {**keep(left), **measured, "images": seen}
+
+        def write(left: list[str]) -> Result:
+            result = {**keep(left), **measured, "images": seen}
+            keeper.drop()
+            return result
+
+        return write
 
     def stage(self) -> Write:
         """Run what several defenses share."""
@@ -209,10 +217,8 @@ class Work(Material):
             "params": dict(self.cell.params),
             "axes": dict(self.cell.axes),
             "result": dict(result),
-            "device": record.device_name(self.device),
             "versions": json.loads(record.versions()),
-            "conditions": self.conditions(),
-            "code": record.trained_by(self.attack, self.family),
+            **self.made_by(),
             **(more or {}),
         }
 
@@ -221,6 +227,14 @@ class Work(Material):
             return {"status": "ok", "error": "", **result}
 
         return write
+
+    def made_by(self) -> dict[str, Any]:
+        """The code this cell runs, where and under what."""
+        return {
+            "device": record.device_name(self.device),
+            "conditions": self.conditions(),
+            "code": record.trained_by(self.attack, self.family),
+        }
 
     def conditions(self) -> dict[str, Any]:
         """Under what this cell runs, as columns of a row."""

@@ -2,6 +2,7 @@
 
     artifacts/<kind>/<key>/<name>-<hash>.safetensors
     artifacts/<kind>/<key>/manifest.json        written last: with it the artifact exists
+    checkpoints/<key>/...                       the same, of a training that has not ended
 
 Tensors are safetensors with their SHA-256 in the manifest: nothing is ever unpickled, and a damaged
 file is found when it is read, named and set aside.
@@ -22,6 +23,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from sweeper.store.fresh import Fresh
+from sweeper.store.ledger import CHECKPOINT
 
 _DAMAGE = (FileNotFoundError, ValueError, KeyError, TypeError)
 """What reading an artifact raises where it is not what was written."""
@@ -50,8 +52,12 @@ class Store(Fresh):
         key: str,
         tensors: Mapping[str, Mapping[str, Tensor]],
         meta: Mapping[str, Any],
-    ) -> None:
-        """Write an artifact; it exists once its manifest, written last, is there."""
+    ) -> set[str]:
+        """Write an artifact; it exists once its manifest, written last, is there.
+
+        Returns:
+            The names of its files of tensors.
+        """
         folder, files = self._artifact(kind, key), {}
         for name, group in tensors.items():
             content = save_tensors({k: v.detach().cpu().contiguous() for k, v in group.items()})
@@ -60,6 +66,24 @@ class Store(Fresh):
             self._write(f"{folder}/{files[name]['file']}", content)
         manifest = json.dumps({"files": files, "meta": meta}, indent=1)
         self._write(f"{folder}/manifest.json", manifest.encode())
+        return {file["file"] for file in files.values()}
+
+    def checkpoint(self, key: str, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+        """Write the newest checkpoint of a training; the one before goes once this one is whole."""
+        folder, before = self._artifact(CHECKPOINT, key), set()
+        with contextlib.suppress(*_DAMAGE):
+            before = {file["file"] for file in self._manifest(folder)["files"].values()}
+        before -= self.put(CHECKPOINT, key, {"state": tensors}, meta)
+        for info in self._list(folder):
+            if info.base_name in before:
+                self._delete(info.path)
+
+    def drop_checkpoint(self, key: str) -> None:
+        """Remove the checkpoint of a training."""
+        folder = self._artifact(CHECKPOINT, key)
+        self._delete(f"{folder}/manifest.json")  # without it there is none, whatever stops this
+        with contextlib.suppress(FileNotFoundError):
+            self._fs.delete_dir(folder)
 
     def get(self, kind: str, key: str) -> Artifact:
         """Read an artifact and verify it.

@@ -26,6 +26,7 @@ from sweeper.store.ledger import (
     _MANY,
     _NONE,
     _PART,
+    CHECKPOINT,
     Ledger,
     _aged,
     _merged,
@@ -65,6 +66,8 @@ class Fresh(Ledger):
             for key in keys:
                 if key in there:
                     self._away(self._artifact(kind, key), place)
+        for key in {f.base_name for f in self._list("checkpoints")} & set(cells.get("train", ())):
+            self._away(self._artifact(CHECKPOINT, key), place)
         keys = set(cells.get("defend", ()))
         for sweep in self._sweeps():
             self._rows_away(sweep, keys, place)

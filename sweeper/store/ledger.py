@@ -31,6 +31,8 @@ from sweeper.store.files import Files
 
 KEY = re.compile(r"[0-9a-f]{20}")
 """The key of a cell."""
+CHECKPOINT = "checkpoint"
+"""Kind of the artifact a training leaves on its way."""
 STATES = (*rows.UNFINISHED, *reversed(rows.FINISHED))
 """The states of a row, those that count less first."""
 RETRIES = 20
@@ -96,7 +98,8 @@ class Ledger(Files):
     def _artifact(self, kind: str, key: str) -> str:
         if not kind.isalpha():
             raise SweepError(f"{kind!r} is not a kind of cell")
-        return f"artifacts/{kind}/{self._key(key)}"
+        folder = "checkpoints" if kind == CHECKPOINT else f"artifacts/{kind}"
+        return f"{folder}/{self._key(key)}"
 
     # Rows
 

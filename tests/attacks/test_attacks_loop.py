@@ -28,7 +28,7 @@ from sweeper.core.types import ImageSet, Role
 from sweeper.engine import curvature, recipes, sharpness, training
 from sweeper.engine.training import Batch
 from sweeper.store.artifacts import Store
-from tests.support import toys
+from tests.support import resuming, toys
 
 SMALL = (3, 16, 16)
 DATA = toys.image_set(96, shape=SMALL)
@@ -542,3 +542,24 @@ def test_attacks_on_the_loss_poison_no_data(attack: Attack) -> None:
 def test_impossible_options_are_refused(cls: type, options: dict[str, Any]) -> None:
     with pytest.raises(SweepError):
         cls(**options)
+
+
+STAGED: dict[str, Attack] = {
+    "lira teaches its generator": Lira(eps=0.2, stage_one=0.9, lr=1e-3),
+    "lira is to begin anew": Lira(eps=0.2, stage_one=0.75, lr=1e-3, anew=True),
+    "wb takes turns": Wb(width=8, alternating=1.0),
+    "gradients accumulate": InputAware(poison_rate=0.25, mask_epochs=1, accumulate=True),
+    "both losses of blind count": blind.Blind(threshold=100.0),
+}
+
+
+@pytest.mark.parametrize("attack", STAGED.values(), ids=STAGED)
+def test_a_training_stopped_within_a_stage_goes_on_to_the_same_bits(
+    attack: Attack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = toys.image_set(64, shape=SMALL)
+    state = attack.prepare(data, toys.ToyLab(data)) if attack.prepares else {}
+    recipe = dataclasses.replace(toys.RECIPE, epochs=4)
+    whole, resumed = resuming.attacked(attack, data, state, recipe, 2, monkeypatch)
+    assert resumed is not None
+    resuming.assert_equal(whole, resumed, 2)

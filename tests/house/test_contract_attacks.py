@@ -22,7 +22,7 @@ from sweeper.engine import training
 from sweeper.engine.recipes import Recipe
 from sweeper.engine.training import Hooks
 from tests.house import outcomes
-from tests.support import beyond, toys
+from tests.support import beyond, resuming, toys
 
 NAMES = [name for name in catalog.names("attack") if beyond.made_for("attack", name, "image")]
 """Those for images; test_contract_tasks.py asks the others, and these on other tasks."""
@@ -403,6 +403,27 @@ def test_hooks_and_recipe_train_a_finite_model(name: str, preset: str) -> None:
     if hooks is not None and not preset:
         learned = {f"learned.{item}": value for item, value in hooks.learned().items()}
         outcomes.check(f"training by {name}", attack.version, toys.weights(model) | learned)
+
+
+@pytest.mark.parametrize(
+    ("name", "preset"),
+    [item for item in QUICK if catalog.method("attack", item.values[0]).hooks is not Attack.hooks],
+)
+def test_a_stopped_training_goes_on_to_the_same_bits(
+    name: str, preset: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, attack = toys.image_set(60, shape=toys.QUARTER), build(name, preset)
+    rate = rate_for(attack, data)
+    attack = dataclasses.replace(attack, poison_rate=rate)
+    state = prepared(attack, data, rate)
+    if attack.hooks(data, state, rng("hooks")) is None:
+        pytest.skip("this variant has no hooks")
+    recipe = dataclasses.replace(attack.recipe(toys.RECIPE), epochs=3)
+    whole, resumed = resuming.attacked(attack, data, state, recipe, 2, monkeypatch)
+    assert resumed is not None, (
+        "every class of hooks names in `keeps` what it carries from epoch to epoch, or says ()"
+    )
+    resuming.assert_equal(whole, resumed, 2)
 
 
 def test_the_suite_can_fail() -> None:

@@ -84,6 +84,18 @@ def test_a_damaged_artifact_is_set_aside(uri: str) -> None:
     assert store.get("train", KEY).meta == {}
 
 
+def test_a_checkpoint_replaces_the_one_before_and_goes(uri: str) -> None:
+    store = Store(below(uri, "checkpoints"))
+    assert not store.has("checkpoint", KEY)
+    for epoch in (1, 2):
+        store.checkpoint(KEY, {"0": torch.full((3,), epoch)}, {"epoch": epoch})
+        assert store.get("checkpoint", KEY).meta == {"epoch": epoch}
+        assert len(objects(store.root)) == 2
+    for _ in range(2):
+        store.drop_checkpoint(KEY)
+        assert not store.has("checkpoint", KEY) and not objects(store.root)
+
+
 def test_nothing_half_written_stays(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     store = Store(below(uri, "half"))
     for allowed in (0, 1):
