@@ -30,8 +30,9 @@ if TYPE_CHECKING:
     from sweeper.models.base import Net
     from sweeper.plan.sweep import Shape
     from sweeper.plan.sweep import Sweep as Declared
-    from sweeper.run.driver import Job, Walker
+    from sweeper.run.driver import Walker
     from sweeper.run.estimate import Room
+    from sweeper.run.job import Job
     from sweeper.run.material import Context
 
 STORE = "sweeps-store"

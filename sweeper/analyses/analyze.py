@@ -17,7 +17,7 @@ from sweeper.engine.task import unmade
 from sweeper.models.base import Net
 from sweeper.plan.sweep import Sweep
 from sweeper.run import driver
-from sweeper.run.driver import Job
+from sweeper.run.job import Job
 from sweeper.run.material import Context, Log, Material
 from sweeper.run.walk import Walk
 

@@ -17,7 +17,7 @@ from sweeper.core.types import Cell, Samples
 from sweeper.engine import task as tasks
 from sweeper.plan.sweep import Sweep
 from sweeper.run import cells, driver
-from sweeper.run.driver import Job
+from sweeper.run.job import Job
 from sweeper.run.material import Context, Log, Material
 from sweeper.run.walk import Walk
 from sweeper.store.contents import Contents

@@ -18,8 +18,8 @@ from rich.text import Text
 from sweeper.core.text import last_line
 from sweeper.core.types import Cell
 from sweeper.run.costs import Book, Sorts
-from sweeper.run.driver import Job
 from sweeper.run.estimate import spoken
+from sweeper.run.job import Job
 from sweeper.run.material import Progress, Relayed
 from sweeper.run.work import Result
 

@@ -17,7 +17,8 @@ from sweeper.plan.matrix import shape_of
 from sweeper.plan.sweep import Shape
 from sweeper.run import calibrate, costs, record
 from sweeper.run.costs import Book, Sorts
-from sweeper.run.driver import Job, Watcher
+from sweeper.run.ending import Watcher
+from sweeper.run.job import Job
 from sweeper.run.material import Progress
 from sweeper.run.walk import Walk
 from sweeper.run.work import Result

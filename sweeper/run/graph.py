@@ -19,7 +19,8 @@ from sweeper.plan.matrix import shape_of
 from sweeper.plan.sweep import SHAPES
 from sweeper.run import bundle, rays
 from sweeper.run.bundle import Bundles
-from sweeper.run.driver import Ending, Job, Watcher
+from sweeper.run.ending import Ending, Watcher
+from sweeper.run.job import Job
 from sweeper.run.rays import FIFOScheduler, Searcher, tune
 from sweeper.run.relay import Listener
 from sweeper.run.tries import WHOLE, Loss

@@ -8,7 +8,8 @@ from __future__ import annotations
 from ray.util.metrics import Counter, Gauge, Histogram
 
 from sweeper.core.types import Cell
-from sweeper.run.driver import Job, Watcher
+from sweeper.run.ending import Watcher
+from sweeper.run.job import Job
 from sweeper.run.material import Progress
 from sweeper.run.work import Result
 

@@ -28,7 +28,7 @@ from sweeper.engine import training
 from sweeper.engine.isolation import lacking
 from sweeper.engine.recipes import Recipe
 from sweeper.run import faults, material, rays
-from sweeper.run.driver import Job
+from sweeper.run.job import Job
 from sweeper.run.material import Context
 from sweeper.run.rays import ray
 from sweeper.run.tries import Health

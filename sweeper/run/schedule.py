@@ -21,8 +21,10 @@ from sweeper.core.types import Cell
 from sweeper.engine import portable
 from sweeper.plan.matrix import shape_of
 from sweeper.run import bundle, nodes, rays
-from sweeper.run.driver import Ending, Job, Watcher, gentle_interrupt
+from sweeper.run.driver import gentle_interrupt
+from sweeper.run.ending import Ending, Watcher
 from sweeper.run.graph import Begins, Graph, Patient, title
+from sweeper.run.job import Job
 from sweeper.run.material import Context, Log
 from sweeper.run.meter import Meter
 from sweeper.run.rays import ray, setproctitle, tune

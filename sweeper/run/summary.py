@@ -8,8 +8,8 @@ from typing import Any
 from rich.console import Console
 
 from sweeper.run import fresh
-from sweeper.run.driver import Job
 from sweeper.run.estimate import Bill
+from sweeper.run.job import Job
 from sweeper.run.material import Context
 from sweeper.store import ledger
 from sweeper.tables import fair, results

@@ -28,6 +28,7 @@ from sweeper.core.types import Cell, ImageSet, Poisoned, Role, Triggered
 from sweeper.data import Dataset
 from sweeper.plan.sweep import Sweep
 from sweeper.run import driver
+from sweeper.run.job import Job
 from sweeper.run.material import Context
 from sweeper.run.walk import Walk
 from sweeper.run.work import Work
@@ -50,7 +51,7 @@ class Well(sweeps.Silent):
         assert result["status"] == "ok", result["error"]
 
 
-def declared(store: Path, defenses: Sequence[Any]) -> driver.Job:
+def declared(store: Path, defenses: Sequence[Any]) -> Job:
     """A sweep of ATTACKS on 300 digits, one epoch each."""
     values = {
         "name": "sentinel",

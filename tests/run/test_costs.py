@@ -15,7 +15,7 @@ from sweeper.core.types import Facts
 from sweeper.plan.sweep import Shape
 from sweeper.run import calibrate, costs, driver, estimate, record
 from sweeper.run.costs import Book, Sort, Sorts
-from sweeper.run.driver import Job
+from sweeper.run.job import Job
 from tests.support import sweeps
 
 DATA = '{"dataset": "digits"}'

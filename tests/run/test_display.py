@@ -15,8 +15,8 @@ from sweeper.plan.sweep import Sweep
 from sweeper.run import display
 from sweeper.run.costs import Book
 from sweeper.run.display import Display
-from sweeper.run.driver import Job
 from sweeper.run.estimate import spoken
+from sweeper.run.job import Job
 from sweeper.run.material import Context, Progress, Relayed
 from sweeper.store.artifacts import Store
 

@@ -43,6 +43,8 @@ def cluster() -> Iterator[str]:
     """Ray on this machine, with two CPUs whatever it has: the URL of its dashboard."""
     import ray
 
+    from sweeper.run import start  # before ray is used: it sets the token mode
+
     with pytest.MonkeyPatch.context() as patch:  # for the jobs submitted to it
         patch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
         patch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)

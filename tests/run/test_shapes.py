@@ -16,7 +16,7 @@ from sweeper.core.errors import SweepError
 from sweeper.plan import matrix
 from sweeper.plan.sweep import Shape
 from sweeper.run import driver, rays, start
-from sweeper.run.driver import Job
+from sweeper.run.job import Job
 from sweeper.run.material import Material
 from tests.cli.test_cli import call
 from tests.support import sweeps

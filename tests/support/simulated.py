@@ -12,7 +12,7 @@ from typing import Any
 from sweeper.core.types import Cell
 from sweeper.plan.sweep import Resources
 from sweeper.run import rays
-from sweeper.run.driver import Ending
+from sweeper.run.ending import Ending
 from sweeper.run.graph import Graph
 from sweeper.run.tries import Health, Tries
 from sweeper.run.walk import Walk

@@ -13,7 +13,7 @@ import yaml
 
 from sweeper.plan import spec
 from sweeper.run import driver
-from sweeper.run.driver import Job
+from sweeper.run.job import Job
 from sweeper.run.material import Context
 from sweeper.store import ledger
 from sweeper.tables import results
