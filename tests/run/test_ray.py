@@ -25,7 +25,7 @@ import torch
 
 from sweeper.core.errors import SweepError
 from sweeper.core.types import Cell
-from sweeper.plan.sweep import Shape
+from sweeper.plan.sweep import Resources, Shape
 from sweeper.run import cluster as submitter
 from sweeper.run import driver
 from sweeper.run.walk import Walk
@@ -414,15 +414,15 @@ def test_driver_killed_in_mid_sweep_loses_and_repeats_nothing(cluster: str, tmp_
 
 
 def test_a_start_that_fails_is_tried_once_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    from sweeper.run import rays  # Ray is imported where it is needed
+    from sweeper.run import rays, start  # Ray is imported where it is needed
 
     tried: list[str] = []
 
-    def start(address: str, **_: object) -> None:
+    def init(address: str, **_: object) -> None:
         tried.append(address)
         raise RuntimeError("the node timed out")
 
-    monkeypatch.setattr(rays.ray, "init", start)
+    monkeypatch.setattr(rays.ray, "init", init)
     monkeypatch.setattr(rays.ray, "shutdown", lambda: None)
     with pytest.raises(
         SweepError, match="^this machine: cannot reach Ray .the node timed out.: use"
@@ -461,7 +461,10 @@ def test_a_worker_lost_long_after_its_cells_time_was_in_code_that_cannot_be_inte
         give_up=lambda key, result: told.append((key, result["status"], result["error"])),
         lost=lambda key, loss: told.append((key, "lost", loss.words)),
     )
-    job: Any = SimpleNamespace(context=SimpleNamespace(timeout=1.0))
+    sweep = SimpleNamespace(resources=Resources())
+    job: Any = SimpleNamespace(
+        context=SimpleNamespace(timeout=1.0), plan=SimpleNamespace(sweep=sweep)
+    )
     silent: Any = SimpleNamespace(ended=lambda trial: None)
     found = graph.Graph(job, Walk({}, []), ending, sweeps.Silent(), silent, bool, nodes=list)
     for seconds in (2.0, 100.0):

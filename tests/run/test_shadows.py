@@ -95,16 +95,16 @@ def test_a_child_imports_what_its_cell_does_whatever_lies_in_the_folder(shadows:
 def test_ray_is_told_where_this_process_finds_modules_and_no_folder_before_that(
     monkeypatch: pytest.MonkeyPatch, address: str | None
 ) -> None:
-    from sweeper.run import rays  # Ray is imported where it is needed
+    from sweeper.run import rays, start  # Ray is imported where it is needed
 
     given: dict[str, Any] = {}
 
-    def start(**options: Any) -> SimpleNamespace:
+    def init(**options: Any) -> SimpleNamespace:
         given.update(options, path=os.environ["PYTHONPATH"], safe=os.environ["PYTHONSAFEPATH"])
         return SimpleNamespace(dashboard_url=None)
 
     monkeypatch.setattr(rays.ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(rays.ray, "init", start)
+    monkeypatch.setattr(rays.ray, "init", init)
     monkeypatch.setattr(rays, "nodes", list)
     monkeypatch.setattr(sys, "path", ["", *sys.path])
     before = dict(os.environ)

@@ -180,19 +180,19 @@ def test_methods_are_looked_for_where_they_arrived_and_last(
 def test_a_joined_cluster_is_given_them_and_only_once(
     work: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
-    from sweeper.run import rays  # Ray is imported where it is needed
+    from sweeper.run import rays, start  # Ray is imported where it is needed
 
     given: dict[str, Any] = {}
     sent: set[str] = set()
 
-    def start(**options: Any) -> SimpleNamespace:
+    def init(**options: Any) -> SimpleNamespace:
         given.update(options["runtime_env"])
         for place in given.get("py_modules", ()):
             sent.update(packed(Path(place).parent))
         return SimpleNamespace(dashboard_url=None)
 
     monkeypatch.setattr(rays.ray, "is_initialized", lambda: bool(given))
-    monkeypatch.setattr(rays.ray, "init", start)
+    monkeypatch.setattr(rays.ray, "init", init)
     monkeypatch.setattr(rays, "nodes", list)
     context = SimpleNamespace(runtime_env=given)
     monkeypatch.setattr(rays.ray, "get_runtime_context", lambda: context)
@@ -261,7 +261,9 @@ def cluster() -> Iterator[tuple[str, str]]:
     """Ray, started in the checkout: its address, and its dashboard's."""
     import ray
 
-    from sweeper.run import rays  # before ray: it sets the token mode ray reads at its import
+    from sweeper.run import (  # before ray: it sets the token mode ray reads at its import
+        rays,
+    )
 
     assert rays
     with pytest.MonkeyPatch.context() as patch:
