@@ -105,7 +105,7 @@ def test_ray_is_told_where_this_process_finds_modules_and_no_folder_before_that(
 
     monkeypatch.setattr(rays.ray, "is_initialized", lambda: False)
     monkeypatch.setattr(rays.ray, "init", init)
-    monkeypatch.setattr(rays, "nodes", list)
+    monkeypatch.setattr(start, "nodes", list)
     monkeypatch.setattr(sys, "path", ["", *sys.path])
     before = dict(os.environ)
     start.connect(address)

@@ -193,7 +193,7 @@ def test_a_joined_cluster_is_given_them_and_only_once(
 
     monkeypatch.setattr(rays.ray, "is_initialized", lambda: bool(given))
     monkeypatch.setattr(rays.ray, "init", init)
-    monkeypatch.setattr(rays, "nodes", list)
+    monkeypatch.setattr(start, "nodes", list)
     context = SimpleNamespace(runtime_env=given)
     monkeypatch.setattr(rays.ray, "get_runtime_context", lambda: context)
     methods = travel.modules(spec.parse({**sweeps.SMALL, "defenses": [method]}))
