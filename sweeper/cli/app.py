@@ -303,7 +303,7 @@ def cell(
     ancestors = Walk(job.plan.cells, []).ancestors(selected.key)
 
     result = cells.run_here(selected, ancestors, context, say, force=True)
-    error = result.pop("error", "")
+    error, _ = result.pop("error", ""), result.pop("row", None)
     typer.echo(json.dumps({"key": selected.key, "kind": selected.kind, **selected.axes, **result}))
     if error:
         typer.echo(error, err=True)

@@ -1,4 +1,4 @@
-"""The one error for everything the user can fix, and the near-name hint it often carries."""
+"""The errors that have a name of their own, and the near-name hint they often carry."""
 
 from __future__ import annotations
 
@@ -21,6 +21,10 @@ class MachineError(Exception):
 
 class DivergedError(Exception):
     """Weights or losses became NaN or infinite."""
+
+
+class StoreError(OSError):
+    """The store itself cannot be read or written: a full disk, no network, no permission."""
 
 
 _POINTER = b"version https://git-lfs.github.com/spec/"

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from sweeper.core import catalog, rows, switches, text
-from sweeper.core.errors import MachineError
+from sweeper.core.errors import MachineError, StoreError
 from sweeper.core.types import Cell
 from sweeper.engine import portable
 from sweeper.engine.isolation import (
@@ -53,16 +53,18 @@ def run(
     Raises:
         Interrupted: Somebody wants the run to stop now.
     """
-    started = time.monotonic()
+    started, more = time.monotonic(), dict[str, Any]()
     try:
-        store = Store(context.store)
+        store = Store(context.store, context.number)
         if not force and (stored := stored_result(store, cell, ancestors, context)):
             return stored
         return _tried(Work(cell, ancestors, context, store, log), last_try)
     except ParentsLost as error:
-        status, why, more = "parents", str(error), {"lost": error.keys}
-    except MachineError as error:
-        status, why, more = "machine", text.error(str(error)), {}
+        status, more = "parents", {"lost": error.keys}
+        why = str(error)
+    except (MachineError, StoreError) as error:
+        status, more = "machine", {"passing": isinstance(error, StoreError)}
+        why = text.error(str(error))
     return {"status": status, "error": why, "seconds": time.monotonic() - started, **more}
 
 
@@ -81,9 +83,8 @@ def run_here(
     for _ in range(REBUILDS):
         result = run(cell, ancestors, context, log, last_try=True, **how)
         if result["status"] == "machine":
-            return _failed(
-                Work(cell, ancestors, context, Store(context.store)), "failed", result["error"]
-            )
+            work = Work(cell, ancestors, context, Store(context.store, context.number))
+            return _failed(work, "failed", result["error"])
         if result["status"] != "parents":
             return result
         for place, parent in enumerate(ancestors):
@@ -108,7 +109,7 @@ def _tried(work: Work, last_try: bool) -> Result:
             return _run(work, last_try, lambda: _quiet(give_up))
     except CellTimeout:
         return give_up()
-    except (Interrupted, ParentsLost, MachineError):
+    except (Interrupted, ParentsLost, MachineError, StoreError):
         raise
     except BaseException as error:
         status, why = blame(error)
@@ -161,10 +162,10 @@ def stored_result(
     meta = store.about(cell.kind, cell.key)
     if meta is not None:
         if cell.kind == "defend":
-            adopt(store, cell, context.sweep, meta["row"])
-            row = meta["row"]
+            row = adopted(cell, context.sweep, meta["row"])
+            store.write_row(row)
             shown = {name: row.get(name) for name in ("status", "acc", "asr", "seconds")}
-            return {**shown, "error": row.get("error") or "", "reused": True}
+            return {**shown, "error": row.get("error") or "", "reused": True, "row": row}
         rates = measured(store, cell.key) if cell.kind == "train" else None
         result = {**meta.get("result", {}), **(rates or {})}
         return {"status": "ok", "error": "", **result, "reused": True}
@@ -185,14 +186,16 @@ def _failed(work: Work, status: str, error: str) -> Result:
     seconds = time.monotonic() - work.started
     failure = {"status": status, "error": error, "run": context.run, "kind": cell.kind}
     store.fail(context.sweep, cell.key, {**failure, "axes": dict(cell.axes)})
+    result = {"status": status, "error": error, "seconds": seconds}
     if cell.kind == "defend":
-        row = work.row(status=status, error=error, seconds=seconds)
+        row = work.row(**result)
         if status == "diverged":
             store.put("defend", cell.key, {}, {"row": row})
         store.write_row(row)
-    return {"status": status, "error": error, "seconds": seconds}
+        return {**result, "row": row}
+    return result
 
 
-def adopt(store: Store, cell: Cell, sweep: str, row: Mapping[str, Any]) -> None:
-    """Enter the row another sweep of this store wrote for the same cell, under our labels."""
-    store.write_row({**row, "sweep": sweep, **record.labels(cell)})
+def adopted(cell: Cell, sweep: str, row: Mapping[str, Any]) -> dict[str, Any]:
+    """The row another sweep of this store wrote for the same cell, under our labels."""
+    return {**row, "sweep": sweep, **record.labels(cell)}

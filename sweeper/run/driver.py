@@ -7,10 +7,11 @@ import signal
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
@@ -19,13 +20,15 @@ from sweeper.core.types import Cell, Facts
 from sweeper.plan import known, matrix
 from sweeper.plan.sweep import Sweep
 from sweeper.run import cells, record
-from sweeper.run.ending import Ending, Watcher
+from sweeper.run.ending import ROWS, Ending, Watcher
 from sweeper.run.faults import Interrupted
 from sweeper.run.job import Job, carried
 from sweeper.run.material import Context, Progress
 from sweeper.run.walk import Walk
-from sweeper.store.artifacts import DamagedError, Store
+from sweeper.store.artifacts import Store
 from sweeper.store.claim import claimed
+
+T = TypeVar("T")
 
 
 def prepare(sweep: Sweep, context: Context, *, need_data: bool = True) -> Job:
@@ -83,26 +86,36 @@ def execute(job: Job, walker: Walker, watcher: Watcher) -> Counter[str]:
     """
     sweep, store = job.plan.sweep, job.store
     with claimed(store, sweep.name, job.context.run):
+        job.context = replace(job.context, number=store.begin(sweep.name))
         store.save_sweep(sweep.name, as_file(sweep))
         store.save_plan(sweep.name, _outline(job))
-        for key in list(job.adopted):
-            try:
-                row = store.meta("defend", key)["row"]
-            except DamagedError:
-                job.adopted.discard(key)
-            else:
-                cells.adopt(store, job.plan.cells[key], sweep.name, row)
+        _enter(job)
         walk = Walk(job.plan.cells, job.todo, matrix.shape_of)
-        statuses = store.statuses(sweep.name)
-        for cell in job.plan.inapplicable:
-            if statuses.get(cell.key) not in rows.FINISHED:
-                store.write_row(_inapplicable(cell, job))
         ending = Ending(job, walk, watcher)
         try:
             walker(job, walk, ending, watcher)
         finally:
+            ending.enter()
             store.compact(sweep.name)
     return ending.counts
+
+
+def _enter(job: Job) -> None:
+    """Write the rows that no cell has to run for: adopted ones, and those that do not apply."""
+    store, name = job.store, job.plan.sweep.name
+    for keys in _groups(sorted(job.adopted)):
+        found = store.abouts("defend", keys)
+        job.adopted -= set(keys) - set(found)
+        cell_of = job.plan.cells
+        store.write_rows(name, [cells.adopted(cell_of[k], name, found[k]["row"]) for k in found])
+    statuses = store.statuses(name)
+    left = [c for c in job.plan.inapplicable if statuses.get(c.key) not in rows.FINISHED]
+    for group in _groups(left):
+        store.write_rows(name, [_inapplicable(cell, job) for cell in group])
+
+
+def _groups(items: Sequence[T]) -> Iterator[Sequence[T]]:
+    return (items[start : start + ROWS] for start in range(0, len(items), ROWS))
 
 
 def as_file(sweep: Sweep) -> str:

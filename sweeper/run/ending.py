@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from sweeper.core import text
@@ -17,6 +16,8 @@ from sweeper.run.tries import AGAIN, WHOLE, Health, Loss, Tries
 from sweeper.run.walk import REBUILDS, Walk
 from sweeper.run.work import Result
 
+ROWS = 2000
+"""Rows the driver writes as one file; so many that it was told of are in its memory, at most."""
 AWAY = 60.0
 """Seconds the driver waits for a store that is away."""
 
@@ -48,9 +49,12 @@ class Ending:
         """Of all cells; who knows of several machines says which there are."""
         self.counts: Counter[str] = Counter()
         self._left = set(walk.todo)
+        self._told: list[Mapping[str, Any]] = []
 
     def __call__(self, key: str, result: Result, node: str = "") -> None:
         """Take what came of cell `key`, and where it ran."""
+        if row := result.pop("row", None):
+            self._told.append(row)
         if result["status"] == "parents":
             self._wait(key, result)
             return
@@ -102,17 +106,28 @@ class Ending:
         self.give_up(key, {"status": status, "error": error, "seconds": None})
 
     def _end(self, key: str, result: Result) -> None:
-        cell = self.walk.cells[key]
+        cell, lost = self.walk.cells[key], []
         blocked = self.walk.complete(key, result["status"])
         self._count(cell, result)
+        if len(self._told) >= ROWS:
+            self.enter()
         for child, failed in blocked:
             cause = text.last_line(result["error"]) or "it does not say why"
             words = " ".join(str(value) for value in failed.axes.values())
             error = f"{failed.kind} cell {failed.key} ({words}) {result['status']}: {cause}"
             if child.kind == "defend":
-                row = self._row(child, "blocked", error)
-                _patiently(functools.partial(self.job.store.write_row, row))
+                lost.append(self._row(child, "blocked", error))
             self._count(child, {"status": "blocked", "error": error, "seconds": None})
+        if lost:
+            _patiently(lambda: self.job.store.write_rows(self.job.plan.sweep.name, lost))
+
+    def enter(self) -> None:
+        """Write the rows that were told since the last time: one file, so their parts are not read.
+
+        The parts are there in case this process ends before it does.
+        """
+        told, self._told = self._told, []
+        _patiently(lambda: self.job.store.write_rows(self.job.plan.sweep.name, told))
 
     def _count(self, cell: Cell, result: Result) -> None:
         """Count a cell once; what was made again had ended before."""

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from sweeper.core import text
-from sweeper.core.errors import DivergedError, MachineError, SweepError
+from sweeper.core.errors import DivergedError, MachineError, StoreError, SweepError
 
 
 class Interrupted(KeyboardInterrupt):
@@ -47,7 +47,7 @@ def of_the_machine() -> Iterator[None]:
     """
     try:
         yield
-    except (MachineError, MemoryError, torch.OutOfMemoryError):
+    except (MachineError, StoreError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
         said = str(error) if isinstance(error, SweepError) else f"{type(error).__name__}: {error}"

@@ -84,6 +84,8 @@ class Context:
     """Name of the sweep rows belong to."""
     run: str = ""
     """Identifies this call of `sweeper run`: what failed in it is not tried again in it."""
+    number: int | None = None
+    """Of the run among those of its sweep in this store: newer rows have a greater one."""
     data: str | None = None
     """Folder of the data sets."""
     code: str | None = None
@@ -394,6 +396,5 @@ def opened(entry: str, context: Context) -> data.Dataset:
 @functools.lru_cache(maxsize=4)
 def _dataset(entry: str, root: str | None, cache: str | None) -> data.Dataset:
     """An immutable input, kept by the process between cells."""
-    return data.open_dataset(
-        json.loads(entry), Path(root) if root else None, Path(cache) if cache else None
-    )
+    places = (Path(place) if place else None for place in (root, cache))
+    return data.open_dataset(json.loads(entry), *places)

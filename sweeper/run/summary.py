@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -78,6 +78,8 @@ def ended(
         console.print(f"{left} cells are left; the same command runs them.")
         counts["left"] = left
     lost, states = _without_backdoor(job, console), job.unfinished()
+    for line in _left_out(job):
+        console.print(line, soft_wrap=True)
     if tell:
         told = {"cells": counts, "unfinished": states, **bill.sums(), "no_backdoor": lost}
         tell({"event": "end", **told})
@@ -86,6 +88,20 @@ def ended(
         console.print(f"unfinished rows: {count} of {job.row_count} ({', '.join(words)})")
         counts = {**counts, "unfinished": count}
     return counts
+
+
+def _left_out(job: Job) -> Iterator[str]:
+    """Sentences on files of the store that are damaged, or not the sweeper's."""
+    if aside := job.store.aside:
+        yield (
+            "these files of the store were damaged and are now in its folder damaged/; what they "
+            f"held is run again: {_listed(sorted(aside))}"
+        )
+    if foreign := job.store.foreign:
+        yield (
+            "these files among the rows are not the sweeper's and were left alone: "
+            f"{_listed(sorted(foreign))}"
+        )
 
 
 def _without_backdoor(job: Job, console: Console) -> list[dict[str, Any]]:

@@ -29,10 +29,11 @@ UNWATCHED = "ran in the sweeper's own process"
 """Seen of a defense that does not ship and had no child."""
 Result = dict[str, Any]
 """The driver is told: status, error, seconds, acc, asr; of a victim also how many images its
-training saw, each as often as it did.
+training saw, each as often as it did; of a defense its row, so that the driver need not read it.
 
 A cell ends ok, failed, diverged or in a timeout. What ends no cell: oom (no memory), machine (not
-the method's fault), parents (`lost`: keys of ancestors whose artifacts are not there)."""
+the method's fault; `passing`: it may pass), parents (`lost`: keys of ancestors whose artifacts are
+not there)."""
 Write = Callable[[list[str]], Result]
 """Writes what a cell made, given what it left behind in its process."""
 
@@ -179,7 +180,7 @@ class Work(Material):
             self.store.put("defend", self.cell.key, {}, {"row": row})
             self.store.write_row(row)
             shown = {name: row.get(name) for name in ("acc", "asr")}
-            return {"status": "ok", "error": "", "seconds": made.seconds, **shown}
+            return {"status": "ok", "error": "", "seconds": made.seconds, **shown, "row": row}
 
         return write
 

@@ -11,13 +11,14 @@ file is found when it is read, named and set aside.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pyarrow.fs import FileSelector
+from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
@@ -25,7 +26,7 @@ from torch import Tensor
 from sweeper.store.fresh import Fresh
 from sweeper.store.ledger import CHECKPOINT
 
-_DAMAGE = (FileNotFoundError, ValueError, KeyError, TypeError)
+_DAMAGE = (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError, SafetensorError)
 """What reading an artifact raises where it is not what was written."""
 
 
@@ -82,8 +83,7 @@ class Store(Fresh):
         """Remove the checkpoint of a training."""
         folder = self._artifact(CHECKPOINT, key)
         self._delete(f"{folder}/manifest.json")  # without it there is none, whatever stops this
-        with contextlib.suppress(FileNotFoundError):
-            self._fs.delete_dir(folder)
+        self._delete_folder(folder, [info.path for info in self._list(folder)], whole=True)
 
     def get(self, kind: str, key: str) -> Artifact:
         """Read an artifact and verify it.
@@ -120,33 +120,49 @@ class Store(Fresh):
 
     def about(self, kind: str, key: str) -> Mapping[str, Any] | None:
         """An artifact's JSON; None where there is no artifact, or none that is whole."""
+        folder = self._artifact(kind, key)
         try:
-            return self.meta(kind, key) if self.has(kind, key) else None
-        except DamagedError:
+            meta: Mapping[str, Any] = self._manifest(folder)["meta"]
+            return meta
+        except FileNotFoundError:
             return None
+        except _DAMAGE as error:
+            self._damaged(kind, key, error)
+            return None
+
+    def abouts(self, kind: str, keys: Sequence[str]) -> dict[str, Mapping[str, Any]]:
+        """Key -> what `about` says, of those artifacts that are whole; asked several at a time."""
+        found = zip(keys, self._each(functools.partial(self.about, kind), keys), strict=True)
+        return {key: meta for key, meta in found if meta is not None}
 
     def recent(self, kind: str, count: int) -> dict[str, Mapping[str, Any]]:
         """Key -> JSON of the newest artifacts of a kind; what cannot be read is left out."""
-        selector = FileSelector(f"artifacts/{kind}", allow_not_found=True, recursive=True)
-        files = [f for f in self._fs.get_file_info(selector) if f.base_name == "manifest.json"]
-        metas = {}
-        for info in sorted(files, key=lambda f: f.mtime)[-count:]:
-            with contextlib.suppress(*_DAMAGE):
-                folder = info.path.rpartition("/")[0]
-                metas[folder.rpartition("/")[2]] = self._manifest(folder)["meta"]
-        return metas
+        found = self._list(f"artifacts/{kind}", recursive=True)
+        files = [info for info in found if info.base_name == "manifest.json"]
+        newest = sorted(files, key=lambda info: info.mtime)[-count:]
+        folders = [info.path.rpartition("/")[0] for info in newest]
+        metas = zip(folders, self._each(self._look, folders), strict=True)
+        return {folder.rpartition("/")[2]: meta for folder, meta in metas if meta is not None}
+
+    def _look(self, folder: str) -> Mapping[str, Any] | None:
+        """The JSON of the artifact in a folder; None where it cannot be read."""
+        with contextlib.suppress(*_DAMAGE):
+            meta: Mapping[str, Any] = self._manifest(folder)["meta"]
+            return meta
+        return None
 
     def _manifest(self, folder: str) -> dict[str, Any]:
         try:
-            manifest: dict[str, Any] = json.loads(self._read(f"{folder}/manifest.json"))
-            return {"files": dict(manifest["files"]), "meta": dict(manifest["meta"])}
-        except (ValueError, KeyError, TypeError):
-            raise ValueError("manifest.json is damaged") from None
+            manifest = json.loads(self._read(f"{folder}/manifest.json"))
+            found: dict[str, Any] = {name: manifest[name] for name in ("files", "meta")}
+            if all(isinstance(value, dict) for value in found.values()):
+                return found
+        except (ValueError, KeyError, TypeError, RecursionError):
+            pass
+        raise ValueError("manifest.json is damaged")
 
     def _damaged(self, kind: str, key: str, error: Exception) -> DamagedError:
-        folder = self._artifact(kind, key)
-        if self._exists(folder):
-            self._set_aside(folder)
+        self._set_aside(self._artifact(kind, key))
         return DamagedError(f"artifact {kind}/{key}: {error}; set aside, to be rebuilt")
 
     def has(self, kind: str, key: str) -> bool:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from sweeper.core import advice
-from sweeper.core.errors import SweepError
+from sweeper.core.errors import StoreError, SweepError
 from sweeper.store.ledger import Ledger
 
 BEAT = 5.0
@@ -49,10 +49,11 @@ def claimed(ledger: Ledger, sweep: str, run: str) -> Iterator[None]:
         if claim := ledger.claim(sweep):
             _outlive(ledger, sweep, claim)
         ledger.save_claim(sweep, {**mine, "beat": 0})
-    except OSError as error:
+    except StoreError as error:
+        cause = error.__cause__
         raise SweepError(
-            f"store: cannot write to {ledger.root}: {error.strerror or error}; name another place "
-            "with --store"
+            f"store: cannot write to {ledger.root}: {getattr(cause, 'strerror', '') or cause}; "
+            "name another place with --store"
         ) from None
     over = threading.Event()
     taken_by: list[dict[str, Any]] = []

@@ -22,7 +22,7 @@ from tabulate import tabulate
 from sweeper.core.errors import SweepError
 from sweeper.plan.source import NAME
 from sweeper.store.fresh import Fresh
-from sweeper.store.ledger import KEY
+from sweeper.store.rowfiles import KEY
 
 KINDS = {
     "train": "victims",

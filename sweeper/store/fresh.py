@@ -9,30 +9,17 @@ run that has one of them ends the move before it does anything else.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Iterator, Mapping
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.fs as pafs
-import pyarrow.parquet as pq
 
 from sweeper.plan.source import NAME
-from sweeper.store.ledger import (
-    _BROKEN,
-    _MANY,
-    _NONE,
-    _PART,
-    CHECKPOINT,
-    Ledger,
-    _aged,
-    _merged,
-    _once,
-    _table,
-)
+from sweeper.store import rowfiles
+from sweeper.store.ledger import CHECKPOINT, Ledger
+from sweeper.store.sweeps import PLAN
 
 Cells = Mapping[str, Collection[str]]
 """Kind -> keys."""
@@ -46,7 +33,7 @@ class Fresh(Ledger):
     def replacing(self) -> dict[str, Cells]:
         """What is being moved away, or was when a process stopped: run -> its cells."""
         files = [f.base_name for f in self._list("replaced") if f.base_name.endswith(".json")]
-        found = {name: self._json(f"replaced/{name}") for name in files}
+        found = {name: self._json(f"replaced/{name}", {}) for name in files}
         return {name.removesuffix(".json"): cells for name, cells in found.items() if cells}
 
     def replace(self, run: str, cells: Cells) -> None:
@@ -78,74 +65,38 @@ class Fresh(Ledger):
             self._away(f"samples/{key}.parquet", place)
         self._delete(intent)
 
-    def columns(
-        self, sweep: str, names: Sequence[str], parts: int | None = None
-    ) -> dict[str, dict[str, Any]]:
-        """Key -> these columns of its row; null where an older row lacks one.
-
-        Args:
-            sweep: Its name.
-            names: Columns.
-            parts: How many rows not yet compacted are read at most, the oldest; default: all.
-        """
-        wanted, tables = [*dict.fromkeys(["key", "status", *names])], [_NONE]
-        files = self._files_of(sweep)
-        single = sorted((f for f in files if _PART.fullmatch(f.base_name)), key=lambda f: f.mtime)
-        left_out = {f.path for f in single[parts:]} if parts is not None else set()
-        for info in files:
-            if info.path not in left_out:
-                with contextlib.suppress(FileNotFoundError):  # compacted meanwhile
-                    content = self._read(info.path)
-                    with contextlib.suppress(*_BROKEN):
-                        tables.append(_aged(_table(content, wanted), info.base_name))
-        found = {row["key"]: row for row in _once(_merged(tables)).to_pylist()}
-        return {key: {name: row.get(name) for name in wanted} for key, row in found.items()}
-
     def holders(self, cells: Cells) -> list[str]:
         """Sweeps whose last matrix has one of these cells, or whose rows are of one."""
         keys = {key for group in cells.values() for key in group}
         found = []
         for sweep in self._sweeps():
-            outline = self._json(f"{self._sweep(sweep)}/plan.json") or {}
+            outline = self._json(f"{self._sweep(sweep)}/plan.json", PLAN) or {}
             known = {*outline.get("cells", ()), *outline.get("above", ())}
-            if not keys.isdisjoint(known) or not keys.isdisjoint(self.columns(sweep, ["key"])):
+            if not keys.isdisjoint(known) or not keys.isdisjoint(self.statuses(sweep)):
                 found.append(sweep)
         return found
 
     def _sweeps(self) -> Iterator[str]:
         return (name for name in self.sweeps() if NAME.fullmatch(name))
 
-    def _files_of(self, sweep: str) -> list[pafs.FileInfo]:
-        """Files of rows, those that count more last."""
-        files = [f for f in self._list(self._results(sweep)) if f.base_name.endswith(".parquet")]
-        return sorted(files, key=lambda f: (not f.base_name.startswith("compact-"), f.base_name))
-
     def _away(self, path: str, place: str) -> None:
         self._move(path, f"{place}/{path.replace('/', '-')}-{time.time_ns()}")
 
     def _rows_away(self, sweep: str, keys: set[str], place: str) -> None:
-        """Move rows of these cells; a compacted file is written anew under its own name."""
+        """Move rows of these cells; a file of several rows is written anew under its own name."""
         wanted = pa.array(sorted(keys), pa.string())
-        for info in self._files_of(sweep):
-            part = _PART.fullmatch(info.base_name)
-            if part and part[1] in keys:
-                self._away(info.path, place)
-            if part:
+        for file in self._files(sweep):
+            if file.key:
+                if file.key in keys:
+                    self._away(file.path, place)
                 continue
-            content = self._read(info.path)
-            try:
-                table = _table(content)
-            except (pa.ArrowException, ValueError):
-                continue  # damaged: who reads rows sets it aside
-            ours = pc.is_in(table["key"], wanted)
-            if pc.any(ours).as_py():
-                name = f"{sweep}-{info.base_name.removesuffix('.parquet')}-{time.time_ns()}.parquet"
-                self._write(f"{place}/{name}", _bytes(table.filter(ours)))
-                self._write(info.path, _bytes(table.filter(pc.invert(ours))))
-
-
-def _bytes(table: pa.Table) -> bytes:
-    buffer = pa.BufferOutputStream()
-    pq.write_table(table, buffer, **_MANY)
-    content: bytes = buffer.getvalue().to_pybytes()
-    return content
+            found = self._glance(None, file)
+            if found is None:
+                continue
+            table = found.drop_columns(rowfiles.AGE)
+            mine = pc.is_in(table["key"], wanted)
+            if pc.any(mine, min_count=0).as_py():
+                stem = file.path.rpartition("/")[2].removesuffix(".parquet")
+                name = f"{sweep}-{stem}-{time.time_ns()}.parquet"
+                self._write(f"{place}/{name}", rowfiles.encoded(table.filter(mine)))
+                self._write(file.path, rowfiles.encoded(table.filter(pc.invert(mine))))

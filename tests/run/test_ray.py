@@ -361,7 +361,7 @@ def test_ctrl_c_finishes_the_running_cells_and_a_second_one_stops_at_once(tmp_pa
     hangs = {"defense": "tests.support.faulty:Hangs", "as": "hangs", "marks": str(tmp_path)}
     path = sweeps.write(tmp_path, seeds=4, recipe={"epochs": 3})
     process = started(path, store)
-    wait_for(2, "*.ok.parquet", store / "sweeps/small/results", process)
+    wait_for(2, "parts-*/*.ok.parquet", store / "sweeps/small/results", process)
     os.killpg(process.pid, signal.SIGINT)
     said = process.communicate(timeout=60)[1]
     assert process.returncode == 1 and "Traceback" not in said, said
@@ -391,11 +391,11 @@ def test_driver_killed_in_mid_sweep_loses_and_repeats_nothing(cluster: str, tmp_
     store = tmp_path / "store"
     results = store / "sweeps/small/results"
     process = started(path, store)
-    wait_for(4, "*.ok.parquet", results, process)
+    wait_for(4, "parts-*/*.ok.parquet", results, process)
     process.send_signal(signal.SIGKILL)
     process.wait()
     time.sleep(3)  # a worker may still finish the cell it is at
-    rows = {p.name: p.stat().st_mtime_ns for p in results.glob("*.ok.parquet")}
+    rows = {p.name: p.stat().st_mtime_ns for p in results.glob("parts-*/*.ok.parquet")}
     victims = {p: p.stat().st_mtime_ns for p in (store / "artifacts/train").glob("*/manifest.json")}
     assert 4 <= len(rows) < 16, "the driver must die in mid-sweep for this test to say anything"
     before = sweeps.frame(store)

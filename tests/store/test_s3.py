@@ -14,14 +14,13 @@ import pyarrow.fs as pafs
 import pytest
 import torch
 
-from sweeper.core.errors import SweepError
+from sweeper.core.errors import StoreError, SweepError
 from sweeper.store.artifacts import DamagedError, Store
 from sweeper.store.claim import claimed
 from sweeper.store.contents import Contents
 from sweeper.store.garbage import Garbage
 from sweeper.store.ledger import Ledger
 from tests.support import s3, sweeps
-from tests.support.full_disk import Breaking
 
 pytest.importorskip("moto", reason="pip install 'moto[s3,server]'")
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
@@ -57,15 +56,19 @@ def test_artifacts_and_rows(uri: str) -> None:
     row = {"sweep": "study", "status": "ok", "started_at": "2026"}
     for number in range(3):
         store.write_row({**row, "key": f"{number:020x}", "acc": number / 3})
+    store.begin("study")
     store.write_row({**row, "key": f"{0:020x}", "status": "failed"})
     store.write_row({**row, "key": f"{3:020x}", "status": "failed"})
     before = store.statuses("study")
     assert sorted(before.values()) == ["failed", "ok", "ok", "ok"], "a late failure takes no row"
     store.compact("study")
     assert store.statuses("study") == before and store.sweeps() == ["study"]
+    store.compact("study")
+    assert store.statuses("study") == before
     assert len([name for name in objects(store.root) if "/results/" in name]) == 1
-    store.save_claim("study", {"run": "one"})
-    assert store.claim("study") == {"run": "one"} and store.activity("study") is not None
+    claim = {"run": "one", "who": "ada", "pid": 7, "since": "noon"}
+    store.save_claim("study", claim)
+    assert store.claim("study") == claim and store.activity("study") is not None
     store.drop_claim("study")
     assert store.claim("study") is None
 
@@ -96,13 +99,79 @@ def test_a_checkpoint_replaces_the_one_before_and_goes(uri: str) -> None:
         assert not store.has("checkpoint", KEY) and not objects(store.root)
 
 
-def test_nothing_half_written_stays(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = Store(below(uri, "half"))
-    for allowed in (0, 1):
-        with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
-            patch.setattr(store, "_fs", Breaking(store._fs, allowed))
-            store.put("train", KEY, TENSORS, {})
-        assert not store.has("train", KEY) and len(objects(store.root)) == allowed
+def test_a_refused_write_leaves_what_was_there(uri: str) -> None:
+    """The cleaning up after it deleted the good object that was to be replaced."""
+    store = Store(below(uri, "refused"))
+    store.put("train", KEY, TENSORS, {"try": 1})
+    store.save_plan("study", {"cells": {}})
+    before = objects(store.root)
+    s3.behave(uri, refuse="PUT")
+    try:
+        for again in range(2):
+            with pytest.raises(StoreError, match=r"\(store s3://bucket/refused"):
+                store.put("train", KEY, {"model": {"weight": torch.zeros(3)}}, {"try": 2})
+            with pytest.raises(StoreError):
+                store.save_plan("study", {"cells": {KEY: {}}})
+            with pytest.raises(StoreError):
+                store.write_row({"sweep": "study", "key": KEY, "status": "ok"})
+            assert objects(store.root) == before, again
+    finally:
+        s3.behave(uri)
+    assert store.meta("train", KEY) == {"try": 1} and store.plan("study") == {"cells": {}}
+    assert (store.get("train", KEY).tensors["model"]["weight"] == torch.arange(10.0)).all()
+
+
+def rows_of(uri: str, folder: str, count: int) -> Store:
+    """A store in whose first run so many cells ended."""
+    store = Store(below(uri, folder), 1)
+    for number in range(count):
+        store.write_row({"sweep": "study", "key": f"{number:020x}", "status": "ok", "acc": 0.5})
+    return store
+
+
+def test_requests_are_few_and_under_way_together(uri: str) -> None:
+    s3.seen(uri)
+    store = rows_of(uri, "counted", 100)
+    kinds = [word.partition(" ")[0] for word in s3.seen(uri).requests]
+    assert kinds.count("PUT") == 100 and len(kinds) <= 102, "each row is one, opening two"
+    s3.behave(uri, seconds=0.05)
+    try:
+        assert len(store.tables("study")[0]) == 100
+        saw = s3.seen(uri)
+        assert len(saw.requests) <= 2 * 100 + 2 and 8 < saw.most <= 60
+        store.compact("study")
+        assert len(s3.seen(uri).requests) <= 2 * 100 + 10
+    finally:
+        s3.behave(uri)
+    assert len(store.tables("study")[0]) == 100
+    assert len(s3.seen(uri).requests) <= 5, "what was compacted is not read again"
+    store.begin("study")
+    store.compact("study")
+    saw = s3.seen(uri)
+    assert len(saw.requests) <= 15 and any("POST" in word for word in saw.requests), "in bulk"
+    assert len([name for name in objects(store.root) if name.endswith(".parquet")]) == 1
+    cell = Store(store.root)
+    s3.seen(uri)
+    assert cell.about("defend", KEY) is None and cell.failure("study", KEY) is None
+    assert not cell.has("train", KEY)
+    assert len(s3.seen(uri).requests) == 3, "opened once a process, and one for each question"
+
+
+def test_what_comes_after_a_compaction_is_kept(uri: str) -> None:
+    """A node that was given up answers late; and the user keeps a file among the parts."""
+    store = rows_of(uri, "late", 3)
+    store.compact("study")
+    late = Store(store.root, 1)
+    late.write_row({"sweep": "study", "key": KEY, "status": "ok", "acc": 0.25})
+    late._write("sweeps/study/results/parts-1/mine.parquet", b"a table of the user")
+    for _ in range(3):
+        store.begin("study")
+        store.compact("study")
+        (table,) = store.tables("study")
+        assert len(table) == 4 and KEY in table["key"].to_pylist()
+    left = [name for name in objects(store.root) if name.endswith(".parquet")]
+    assert len(left) == 2 and "sweeps/study/results/parts-1/mine.parquet" in left
+    assert store.foreign == {"sweeps/study/results/parts-1/mine.parquet"}
 
 
 def test_what_nothing_needs_is_told_and_freed(uri: str) -> None:

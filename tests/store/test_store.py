@@ -271,14 +271,19 @@ def test_any_text_can_be_stored(store: Store) -> None:
     assert all((Path(store.root) / name).stat().st_size < 60_000 for name in files(store))
 
 
-def test_another_state_replaces_a_row(store: Store) -> None:
-    for status in ("blocked", "failed", "timeout", "diverged", "ok"):
+def test_a_row_of_a_later_run_replaces_one_that_did_not_finish(store: Store) -> None:
+    for status in ("blocked", "failed", "timeout", "failed", "diverged", "ok"):
+        store.begin("study")
         store.write_row(row(status=status))
         assert store.statuses("study") == {KEY: status}
-        assert files(store) == [f"sweeps/study/results/{KEY}.{status}.parquet"]
-    for status in ("failed", "timeout", "diverged"):
+    assert len(files(store)) == 6, "nothing is deleted before a compaction"
+    for status in ("failed", "timeout"):
+        store.begin("study")
         store.write_row(row(status=status, acc=0.1))
         assert frame(store).loc[KEY, ["status", "acc"]].tolist() == ["ok", 0.5], "it came too late"
+    store.compact("study")
+    assert len(files(store)) == 1 and frame(store).loc[KEY, "acc"] == 0.5
+    assert len(list(Path(store.root, "sweeps/study/results").iterdir())) == 1
 
 
 def test_states_are_known_without_opening_a_row(
@@ -356,7 +361,7 @@ def test_rows_that_cannot_be_read_are_set_aside(store: Store) -> None:
     (folder / "compact-1.parquet").write_bytes(b"garbage")
     assert list(frame(store).index) == [KEY]
     assert store.statuses("study") == {KEY: "ok"}
-    assert len([name for name in files(store) if name.startswith("damaged/sweeps-study-")]) == 2
+    assert len([name for name in files(store) if name.startswith("damaged/sweeps-study-")]) == 3
 
 
 def test_a_row_with_a_flipped_bit_stops_nothing_and_says_nothing_else(store: Store) -> None:

@@ -84,12 +84,19 @@ def test_a_row_written_anew_counts_though_its_clock_is_behind(tmp_path: Path) ->
         assert shown(ledger)[KEYS[0]] == ("ok", acc)
 
 
-def test_the_last_unfinished_state_counts(tmp_path: Path) -> None:
+@pytest.mark.parametrize("compacted", [False, True])
+def test_the_unfinished_state_of_the_last_run_counts(tmp_path: Path, compacted: bool) -> None:
+    """Old stores have their parts in the folder itself: the first run of today's comes after."""
     ledger = Ledger(str(tmp_path))
+    ledger.write_row(row(status="blocked", acc=0.5))
     for status in (*rows.UNFINISHED, *reversed(rows.UNFINISHED)):
+        ledger.begin("study")
         ledger.write_row(row(status=status, acc=0.5))
         assert shown(ledger)[KEYS[0]][0] == status
-        assert len(os.listdir(tmp_path / "sweeps/study/results")) == 1
+        if compacted:
+            ledger.compact("study")
+            assert shown(ledger)[KEYS[0]][0] == status
+            assert len(os.listdir(tmp_path / "sweeps/study/results")) == 1
 
 
 def test_a_newer_compaction_beats_an_older_by_its_number(tmp_path: Path) -> None:
@@ -128,6 +135,10 @@ class Step:
 
     key: str = ""
     """A row is written; empty for a compaction."""
+    number: int | None = None
+    """Of the run that writes it: a node that was given up may answer in any later one."""
+    many: bool = False
+    """Whether it is written as a driver writes what it was told."""
     status: str = "ok"
     start: str = ""
     during: list[Step] = field(default_factory=list)
@@ -143,6 +154,8 @@ writes = st.builds(
     key=st.sampled_from(KEYS),
     status=st.sampled_from(STATES),
     start=st.sampled_from([EARLY, LATE, ""]),
+    number=st.sampled_from([None, 1, 2, 3]),
+    many=st.booleans(),
 )
 steps = st.recursive(
     writes,
@@ -166,15 +179,17 @@ def play(root: str, step: Step, written: dict[str, list[tuple[str, float]]]) -> 
     if step.key:
         acc = float(sum(map(len, written.values())))
         written.setdefault(step.key, []).append((step.status, acc))
-        ledger.write_row(row(step.key, step.status, step.start, acc=acc))
+        made = row(step.key, step.status, step.start, acc=acc)
+        ledger.number = step.number
+        ledger.write_rows("study", [made]) if step.many else ledger.write_row(made)
         return
     write, delete = ledger._write, ledger._delete
     between = list(step.after)
 
-    def slow_write(path: str, content: bytes) -> None:
+    def slow_write(path: str, content: bytes, **how: bool) -> None:
         for inner in step.during:
             play(root, inner, written)
-        write(path, content)
+        write(path, content, **how)
 
     def slow_delete(path: str) -> None:
         while between:

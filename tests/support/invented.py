@@ -105,7 +105,6 @@ def store(folder: Path, given: Sequence[dict[str, Any]], text: str = "name: inve
     ledger.save_sweep("invented", text)
     outline = {"order": order, "cells": {row["key"]: {} for row in given}}
     ledger.save_plan("invented", {**outline, "data": {"cifar10": "ab" * 32}})
-    for row in given:
-        ledger.write_row(row)
+    ledger.write_rows("invented", given)
     ledger.compact("invented")
     return folder

@@ -36,6 +36,9 @@ class Kept:
     def write_row(self, row: Any) -> None:
         pass
 
+    def write_rows(self, sweep: str, rows: Any) -> None:
+        pass
+
 
 @dataclass
 class Cluster:
