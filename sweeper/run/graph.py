@@ -58,23 +58,21 @@ class Cluster:
         """
         self._ask = nodes
         self._out = out
-        self._seen: tuple[list[rays.Node], int] | None = None
         self._nodes: list[rays.Node] = []
-        self._slots: dict[Need, int] = {}
+        self._without = 0
         self._looked = float("-inf")
+        self._slots: dict[Need, int] = {}
         self.given: Counter[Need] = Counter()
         """What is asked for -> by how many trials."""
 
     @property
     def nodes(self) -> list[rays.Node]:
         """Those that may get cells, as they were a moment ago."""
-        if time.monotonic() - self._looked > LOOK or (
-            self._seen and len(self._out) != self._seen[1]
-        ):
-            seen, self._looked = (self._ask(), len(self._out)), time.monotonic()
-            if seen != self._seen:
-                self._seen, self._slots = seen, {}
-                self._nodes = [node for node in seen[0] if node.id not in self._out]
+        if time.monotonic() - self._looked > LOOK or len(self._out) != self._without:
+            self._looked, self._without = time.monotonic(), len(self._out)
+            nodes = [node for node in self._ask() if node.id not in self._out]
+            if nodes != self._nodes:
+                self._nodes, self._slots = nodes, {}
         return self._nodes
 
     def slots(self, need: Need) -> int:

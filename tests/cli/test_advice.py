@@ -43,7 +43,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("SWEEPER_STORE", "SWEEPER_DATA"):  # another store may know the costs
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(calibrate, "SECONDS", 0.05)
-    monkeypatch.setattr(api, "_with_ray", lambda *_: (driver.inline, 1))
+    monkeypatch.setattr(api, "_with_ray", lambda *_: (driver.inline, lambda shape: 1))
     return folder
 
 

@@ -472,14 +472,14 @@ def test_a_row_that_somebody_else_left_unfinished_gives_exit_code_1(
     """Each cell of this call is ok to it, yet the table has a hole: the code is the table's."""
     path, store = tmp_path / "tiny.yaml", tmp_path / "store"
     path.write_text(SWEEP)
-    write = Store.write_row
+    write = Store.write_rows
 
-    def lying(store: Store, row: dict[str, object]) -> None:
-        if row["defense"] == "none":
-            write(store, row)
+    def lying(store: Store, sweep: str, rows: list[dict[str, object]]) -> None:
+        write(store, sweep, [row for row in rows if row["defense"] == "none"])
 
     with monkeypatch.context() as patch:
-        patch.setattr(Store, "write_row", lying)
+        patch.setattr(Store, "write_row", lambda store, row: lying(store, row["sweep"], [row]))
+        patch.setattr(Store, "write_rows", lying)
         words = ("run", path, "--store", store, "--executor", "inline")
         said = call(capsys, *words, *["--json"] * as_json)
     assert said.code == 1

@@ -18,15 +18,34 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import sweeps
+from tests.support import pictures, sweeps
+from tests.support.places import ROOT
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(3600),
     pytest.mark.filterwarnings("ignore"),
 ]
-FAULTS = {"driver": 3, "raylet": 3, "worker": 9, "truncated": 7, "full": 4, "unreadable": 4}
-"""How often each happens, of thirty."""
+FAULTS = {
+    "driver": 2,
+    "raylet": 3,
+    "worker": 5,
+    "starting": 5,
+    "truncated": 5,
+    "full": 3,
+    "unreadable": 3,
+    "blind": 2,
+    "clock": 2,
+}
+"""How often each happens, of thirty. starting: a worker is killed before it has a cell; blind: the
+data are away; clock: a driver and all it starts go five minutes ahead."""
+AHEAD = """
+import time
+
+now, now_ns = time.time, time.time_ns
+time.time = lambda: now() + 300
+time.time_ns = lambda: now_ns() + 300 * 10**9
+"""
 ROOM = "64m"
 """Of the store's disk; the sweep needs a few MB of it."""
 
@@ -61,6 +80,7 @@ class Chaos:
         self.counts: Counter[str] = Counter()
         self.drivers = 0
         self.seeds = 2
+        self.ahead = False
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -70,12 +90,17 @@ class Chaos:
         if self.process and self.process.returncode == 0:
             self.seeds += 1
         words = ["run", str(self.disk.parent / "small.yaml"), "--store", str(self.store)]
+        words += ["--data", str(self.disk.parent / "data")]
+        env = dict(os.environ)
+        if self.ahead:
+            env["PYTHONPATH"] = os.pathsep.join([str(self.disk.parent / "ahead"), str(ROOT)])
         with (self.disk.parent / "log").open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "sweeper", *words, "--set", f"seeds={self.seeds}"],
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
+                env=env,
             )
         self.drivers += 1
 
@@ -96,14 +121,16 @@ class Chaos:
 
     def strike(self, fault: str) -> bool:
         """Do it; False where there is nothing yet to do it to."""
-        if fault in ("driver", "raylet", "worker"):
+        if fault in ("driver", "raylet", "worker", "starting", "clock"):
             known = self.processes("ray::train-") + self.processes("ray::defend-")
+            if fault == "starting":
+                known = self.processes("ray::IDLE") + self.processes("ray::ImplicitFunc")
             if not known:  # Ray is still starting
                 return False
             if fault == "raylet":
                 known = self.processes("raylet")
-            elif fault == "driver" and self.process:
-                known = [self.process.pid]
+            elif fault in ("driver", "clock") and self.process:
+                known, self.ahead = [self.process.pid], fault == "clock"
             with contextlib.suppress(ProcessLookupError, IndexError):
                 os.kill(self.rng.choice(known), signal.SIGKILL)
         elif fault == "truncated":
@@ -120,6 +147,11 @@ class Chaos:
                     filler.flush()
             time.sleep(self.rng.uniform(0.5, 3))
             (self.disk / "filler").unlink()
+        elif fault == "blind":
+            data = self.disk.parent / "data"
+            data.rename(data.with_name("away"))
+            time.sleep(self.rng.uniform(0.5, 3))
+            data.with_name("away").rename(data)
         else:
             assert mounted(self.store, "-o", "ro")
             time.sleep(self.rng.uniform(0.5, 3))
@@ -127,7 +159,9 @@ class Chaos:
         return True
 
 
-def test_thirty_faults_lose_and_change_nothing(disk: Path, tmp_path: Path) -> None:
+def test_thirty_faults_lose_and_change_nothing(
+    disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seed = int(os.environ.get("SWEEPER_CHAOS_SEED", "0"))
     many = int(os.environ.get("SWEEPER_CHAOS_FAULTS", "30"))
     rng = random.Random(seed)
@@ -136,6 +170,14 @@ def test_thirty_faults_lose_and_change_nothing(disk: Path, tmp_path: Path) -> No
     slow = {"defense": "fine-tuning", "epochs": 40, "as": "slow"}
     defenses = ["none", {"defense": "clp"}, slow]
     small = {"defenses": defenses, "poison_rates": [0.1], "recipe": {"epochs": 4}}
+    small |= {"datasets": ["pixels"]}
+    for split, number in (("train", 300), ("test", 100)):
+        images = [pictures.picture(i, (8, 8)) for i in range(number)]
+        labels = [i % 3 for i in range(number)]
+        pictures.write_parquet(tmp_path / f"data/pixels/{split}.parquet", images, labels)
+    monkeypatch.setenv("SWEEPER_DATA", str(tmp_path / "data"))
+    (tmp_path / "ahead").mkdir()
+    (tmp_path / "ahead/sitecustomize.py").write_text(AHEAD)
     sweeps.write(tmp_path, **small)
     chaos, started = Chaos(disk, rng), time.monotonic()
     for fault in faults[:many]:

@@ -142,7 +142,7 @@ class Job:
             **settings,
         }
         self.process = subprocess.Popen(
-            ["bash", folder / "job.sh"],
+            ["env", "--default-signal=INT", "bash", folder / "job.sh"],
             env=environment,
             cwd=folder,
             stdout=subprocess.PIPE,

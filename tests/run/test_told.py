@@ -12,8 +12,9 @@ import pandas as pd
 import pytest
 
 from sweeper.core.types import Cell
-from sweeper.run import cells, driver
-from sweeper.run.driver import Ending, Job, Watcher
+from sweeper.run import cells, driver, ending
+from sweeper.run.ending import Ending, Watcher
+from sweeper.run.job import Job
 from sweeper.run.walk import Walk
 from sweeper.store.artifacts import Store
 from tests.support import sweeps
@@ -52,9 +53,8 @@ class Watched:
 
 def as_ray(job: Job, walk: Walk, ending: Ending, watcher: Watcher) -> None:
     """`inline`, but each result is sent as workers send theirs."""
-    while item := walk.next():
-        cell, last = item
-        result = cells.run(cell, walk.ancestors(cell.key), job.context, last_try=last)
+    while cell := walk.next():
+        result = cells.run(cell, walk.ancestors(cell.key), job.context)
         ending(cell.key, json.loads(json.dumps(result)))
 
 
@@ -71,7 +71,7 @@ def test_a_driver_reads_no_part_it_was_told_of(
 ) -> None:
     path = sweeps.write(tmp_path, **ONE, defenses=THREE)
     with monkeypatch.context() as patch:
-        patch.setattr(driver, "ROWS", 2)
+        patch.setattr(ending, "ROWS", 2)
         watched = Watched(patch)
         driver.execute(sweeps.prepared(path, tmp_path / "store"), as_ray, Looking())
     assert watched.parts(watched.written) == 3 and watched.parts(watched.read) == 0
