@@ -337,7 +337,7 @@ class Patient(FIFOScheduler):  # type: ignore[misc]
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
         """The process of a trial was lost: the graph will be told that it ended, not how."""
         if self._graph:
-            self._graph.lost(trial.trial_id, rays.loss(trial, tune_controller))
+            self._graph.lost(trial.trial_id, rays.loss(trial))
         self._forget(tune_controller, trial)
 
     def _forget(self, controller: Any, trial: Any) -> None:

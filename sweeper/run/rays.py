@@ -126,19 +126,14 @@ def request(cpus: float, gpus: float, avoid: Sequence[str]) -> Any:
     return tune.PlacementGroupFactory([bundle], bundle_label_selector=[elsewhere])
 
 
-def loss(trial: Any, controller: Any) -> Loss:
-    """How a trial's process was lost, from what Ray says of it.
-
-    Args:
-        trial: Tune's trial that has just failed.
-        controller: Tune's, while it handles that.
-    """
+def loss(trial: Any) -> Loss:
+    """How the process of a trial that has just failed was lost, from what Ray says of it."""
     said = ""
     with contextlib.suppress(OSError, TypeError):
         said = Path(trial.error_file).read_text(encoding="utf-8", errors="replace")
     words = " ".join(said.rpartition("Failure #")[2].split())
     kind = next((kind for kind, sign in _SIGNS if re.search(sign, words)), "machine")
-    node, pid = _place(trial, controller)
+    node, pid = _place(words)
     detail = _detail(words)
     if kind == "process" and node and pid:
         detail = f"{last_words(node, pid)} ({detail})"
@@ -163,12 +158,11 @@ def _detail(words: str) -> str:
     return words[:300] or "Ray does not say how"
 
 
-def _place(trial: Any, controller: Any) -> tuple[str, int]:
-    """The id of the node where a trial's actor was, and its process; empty, 0 if not known."""
+def _place(words: str) -> tuple[str, int]:
+    """The id of the node where an actor was, and its process; empty, 0 where it is not known."""
     with contextlib.suppress(Exception):
-        tracked = controller._trial_to_actor[trial]
-        actor = controller._actor_manager._live_actors_to_ray_actors_resources[tracked][0]
-        known = state.actors(actor._actor_id.hex())
+        (actor,) = re.findall(r"actor_id: ([0-9a-f]+)", words)
+        known = state.actors(actor)
         return str(known["Address"]["NodeID"]), int(known["Pid"])
     return "", 0
 

@@ -29,7 +29,7 @@ def test_how_a_process_was_lost_is_read_from_what_ray_says(kind: str, tmp_path: 
 
     said = tmp_path / "error.txt"
     said.write_text(f"Failure # 1 (occurred at noon)\nActorDiedError: {SIGNS[kind]}\n")
-    loss = rays.loss(SimpleNamespace(error_file=str(said)), None)
+    loss = rays.loss(SimpleNamespace(error_file=str(said)))
     assert loss.kind == kind and loss.words and not loss.node
 
 
