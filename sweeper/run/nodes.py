@@ -80,15 +80,22 @@ def problems(said: Answer) -> list[str]:
 
 
 def table(answers: Mapping[str, Answer], names: Mapping[str, str]) -> str:
-    """What nodes said, those that said the same in one line."""
+    """What nodes said: those that said the same in one line, and what all said above the table."""
     alike: dict[tuple[tuple[str, str], ...], list[str]] = defaultdict(list)
     for node, said in answers.items():
         alike[tuple(said.items())].append(names.get(node, node[:8]))
+    groups = [(dict(items), nodes) for items, nodes in alike.items()]
+    first = groups[0][0]
+    shared = {what for what in first if all(said.get(what) == first[what] for said, _ in groups)}
+    agreed = ", ".join(f"{what} {text}" for what, text in first.items() if what in shared and text)
     lines = []
-    for items, nodes in alike.items():
+    for said, nodes in groups if len(groups) > 1 else ():
         more = [f"{len(nodes) - _NAMES} more"] if len(nodes) > _NAMES else []
-        lines.append({"node": ", ".join([*nodes[:_NAMES], *more]), **dict(items)})
-    return tabulate(lines, headers="keys", maxcolwidths=[40] * len(lines[0]))
+        other = {what: text for what, text in said.items() if what not in shared}
+        lines.append({"node": ", ".join([*nodes[:_NAMES], *more]), **other})
+    told = f"{len(answers)} nodes, all with {agreed}" if agreed else f"{len(answers)} nodes"
+    widths = [28] * max(map(len, lines), default=0)
+    return "\n".join([told, *([tabulate(lines, "keys", maxcolwidths=widths)] if lines else [])])
 
 
 def refuse(precisions: Mapping[str, str]) -> None:

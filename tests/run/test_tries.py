@@ -131,3 +131,21 @@ def test_every_cell_ends_whatever_happens(data: st.DataObject) -> None:
             return
         assert set(found.health.there()) - found.of("k").avoid, "somewhere it can run"
     raise AssertionError("it was tried for ever")
+
+
+def test_what_nodes_say_is_one_table_of_what_differs() -> None:
+    from sweeper.run import nodes
+
+    well = {"data": "ok", "device": "cuda", "precision": "bf16", "store": "ok"}
+    names = {node: f"host-{node}" for node in "abcdefg"}
+    assert nodes.table(dict.fromkeys("abc", well), names) == (
+        "3 nodes, all with data ok, device cuda, precision bf16, store ok"
+    )
+    blind = {**well, "data": "! no Parquet file in /data"}
+    said = {**dict.fromkeys("abcdef", well), "g": blind}
+    first, head, _, *lines = nodes.table(said, names).splitlines()
+    assert first == "7 nodes, all with device cuda, precision bf16, store ok"
+    assert head.split() == ["node", "data"] and max(map(len, lines)) < 80
+    told = " ".join(" ".join(lines).split())
+    assert "3 more" in told and "no Parquet file in" in told
+    assert nodes.problems(blind) == ["data: no Parquet file in /data"] and not nodes.problems(well)
