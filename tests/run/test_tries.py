@@ -147,5 +147,5 @@ def test_what_nodes_say_is_one_table_of_what_differs() -> None:
     assert first == "7 nodes, all with device cuda, precision bf16, store ok"
     assert head.split() == ["node", "data"] and max(map(len, lines)) < 80
     told = " ".join(" ".join(lines).split())
-    assert "3 more" in told and "no Parquet file in" in told
+    assert "host-a, host-b, host-c, 3" in told and "! no Parquet file in /data" in told
     assert nodes.problems(blind) == ["data: no Parquet file in /data"] and not nodes.problems(well)
