@@ -118,26 +118,24 @@ def run(
     graph = Graph(job, walk, ending, watcher, listener, bool, nodes=lambda: list(nodes))
     now, running, waiting, left = 0.0, [], [], chain
     while True:
-        while (left or not chain) and (len(waiting) < 8):
-            config = graph.suggest(str(found.trials))
-            if not isinstance(config, dict):
-                break
-            waiting.append((str(found.trials), config))
-            found.trials, left = found.trials + 1, left - 1
-        for trial, config in list(waiting):
-            if node := cluster.place(config):
-                waiting.remove((trial, config))
-                graph.began(trial)
-                keys = json.loads(config["cells"])["run"]
-                took = [seconds(cells[key]) for key in keys]
-                entry = (
-                    now + sum(took),
-                    int(trial),
-                    node,
-                    config,
-                    list(zip(keys, took, strict=True)),
-                )
-                heapq.heappush(running, entry)
+        going = True
+        while going:
+            going = False
+            while (left or not chain) and len(waiting) < 8:
+                config = graph.suggest(str(found.trials))
+                if not isinstance(config, dict):
+                    break
+                waiting.append((str(found.trials), config))
+                found.trials, left = found.trials + 1, left - 1
+            for trial, config in list(waiting):
+                if node := cluster.place(config):
+                    going = True
+                    waiting.remove((trial, config))
+                    graph.began(trial)
+                    keys = json.loads(config["cells"])["run"]
+                    ran = [(key, seconds(cells[key])) for key in keys]
+                    end = now + sum(took for _, took in ran)
+                    heapq.heappush(running, (end, int(trial), node, config, ran))
         if not running:
             if chain and not waiting and not left and not walk.finished:
                 left = chain
