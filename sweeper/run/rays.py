@@ -25,6 +25,8 @@ if "ray" not in sys.modules:  # ray reads it at its import; later, server and cl
     os.environ.setdefault("RAY_AUTH_MODE", "token")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+# Ray's start waits for workers it starts ahead, for ever where one is lost; ours are none of them.
+os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
 os.environ.setdefault("TUNE_PRINT_ALL_TRIAL_ERRORS", "0")  # how a cell ended is ours to say
 
 import ray
