@@ -107,9 +107,10 @@ def grows() -> bool:
     with contextlib.suppress(Exception):  # the head is away
         if head().internal_kv_get(b"__autoscaler_v2_enabled", None, timeout=2) == b"1":
             return True
-        said = json.loads(head().internal_kv_get(b"__autoscaling_status", None, timeout=2) or "{}")
-        types = said.get("autoscaler_report", {}).get("active_nodes") or {}
-        return not all(re.fullmatch(r"node_[0-9a-f]+", kind) for kind in types)
+        said = head().internal_kv_get(b"__autoscaling_status", None, timeout=2)
+        if said:  # a cluster that cannot grow calls each node's type after the node
+            types = json.loads(said).get("autoscaler_report", {}).get("active_nodes") or {}
+            return not types or not all(re.fullmatch(r"node_[0-9a-f]+", kind) for kind in types)
     return True
 
 

@@ -56,7 +56,8 @@ def connect(
     for shape in shapes:
         cpus, gpus, there = shape.cpus, shape.gpus, nodes()
         fits = any(node.holds(cpus, gpus) for node in there)
-        if fits or not there or (address and grows()):
+        only_heads = not any(node.cpus for node in there)  # whose workers come with the cells
+        if fits or only_heads or (address and grows()):
             continue
         most = max(there, key=lambda node: (node.gpus, node.cpus) if gpus else (node.cpus, 0))
         raise SweepError(

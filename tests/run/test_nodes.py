@@ -21,6 +21,7 @@ import ray
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
 
 from sweeper.run import driver
+from sweeper.run.tries import Health
 from tests.support import sweeps
 from tests.support.places import ROOT
 
@@ -187,22 +188,29 @@ def test_nodes_that_would_compute_differently_are_refused(
     from ray.cluster_utils import Cluster
 
     from sweeper.core.errors import SweepError
-    from sweeper.run import nodes, start
+    from sweeper.run import nodes, rays, start
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     try:
         cluster.add_node(num_cpus=1)
         start.connect(cluster.address)
-        found = nodes.ask("cpu")
-        assert len(found) == 2 and len(set(found.values())) == 1
         job = sweeps.prepared(sweep(tmp_path), tmp_path / "store")
-        nodes.require_alike(job)
+        with job.store.probed(job.context.run):
+            found = nodes.ask(job)
+        assert len(found) == 2 and not any(map(nodes.problems, found.values()))
+        there = {node.id: node.name for node in rays.nodes()}
+        told: list[str] = []
+        nodes.look(job, Health(lambda: there), told.append)
+        assert told[0].startswith("2 nodes, all with data ok, device cpu, precision ")
         one, other = found
-        monkeypatch.setattr(nodes, "ask", lambda device: {one: "bf16", other: "fp32"})
+        answers = {one: {**found[one], "precision": "bf16"}, other: found[other]}
+        answers[other] = {**found[other], "precision": "fp32"}
+        monkeypatch.setattr(nodes, "ask", lambda job: answers)
         with pytest.raises(SweepError, match=r"auto is bf16 on .* and fp32 on .*precision=fp32"):
-            nodes.require_alike(job)
+            nodes.look(job, Health(lambda: there), told.append)
         said = {**sweeps.SMALL, "recipe": {"epochs": 1, "precision": "fp32"}}
-        nodes.require_alike(sweeps.prepared(sweeps.write(tmp_path, **said), tmp_path / "store"))
+        fixed = sweeps.prepared(sweeps.write(tmp_path, **said), tmp_path / "store")
+        nodes.look(fixed, Health(lambda: there), told.append)
     finally:
         ray.shutdown()
         cluster.shutdown()
