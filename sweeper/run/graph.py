@@ -213,9 +213,9 @@ class Graph(Searcher):  # type: ignore[misc]
 
     def _avoid(self, cell: Cell) -> list[str]:
         """Nodes a cell is kept from, unless there are no others."""
-        avoid = self._tries.of(cell.key).avoid | self._tries.health.out
-        there = {node.id for node in self.cluster.nodes}
-        return sorted(avoid) if there - avoid else []
+        avoid, need = self._tries.of(cell.key).avoid | self._tries.health.out, self._need(cell)
+        able = {node.id for node in self.cluster.nodes if node.holds(need.cpus, need.gpus)}
+        return sorted(avoid) if able - avoid else []
 
     # Devices for one cell
 

@@ -66,16 +66,23 @@ def walk_with_tune(
             "SWEEPER_SHARED_STORE=1)"
         )
     watcher = ending.watcher = Meter(job, watcher)
-    health = Health(lambda: {node.id: node.name for node in rays.nodes()}, watcher.told)
+    health = Health(lambda: _able(job), watcher.told)
     ending.tries = Tries(health)
     if elsewhere:
         nodes.look(job, health, watcher.told)
     with gentle_interrupt() as stopped, Listener(job.context.run, live).listening() as listener:
-        while not (walk.finished or stopped()):
-            before = len(walk.status)
+        if not walk.finished:
             _tune(job, Graph(job, walk, ending, watcher, listener, stopped, ahead))
-            if len(walk.status) == before:
-                return
+
+
+def _able(job: Job) -> dict[str, str]:
+    """Id -> name of the nodes with room for a cell; a head that runs none is not among them."""
+    shapes = job.plan.sweep.resources.shapes
+    return {
+        node.id: node.name
+        for node in rays.nodes()
+        if any(node.holds(shape.cpus, shape.gpus) for shape in shapes)
+    }
 
 
 def _tune(job: Job, graph: Graph) -> None:

@@ -84,13 +84,12 @@ class Health:
         out = self.out.union(avoid)
         return {node: name for node, name in self._nodes().items() if node not in out}
 
-    def take_out(self, node: str, why: str) -> bool:
-        """Take a node out, unless it is the last; whether it is out now."""
+    def take_out(self, node: str, why: str) -> None:
+        """Take a node out, unless it is the last."""
         name = self.there().get(node)
         if name and self.there([node]):
             self.out.add(node)
             self._tell(f"node {name} is left out of this run: {why}")
-        return node in self.out
 
     def fault(self, node: str, why: str) -> None:
         """A machine was not right."""

@@ -21,6 +21,7 @@ from tabulate import tabulate
 
 from sweeper.core.errors import SweepError
 from sweeper.plan.source import NAME
+from sweeper.store.files import PROBES
 from sweeper.store.fresh import Fresh
 from sweeper.store.rowfiles import KEY
 
@@ -45,6 +46,7 @@ _ROWS = rf"(?:{KEY.pattern}\.[a-z_]+|(?:compact|rows)-[\w-]+)\.parquet"
 _ARTIFACT = r"(?:manifest\.json|[\w-]+-[0-9a-f]{12}\.safetensors)"
 _PATTERNS = (
     (LEFT, rf"(?P<thing>(?:{_SWEEP}/)?(?:.*/)?{_PART_NAME})"),
+    (LEFT, rf"(?P<thing>{PROBES}/[^/]+)"),
     *(
         (what, rf"(?P<thing>artifacts/(?P<kind>{kind})/{_KEY})/{_ARTIFACT}")
         for kind, what in KINDS.items()

@@ -18,7 +18,6 @@ import functools
 import uuid
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,8 +46,6 @@ from sweeper.store.fresh import ABOVE
 
 DAY_NS = 24 * 3600 * 10**9
 """How long what nothing needs stays all the same."""
-AT_ONCE = 16
-"""Manifests that are read at once: each is a request."""
 MADE_GOOD = "failures made good", "checkpoints of what is trained"
 """What no more comes of: it goes at once."""
 
@@ -165,9 +162,8 @@ class Garbage(Contents):
                     owners.setdefault(key, set()).add("")  # a move under way: no sweep's alone
         below = [t for t in there.values() if t.kind in ("stage", "measure")]
         below = [thing for thing in below if thing.key not in owners]
-        with ThreadPoolExecutor(AT_ONCE) as readers:
-            for thing, victim in zip(below, readers.map(self._parent, below), strict=True):
-                owners[thing.key] = owners.get(victim, set())
+        for thing, victim in zip(below, self._each(self._parent, below), strict=True):
+            owners[thing.key] = owners.get(victim, set())
         return owners
 
     def _parent(self, thing: Thing) -> str:
@@ -197,12 +193,11 @@ class Garbage(Contents):
 
     def _drop(self, folder: str) -> None:
         """Delete a folder that holds no file."""
-        inside = self._fs.get_file_info(
-            pafs.FileSelector(folder, allow_not_found=True, recursive=True)
-        )
-        if not any(info.is_file for info in inside):
-            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-                self._fs.delete_dir(folder)
+        selector = pafs.FileSelector(folder, allow_not_found=True, recursive=True)
+        with contextlib.suppress(FileNotFoundError), self._at_work():
+            if not any(info.is_file for info in self._fs.get_file_info(selector)):
+                with contextlib.suppress(NotADirectoryError):
+                    self._fs.delete_dir(folder)
 
 
 @dataclass(frozen=True)

@@ -167,3 +167,16 @@ def test_a_victim_lost_by_many_is_made_once() -> None:
 
 def test_a_sweep_of_any_length_is_one_tuner() -> None:
     assert not hasattr(graphs, "CHAIN")
+
+
+def test_a_head_that_runs_no_cell_is_no_other_node() -> None:
+    tries: dict[str, int] = defaultdict(int)
+
+    def outcome(cell: Cell, config: dict[str, Any], node: str) -> dict[str, Any]:
+        tries[cell.key] += 1
+        if cell.key == "t0" and tries["t0"] == 1:
+            return {"status": "machine", "error": "the store is away", "seconds": 0.0}
+        return simulated.well(cell, config, node)
+
+    ran = simulated.run(wide(2, 2), cpus(0, 2), lambda cell: 1.0, outcome)
+    assert set(ran.status.values()) == {"ok"} and len(ran.status) == 6, "it waited for the head"
