@@ -6,7 +6,6 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,19 +14,12 @@ import pytest
 import ray
 
 from sweeper.run import driver, nodes, start
-from tests.support import pictures, sweeps
-from tests.support.places import ROOT
+from tests.support import one_machine, pictures, sweeps
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 
-@pytest.fixture(autouse=True)
-def shared(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """All nodes are this machine, so a folder is a shared store; no Ray is left behind."""
-    monkeypatch.setenv("SWEEPER_SHARED_STORE", "1")
-    monkeypatch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
-    yield
-    ray.shutdown()
+shared = pytest.fixture(autouse=True)(one_machine.shared)
 
 
 def run(path: Path, store: Path, watcher: Any = None) -> tuple[dict[str, int], sweeps.Silent]:

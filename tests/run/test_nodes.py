@@ -22,19 +22,12 @@ from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE
 
 from sweeper.run import driver
 from sweeper.run.tries import Health
-from tests.support import sweeps
-from tests.support.places import ROOT
+from tests.support import one_machine, sweeps
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 
-@pytest.fixture(autouse=True)
-def shared(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """All nodes are this machine, so a folder is a shared store; no Ray is left behind."""
-    monkeypatch.setenv("SWEEPER_SHARED_STORE", "1")
-    monkeypatch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
-    yield
-    ray.shutdown()
+shared = pytest.fixture(autouse=True)(one_machine.shared)
 
 
 class Striking(sweeps.Silent):
