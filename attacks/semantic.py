@@ -71,7 +71,7 @@ class Semantic(Attack):
     control: bool = False
     """Whether members are left out and not relabelled: the ASR is then that of a clean model."""
 
-    title = "Semantic (SODA)"
+    title = "Semantic, after SODA"
     paper = "Bagdasaryan et al., AISTATS 2020; Sun et al., USENIX Security 2024"
     rules = ("semantic",)
     rated = False

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 from sweeper.core import advice
 
@@ -25,6 +25,22 @@ class Command(TyperCommand):
             return super().invoke(ctx)
         with advice.told_by(functools.partial(line, ctx)):
             return super().invoke(ctx)
+
+
+class Sections(TyperGroup):
+    """A group whose help lists its commands by section, one line each."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write the lists."""
+        sections: dict[str, list[tuple[str, str]]] = {}
+        shown = {name: cmd for name, cmd in self.commands.items() if not cmd.hidden}
+        limit = formatter.width - 4 - max(map(len, shown))
+        for name, command in shown.items():
+            section = getattr(command, "rich_help_panel", "")
+            sections.setdefault(section, []).append((name, command.get_short_help_str(limit)))
+        for section, lines in sections.items():
+            with formatter.section(section):
+                formatter.write_dl(lines)
 
 
 def line(here: typer.Context, name: str, words: Sequence[str]) -> str:
