@@ -212,13 +212,25 @@ class Sweep:
             counts = dict(driver.execute(job, walker, bill))
         return summary.ended(job, counts, bill, console, tell)
 
-    def results(self, *, store: str | Path | None = None) -> pd.DataFrame:
-        """The rows of the sweep's present matrix, one a defense cell; rates in [0, 1].
+    def results(
+        self, *, store: str | Path | None = None, data: str | Path | None = None
+    ) -> pd.DataFrame:
+        """The rows of this sweep's matrix, one a defense cell that was run; rates in [0, 1].
+
+        Args:
+            store: Where they are kept; default SWEEPER_STORE, or `STORE`.
+            data: Folder of the data sets, which a sweep that is not as it was run may need; default
+                SWEEPER_DATA.
 
         Raises:
-            SweepError: The sweep has not been run into this store.
+            SweepError: The sweep has not been run into this store, or is not as it was run and its
+                data are not known.
         """
-        return rows(self.declared.name, store)[0]
+        from sweeper.run import present
+        from sweeper.store.ledger import Ledger
+
+        given = str(data) if data else None
+        return present.of(self.declared, Ledger(place(store)), given).frame
 
 
 def _require_executor(executor: str) -> None:
@@ -269,19 +281,6 @@ def _with_ray(job: Job, address: str | None, console: Console) -> tuple[Walker, 
     live = console.is_terminal and not console.quiet
     walker = functools.partial(schedule.walk_with_tune, ahead=ahead, live=live)
     return walker, room
-
-
-def rows(sweep: str, store: str | Path | None = None) -> tuple[pd.DataFrame, dict[str, list[str]]]:
-    """Return the rows of the sweep of this name, and the order of its labels; needs no torch.
-
-    Raises:
-        SweepError: The sweep has not been run into this store.
-    """
-    from sweeper.store import ledger
-    from sweeper.tables import results
-
-    tables, order = ledger.load(place(store), sweep)
-    return results.frame(tables), order
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sweeper.core import advice
 from sweeper.core.errors import SweepError
 from sweeper.core.uris import keyless
+
+if TYPE_CHECKING:
+    from sweeper.run.present import Present
 
 
 def specs(incomplete: str) -> list[str]:
@@ -66,10 +70,50 @@ SetOption = Annotated[
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
-        help="Over the file, e.g. seeds=1, recipe.epochs=2 or scale=small; may be repeated.",
+        help="Over the file, e.g. seeds=1 or scale=small; repeatable.",
+    ),
+]
+WhereOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--where",
+        metavar="AXIS=VALUE",
+        help="Only these rows; of one axis, any of its values.",
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+
+
+def selected(
+    spec: str,
+    store: str,
+    data: str | None,
+    overrides: list[str] | None,
+    where: list[str] | None,
+    *,
+    quiet: bool = False,
+) -> Present:
+    """The matrix of a sweep as its file stands, of which --where leaves a part.
+
+    It says on standard error how much of it was never run, unless `quiet`.
+
+    Raises:
+        SweepError: See `sweeper.run.present`, or one of `where` has no `=`.
+    """
+    from sweeper.api import place
+    from sweeper.run import present
+
+    conditions: dict[str, list[str]] = {}
+    for option in where or []:
+        axis, equals, value = option.partition("=")
+        if not equals:
+            raise SweepError(f"--where {option}: write AXIS=VALUE, such as attack=badnets")
+        conditions.setdefault(axis.strip(), []).append(value.strip())
+    found = present.read(spec, place(store), overrides or [], data)
+    if found.unrun and not (quiet or found.frame.empty):  # else an error says it
+        cells = f"{found.unrun:,} cells were" if found.unrun > 1 else "1 cell was"
+        typer.echo(f"{cells} never run: {advice.command('run')}", err=True)
+    return found.where(conditions)
 
 
 def pairs(flag: str, given: list[str] | None) -> dict[str, Any]:

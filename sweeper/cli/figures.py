@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from sweeper.api import STORE, Sweep, place, rows
+from sweeper.api import STORE, Sweep, place
 from sweeper.cli.arguments import (
     DataOption,
     SetOption,
     Spec,
     StoreOption,
+    WhereOption,
     methods,
     pairs,
     say,
+    selected,
     words,
 )
 from sweeper.core.outputs import written
-from sweeper.plan import source, view
 
 
 def show(
@@ -110,11 +110,10 @@ def plot(
     spec: Spec,
     out: Annotated[Path, typer.Option(help="File to write: .pdf, .svg or .png.")],
     metric: Annotated[str, typer.Option(help="asr, acc, acc_loss, ra, der, ...")] = "asr",
-    where: Annotated[
-        list[str] | None,
-        typer.Option(metavar="AXIS=VALUE", help="Only these rows; may be repeated."),
-    ] = None,
+    where: WhereOption = None,
     store: StoreOption = STORE,
+    data: DataOption = None,
+    overrides: SetOption = None,
 ) -> None:
     """Draw a figure: rate curves, trade-off, bars, average ranks.
 
@@ -122,15 +121,12 @@ def plot(
     """
     from sweeper.tables import plots, points, results
 
-    frame, order = rows(source.name_of(spec), store)
-    selection: dict[str, list[Any]] = defaultdict(list)
-    for text in where or []:
-        for axis, value in pairs("--where", [text]).items():
-            selection[axis].append(value)
-    layout = view.of(source.read(spec))
+    found = selected(spec, store, data, overrides, where)
+    results.require(found.frame)
+    layout = found.layout
     plotted = points.points(
-        results.select(frame, **selection),
-        order,
+        found.frame,
+        found.order,
         untaken=layout.untaken,
         max_acc_loss=layout.max_acc_loss,
     )
@@ -147,6 +143,7 @@ def report(
     store: StoreOption = STORE,
     data: DataOption = None,
     overrides: SetOption = None,
+    where: WhereOption = None,
 ) -> None:
     """Write a sweep's results as one HTML page.
 
@@ -155,10 +152,10 @@ def report(
     from sweeper.store import ledger
     from sweeper.tables import report as pages
 
-    name = source.name_of(spec)
-    frame, order = rows(name, store)
+    found = selected(spec, store, data, overrides, where)
+    name, frame, order, layout = found.name, found.frame, found.order, found.layout
     kept = ledger.Ledger(place(store))
-    digests = (kept.plan(name) or {}).get("data")
+    digests = found.outline.get("data")
     shown: list[tuple[str, bytes]] = []
     if pictures:
         from sweeper.analyses import show
@@ -166,7 +163,6 @@ def report(
         sweep = Sweep.from_yaml(spec, overrides or [])
         shown = list(show.gallery(sweep.declared, sweep.context(store, data)))
     text = kept.sweep_text(name)
-    layout = view.of(source.read(spec))
     page = pages.build(
         frame,
         name,

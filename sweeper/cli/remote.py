@@ -10,7 +10,15 @@ from typing import Annotated
 import typer
 
 from sweeper.api import STORE, place
-from sweeper.cli.arguments import DataOption, JsonOption, SetOption, Spec, StoreOption
+from sweeper.cli.arguments import (
+    DataOption,
+    JsonOption,
+    SetOption,
+    Spec,
+    StoreOption,
+    WhereOption,
+    selected,
+)
 
 clusters = typer.Typer(
     help="What a cluster is started or watched with.", no_args_is_help=True, rich_markup_mode=None
@@ -43,16 +51,28 @@ def submit(
     typer.echo(f"`{follow}` shows what it says", err=True)
 
 
-def status(spec: Spec, store: StoreOption = STORE, as_json: JsonOption = False) -> None:
+def status(
+    spec: Spec,
+    store: StoreOption = STORE,
+    data: DataOption = None,
+    overrides: SetOption = None,
+    where: WhereOption = None,
+    as_json: JsonOption = False,
+) -> None:
     """Say how far a sweep is, from its store alone.
+
+    With --where only cells that have a row count, none of those above them.
 
     Example: sweeper status quickstart --json
     """
-    from sweeper.plan import source
     from sweeper.store import ledger
     from sweeper.store import status as states
 
-    progress = states.status(ledger.Ledger(place(store)), source.name_of(spec))
+    found = selected(spec, store, data, overrides, where, quiet=True)
+    known = None  # the listings of the store are quicker than its rows
+    if where or found.changed:
+        known = dict(zip(found.frame["key"], found.frame["status"], strict=True))
+    progress = states.status(ledger.Ledger(place(store)), found.name, found.outline, known)
     typer.echo(json.dumps(progress) if as_json else states.text(progress))
 
 

@@ -17,6 +17,7 @@ from sweeper.cli.arguments import (
     Spec,
     StoreOption,
     say,
+    selected,
     words,
 )
 from sweeper.core import advice
@@ -63,7 +64,8 @@ def run(
     code = int("unfinished" in counts)
     if as_json:
         raise typer.Exit(code)
-    typer.echo(tables.text_of(sweep.declared.name, store, "", sweep.declared.table))
+    built = tables.built_of(selected(spec, store, data, overrides, None), "")
+    typer.echo(tables.text_of(built, ""))
     if code:
         typer.echo(f"{advice.command('run')} tries them again{_one(sweep, store)}", err=True)
         raise typer.Exit(code)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -11,7 +12,38 @@ from sweeper.core.errors import SweepError
 from sweeper.core.types import Facts
 from sweeper.data import splits
 from sweeper.engine.recipes import Recipe
-from sweeper.plan.sweep import Entry
+from sweeper.plan.sweep import Entry, Sweep
+
+
+def each(
+    sweep: Sweep,
+    root: Path | None,
+    cache: Path | None,
+    *,
+    need_data: bool,
+    kept: Mapping[str, Facts] | None = None,
+) -> dict[str, Facts]:
+    """What is known of the data sets of a sweep, by label.
+
+    Args:
+        sweep: The sweep.
+        root: Folder of the data sets; None: see `sweeper.data.open_dataset`.
+        cache: Folder of decoded copies; likewise.
+        need_data: Whether a data set that is not here is an error, or left unresolved.
+        kept: What is known already: these are not opened.
+
+    Raises:
+        SweepError: Data that are here cannot be read, or that are needed are not here.
+    """
+    facts = dict(kept or {})
+    for entry in sweep.datasets:
+        if entry.label in facts:
+            continue
+        if need_data or at_hand(entry, root, cache):
+            facts[entry.label] = of(entry, sweep.reserve, root, cache)
+        else:
+            facts[entry.label] = unresolved(entry)
+    return facts
 
 
 def of(entry: Entry, reserve: float, root: Path | None, cache: Path | None) -> Facts:

@@ -68,22 +68,43 @@ def read(spec: str) -> Source:
         raise SweepError(f"{spec}: cannot be read: {error.strerror or error}") from None
     except UnicodeDecodeError as error:
         raise SweepError(f"{spec}: not UTF-8 at byte {error.start}: save it as UTF-8") from None
-    made = document.parse(text, spec, lines=True)
+    return of(text, spec)
+
+
+def of(text: str, path: str) -> Source:
+    """Read the text of a sweep file.
+
+    Args:
+        text: The YAML.
+        path: What errors call it.
+
+    Raises:
+        SweepError: It is no YAML mapping.
+    """
+    made = document.parse(text, path, lines=True)
     if not isinstance(made.values, dict):
         raise SweepError(
-            f"{spec}: is no sweep file: write keys with values, such as `name: mine`, "
+            f"{path}: is no sweep file: write keys with values, such as `name: mine`, "
             "`datasets: [digits]`, `attacks: [badnets]`"
         )
-    return Source(spec, made.values, made)
+    return Source(path, made.values, made)
 
 
 def name_of(spec: str) -> str:
     """Return the name of a sweep without validating the rest; needs no torch."""
-    source = read(spec)
-    name = source.values.get("name")
+    return name_in(read(spec))
+
+
+def name_in(file: Source) -> str:
+    """Return the name a sweep file gives; for the rest see `name_of`.
+
+    Raises:
+        SweepError: It gives none that can name a sweep.
+    """
+    name = file.values.get("name")
     if not isinstance(name, str) or not NAME.fullmatch(name):
         raise SweepError(
-            f"{spec}:{source.line(('name',))}: name: needs letters, digits, dots, underscores and "
-            f"hyphens, not {name!r}"
+            f"{file.path}:{file.line(('name',))}: name: needs letters, digits, dots, underscores "
+            f"and hyphens, not {name!r}"
         )
     return name

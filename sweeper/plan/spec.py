@@ -12,7 +12,6 @@ from pydantic import BaseModel, ValidationError
 from sweeper.core import options
 from sweeper.core.errors import SweepError, unknown
 from sweeper.plan import document, source
-from sweeper.plan.check import check
 from sweeper.plan.document import Loc
 from sweeper.plan.source import Source
 from sweeper.plan.sweep import Problem, Resources, Shape, Sweep, entry_fields
@@ -31,19 +30,46 @@ def load(spec: str, overrides: Sequence[str] = ()) -> Sweep:
     Raises:
         SweepError: Every mistake of the file, one line each.
     """
-    file = source.read(spec)
-    values = dict(file.values)
-    scales = values.pop("scales", {})
-    problems = _check_scales(scales)
-    origin: dict[Loc, str] = {}
-    for override in overrides if not problems else ():
-        _apply(override, values, scales, origin)
+    return loaded(source.read(spec), overrides)
+
+
+def loaded(file: Source, overrides: Sequence[str] = ()) -> Sweep:
+    """Validate a sweep file that was read; for the rest see `load`."""
+    values, origin, problems = _stated(file, overrides)
     sweep, value_problems = _validate(values)
     problems += value_problems
     if sweep is not None and not problems:
         return sweep
     sentences = {_sentence(file, origin, loc, text) for loc, text in problems}
     raise SweepError("\n".join(text for _, text in sorted(sentences)))
+
+
+def form(file: Source, overrides: Sequence[str] = ()) -> Sweep | None:
+    """What a sweep file states, its form alone validated; None where that is wrong.
+
+    No method is asked, so it waits for torch only where `all` methods are named.
+
+    Raises:
+        SweepError: One of `overrides` cannot be applied.
+    """
+    values, _, problems = _stated(file, overrides)
+    try:
+        return None if problems else Sweep.model_validate(values)
+    except ValidationError:
+        return None
+
+
+def _stated(
+    file: Source, overrides: Sequence[str]
+) -> tuple[dict[str, Any], dict[Loc, str], list[Problem]]:
+    """The values of a file after --set, which of them came from it, and what its scales lack."""
+    values = dict(file.values)
+    scales = values.pop("scales", {})
+    problems = _check_scales(scales)
+    origin: dict[Loc, str] = {}
+    for override in overrides if not problems else ():
+        _apply(override, values, scales, origin)
+    return values, origin, problems
 
 
 def parse(values: Mapping[str, Any]) -> Sweep:
@@ -135,6 +161,8 @@ def _pick(override: str, key: str, values: dict[str, Any], value: Any) -> Any:
 
 def _validate(values: Mapping[str, Any]) -> tuple[Sweep | None, list[Problem]]:
     """Validate the form, then what only the methods know of those parts whose form is right."""
+    from sweeper.plan.check import check  # waits for torch
+
     try:
         sweep = Sweep.model_validate(values)
         return sweep, check(sweep)

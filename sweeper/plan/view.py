@@ -28,6 +28,9 @@ class View(BaseModel):
     """Metrics in each group of columns."""
     labels: dict[str, dict[str, str]] = {}
     """Axis -> label of the sweep -> what the table writes; the order is the table's too."""
+    titles: bool = True
+    """Whether an attack or a defense without a label reads as in papers: BadNets for `badnets`, FT
+    for `fine-tuning`. One that you named with `as:` stays, and so does the file's word in CSV."""
     average: bool = False
     """Whether a last line averages over the attacks."""
     untaken: bool = False
@@ -37,6 +40,8 @@ class View(BaseModel):
     """How far ACC may fall below that of the victim for a defense to win in ASR, RA or DER."""
     caption: str = ""
     """The first words of the caption."""
+    starred: bool = False
+    """Whether LaTeX sets it across both columns of a page, as `table*`."""
 
     @field_validator("rows", "cols", "values", "labels")
     @classmethod

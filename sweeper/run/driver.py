@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import yaml
 
 from sweeper.core import rows
-from sweeper.core.types import Cell, Facts
+from sweeper.core.types import Cell
 from sweeper.plan import known, matrix
 from sweeper.plan.sweep import Sweep
 from sweeper.run import cells, record
@@ -24,6 +24,7 @@ from sweeper.run.ending import ROWS, Ending, Watcher
 from sweeper.run.faults import Interrupted
 from sweeper.run.job import Job, carried
 from sweeper.run.material import Context, Progress
+from sweeper.run.present import outline
 from sweeper.run.walk import Walk
 from sweeper.store.artifacts import Store
 from sweeper.store.claim import claimed
@@ -44,15 +45,9 @@ def prepare(sweep: Sweep, context: Context, *, need_data: bool = True) -> Job:
         SweepError: Data that are here cannot be read, or data, models and budgets do not fit
             together.
     """
-    facts: dict[str, Facts] = {}
     root = Path(context.data) if context.data else None
     cache = Path(context.cache) if context.cache else None
-    for entry in sweep.datasets:
-        if need_data or known.at_hand(entry, root, cache):
-            facts[entry.label] = known.of(entry, sweep.reserve, root, cache)
-        else:
-            facts[entry.label] = known.unresolved(entry)
-    plan = matrix.expand(sweep, facts)
+    plan = matrix.expand(sweep, known.each(sweep, root, cache, need_data=need_data))
     store = Store(context.store)
     statuses = store.statuses(sweep.name)
     stored = {kind: store.keys(kind) for kind in matrix.KINDS}
@@ -88,7 +83,7 @@ def execute(job: Job, walker: Walker, watcher: Watcher) -> Counter[str]:
     with claimed(store, sweep.name, job.context.run):
         job.context = replace(job.context, number=store.begin(sweep.name))
         store.save_sweep(sweep.name, as_file(sweep))
-        store.save_plan(sweep.name, _outline(job))
+        store.save_plan(sweep.name, outline(job.plan))
         _enter(job)
         walk = Walk(job.plan.cells, job.todo, matrix.shape_of)
         ending = Ending(job, walk, watcher)
@@ -142,21 +137,6 @@ Walker = Callable[[Job, Walk, Ending, Watcher], None]
 def _inapplicable(cell: Cell, job: Job) -> dict[str, Any]:
     victim = cell.local["victim_cell"]
     return record.blank_row(cell, victim, job.plan.sweep.name, "not_applicable", cell.reason)
-
-
-def _outline(job: Job) -> dict[str, Any]:
-    """What tables, reports and `sweeper status` must know of the matrix."""
-    sweep = job.plan.sweep
-    every = [*job.plan.cells.values(), *job.plan.inapplicable]
-    return {
-        "order": {
-            axis: [entry.label for entry in getattr(sweep, f"{axis}s")]
-            for axis in ("dataset", "model", "attack", "defense")
-        },
-        "cells": {c.key: dict(c.axes) for c in every if c.kind == "defend"},
-        "data": {c.axes["dataset"]: c.params["data"] for c in every if c.kind == "train"},
-        "above": {c.key: c.kind for c in every if c.kind != "defend"},
-    }
 
 
 def inline(job: Job, walk: Walk, ending: Ending, watcher: Watcher) -> None:

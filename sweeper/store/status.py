@@ -1,13 +1,14 @@
 """How far a sweep is, from the store alone: any machine may ask, while it runs or after. No torch.
 
 What is done is what the store holds: artifacts with a manifest, rows in a finished state. What is
-to be done is the plan the last `sweeper run` left there.
+to be done is the plan the last `sweeper run` left there, or the one the file has now.
 """
 
 from __future__ import annotations
 
 import datetime
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 from tabulate import tabulate
@@ -19,8 +20,19 @@ from sweeper.store.ledger import Ledger
 STATES = ("done", "failed", "left")
 
 
-def status(ledger: Ledger, sweep: str) -> dict[str, Any]:
+def status(
+    ledger: Ledger,
+    sweep: str,
+    plan: Mapping[str, Any] | None = None,
+    states: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
     """Count the cells of a sweep.
+
+    Args:
+        ledger: The store.
+        sweep: The sweep's name.
+        plan: Its matrix; default: the one the last `sweeper run` left.
+        states: Key -> status of its rows; default: as the store's listings say.
 
     Returns:
         sweep; cells: kind -> done, failed, left; rows: state -> count; total, done, failed, left;
@@ -29,8 +41,8 @@ def status(ledger: Ledger, sweep: str) -> dict[str, Any]:
     Raises:
         SweepError: The sweep has not been run into this store.
     """
-    plan = ledger.plan(sweep)
-    states = ledger.statuses(sweep)
+    plan = ledger.plan(sweep) if plan is None else plan
+    states = ledger.statuses(sweep) if states is None else states
     row_states = {key: states.get(key, "left") for key in plan["cells"]}
     cells = {"defend": Counter(map(_state, row_states.values()))}
     keys_by_kind: dict[str, set[str]] = {}

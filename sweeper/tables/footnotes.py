@@ -8,7 +8,7 @@ from itertools import count
 from string import ascii_lowercase
 
 from sweeper.tables.fair import TRIGGERED, UNTAKEN, reaching
-from sweeper.tables.layout import PLAIN, STATES, Entry, Table, head, threat
+from sweeper.tables.layout import PLAIN, STATES, Entry, Table, head, label, threat
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,12 @@ def footnotes(table: Table, style: Style) -> list[str]:
                 "(95 % intervals: paired t over seeds, Wilson for one seed)" + _condition(table)
             )
         )
-    signs = [(state, text) for state, text in STATES.items() if state in states]
+    told = STATES if table.ours else {"missing": "nothing published"}
+    signs = [(state, text) for state, text in told.items() if state in states]
     if any(entry.outside for entry in entries):
         signs.append(("outside", "off by more than 2 points and the seeds' spread"))
     if any(entry.partial for entry in entries):
-        signs.append(("partial", "without the seeds that did not end well"))
+        signs.append(("partial", "without the seeds that are not run yet or did not end well"))
     if any(entry.untaken for entry in entries):
         signs.append(("untaken", UNTAKEN + _untaken(table, entries)))
     if table.oracles:
@@ -53,14 +54,16 @@ def footnotes(table: Table, style: Style) -> list[str]:
             ("oracle", "chosen with test data or told of the attack; not a fair comparison")
         )
     if table.reached:
-        signs.append(("reached", reaching(table.reached)))
+        called = {label(table, "defense", name): what for name, what in table.reached.items()}
+        signs.append(("reached", reaching(called)))
     lines += [f"{style.signs[sign]}: {style.escape(text)}." for sign, text in signs]
     lines += [style.escape(note) for note in table.notes]
     if table.devices:
         lines.append(style.escape(f"Seconds and memory on: {'; '.join(table.devices)}."))
     lines += [style.escape(text) for text in _comparison(table)]
     if table.sees:
-        lines.append("Sees: " + style.escape("; ".join(threat(*pair) for pair in table.sees)) + ".")
+        said = (threat(label(table, "defense", defense), sees) for defense, sees in table.sees)
+        lines.append("Sees: " + style.escape("; ".join(said)) + ".")
     return lines
 
 
@@ -108,8 +111,8 @@ def _comparison(table: Table) -> list[str]:
         lines.append(f"Measured: {'; '.join(f'[{mark}] {text}' for mark, text in named)}.")
     if table.measured_settings:
         lines.append(f"Measured at another setting: {'; '.join(table.measured_settings)}.")
-    if not kinds:
-        return []
+    if not kinds or not table.ours:
+        return lines
     less = "ours minus published" if table.sources else "ours minus measured"
     if len(kinds) > 1:
         less += " (or measured, where nothing is published)"

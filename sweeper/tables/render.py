@@ -151,31 +151,49 @@ def _csv(table: Table) -> str:
 
 
 def _latex(table: Table) -> str:
-    """Return a `table` environment for each part of the columns that fits a page; see `WIDTH`."""
-    wide = len(table.row_axes)
+    """Return a `table` environment for each part of the columns that fits a page; see `WIDTH`.
+
+    A bare table is its `tabular` alone, in one part, to be set into an environment of one's own.
+    """
+    if table.bare:
+        lines = [r"% needs \usepackage{booktabs}", *_tabular(table, 0, len(table.columns))]
+        return "\n".join(lines) + "\n"
     parts = _parts(table)
+    kind = "table*" if table.starred else "table"
     lines = [r"% needs \usepackage{booktabs,graphicx}"]
     for place, (start, end) in enumerate(parts, 1):
-        part = replace(table, columns=table.columns[start:end])
         several = f" ({place} of {len(parts)})" * (len(parts) > 1)
-        body = []
-        for line in table.lines:
-            texts = line_texts(table, line, _LATEX)
-            kept = [*texts[:wide], *texts[wide + start : wide + end]]
-            body.append(" & ".join(kept) + r" \\")
+        mark = table.tex_label and table.tex_label + f"-{place}" * (place > 1)
         notes = footnotes(table, _LATEX) if place == len(parts) else []
+        *body, _ = _tabular(table, start, end)
         lines += [
-            r"\begin{table}",
+            rf"\begin{{{kind}}}",
             r"\centering",
             rf"\caption{{{_LATEX.escape(caption(table) + several)}}}",
+            *[rf"\label{{{mark}}}"] * bool(mark),
             r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
-            rf"\begin{{tabular}}{{{'l' * wide}{'r' * len(part.columns)}}}",
-            *(r"\toprule", *_latex_head(part), r"\midrule", *body, r"\bottomrule"),
+            *body,
             r"\end{tabular}}",
             *(rf"\par\smallskip{{\footnotesize {note}\par}}" for note in notes),
-            r"\end{table}",
+            rf"\end{{{kind}}}",
         ]
     return "\n".join(lines) + "\n"
+
+
+def _tabular(table: Table, start: int, end: int) -> list[str]:
+    """Return the lines of a `tabular` of the columns from `start` to `end`."""
+    wide = len(table.row_axes)
+    part = replace(table, columns=table.columns[start:end])
+    body = []
+    for line in table.lines:
+        texts = line_texts(table, line, _LATEX)
+        kept = [*texts[:wide], *texts[wide + start : wide + end]]
+        body.append(" & ".join(kept) + r" \\")
+    return [
+        rf"\begin{{tabular}}{{{'l' * wide}{'r' * len(part.columns)}}}",
+        *(r"\toprule", *_latex_head(part), r"\midrule", *body, r"\bottomrule"),
+        r"\end{tabular}",
+    ]
 
 
 def _latex_head(table: Table) -> list[str]:
@@ -248,7 +266,7 @@ def _entry(table: Table, column: Column, e: Entry, style: Style) -> str:
         if found:
             marks = "".join(map(mark, sorted(found.sources)))
             parts.append(f"{scale * found.value:.{digits}f} [{marks}]")
-    parts.append(text)
+    parts += [text] * table.ours
     if e.state == "ok":
         parts.append(f"{round(scale * (e.mean - first.value), 1) + 0.0:+.1f}")  # never -0.0
     return " / ".join(parts) + (signs["outside"] if e.outside else "")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,15 @@ SETTINGS = (
     "recipe"
 ).split()
 """What can differ under one label: becomes an axis where two rows would else share a seed."""
+
+NAMED = (
+    *AXES,
+    *(
+        "status kind task attack_name defense_name rule sees device device_kind dtype torch "
+        "victim_device victim victim_dtype sweep key"
+    ).split(),
+)
+"""The columns that rows can be chosen by."""
 
 _NUMBERS = ("poison_rate", "clean_budget", "target", "seed")
 
@@ -68,6 +77,50 @@ def one_each(data: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     return data[~again | data.index.isin(kept)].reset_index(drop=True)
 
 
+def declared(
+    data: pd.DataFrame, sweep: str, cells: Mapping[str, Mapping[str, Any]]
+) -> pd.DataFrame:
+    """Return the rows as those of one sweep, each cell once, under the labels its file has now.
+
+    Args:
+        data: From `frame`; rows of other sweeps may be among them.
+        sweep: Its name.
+        cells: Key -> axes as the sweep has them; an axis that is not there stays as it is.
+    """
+    data = one_each(data.assign(sweep=sweep), ["key"])
+    for axis in AXES:
+        now = data["key"].map({key: axes[axis] for key, axes in cells.items() if axis in axes})
+        data[axis] = now.astype(data[axis].dtype).fillna(data[axis])
+    return data.sort_values([*AXES, "key"], kind="stable", ignore_index=True)
+
+
+def completed(data: pd.DataFrame, sweep: str, outline: Mapping[str, Any]) -> pd.DataFrame:
+    """Return `data` with a row for each cell it lacks: of status `missing`, or not_applicable.
+
+    Args:
+        data: From `declared`; not empty, else nothing is added.
+        sweep: Its name.
+        outline: The matrix, as `sweeper.run.present.outline` says it.
+    """
+    have, no = set(data["key"]), set(outline.get("inapplicable", ()))
+    tasks = {label: fact["task"] for label, fact in outline.get("facts", {}).items()}
+    lacking = [
+        {
+            **axes,
+            "sweep": sweep,
+            "key": key,
+            "status": "not_applicable" if key in no else "missing",
+            "task": tasks.get(axes["dataset"]),
+        }
+        for key, axes in outline["cells"].items()
+        if key not in have and axes
+    ]
+    if data.empty or not lacking:
+        return data
+    added = pd.DataFrame(lacking)
+    return pd.concat([data, added.astype(data.dtypes[added.columns])], ignore_index=True)
+
+
 def require(data: pd.DataFrame) -> None:
     """Do nothing if there is at least one row.
 
@@ -79,23 +132,23 @@ def require(data: pd.DataFrame) -> None:
 
 
 def select(data: pd.DataFrame, **filters: Any) -> pd.DataFrame:
-    """Return the rows whose axes have the values asked for.
+    """Return the rows that have the values asked for.
 
     Args:
         data: What `frame` returned.
-        **filters: Axis -> a value or several; numbers may be given as text. A filter on
-            `clean_budget` also keeps the defenses that see no clean data (budget 0): they belong
-            beside every budget.
+        **filters: Axis, or another column of `NAMED`, -> a value or several; numbers may be given
+            as text, also in percent. A filter on `clean_budget` also keeps the defenses that see no
+            clean data (budget 0): they belong beside every budget.
 
     Raises:
-        SweepError: No rows at all, an unknown axis, a value that occurs nowhere, or values that
+        SweepError: No rows at all, an unknown column, a value that occurs nowhere, or values that
             never occur together.
     """
     require(data)
     mask = pd.Series(True, index=data.index)
     for axis, values in filters.items():
-        if axis not in AXES:
-            raise SweepError(f"--where: {unknown('axis', axis, AXES)}")
+        if axis not in NAMED:
+            raise SweepError(f"--where: {unknown('axis', axis, NAMED)}")
         several = isinstance(values, Iterable) and not isinstance(values, str)
         labels = [_value(data, axis, item) for item in (values if several else [values])]
         matches = data[axis].isin(labels)
@@ -184,7 +237,8 @@ def by_task(frame: pd.DataFrame, datasets: Sequence[str] = ()) -> list[pd.DataFr
 
     Of several tasks' rows, those of attacks that none of a task's data sets can have are left out.
     """
-    task = frame["task"].fillna("image")
+    told = frame.groupby("dataset")["task"].transform("first")  # rows not run yet do not say
+    task = frame["task"].fillna(told).fillna("image")
     order = {name: place for place, name in enumerate(datasets)}
     first = frame["dataset"].map(order).fillna(len(order)).groupby(task).min().sort_values()
     if len(first) < 2:
@@ -263,7 +317,8 @@ def _value(data: pd.DataFrame, axis: str, given: Any) -> Any:
     value = given
     if axis in _NUMBERS:
         try:
-            value = float(given)
+            text = str(given)
+            value = float(text.rstrip("% ")) / (100 if text.endswith("%") else 1)
         except (TypeError, ValueError):
             value = None
     if value not in present:

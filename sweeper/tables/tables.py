@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, product, starmap
 from typing import Any, TypeAlias
 
@@ -14,7 +14,7 @@ import pandas as pd
 from sweeper.core.errors import SweepError, unknown
 from sweeper.core.rows import AXES, DEVICES, METRICS
 from sweeper.plan.view import MAX_ACC_LOSS, View
-from sweeper.tables import conditions, fair, published, stats
+from sweeper.tables import conditions, fair, layout, published, stats
 from sweeper.tables.layout import STATES, Column, Entry, Line, Table
 from sweeper.tables.published import AVERAGE
 from sweeper.tables.render import render
@@ -38,6 +38,7 @@ def build(
     values: Sequence[str] = ("acc", "asr"),
     order: Mapping[str, Sequence[Any]] | None = None,
     heads: Mapping[str, Mapping[str, str]] | None = None,
+    titles: bool = True,
     title: str = "",
     average: bool = False,
     untaken: bool = False,
@@ -57,6 +58,7 @@ def build(
         values: Metrics, one column each in every group.
         order: Axis -> its labels in the order to show; others follow, sorted.
         heads: Axis -> label -> what to write for it.
+        titles: Whether other labels read as in papers, by `layout.titles`.
         title: The first words of the caption.
         average: Whether lines that average over attacks follow, by `results.averages`.
         untaken: Whether victims that did not take are averaged over and compete; marked they are.
@@ -67,10 +69,9 @@ def build(
         SweepError: No rows, an unknown name, or a name given twice.
     """
     _check(frame, rows, cols, values)
-    whole = _completed(frame, figures, average, untaken)
-    data, row_axes, cols, constants = _layout(whole, rows, cols)
-    axes = [*row_axes, *cols]
-    codes, labels = _codes(data, axes, order or {})
+    data = _completed(frame, figures, average, untaken)
+    data, row_axes, cols, constants = _layout(data, rows, cols)
+    codes, labels = _codes(data, axes := [*row_axes, *cols], order or {})
     place, data, codes = _place(data, codes, row_axes, cols)
     lost, rivals = fair.untaken(data), _rivals(codes, axes, place)
     grid = [_numbers(data, place, metric, lost) for metric in values]
@@ -78,18 +79,31 @@ def build(
     columns = tuple(starmap(Column, product(_labels(codes, place.column, cols, labels), values)))
     lines = _lines(_labels(codes, place.line, row_axes, labels), grid, place.width)
     compared = published.compare(lines, (row_axes, cols), columns, dict(constants), figures)
-    return Table(
+    built = Table(
         row_axes=tuple(row_axes),
         col_axes=tuple(cols),
         columns=columns,
         constants=constants,
-        heads=heads or {},
-        title=title,
         **_about(data, values, axes, labels),
         **vars(compared),
         max_acc_loss=max_acc_loss,
         counted=untaken,
     )
+    return replace(built, title=title, heads=_heads(built, data, heads or {}, titles))
+
+
+def _heads(
+    table: Table, data: pd.DataFrame, given: Mapping[str, Mapping[str, str]], titles: bool
+) -> Mapping[str, Mapping[str, str]]:
+    """Return axis -> label -> what is written for it: what was given, else a title."""
+    found = dict(given)
+    for axis in ("attack", "defense") if titles else ():
+        known = data.groupby(axis)[f"{axis}_name"].first()
+        labels = {str(label): _plain(name) for label, name in known.items()}
+        signs = {label: layout.marks(table, label) for label in labels if axis == "defense"}
+        own = found.get(axis, {})
+        found[axis] = {**own, **layout.titles(axis, labels, own, signs)}
+    return found
 
 
 def _completed(
@@ -110,19 +124,21 @@ def viewed(
     figures: Sequence[published.Figure] = (),
 ) -> Table:
     """Return the table of `frame` as a sweep file lays it out; errors are those of `build`."""
-    return build(
+    built = build(
         frame,
         rows=view.rows,
         cols=view.cols,
         values=view.values,
         order=order,
         heads=view.labels,
+        titles=view.titles,
         title=view.caption,
         average=view.average,
         untaken=view.untaken,
         max_acc_loss=view.max_acc_loss,
         figures=figures,
     )
+    return replace(built, starred=view.starred)
 
 
 def _check(

@@ -80,7 +80,7 @@ def test_without_ray_cells_run_one_after_the_other(tmp_path: Path) -> None:
     assert ran.returncode == 0, ran.stderr
     assert set(sweeps.frame(store)["status"]) == {"ok"}
     assert all("ray" not in json.loads(v) for v in sweeps.frame(store)["versions"])
-    assert "badnets" in run("table").stdout
+    assert "BadNets" in run("table").stdout
     path.write_text(path.read_text() + "\ntimeout: 100\ntargets: [1]\n")
     ran = run("run")
     assert ran.returncode == 2 and "Ray is not installed here" in ran.stderr

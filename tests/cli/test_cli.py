@@ -250,7 +250,7 @@ def test_run_again_runs_nothing_and_prints_the_table(
     assert said.code == 0
     assert "tiny: 3 cells, 3 done, 0 to run; trainings saved by sharing victims: 1" in said.err
     assert "cells run: none" in said.err
-    assert "fine-tuning" in said.out and "badnets" in said.out
+    assert "FT ACC" in said.out and "BadNets" in said.out
     assert said.out == call(capsys, "table", path, "--store", store).out
 
 
@@ -289,7 +289,7 @@ def test_table_formats(
     said = call(capsys, *words)
     assert said.code == 0 and not said.err
     assert {
-        "markdown": lambda text: "|" in text and "fine-tuning" in text,
+        "markdown": lambda text: "|" in text and "FT ACC" in text,
         "csv": lambda text: len({len(line) for line in csv.reader(text.splitlines())}) <= 2,
         "latex": lambda text: r"\begin{tabular}" in text,
         "html": lambda text: "<table" in text and "</table>" in text,
@@ -304,7 +304,7 @@ def test_table_of_other_axes_and_metrics(
 ) -> None:
     words = ("table", done[0], "--store", done[1])
     said = call(capsys, *words, "--rows", "defense", "--cols", "attack, seed", "--values", "ra,der")
-    assert said.code == 0 and "fine-tuning" in said.out.splitlines()[-1] + said.out
+    assert said.code == 0 and "| FT " in said.out
     line = call(capsys, *words, "--values", "accuracy").sentence
     assert "no " in line and "'accuracy'" in line and "did you mean" in line
     assert "'excel'" in call(capsys, *words, "--format", "excel").sentence
@@ -417,7 +417,7 @@ def test_a_table_waits_for_neither_torch_nor_ray(done: tuple[Path, Path]) -> Non
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
     )
     assert ran.stdout.splitlines()[-1] == "[]"
-    assert "badnets" in ran.stdout
+    assert "BadNets" in ran.stdout
 
 
 def test_a_plan_says_what_does_not_apply_and_why(

@@ -16,6 +16,7 @@ from tests.support.places import ROOT
 
 WRITERS = {
     "table": ("table", "SPEC"),
+    "rows": ("rows", "SPEC"),
     "report": ("report", "SPEC"),
     "plot": ("plot", "bars", "SPEC"),
     "show": ("show", "badnets"),
@@ -23,7 +24,7 @@ WRITERS = {
     "export": ("export", "SPEC", "--victim", ""),
 }
 """Command -> what is typed before --store and --out."""
-FILES = {"table": "t.md", "report": "r.html", "plot": "p.svg", "show": "s.png"}
+FILES = {"table": "t.md", "rows": "r.csv", "report": "r.html", "plot": "p.svg", "show": "s.png"}
 """What is written is a file of this name, else a folder."""
 
 

@@ -72,7 +72,7 @@ def test_the_readme_has_two_commands_and_a_real_table() -> None:
     assert len(commands) == 2 and "sweeper run quickstart" in commands[0]
     assert "pytest" in commands[1]
     table = README.partition("<!-- quickstart -->")[2].partition("<!-- end quickstart -->")[0]
-    assert len(re.findall(r"^\| (badnets|blend|trojan) ", table, re.MULTILINE)) == 3
+    assert len(re.findall(r"^\| (BadNets|Blend|Trojan) ", table, re.MULTILINE)) == 3
 
 
 def test_the_readme_is_short_and_begins_with_what_one_sees_and_types() -> None:

@@ -111,14 +111,14 @@ def check_latex(text):
     assert plain.count("{") == plain.count("}")
     assert plain.count("$") % 2 == 0
     stack = []
-    for kind, name in re.findall(r"\\(begin|end)\{(\w+)\}", plain):
+    for kind, name in re.findall(r"\\(begin|end)\{(\w+\*?)\}", plain):
         if kind == "begin":
             stack.append(name)
         else:
             assert stack.pop() == name
     assert not stack
-    for part in plain.split(r"\begin{table}")[1:]:
-        columns = len(re.search(r"\\begin\{tabular\}\{(\w+)\}", part).group(1))
+    for part in plain.split(r"\begin{tabular}")[1:]:
+        columns = len(re.match(r"\{(\w+)\}", part).group(1))
         lines = [line for line in part.splitlines() if line.endswith(r" \\")]
         for line in lines:
             spans = [int(span) - 1 for span in re.findall(r"\\multicolumn\{(\d+)\}", line)]

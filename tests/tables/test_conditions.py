@@ -134,7 +134,7 @@ def test_a_table_of_one_score_has_it_in_its_header() -> None:
     asked = tables.build(of_tasks(SCENES), rows=["dataset"], cols=["defense"])
     for kind in ("markdown", "latex", "html"):
         text = tables.render(asked, kind)
-        assert "anp mAP@.5" in text or "mAP@.5</th>" in text or "& mAP@.5" in text, kind
+        assert "ANP mAP@.5" in text or "mAP@.5</th>" in text or "& mAP@.5" in text, kind
     assert "(ACC is mAP@.5)" in tables.render(asked, "csv"), "whose columns keep their names"
     mixed = tables.build(of_tasks(IMAGES, SCENES), rows=["dataset"], cols=["defense"])
     text = tables.render(mixed, "markdown")

@@ -192,8 +192,8 @@ def test_a_defense_that_reached_too_far_competes_no_more() -> None:
     assert not any(defense == "fip" for _, defense, _ in bold(built)), "one row bars its defense"
     assert built.reached == {"fip": "frames of its caller, files of the store"}
     text = tables.render(built, "markdown")
-    assert "fip§ ASR" in text and "anp§" not in text
-    assert "- §: reached beyond what a defense may see (fip: frames of its caller, files" in text
+    assert "FIP§ ASR" in text and "ANP§" not in text
+    assert "- §: reached beyond what a defense may see (FIP§: frames of its caller, files" in text
     assert "evidence, no proof" in text
 
 
@@ -228,9 +228,9 @@ def test_every_format_says_it(form: str) -> None:
         assert head[-1] == "notes" and len({line[-1] for line in lines}) == 1
     elif form == "latex":
         check_latex(text)
-        assert r"(2)$^\circ$ &" in text and r"fip$^\S$" in text
+        assert r"(2)$^\circ$ &" in text and r"FIP$^\S$" in text
     else:
-        assert "(2)°" in flat and "fip§" in flat
+        assert "(2)°" in flat and "FIP§" in flat
     if form == "html":
         check_html(text)
 

@@ -2,8 +2,10 @@
 
 import csv
 import io
+import re
 import shutil
 import subprocess
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -76,6 +78,20 @@ def test_latex():
     check_latex(tables.render(tables.build(frame(odd)), "latex"))
 
 
+def test_latex_for_a_paper_of_ones_own():
+    marked = tables.render(replace(table(), tex_label="tab:main", starred=True), "latex")
+    parts = marked.split(r"\begin{table*}")[1:]
+    assert len(parts) > 1 and r"\begin{table}" not in marked, "a wide table has several"
+    found = [re.findall(r"\\label\{(.*)\}", part) for part in parts]
+    assert found == [["tab:main"], *([f"tab:main-{n}"] for n in range(2, len(parts) + 1))]
+    assert all(part.index(r"\caption") < part.index(r"\label") for part in parts)
+    bare = tables.render(replace(table(), tex_label="tab:main", bare=True), "latex").splitlines()
+    assert bare[0] == r"% needs \usepackage{booktabs}" and bare[-1] == r"\end{tabular}"
+    assert not re.search(r"caption|\\label|\{table|box|footnotesize", "".join(bare))
+    for text in (marked, "\n".join(bare)):
+        check_latex(text)
+
+
 @pytest.mark.skipif(not shutil.which("pdflatex"), reason="needs pdflatex")
 def test_latex_compiles(tmp_path):
     body = tables.render(table(), "latex")
@@ -100,9 +116,9 @@ def test_the_legend_explains_what_occurs_and_nothing_else():
     text = tables.render(table(), "markdown")
     for sign in ("·", "✗", "⋈", "∞", "⊘", "–", "n/a", "†", "‡"):
         assert f"- {sign}: " in text
-    assert "Sees: none: nothing; anp: model, clean;" in text
+    assert "Sees: No defense: nothing; ANP: model, clean;" in text
     plain = tables.build(frame([row("badnets", 0.1, "anp", 0, acc=0.5, asr=0.5)]))
     assert tables.render(plain, "markdown").splitlines()[-2:] == [
         "- Rates in percent.",
-        "- Sees: anp: model, clean.",
+        "- Sees: ANP: model, clean.",
     ]

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from sweeper.core import rows
 from sweeper.core.errors import SweepError
+from sweeper.plan import view
 from sweeper.tables import layout, render, results, stats, tables
 from tests.support.places import ROOT
 from tests.support.recorded import (
@@ -107,7 +108,7 @@ def test_an_axis_the_columns_decide_goes_beside_them():
     assert tables.build(frame(given)).col_axes == ("defense",)
     given.append(row("semantic", 0.0, "anp", 0, acc=0.5, asr=0.1))
     mixed = tables.build(frame(given), **by_defense)
-    assert "| semantic ACC |" in " ".join(render.render(mixed, "markdown").split())
+    assert "| Semantic ACC |" in " ".join(render.render(mixed, "markdown").split())
     by_target = tables.build(frame([row("a2a", 0.1, "anp", 0, target=None)]), cols=("target",))
     assert "null acc mean" in render.render(by_target, "csv")
     more = [*given, row("sig", 0.5, "anp", 0, acc=0.5, asr=0.1)]
@@ -195,6 +196,36 @@ def test_a_defense_without_clean_data_joins_every_budget():
     ]
 
 
+@pytest.mark.parametrize(
+    ("labels", "signs", "titles"),
+    [
+        ({"fine-tuning": "fine-tuning", "anp": None}, {}, {"fine-tuning": "FT", "anp": "ANP"}),
+        ({"anp-500": "anp", "anp": "fip", "mine:Own": "mine:Own"}, {}, {}),
+        ({"scan+fine-tuning": "fine-tuning", "scan+ft-2": "fine-tuning"}, {}, "SCAn+FT"),
+        ({"scan+retrain": "retrain"}, {}, {}),  # Retraining on the cleansed set
+        ({"anp": "anp", "anp-oracle": "anp-oracle"}, {}, {}),
+        ({"anp": "anp", "anp-oracle": "anp-oracle"}, {"anp-oracle": "‡"}, "both"),
+        ({"fine-tuning": "fine-tuning", "FT": "ft-sam"}, {}, {}),
+    ],
+)
+def test_a_label_reads_as_the_title_of_its_method_unless_somebody_chose_it(labels, signs, titles):
+    if titles == "SCAn+FT":
+        titles = {"scan+fine-tuning": titles}
+    titles = dict.fromkeys(labels, "ANP") if titles == "both" else titles
+    assert layout.titles("defense", labels, signs=signs) == titles
+
+
+def test_what_somebody_wrote_wins_over_titles_and_csv_has_the_files_words():
+    data = frame([row("badnets", 0.1, name, 0, acc=0.9) for name in ("anp", "none", "fip")])
+    asked = view.View(labels={"defense": {"none": "Victim"}})
+    built = tables.viewed(data, asked, {})
+    heads = [layout.label(built, "defense", name) for name in ("none", "anp", "fip")]
+    assert heads == ["Victim", "ANP", "FIP"]
+    assert "BadNets" in tables.render(built, "html") and "badnets" in tables.render(built, "csv")
+    plain = tables.viewed(data, asked.model_copy(update={"titles": False}), {})
+    assert layout.label(plain, "defense", "anp") == "anp"
+
+
 def test_labels_and_caption():
     assert layout.caption(table()) == (
         "dataset digits, model tiny, target 0, clean budget 5 %, seeds 0-2"
@@ -203,7 +234,7 @@ def test_labels_and_caption():
     assert layout.caption(single) == (
         "dataset digits, model tiny, poison rate 10 %, target 0, no clean data, seed 3"
     )
-    assert "| badnets  |       90.0 |       50.0 |" in tables.render(single, "markdown")
+    assert "| BadNets  |             90.0 |             50.0 |" in tables.render(single, "markdown")
     seeds = dataclasses.replace(single, seeds=(0, 1, 2, 5, 7, 8))
     assert layout.caption(seeds).endswith("seeds 0-2, 5, 7-8")
     for rate, text in ((0.07, "7 %"), (0.001, "0.1 %"), (1.0, "100 %"), (None, "–")):
