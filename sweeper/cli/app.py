@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import sys
 from importlib import metadata
@@ -10,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sweeper.cli import commands, figures, names, remote, runs, storage, tables
+from sweeper.cli import beginning, commands, figures, names, remote, runs, storage, tables
 from sweeper.cli.typed import Command, Sections
 from sweeper.core import search
 from sweeper.core.errors import SweepError
@@ -50,6 +49,7 @@ def _common(
 
 
 SECTIONS = {
+    "Begin": beginning.COMMANDS,
     "Run": runs.COMMANDS + remote.COMMANDS,
     "Results": tables.COMMANDS,
     "Pictures": figures.COMMANDS,
@@ -70,7 +70,10 @@ for one in remote.clusters.registered_commands:
 
 
 def main() -> None:
-    """Entry point: what the user can fix is one sentence and exit code 2, not a traceback."""
+    """Run a command: what the user can fix is one sentence and exit code 2, not a traceback.
+
+    `sweeper.cli.main` is the entry point, which calls it and leaves the process.
+    """
     code: Any = 0
     try:
         search.require_ours()
@@ -80,10 +83,6 @@ def main() -> None:
         code = 2
     except SystemExit as end:
         code = end.code
-    switches = sys.modules.get("sweeper.core.switches")
-    if switches and switches.LEFT:  # a thread that a method left would keep the process alive
-        sys.stdout.flush()
-        os._exit(code if isinstance(code, int) else 1)
     raise SystemExit(code)
 
 

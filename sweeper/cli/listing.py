@@ -6,9 +6,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import textwrap
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+from sweeper.core import names
 
 KINDS = ("attacks", "defenses", "datasets", "models", "sweeps", "analyses")
 
@@ -52,6 +56,56 @@ def records(what: str) -> list[dict[str, Any]]:
     return catalog.describe(what.removesuffix("s"))
 
 
+SHOWN = {
+    "attacks": ("name", "title", "controls", "rules"),
+    "defenses": ("name", "title", "kind", "sees"),
+    "datasets": ("name", "about"),
+    "models": ("name", "tasks"),
+    "sweeps": ("name", "purpose"),
+    "analyses": ("name", "title", "source"),
+}
+"""What `sweeper list` shows of a record; `sweeper describe` says the rest."""
+LEAST = 10
+"""Columns a title is left on a terminal, however narrow."""
+
+
+def lines(what: str, width: int | None = None) -> list[str]:
+    """Return a line for each name of `what`, in columns.
+
+    Args:
+        what: One of `KINDS`.
+        width: Of the terminal: there is a head, titles are abbreviated where they have no room,
+            and each line is cut to it; None: for another program.
+    """
+    found = records(what)
+    if width is None:
+        return _columns([_words(record, SHOWN[what]) for record in found])
+    rows = [list(SHOWN[what]), *(_words(record, SHOWN[what]) for record in found)]
+    rest = sum(max(map(len, column)) + 2 for column in list(zip(*rows, strict=True))[2:])
+    room = max(LEAST, width - rest - 2 - max(len(row[0]) for row in rows))
+    if rest and max(len(row[1]) for row in rows) > room:
+        for row, record in zip(rows[1:], found, strict=True):
+            kind = what.removesuffix("s")
+            row[1] = names.short(kind, record["name"]) if kind in names.KINDS else row[1]
+        for row in rows:
+            row[1] = _cut(row[1], room)
+    return [_cut(line, width) for line in _columns(rows)]
+
+
+def _words(record: dict[str, Any], columns: Iterable[str]) -> list[str]:
+    values = (record[name] for name in columns)
+    return [", ".join(value) if isinstance(value, list) else str(value) for value in values]
+
+
+def _columns(rows: list[list[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+
+
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else f"{text[: width - 1].rstrip()}…"
+
+
 COLUMNS = {
     "attacks": ("name", "title", "paper", "tasks", "rules", "controls", "rate_base", "presets"),
     "defenses": ("name", "title", "paper", "kind", "sees", "presets"),
@@ -85,29 +139,38 @@ def markdown(what: str) -> str:
 
 
 def support() -> list[dict[str, Any]]:
-    """Return what every defense sees, what it is made for and which architectures it runs on.
+    """Return what every defense sees, what it is made for and which architectures it runs on."""
+    from sweeper.core import catalog
 
-    Asked of the methods themselves: `requires` and `applies`, with CIFAR-10 and 500 clean images.
+    return [{**found, "models": runs_on(found["name"])} for found in catalog.describe("defense")]
+
+
+def runs_on(name: str) -> str:
+    """The architectures a defense runs on: `all`, or `all but vit-tiny`.
+
+    Asked of the method itself: `requires` and `applies`, with CIFAR-10 and 500 clean images.
     """
-    from defenses.base import Needs
-    from sweeper import models
     from sweeper.core import catalog
     from sweeper.engine.task import unmade
     from sweeper.plan import matrix
 
-    victims = [
+    defense = catalog.make("defense", name, {})
+    asked = [v for v in _victims() if not unmade(defense.tasks, v.task)]
+    out = [v.model for v in asked if matrix.misfit(defense, v, v.model)]
+    return f"all but {', '.join(out)}" if out else "all"
+
+
+@functools.cache
+def _victims() -> list[Any]:
+    """A victim of each architecture and task, as defenses ask of them."""
+    from defenses.base import Needs
+    from sweeper import models
+
+    return [
         Needs(10, kind.usual, name, models.has_batchnorm(name, {}, 10, kind.usual), 500, task)
         for name, kind in models.families().items()
         for task in kind.tasks
     ]
-    rows = []
-    for record in catalog.describe("defense"):
-        defense = catalog.make("defense", record["name"], {})
-        asked = [v for v in victims if not unmade(defense.tasks, v.task)]
-        out = [v.model for v in asked if matrix.misfit(defense, v, v.model)]
-        words = f"all but {', '.join(out)}" if out else "all"
-        rows.append({**record, "models": words})
-    return rows
 
 
 def summary() -> str:
@@ -118,8 +181,8 @@ def summary() -> str:
         for record in records(what):
             groups[record[field]].append(record["name"])
         lines.append(f"**{what.capitalize()}**\n")
-        for group, names in groups.items():
-            item = f"- {words[group]}: {', '.join(names)}"
+        for group, members in groups.items():
+            item = f"- {words[group]}: {', '.join(members)}"
             lines += textwrap.wrap(item, 100, subsequent_indent="  ", break_on_hyphens=False)
         lines.append("")
     return "\n".join(lines).rstrip()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -98,14 +99,19 @@ def plan(
 
     Example: sweeper plan quickstart --json
     """
+    from sweeper.plan import known
     from sweeper.run.estimate import Estimate, sentences, spoken
     from sweeper.run.fresh import sentence
     from sweeper.run.summary import why_not
 
-    facts = Sweep.from_yaml(spec, overrides or []).plan(store=store, data=data, calibrate=calibrate)
+    sweep = Sweep.from_yaml(spec, overrides or [])
+    facts = sweep.plan(store=store, data=data, calibrate=calibrate)
     if as_json:
         typer.echo(json.dumps(facts))
         return
+    for entry in sweep.declared.datasets:
+        if entry.label in facts["unresolved"]:
+            typer.echo(known.missing(entry, Path(data).expanduser() if data else None))
     typer.echo(f"sweep {facts['sweep']}: {facts['total']:,} cells")
     for kind, count in facts["cells"].items():
         left = facts["to_run_by_kind"].get(kind, 0)
@@ -122,8 +128,6 @@ def plan(
     typer.echo(f"trainings saved  {saved:>7,}{time}  (against one per defense cell)")
     for line in sentences(cost):
         typer.echo(line)
-    for label in facts["unresolved"]:
-        typer.echo(f"data set {label} is not on this machine: what is done of it is not known")
 
 
 def cell(

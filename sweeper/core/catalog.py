@@ -140,22 +140,28 @@ def ready(kind: str, tasks: Collection[str] = ("image",)) -> list[str]:
 
 
 def describe(kind: str) -> list[dict[str, Any]]:
-    """Return one record per method: what `sweeper list` and docs/methods.md print."""
-    records = []
-    for name in names(kind):
-        cls = method(kind, name)
-        record: dict[str, Any] = {"name": name, "title": cls.title, "paper": cls.paper}
-        record["tasks"] = sorted(cls.tasks)
-        if kind == "attack":
-            sample = make("attack", name, {})
-            bases = {"rate_base": sample.base if sample.rated else "none"}
-            record |= {"rules": list(cls.rules), "controls": cls.controls, **bases}
-        else:
-            record |= {"kind": cls.kind, "sees": sorted(cls.sees), "requires": sorted(cls.requires)}
-            record |= {"rules": list(cls.rules), "light": cls.light}
-        fields = [f for f in dataclasses.fields(cls) if f.name in options.names(cls)]
-        record["options"] = {f.name: f.default for f in fields}
-        if kind == "attack":
-            record["options"]["rule"] = cls.rules[0]
-        records.append({**record, "presets": sorted(cls.presets)})
-    return records
+    """Return one record per method: what `sweeper list` prints."""
+    return [record(kind, name) for name in names(kind)]
+
+
+def record(kind: str, name: str) -> dict[str, Any]:
+    """Return what there is to list of a method: title, paper, what it sees or controls, options.
+
+    Raises:
+        SweepError: No such method.
+    """
+    cls = method(kind, name)
+    found: dict[str, Any] = {"name": name, "title": cls.title, "paper": cls.paper}
+    found["tasks"] = sorted(cls.tasks)
+    if kind == "attack":
+        sample = make("attack", name, {})
+        bases = {"rate_base": sample.base if sample.rated else "none"}
+        found |= {"rules": list(cls.rules), "controls": cls.controls, **bases}
+    else:
+        found |= {"kind": cls.kind, "sees": sorted(cls.sees), "requires": sorted(cls.requires)}
+        found |= {"rules": list(cls.rules), "light": cls.light}
+    fields = [f for f in dataclasses.fields(cls) if f.name in options.names(cls)]
+    found["options"] = {f.name: f.default for f in fields}
+    if kind == "attack":
+        found["options"]["rule"] = cls.rules[0]
+    return {**found, "presets": sorted(cls.presets)}

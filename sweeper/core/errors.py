@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Iterable
+import re
+import textwrap
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
+
+from sweeper.core import names
 
 
 class SweepError(Exception):
@@ -62,11 +66,54 @@ def unreadable(
 
 
 def unknown(what: str, name: object, known: Iterable[str]) -> str:
-    """Return the sentence for a name that does not exist, with its near matches and the list."""
-    names = sorted(known)
-    near = difflib.get_close_matches(str(name), names, n=2, cutoff=0.55)
-    hint = f", did you mean {' or '.join(repr(n) for n in near)}?" if near else "."
-    return f"no {what} {str(name)!r}{hint} Known: {', '.join(names) or '(none)'}"
+    """Return the sentence for a name that does not exist.
+
+    It has the one name that is meant, where that is known; else near names, and the list.
+
+    Args:
+        what: What it would name: attack, data set, option.
+        name: What was typed.
+        known: The names there are.
+    """
+    typed, every = str(name), sorted(known)
+    if right := names.meant(what, typed, every):
+        return f"no {what} {typed!r}: write {names.introduced(what, right, typed)}"
+    if kind := names.other_kind(what, typed):
+        article = "an" if kind[0] in "aeiou" else "a"
+        return f"no {what} {typed!r}: it is {article} {kind}, which stands below `{kind}s`"
+    spelled = {item.lower(): item for item in every}
+    near = difflib.get_close_matches(typed.lower(), sorted(spelled), n=2, cutoff=0.55)
+    hint = f", did you mean {' or '.join(repr(spelled[n]) for n in near)}?" if near else "."
+    return f"no {what} {typed!r}{hint} Known: {', '.join(every) or '(none)'}"
+
+
+_LIST = re.compile(r"no ([a-z ]+) '[^']*'.*?( Known: (.+))$")
+"""In a sentence of `unknown`: what is unknown, and the list of what is known."""
+_MANY = 12
+"""Names of a list that is told once for several mistakes."""
+
+
+def together(lines: Sequence[str]) -> str:
+    """Several mistakes as one text: long lists of names stand once, below all of them.
+
+    Args:
+        lines: A sentence for each mistake.
+    """
+    if len(lines) < 2:
+        return "\n".join(lines)
+    told, lists = [], dict[tuple[str, str], None]()
+    for line in lines:
+        found = _LIST.search(line)
+        if found and found[3].count(", ") >= _MANY:
+            lists[found[1], found[3]] = None
+            line = line.removesuffix(found[2])
+        told.append(line)
+    for what, known in lists:
+        wrapped = textwrap.wrap(
+            f"Every {what}: {known}", 80, subsequent_indent="  ", break_on_hyphens=False
+        )
+        told += wrapped
+    return "\n".join(told)
 
 
 def one_key(keys: Collection[str], prefix: str, of: str) -> str:

@@ -1,4 +1,8 @@
-"""Names of attacks and defenses, found without importing one of them: completion waits for it."""
+"""Names of attacks and defenses, found without importing one of them; and what people type for one.
+
+Only the name of a file is a name: another spelling is answered with it, not taken for it, so that
+one method is called the same in every sweep file, key and row.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +11,26 @@ import functools
 import importlib
 import pkgutil
 import re
+from collections.abc import Collection
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
 KINDS = ("attack", "defense")
 """Kinds of method; each has a package of its name in the plural, one file a method."""
+ELSEWHERE: dict[str, dict[str, str]] = {
+    "attack": {
+        "benign": "none",
+        "blended": "blend",
+        "clean": "none",
+        "iab": "input-aware",
+        "lc": "clean-label",
+    },
+    "defense": {"finetune": "fine-tuning", "spectral": "spectral-signatures"},
+    "option": {"batchsize": "batch", "learningrate": "lr", "wd": "weight_decay"},
+    "key": {"architectures": "models", "pratio": "poison_rates"},
+}
+"""What is named -> the letters other projects write -> our name: BackdoorBench's `--attack` and
+`--defense`, and words of training loops. Abbreviations of titles need no line here."""
 
 
 @functools.lru_cache(maxsize=2)
@@ -68,3 +87,58 @@ def short(kind: str, name: str) -> str:
     if bracket := re.search(r"\(([\w-]*[A-Z][\w-]*)\)", whole):
         return bracket[1]
     return re.split(r",| \(", whole)[0] or name
+
+
+def letters(text: str) -> str:
+    """What two spellings of a name share: `Fine_Tuning` and `fine-tuning` have the same."""
+    return re.sub(r"[^a-z0-9+]", "", text.lower())
+
+
+@functools.cache
+def aliases(kind: str) -> dict[str, str]:
+    """Return the letters people type for a method -> its name.
+
+    Those of names come first; what several titles share (the MCR of two files) stands for none.
+    """
+    own = {letters(name): name for name in names(kind)}
+    found: dict[str, set[str]] = {}
+    for name in names(kind):
+        whole = re.sub(r" \(.*", "", title(kind, name))
+        for spelled in (short(kind, name), *whole.split(" / ")):
+            found.setdefault(letters(spelled), set()).add(name)
+    single = {spelled: min(them) for spelled, them in found.items() if len(them) == 1}
+    return single | ELSEWHERE[kind] | own
+
+
+def other_kind(kind: str, typed: str) -> str:
+    """Return the other kind of method, where one of that is meant; else empty."""
+    kinds = [other for other in KINDS if letters(typed) in aliases(other)]
+    return kinds[0] if kinds and kind in KINDS and kind not in kinds else ""
+
+
+def meant(what: str, typed: str, known: Collection[str]) -> str:
+    """Return the one name that is meant by another spelling or an abbreviation; else empty.
+
+    Args:
+        what: What it would name: attack, data set, option; several kinds in words, or `name`
+            for a method of either kind.
+        typed: What was typed.
+        known: The names there are; only one of them is meant.
+    """
+    asked = letters(typed)
+    if not re.search("[a-z]", asked):
+        return ""
+    same = [name for name in known if letters(name) == asked]
+    if len(same) == 1:
+        return same[0]
+    tables = [aliases(kind) for kind in KINDS if kind in what or what == "name"]
+    right = [table[asked] for table in (*tables, ELSEWHERE.get(what, {})) if asked in table]
+    return next((name for name in right if name in known), "")
+
+
+def introduced(what: str, name: str, typed: str) -> str:
+    """Return a name with its abbreviation, where neither that nor what was typed spells it."""
+    asked = [kind for kind in KINDS if kind in what or what == "name"]
+    called = next((short(kind, name) for kind in asked if name in names(kind)), name)
+    own = letters(name) in (letters(typed), letters(called))
+    return name if own else f"{name} ({called})"

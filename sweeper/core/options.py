@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import functools
+import inspect
+import itertools
 import re
+import textwrap
 import types
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -144,7 +148,16 @@ def _lacking(error: Exception, hint: Any, value: Any) -> str:
         if item["type"] in _ENDS or (item["type"] == "too_short" and not value):
             whole = "a whole number" if "whole" in spelled(hint) else "a number"
             return wording(item).replace("a number", whole)
-    return f"needs {spelled(hint)}, not {value!r}"
+    return percent(value) or f"needs {spelled(hint)}, not {value!r}"
+
+
+def percent(value: Any) -> str:
+    """Return what to write for a share in percent, which YAML takes for text; else empty."""
+    found = _PERCENT.fullmatch(value) if isinstance(value, str) else None
+    return f"{value!r} is text here: write {float(found[1]) / 100:g}" if found else ""
+
+
+_PERCENT = re.compile(r"(\d+\.?\d*)\s*%")
 
 
 def misfit(value: Any, hint: Any) -> str:
@@ -178,6 +191,65 @@ def spelled(hint: Any) -> str:
     return "null" if hint is types.NoneType else words.get(hint, "a mapping")
 
 
+def span(hint: Any) -> str:
+    """Return a type and its range in words: `a number above 0 and at most 1, or 'auto'`."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return ", or ".join(span(part) for part in inner)
+    if origin in (tuple, list):
+        return spelled(hint) + next((f", each {ends}" for ends in map(_ends, inner) if ends), "")
+    ends, text = _ends(hint), span(inner[0]) if origin is Annotated else spelled(hint)
+    return f"{text} {ends}" if ends else text
+
+
+def _ends(hint: Any) -> str:
+    """The ends of a type's range in words; empty where it has none but `CEILING`."""
+    found: dict[str, Any] = {}
+    for item in hint.__metadata__ if get_origin(hint) is Annotated else ():
+        for end in item.metadata:
+            found |= {name: getattr(end, name) for name in _SPAN if hasattr(end, name)}
+    ends = {name: value for name, value in found.items() if abs(value) < CEILING}
+    if {"ge", "le"} <= set(ends):
+        return f"from {ends['ge']:g} to {ends['le']:g}"
+    return " and ".join(word.format(ends[name]) for name, word in _SPAN.items() if name in ends)
+
+
+_SPAN = {
+    "ge": "of at least {:g}",
+    "gt": "above {:g}",
+    "le": "at most {:g}",
+    "lt": "below {:g}",
+    "min_length": "of {} or more",
+}
+"""Ends of a range, as annotations call them, in words."""
+
+
+@functools.cache
+def sentences(cls: type) -> dict[str, str]:
+    """Return what the strings below the fields of a dataclass, and of those it derives from, say.
+
+    A field whose class has no source at hand is not among them.
+    """
+    found: dict[str, str] = {}
+    for base in reversed(cls.__mro__[:-1]):
+        try:
+            (top,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
+        except (OSError, TypeError, SyntaxError):
+            continue
+        body = top.body if isinstance(top, ast.ClassDef) else []
+        for node, after in itertools.pairwise(body):
+            text = after.value if isinstance(after, ast.Expr) else None
+            if isinstance(node, ast.AnnAssign) and isinstance(text, ast.Constant):
+                found[ast.unparse(node.target)] = " ".join(str(text.value).split())
+    return found
+
+
+def ranges(cls: type) -> dict[str, str]:
+    """Return the options of a dataclass with their types and ranges in words."""
+    hints = _hints(cls)
+    return {name: span(hints[name]) for name in names(cls)}
+
+
 _PLURAL = re.compile(r"^((?:whole )?number|list)\b")
 """The noun of `a whole number` and `a list of numbers`."""
 _WORDS = {
@@ -205,6 +277,8 @@ _ENDS = ("greater_than", "greater_than_equal", "less_than_equal", "less_than")
 
 def wording(item: Mapping[str, Any]) -> str:
     """Return one of pydantic's errors, as `ValidationError.errors()` gives it, in our words."""
+    if said := percent(item.get("input")):
+        return said
     words = _WORDS.get(item["type"], str(item["msg"]))
     context = item.get("ctx", {}).items()
     shown = {name: f"{it:g}" if isinstance(it, float) else it for name, it in context}

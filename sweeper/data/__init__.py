@@ -34,6 +34,8 @@ __all__ = [
     "at_hand",
     "check_options",
     "known",
+    "lacking",
+    "looked_in",
     "open_dataset",
     "source_of",
     "sources",
@@ -115,7 +117,7 @@ def open_dataset(
         SweepError: An option is wrong, or the data are absent or cannot be read.
     """
     check_options(options)
-    root = root or _folder("SWEEPER_DATA", "data")
+    root = looked_in(root)
     cache = cache or _folder("SWEEPER_CACHE", "decoded")
     source = _find(options, root)
     source.require(source.name)
@@ -148,10 +150,40 @@ def at_hand(
     Raises:
         SweepError: Files are there, but not as any source reads them.
     """
-    root = root or _folder("SWEEPER_DATA", "data")
+    root = looked_in(root)
     cache = cache or _folder("SWEEPER_CACHE", "decoded")
     source = _serving(options, root)
     return source is not None and (not source.downloads or place(source, root, cache).is_dir())
+
+
+def lacking(options: Mapping[str, Any], root: Path) -> str:
+    """Return why a data set that is not on this machine cannot be had, and what to do.
+
+    Args:
+        options: `{"dataset": name, ...}` as in the sweep file.
+        root: The folder data sets are looked for in.
+    """
+    name, path = options["dataset"], options.get("path")
+    owner = source_of(options) or Source
+    if path is not None and owner.task != "image":
+        return f"{name}: `path: {path}` holds no {owner.wants.rstrip(',')}: correct it"
+    if path is not None:
+        return (
+            f"{name}: `path: {path}` holds neither train.parquet nor train/<class>/ with images, "
+            "nor is it a .parquet file: correct it"
+        )
+    remedy = (
+        f"put {owner.wants} into {root / name}, or give `path`, or name the folder of your data "
+        "sets with --data DIR"
+    )
+    if name.replace("_", "-") in known():
+        return f"{name}: not found under {root} and not downloadable: {remedy}"
+    return f"{unknown('data set', name, known())}. For data of your own {remedy}"
+
+
+def looked_in(root: Path | None = None) -> Path:
+    """Return the folder data sets are looked for in: `root`, SWEEPER_DATA, or the default."""
+    return root or _folder("SWEEPER_DATA", "data")
 
 
 def _folder(variable: str, default: str) -> Path:
@@ -178,26 +210,7 @@ def _find(options: Mapping[str, Any], root: Path) -> Source:
     """Return the first source that provides the data set."""
     if source := _serving(options, root):
         return source
-    name, path = options["dataset"], options.get("path")
-    owner = source_of(options) or Source
-    if path is not None and owner.task != "image":
-        raise SweepError(
-            f"datasets: {name}: `path: {path}` holds no {owner.wants.rstrip(',')}: correct it"
-        )
-    if path is not None:
-        raise SweepError(
-            f"datasets: {name}: `path: {path}` holds neither train.parquet nor train/<class>/ with "
-            "images, nor is it a .parquet file: correct it"
-        )
-    remedy = (
-        f"put {owner.wants} into {root / name}, or give `path`, or name the folder of your data "
-        "sets with --data DIR"
-    )
-    if name.replace("_", "-") in known():
-        raise SweepError(f"datasets: {name}: not found under {root} and not downloadable: {remedy}")
-    raise SweepError(
-        f"datasets: {unknown('data set', name, known())}. For data of your own {remedy}"
-    )
+    raise SweepError(f"datasets: {lacking(options, root)}")
 
 
 def _subset(

@@ -64,6 +64,8 @@ class Source(ABC):
     """What a sweep on its data sets imports beside what the project always needs."""
     downloads: ClassVar[bool] = False
     """Whether `read` may fetch the data from the network."""
+    sizes: ClassVar[Mapping[str, int]] = {}
+    """Data set known by name -> bytes that are fetched, roughly."""
 
     @classmethod
     def asked(cls, options: Mapping[str, Any]) -> bool:

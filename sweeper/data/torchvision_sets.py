@@ -61,6 +61,16 @@ _SETS = {
         "Imagenette", "10 ImageNet classes, 9,469 + 3,925, needs `size`", (9469, 3925), *_NETTE, 0
     ),
 }
+_MEGABYTES = {
+    "cifar10": 170,
+    "cifar100": 169,
+    "fashion-mnist": 31,
+    "gtsrb": 276,
+    "imagenette": 99,
+    "mnist": 12,
+    "svhn": 246,
+}
+"""What the archives have, both splits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +80,7 @@ class Torchvision(Source):
     names: ClassVar[dict[str, str]] = {name: entry.line for name, entry in _SETS.items()}
     order: ClassVar[int] = 30
     downloads: ClassVar[bool] = True
+    sizes: ClassVar[Mapping[str, int]] = {name: size * 10**6 for name, size in _MEGABYTES.items()}
 
     def serves(self, root: Path) -> bool:
         """Whether it is asked for by name."""

@@ -85,6 +85,12 @@ def parse(text: str, name: str, *, lines: bool = False) -> Document:
         raise SweepError(f"{where(getattr(error, 'problem_mark', None))}: {told}") from None
 
 
+def flow(value: Any) -> str:
+    """Return a value as it stands on one line of a sweep file."""
+    line: str = yaml.safe_dump([value], default_flow_style=True, sort_keys=False, width=10**6)
+    return line.strip()[1:-1]
+
+
 class _Constructor(SafeConstructor):
     """Makes values of nodes; what PyYAML slips on, as the 45th of May, is an error with a place."""
 

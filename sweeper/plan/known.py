@@ -94,6 +94,25 @@ def unresolved(entry: Entry) -> Facts:
     return Facts(entry.name, "", shape=source.shape, task=source.task)
 
 
+def missing(entry: Entry, root: Path | None) -> str:
+    """What a run will do about a data set that is not on this machine, or what its user must.
+
+    Args:
+        entry: Of a sweep's `datasets`.
+        root: The folder data sets are looked for in; None: SWEEPER_DATA, or the default.
+    """
+    options, folder = {"dataset": entry.name, **entry.options}, data.looked_in(root)
+    source, head = data.source_of(options), f"data set {entry.label} is not on this machine"
+    if source is None or not source.downloads:
+        return f"{head}: {data.lacking(options, folder)}"
+    size = source.sizes.get(entry.name.replace("_", "-"), 0)
+    about = f"about {size / 10**6:.0f} MB" if size else "it"
+    return (
+        f"{head}: `run` downloads {about} into {folder / 'torchvision'}; what is done of it is "
+        "not known before"
+    )
+
+
 def at_hand(entry: Entry, root: Path | None, cache: Path | None) -> bool:
     """Whether a data set is on this machine, so that opening it downloads nothing."""
     return data.at_hand({"dataset": entry.name, **entry.options}, root, cache)

@@ -10,8 +10,8 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from sweeper.core import options
-from sweeper.core.errors import SweepError, unknown
-from sweeper.plan import document, source
+from sweeper.core.errors import SweepError, together, unknown
+from sweeper.plan import document, misplaced, source
 from sweeper.plan.document import Loc
 from sweeper.plan.source import Source
 from sweeper.plan.sweep import Problem, Resources, Shape, Sweep, entry_fields
@@ -41,7 +41,7 @@ def loaded(file: Source, overrides: Sequence[str] = ()) -> Sweep:
     if sweep is not None and not problems:
         return sweep
     sentences = {_sentence(file, origin, loc, text) for loc, text in problems}
-    raise SweepError("\n".join(text for _, text in sorted(sentences)))
+    raise SweepError(together([text for _, text in sorted(sentences)]))
 
 
 def form(file: Source, overrides: Sequence[str] = ()) -> Sweep | None:
@@ -65,7 +65,7 @@ def _stated(
     """The values of a file after --set, which of them came from it, and what its scales lack."""
     values = dict(file.values)
     scales = values.pop("scales", {})
-    problems = _check_scales(scales)
+    problems = _check_scales(scales, values)
     origin: dict[Loc, str] = {}
     for override in overrides if not problems else ():
         _apply(override, values, scales, origin)
@@ -80,11 +80,11 @@ def parse(values: Mapping[str, Any]) -> Sweep:
     """
     sweep, problems = _validate(values)
     if sweep is None or problems:
-        raise SweepError("\n".join(sorted({text for _, text in problems})))
+        raise SweepError(together(sorted({text for _, text in problems})))
     return sweep
 
 
-def _check_scales(scales: Any) -> list[Problem]:
+def _check_scales(scales: Any, values: Mapping[str, Any]) -> list[Problem]:
     if not isinstance(scales, dict) or not all(isinstance(k, str) for k in scales):
         return [(("scales",), f"scales: needs {{NAME: {{seeds: 1, ...}}}}, not {scales!r}")]
     problems: list[Problem] = []
@@ -95,8 +95,9 @@ def _check_scales(scales: Any) -> list[Problem]:
             continue
         for key in changes:
             if key not in Sweep.model_fields:
-                text = f"scales.{name}: {unknown('key', key, Sweep.model_fields)}"
-                problems.append((("scales", name, str(key)), text))
+                text = misplaced.sentence(str(key), changes[key], {**values, **changes})
+                text = text or unknown("key", key, Sweep.model_fields)
+                problems.append((("scales", name, str(key)), f"scales.{name}: {text}"))
     return problems
 
 
@@ -113,6 +114,9 @@ def _apply(
         values |= scales[text]
         origin |= {(changed,): f"scale={text}" for changed in scales[text]}
         return
+    if key not in (*Sweep.model_fields, "scales") and (place := misplaced.within(key)):
+        where = ".".join(place)
+        raise SweepError(f"--set {override}: belongs into the {place[0]}: write {where}={text}")
     value = document.parse(text, f"--set {override}").values
     *path, last = key.split(".")
     mapping = values
@@ -167,7 +171,7 @@ def _validate(values: Mapping[str, Any]) -> tuple[Sweep | None, list[Problem]]:
         sweep = Sweep.model_validate(values)
         return sweep, check(sweep)
     except ValidationError as error:
-        problems = [_problem(item) for item in error.errors()]
+        problems = [_problem(item, values) for item in error.errors()]
     bad = {loc[:2] for loc, _ in problems}
     spare = {key: value for key, value in values.items() if key in Sweep.model_fields}
     for loc in sorted(bad, key=len, reverse=True):
@@ -187,9 +191,11 @@ _SPARE = {"datasets": "digits", "models": "tiny", "attacks": "none", "defenses":
 """What stands for an entry whose form is wrong while the others are checked."""
 
 
-def _problem(item: Any) -> Problem:
-    """Put one of pydantic's errors into our words."""
+def _problem(item: Any, values: Mapping[str, Any]) -> Problem:
+    """Put one of pydantic's errors on a file's values into our words."""
     loc, name = tuple(item["loc"]), ".".join(part for part in item["loc"] if isinstance(part, str))
+    if len(loc) == 1 and (text := _elsewhere(item, values)):
+        return loc, text
     if item["type"] in ("extra_forbidden", "invalid_key"):
         inner: dict[Loc, type[BaseModel]] = {("resources",): Resources, ("table",): View}
         within = inner.get(loc[:-1], Shape).model_fields  # the deepest are the shapes of resources
@@ -198,6 +204,13 @@ def _problem(item: Any) -> Problem:
     else:
         text = options.wording(item)
     return loc, f"{name}: {text}" if name else text
+
+
+def _elsewhere(item: Any, values: Mapping[str, Any]) -> str:
+    """What to write for a key that belongs elsewhere; empty where another mistake is meant."""
+    (key,) = item["loc"]
+    known = item["type"] == "extra_forbidden" and isinstance(key, str)
+    return misplaced.sentence(key, values[key], values) if known else ""
 
 
 def _sentence(file: Source, origin: Mapping[Loc, str], loc: Loc, text: str) -> tuple[int, str]:

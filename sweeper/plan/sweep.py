@@ -19,7 +19,7 @@ from pydantic import (
     field_validator,
 )
 
-from sweeper.core import catalog
+from sweeper.core import catalog, options
 from sweeper.plan import source
 from sweeper.plan.document import Loc
 from sweeper.plan.view import View
@@ -36,7 +36,9 @@ def _no_bool(value: Any) -> Any:
 
 def _rate(rate: float) -> float:
     if not 0 < rate <= 1:
-        raise ValueError(f"{rate:g} is no poison rate: needs a share above 0 and at most 1")
+        needs = "needs a share above 0 and at most 1"
+        meant = f", did you mean {rate / 100:g}? It" if 1 < rate <= 100 else ":"
+        raise ValueError(f"{rate:g} is no poison rate{meant} {needs}")
     return rate
 
 
@@ -55,7 +57,8 @@ def _budget(value: Any) -> int | float:
     ):
         return int(number)
     raise ValueError(
-        f"{value!r} is no clean budget: needs a share between 0 and 1, such as 0.05, or a whole "
+        options.percent(value)
+        or f"{value!r} is no clean budget: needs a share between 0 and 1, such as 0.05, or a whole "
         "number of images, such as 500"
     )
 
@@ -229,7 +232,7 @@ class Resources(Shape):
     defend: Named = None
     """The shape of cells that defend."""
     light: Named = None
-    """Of those the cells whose defense takes a CPU no long time (`sweeper list defenses`);
+    """Of those the cells whose defense takes a CPU no long time (`sweeper describe NAME`);
     default: that of `defend`."""
 
     def of(self, name: str) -> Shape:

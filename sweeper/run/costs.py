@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sweeper.core import catalog
+from sweeper.core import catalog, names
 from sweeper.core.text import without_homes
 from sweeper.core.types import Cell
 from sweeper.plan import matrix
@@ -53,6 +53,9 @@ class Sort:
     """Images the defender holds."""
     aside: bool = False
     """Whether it computes on a CPU where victims train on a GPU, or the other way round."""
+    code: str = ""
+    """The hash of a method's code where its version does not tell it: one's own, which is edited
+    between a run that takes no time and one that does."""
 
 
 Key = tuple[str, ...]
@@ -103,20 +106,22 @@ class Book:
 
     def _find(self, sort: Sort) -> tuple[float, bool] | None:
         for key in _narrow(sort):
-            if measured := self._seconds.get(key):
-                return statistics.median(s * _scale(was, sort) for was, s in measured), False
+            found = self._seconds.get(key, ())
+            measured = [s * _scale(was, sort) for was, s in found if _alike(was, sort)]
+            if measured:
+                return statistics.median(measured), False
         pace = self._epoch(sort)
         if pace is None:
             return None
         epoch, rough = pace
         if sort.kind == "train":
-            return epoch * sort.epochs, rough
+            return (epoch * sort.epochs, rough) if sort.epochs else None
         for key in _wide(sort):
             if costs := self._epochs.get(key):
-                return epoch * statistics.median(costs), rough
+                return epoch * statistics.median(costs), rough or sort.options not in key
         kind = sort.kind if sort.kind != "defend" else _kind(sort.method)
         if kind == "secure training":
-            return epoch * sort.epochs * ROUGH_TRAINING, True
+            return (epoch * sort.epochs * ROUGH_TRAINING, True) if sort.epochs else None
         return epoch * ROUGH.get(kind, 3.0), True
 
     def _epoch(self, sort: Sort) -> tuple[float, bool] | None:
@@ -145,13 +150,19 @@ def _narrow(sort: Sort) -> list[Key]:
             ("train", name, place[1]),
         ]
     size = (sort.images, sort.epochs, sort.clean) if sort.kind == "defend" else ()
-    return [(sort.kind, sort.method, sort.options, *place, *map(str, size), str(sort.aside))]
+    told = (*map(str, size), str(sort.aside), sort.code)
+    return [(sort.kind, sort.method, sort.options, *place, *told)]
 
 
 def _wide(sort: Sort) -> list[Key]:
     """Whose cost in epochs of the victim is its own, the nearest first."""
-    method, place = (sort.kind, sort.method), (sort.dataset, sort.model)
+    method, place = (sort.kind, sort.method, sort.code), (sort.dataset, sort.model)
     return [(*method, sort.options, *place), (*method, *place), (*method, sort.options), method]
+
+
+def _alike(was: Sort, to: Sort) -> bool:
+    """Whether one tells what the other takes: a victim that is not trained tells of its own."""
+    return to.kind != "train" or was.method == to.method or bool(was.epochs and to.epochs)
 
 
 def _scale(was: Sort, to: Sort) -> float:
@@ -183,6 +194,12 @@ class Sorts:
             if cell.kind == "train"
         }
         self._texts: dict[int, tuple[Any, str]] = {}
+        self.edited: dict[tuple[str, str], str] = {}
+        """Kind and name of the methods whose code their version does not tell -> its hash."""
+        for cell in plan.cells.values():
+            for kind, method in cell.params.items():
+                if kind in names.KINDS and (code := _code(method)):
+                    self.edited[kind, method["name"]] = code
 
     def of(self, cell: Cell) -> Sort:
         """What tells the cost of a cell of the plan."""
@@ -208,7 +225,8 @@ class Sorts:
             self._texts[id(method)] = method, _options(method)
         epochs = victim["recipe"]["epochs"] if victim else 0
         text, clean = self._texts[id(method)][1], params.get("n_clean", 0) if victim else 0
-        return Sort(kind, method["name"], text, dataset, model, size, epochs, clean)
+        asked = Sort(kind, method["name"], text, dataset, model, size, epochs, clean)
+        return replace(asked, code=_code(method)) if kind != "train" else asked
 
     def of_artifact(self, kind: str, meta: Mapping[str, Any]) -> Sort:
         """Likewise of a cell, from what its artifact says of itself.
@@ -233,8 +251,11 @@ class Sorts:
         model = _model(row["model"], row["model_options"])
         place = (dataset, model, self._images.get(dataset, round(size)))
         epochs = json.loads(row["recipe"]).get("epochs", 0)
-        clean = row["n_clean"] or 0
-        defense = Sort("defend", row["defense_name"], row["defense_options"], *place, epochs, clean)
+        clean, name = row["n_clean"] or 0, row["defense_name"]
+        defense = Sort("defend", name, row["defense_options"], *place, epochs, clean)
+        if ("defense", name) in self.edited:
+            code = json.loads(row["code"] or "{}").get("defense", "")
+            defense = replace(defense, code=code)
         return defense, Sort("train", row["attack_name"], row["attack_options"], *place, epochs)
 
 
@@ -243,6 +264,11 @@ def images(plan: matrix.Plan, dataset: str) -> int:
     facts = plan.facts[dataset]
     known = facts.n_train - facts.n_reserve
     return known or round(matrix.UNKNOWN * (1 - plan.sweep.reserve))
+
+
+def _code(method: Mapping[str, Any]) -> str:
+    """The hash of a method's code in the version of its keys; empty where the number tells it."""
+    return str(method.get("version", "")).partition("+")[2]
 
 
 def _dumped(values: Mapping[str, Any]) -> str:
@@ -261,7 +287,7 @@ def _model(label: str, options: str) -> str:
 _OPTIONS = ("defense_options", "attack_options", "model_options", "dataset_options")
 COLUMNS = (
     *("key", "status", "device", "victim_device", "seconds", "victim_seconds", "victim", "recipe"),
-    *("defense_name", "attack_name", "n_clean", "model", *_OPTIONS),
+    *("defense_name", "attack_name", "n_clean", "model", "code", *_OPTIONS),
 )
 
 

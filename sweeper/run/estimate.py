@@ -101,8 +101,8 @@ def estimate(job: Job, book: Book, parallel: int, room: Room | None = None) -> E
         parallel=parallel,
         cell_seconds=round(total, 1),
         wall_seconds=round(max(bounds), 1),
-        core_hours=round(cores / 3600, 3),
-        gpu_hours=round(sum(spent * shape.gpus for shape, spent in held.items()) / 3600, 3),
+        core_hours=round(cores / 3600, 6),
+        gpu_hours=round(sum(spent * shape.gpus for shape, spent in held.items()) / 3600, 6),
         saved_seconds=round(saved, 1),
         cells_measured=sure["measured"],
         cells_rough=sure["rough"],
@@ -126,7 +126,7 @@ def sentences(cost: Estimate, where: dict[str, Any] | None = None) -> list[str]:
             f"cost: unknown, the store has no such victims from {cost.device or 'anywhere'}",
             f"      {guess} trains {calibrate.SECONDS:g} s to guess it",
         ]
-    held = f"{spoken(3600 * cost.core_hours)} of core time"
+    held = f"{_short(3600 * cost.core_hours)} of core time"
     if cost.gpu_hours:
         held += f", {cost.gpu_hours:.3g} GPU-hours"
     head = "cost" if cost.cells_measured else "cost, a rough estimate"
@@ -134,12 +134,20 @@ def sentences(cost: Estimate, where: dict[str, Any] | None = None) -> list[str]:
     if cost.cells_measured and cost.cells_rough:
         doubts.append(f"only rough for {cost.cells_rough:,} of {estimated:,} cells, never measured")
     if cost.cells_unknown:
-        doubts.append(f"{cost.cells_unknown:,} more cells of unknown cost are left out")
+        total = estimated + cost.cells_unknown
+        unknown = f"{cost.cells_unknown:,} of {total:,} cells"
+        doubts.append(f"{unknown} are of unknown cost, which comes on top")
+    about = "at least " if cost.cells_unknown else "about "
     return [
-        f"{head}: about {spoken(cost.wall_seconds)}, {cost.parallel} cells at once; "
+        f"{head}: {_short(cost.wall_seconds, about)}, {cost.parallel} cells at once; "
         f"{held} on {cost.device}",
         *(f"      {doubt}" for doubt in doubts),
     ]
+
+
+def _short(seconds: float, about: str = "") -> str:
+    """A length of time that is not 0: cells take some, however little."""
+    return "less than 0.1 s" if seconds < 0.05 else f"{about}{spoken(seconds)}"
 
 
 def known_costs(job: Job, *, calibrated: bool = False, elsewhere: bool = False) -> Book:

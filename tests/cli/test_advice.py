@@ -86,6 +86,11 @@ def test_a_run_from_its_estimate_to_its_end(capsys: Capture, here: Path) -> None
     assert (here / "tiny.html").is_file()
 
 
+def test_a_sweep_file_that_is_begun(capsys: Capture, here: Path) -> None:
+    (here / FILE).unlink()
+    advised(capsys, call(capsys, "init", FILE), {"plan": 0, "run": 0})
+
+
 def test_a_run_whose_cells_fail(capsys: Capture, here: Path) -> None:
     (here / FILE).write_text(BROKEN)
     said = call(capsys, "run", *TYPED[:3], "--set", "seeds=[1]", "--executor", "inline")

@@ -15,7 +15,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from sweeper.cli import app, remote
+from sweeper import data
+from sweeper.cli import app, listing, remote
 from sweeper.run import calibrate
 from sweeper.store import ledger
 from sweeper.store.artifacts import Store
@@ -100,6 +101,7 @@ def test_every_command_is_tried_here() -> None:
         ("show adaptive-", {"adaptive-blend", "adaptive-k-way", "adaptive-patch"}),
         ("analyze tsne quickstart --after fine-", {"fine-pruning", "fine-tuning"}),
         ("list da", {"datasets"}),
+        ("describe adaptive-", {"adaptive-blend", "adaptive-k-way", "adaptive-patch"}),
         ("new de", {"defense"}),
         ("run quickstart --executor i", {"inline"}),
         ("table quickstart --format la", {"latex"}),
@@ -150,8 +152,23 @@ def test_list(capsys: pytest.CaptureFixture[str], what: str) -> None:
         "sweeps": "quickstart",
     }
     assert known[what] in names
-    shown = call(capsys, "list", what)
-    assert shown.code == 0 and all(name in shown.out for name in names)
+    shown = call(capsys, "list", what).out.splitlines()
+    assert [line.split()[0] for line in shown] == names, "a line for each, for grep and cut"
+    if what == "defenses":
+        assert shown[names.index("anp")].split("  ")[-1].strip() == "clean, model"
+
+
+@pytest.mark.parametrize("width", [60, 80, 200])
+@pytest.mark.parametrize("what", listing.KINDS)
+def test_a_list_fits_the_terminal(what: str, width: int) -> None:
+    head, *lines = listing.lines(what, width)
+    assert head.startswith("name ") and len(lines) == len(listing.lines(what))
+    assert max(map(len, lines)) <= width
+    assert not any("…" in line.split("  ")[0] for line in lines), "names are whole"
+    if what == "defenses" and width >= 80:
+        (anp,) = (line for line in lines if line.startswith("anp "))
+        assert anp.split()[1] == ("ANP" if width == 80 else "Adversarial")
+        assert anp.endswith("repair           clean, model")
 
 
 def test_list_of_an_unknown_kind(capsys: pytest.CaptureFixture[str]) -> None:
@@ -230,8 +247,26 @@ def test_plan_of_data_that_are_not_here(
     found = json.loads(call(capsys, *words, "--json").out)
     assert found["unresolved"] == ["cifar10"]
     assert found["cells"]["train"] == 1 and found["cells"]["defend"] == 2
-    assert "data set cifar10 is not on this machine" in call(capsys, *words).out
+    first, *_ = call(capsys, *words).out.splitlines()
+    assert first == (
+        f"data set cifar10 is not on this machine: `run` downloads about 170 MB into "
+        f"{empty / 'torchvision'}; what is done of it is not known before"
+    )
+    path.write_text(path.read_text().replace("[cifar10]", "[imagenet]"))
+    monkeypatch.setenv("SWEEPER_DATA", str(empty))
+    first, *_ = call(capsys, "plan", path, "--store", tmp_path / "store").out.splitlines()
+    assert first.startswith(
+        f"data set imagenet is not on this machine: imagenet: not found under {empty} and not "
+        "downloadable: put train.parquet and test.parquet, or "
+    )
+    assert f"into {empty / 'imagenet'}" in first and "with --data DIR" in first
     assert not list(empty.iterdir())
+
+
+def test_every_download_says_how_large_it_is() -> None:
+    for kind in data.sources():
+        for name in kind.names if kind.downloads else ():
+            assert 10e6 < kind.sizes[name] < 1e9, name
 
 
 def test_data_that_are_nowhere(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

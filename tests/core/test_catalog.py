@@ -191,8 +191,8 @@ def test_an_entry_point_is_a_name_like_any_other(monkeypatch: pytest.MonkeyPatch
     ("kind", "asked", "near"),
     [
         ("attack", "badnet", "badnets"),
-        ("attack", "blended", "blend"),
-        ("defense", "finetuning", "fine-tuning"),
+        ("attack", "blendd", "blend"),
+        ("defense", "finetunning", "fine-tuning"),
         ("defense", "anp-orakel", "anp-oracle"),
     ],
 )

@@ -31,11 +31,40 @@ MISTAKES = [
      ["no attack 'badnet'", "did you mean 'badnets'", "Known: "]),
     ("unknown defense", text(defenses="[fine-tunning]"), 5,
      ["no defense 'fine-tunning'", "did you mean 'fine-tuning'"]),
-    ("unknown model", text(models="[resnet-18]"), 3, ["no model 'resnet-18'", "'resnet18'"]),
+    ("unknown model", text(models="[resnet-18]"), 3, ["no model 'resnet-18': write resnet18"]),
     ("impossible name of a data set", text(datasets="[my/data]"), 2,
      ["'my/data' is no name of a data set", "`path`"]),
     ("unknown option", text(attacks=f"{ATTACK}opacityy: 0.5"), 6,
      ["badnets: no option 'opacityy'", "did you mean 'opacity'", "Known: "]),
+    ("what is an option of the recipe", text("epochs: 5"), 6,
+     ["epochs: belongs into the recipe: write `recipe: {epochs: 5}`"]),
+    ("what is one, beside a recipe", text("recipe: d-br\nlr: 0.1"), 7,
+     ["lr: belongs into the recipe: write `recipe: {base: d-br, lr: 0.1}`"]),
+    ("another word for one", text("batch_size: 64"), 6, ["write `recipe: {batch: 64}`"]),
+    ("what cells are given", text("gpus: 1"), 6,
+     ["gpus: belongs into the resources: write `resources: {gpus: 1}`"]),
+    ("what the table has", text("values: [acc]"), 6, ["write `table: {values: [acc]}`"]),
+    ("one attack", text("attack: blend"), 6, ["attack: write `attacks: [blend]`"]),
+    ("one rate", text("poison_rate: 0.05"), 6, ["poison_rate: write `poison_rates: [0.05]`"]),
+    ("several, in the singular", text("seed: [1, 2]"), 6, ["seed: write `seeds: [1, 2]`"]),
+    ("another word for rates", text("pratio: 0.1"), 6, ["pratio: write `poison_rates: [0.1]`"]),
+    ("what is an option of an entry", text("opacity: 0.5"), 6,
+     ["opacity: belongs into an entry: write `attacks: [{attack: badnets, opacity: 0.5}]`"]),
+    ("one of an entry that has others", text("tau: 0.1", defenses="[{defense: anp, steps: 9}]"), 6,
+     ["write `defenses: [{defense: anp, steps: 9, tau: 0.1}]`"]),
+    ("what is one in a scale", text("scales:\n  small:\n    epochs: 1"), 8,
+     ["scales.small: epochs: belongs into the recipe: write `recipe: {epochs: 1}`"]),
+    ("rate in percent", text("poison_rates: [10%]"), 6,
+     ["poison_rates: '10%' is text here: write 0.1"]),
+    ("budget in percent", text("clean_budgets: [0.5 %]"), 6,
+     ["clean_budgets: '0.5 %' is text here: write 0.005"]),
+    ("reserve in percent", text("reserve: 20%"), 6, ["reserve: '20%' is text here: write 0.2"]),
+    ("option in percent", text(attacks=f"{ATTACK}opacity: 20%"), 6,
+     ["badnets: opacity: '20%' is text here: write 0.2"]),
+    ("rate of percents", text("poison_rates: [10]"), 6,
+     ["10 is no poison rate, did you mean 0.1? It needs a share above 0 and at most 1"]),
+    ("abbreviation of a defense", text(defenses="[none, ft]"), 5,
+     ["defenses: no defense 'ft': write fine-tuning (FT)"]),
     ("option of the wrong type", text(attacks=f"{ATTACK}opacity: high"), 6,
      ["badnets: opacity: needs a number, not 'high'"]),
     ("truth value for a number", text(attacks=f"{ATTACK}size: yes"), 6,
@@ -230,7 +259,7 @@ def test_a_file_in_another_encoding(tmp_path: Path) -> None:
 
 
 def test_all_mistakes_are_shown_in_the_order_of_the_file(tmp_path: Path) -> None:
-    found = refused(
+    told = refused(
         tmp_path,
         text(
             "seeds: 0\nseedz: 1\nrecipe: nope\npoison_rates: [2, 3]\n",
@@ -239,6 +268,8 @@ def test_all_mistakes_are_shown_in_the_order_of_the_file(tmp_path: Path) -> None
             models="[{model: resnet18, depth: 3}]",
         ),
     )
+    found = [line for line in told if line.startswith("study.yaml:")]
+    listed = told[len(found) :]
     said = [
         ("3", "no option 'depth'"),
         ("4", "no attack 'badnet'"),
@@ -256,6 +287,13 @@ def test_all_mistakes_are_shown_in_the_order_of_the_file(tmp_path: Path) -> None
     assert len(found) == len(said), found
     for line, part in said:
         assert any(s.startswith(f"study.yaml:{line}:") and part in s for s in found), (part, found)
+    lists = [sentence for sentence in listed if not sentence.startswith(" ")]
+    assert [line.partition(":")[0] for line in lists] == [
+        "Every attack",
+        "Every defense",
+        "Every key",
+    ]
+    assert not any("abl, " in sentence for sentence in found), "they stand at the end, and once"
     lines = [int(sentence.split(":")[1]) for sentence in found]
     assert lines == sorted(lines)
 
@@ -269,6 +307,8 @@ def test_all_mistakes_are_shown_in_the_order_of_the_file(tmp_path: Path) -> None
         ("seeds=[1", "--set seeds=[1: the value is not YAML: expected ',' or ']'"),
         ("seeds=0", "--set seeds=0: seeds: needs a count above 0"),
         ("seedz=1", "--set seedz=1: no key 'seedz', did you mean 'seeds'?"),
+        ("epochs=5", "--set epochs=5: belongs into the recipe: write recipe.epochs=5"),
+        ("gpu=1", "--set gpu=1: belongs into the resources: write resources.gpus=1"),
         ("recipe.epochs=x", "--set recipe.epochs=x: recipe: epochs: needs a whole number, not 'x'"),
         ("attacks=[badnet]", "--set attacks=[badnet]: attacks: no attack 'badnet', did you mean"),
         (
@@ -307,7 +347,9 @@ def test_the_command_line_says_it_and_starts_nothing(
             app.main()
         out, err = capsys.readouterr()
         assert left.value.code == 2
-        assert not out and len(err.splitlines()) == 2 and "Traceback" not in err
+        mistakes, _, names = err.partition("Every attack: ")
+        assert not out and len(mistakes.splitlines()) == 2 and "Traceback" not in err
+        assert "badnets" in names
         assert f"{path}:4: attacks: no attack 'badnet'" in err and f"{path}:6: seeds: " in err
         assert not store.exists(), "nothing is started, no folder is made"
 

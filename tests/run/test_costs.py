@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -74,6 +75,45 @@ def test_what_was_never_measured_is_rough_and_follows_a_calibration() -> None:
     assert known.seconds(of(ANP, method="d-st")) == (15.0, True)
     known.add(VICTIM, 20.0)
     assert known.seconds(VICTIM) == (20.0, False), "a measured cell counts before it"
+
+
+def test_what_is_not_known_is_not_called_nothing() -> None:
+    """A cell that trains nothing tells nothing of one that does, nor the other way round."""
+    known = Book()
+    imported = of(VICTIM, method="imported", epochs=0)
+    known.add(imported, 0.0)
+    assert known.seconds(VICTIM) is None, "an imported victim takes no time, BadNets does"
+    known.add(VICTIM, 10.0)
+    assert known.seconds(of(imported, method="sra")) is None, "no epochs, yet no 0 s"
+    assert known.seconds(of(ANP, method="abl", epochs=0)) is None, "it trains, who knows how long"
+    assert known.seconds(imported) == (0.0, False), "that was measured"
+
+
+def test_other_options_and_other_code_tell_a_cost_roughly_at_most() -> None:
+    known = Book()
+    known.add(VICTIM, 10.0)
+    short = of(ANP, options='{"steps": 1}')
+    known.add(short, 0.01, victim=10.0)
+    assert known.seconds(short) == (0.01, False)
+    assert known.seconds(ANP) == (0.01, True), "2,000 steps may cost more than one"
+    mine = of(short, method="mine:Own", code="a1")
+    known.add(mine, 0.01, victim=10.0)
+    for sort in (of(mine, code="b2"), of(mine, code="b2", options="{}")):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(costs, "_kind", lambda _: "repair")
+            assert known.seconds(sort) == (costs.ROUGH["repair"], True), "it was edited since"
+
+
+def test_a_row_of_a_method_of_ones_own_has_its_code(ran: tuple[Path, Path]) -> None:
+    job = sweeps.prepared(*ran)
+    sorts = Sorts(job.plan)
+    rows = job.store.recent_rows(costs.COLUMNS, costs.RECENT)
+    row = next(row for row in rows if row["defense_name"] == "fine-tuning")
+    assert sorts.of_row(row)[0].code == "", "what ships is told by its version"
+    hashed = json.loads(row["code"])["defense"]
+    sorts.edited["defense", "fine-tuning"] = hashed
+    assert sorts.of_row(row)[0].code == hashed
+    assert sorts.of_row({**row, "code": None})[0].code == ""
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +202,7 @@ def test_an_estimate_adds_up_what_is_to_run(ran: tuple[Path, Path], tmp_path: Pa
     assert job.plan.counts() == counts
     found = estimate.estimate(job, priced(job), 1)
     assert found.cell_seconds == found.wall_seconds == 1 + 3 * 10 + 2 * 5 + 6 * 2
-    assert found.core_hours == round(53 / 3600, 3) and found.gpu_hours == 0
+    assert found.core_hours == round(53 / 3600, 6) and found.gpu_hours == 0
     assert estimate.estimate(job, priced(job), 99).wall_seconds == 10 + 1 + 10 + 5 + 2
     assert found.saved_seconds == 2 * 10 + 2 * (10 + 1 + 10), "each victim has three defenses"
     assert (found.cells_measured, found.cells_rough, found.cells_unknown) == (12, 0, 0)
@@ -185,8 +225,8 @@ def test_cells_of_different_shapes_run_side_by_side(tmp_path: Path) -> None:
     assert estimate.together(job.shapes, room) == 8 + 4, "eight quarters, on the other CPUs light"
     found = estimate.estimate(job, priced(job), 12, room)
     assert found.wall_seconds == 8 * 10 / 2 + 8 * 5 / 8 + 16 * 2 / 8, "the GPUs are the last"
-    assert found.core_hours == round((80 + 40 + 32 + 2 * 16) / 3600, 3)
-    assert found.gpu_hours == round((80 + 0.25 * (40 + 32)) / 3600, 3)
+    assert found.core_hours == round((80 + 40 + 32 + 2 * 16) / 3600, 6)
+    assert found.gpu_hours == round((80 + 0.25 * (40 + 32)) / 3600, 6)
     gpus, cores = 99, 2
     assert estimate.estimate(job, priced(job), 12, room).wall_seconds == (152 + 2 * 16) / 2
     assert estimate.estimate(job, priced(job), 1, room).wall_seconds == 80 + 40 + 48, "inline"
@@ -268,8 +308,12 @@ def test_what_people_read_of_an_estimate() -> None:
     ]
     assert said(cells_rough=10)[1:] == ["      only rough for 10 of 40 cells, never measured"]
     rough = said(cells_measured=0, cells_rough=9, cells_unknown=2000)
-    assert rough[0].startswith("cost, a rough estimate: about 30 min")
-    assert rough[1:] == ["      2,000 more cells of unknown cost are left out"]
+    assert rough[0].startswith("cost, a rough estimate: at least 30 min")
+    assert rough[1:] == ["      2,000 of 2,009 cells are of unknown cost, which comes on top"]
+    small = said(wall_seconds=0.0, core_hours=0.0, gpu_hours=0.0)
+    assert small == [
+        "cost: less than 0.1 s, 4 cells at once; less than 0.1 s of core time on GPU X"
+    ]
     (first, second) = said(cells_measured=0, cells_unknown=7)
     assert first == "cost: unknown, the store has no such victims from GPU X"
     assert "`sweep.plan(store='s', calibrate=True)`" in second
