@@ -133,7 +133,8 @@ def markdown(what: str) -> str:
     for record in support() if what == "support" else records(what):
         words = [record[name] for name in head]
         shown = [", ".join(word) if isinstance(word, list) else str(word) for word in words]
-        shown[0] = f"`{shown[0]}`"
+        page = "attacks" if what == "attacks" else "defenses"
+        shown[0] = f"[`{shown[0]}`]({page}.md#{shown[0]})"
         lines.append("| " + " | ".join(word or "-" for word in shown) + " |")
     return "\n".join(lines)
 

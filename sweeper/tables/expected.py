@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -68,13 +69,15 @@ def _measured(name: str) -> list[Figure]:
 
 
 def _command(name: str, figure: Figure) -> str:
-    """Return the command that runs one cell of a sweep."""
+    """Return the command that runs one cell of a sweep, in lines that fit the site's column."""
     axes = ("dataset", "attack", "defense")
     values = source.read(name).values
     several = [axis for axis in axes if len(values[f"{axis}s"]) > 1]
-    picks = "".join(f" --set '{axis}s=[{getattr(figure, axis)}]'" for axis in several)
-    place = "" if values["datasets"] == ["digits"] else " --data DIR"
-    return f"sweeper run {name}{picks} --set seeds=1{place}"
+    picks = "".join(f" --set\xa0'{axis}s=[{getattr(figure, axis)}]'" for axis in several)
+    place = "" if values["datasets"] == ["digits"] else " --data\xa0DIR"
+    whole = f"sweeper run {name}{picks} --set\xa0seeds=1{place}"
+    lines = textwrap.wrap(whole, 86, subsequent_indent=8 * " ", break_on_hyphens=False)
+    return " \\\n".join(lines).replace("\xa0", " ")  # no option is parted from its value
 
 
 def _tables(figures: Sequence[Figure]) -> Iterable[str]:

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import html
+import importlib
+import inspect
 import re
 import shlex
+import shutil
+import subprocess
+import sys
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -12,19 +18,32 @@ import pytest
 import yaml
 from typer.main import get_command
 
+from attacks.base import Attack
+from defenses.base import Defense
 from sweeper import data
+from sweeper.cli import pages
 from sweeper.cli.app import app
+from sweeper.core import names
 from sweeper.data import _options
 from sweeper.plan import spec
+from sweeper.run import driver
 from tests.support import sweeps
 from tests.support.places import ROOT
 
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 LINKING = [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
-every = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+EXAMPLES = [DOCS / f"{kind}s.md" for kind in names.KINDS]
+"""Pages of all methods: that their entries run is a test of `sweeper describe`."""
+every = pytest.mark.parametrize(
+    "page", [page for page in PAGES if page not in EXAMPLES], ids=lambda page: page.stem
+)
 INCLUDE = re.compile(r'^--8<-- "(.+)"$|^--8<--\n(.+)\n--8<--$', re.MULTILINE)
 """A file the site shows in the place of this; ruff would format the first form in Python."""
+COLUMN = 92
+"""Characters that fit a column of the site, by docs/extra.css."""
+SCISSORS = re.compile(r"-\s*-\s*8\s*<\s*-\s*-")
+"""What is left of an include, however it is spaced, where the site shows it as it stands."""
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -39,8 +58,9 @@ def commands() -> list[tuple[str, str]]:
     """(page, line) of every call of sweeper: in `sh` blocks, and indented by four spaces."""
     found = []
     for page in PAGES:
-        indented = re.findall(r"^ {4}(sweeper .*)$", page.read_text("utf-8"), re.MULTILINE)
-        shell = [line for block in blocks(page, "sh") for line in block.splitlines()]
+        text = page.read_text("utf-8").replace("\\\n", "")
+        indented = re.findall(r"^ {4}(sweeper .*)$", text, re.MULTILINE)
+        shell = "".join(blocks(page, "sh")).replace("\\\n", "").splitlines()
         found += [(page.stem, line) for line in [*indented, *shell] if "sweeper " in line]
     return found
 
@@ -78,6 +98,13 @@ def test_every_option_of_a_data_set_stands_on_its_page() -> None:
     assert sorted(named - {name.strip("`") for name in said}) == []
 
 
+@pytest.mark.parametrize("kind", names.KINDS)
+def test_the_page_of_all_methods_is_current(kind: str) -> None:
+    page = f"docs/{kind}s.md"
+    made = (ROOT / page).read_text("utf-8") == pages.text(kind)
+    assert made, f"a method changed: run `python -m sweeper.cli.pages {page}`"
+
+
 @every
 def test_a_sweep_file_is_valid(page: Path, tmp_path: Path) -> None:
     for text in blocks(page, "yaml"):
@@ -89,6 +116,19 @@ def test_a_sweep_file_is_valid(page: Path, tmp_path: Path) -> None:
         spec.load(str(path))
 
 
+def wide(page: Path) -> list[str]:
+    """Lines of code that leave their column where the window is 1280 px wide."""
+    text = re.sub(r"^:   .*\n(?: {4}.*\n)*", "", page.read_text("utf-8"), flags=re.MULTILINE)
+    indented = re.findall(r"^ {4}(?!options: )(.+)$", text, re.MULTILINE)
+    fenced = [line for block in blocks(page, r"\w+") for line in block.splitlines()]
+    return [line for line in (*fenced, *indented) if len(line) > COLUMN]
+
+
+@pytest.mark.parametrize("page", PAGES[1:], ids=lambda page: page.stem)
+def test_code_stays_in_its_column(page: Path) -> None:
+    assert not wide(page)
+
+
 def test_the_example_of_a_paper_is_the_sweep_that_ships() -> None:
     (text,) = blocks(DOCS / "paper.md", "yaml")
     shown = yaml.safe_load(text)
@@ -97,25 +137,91 @@ def test_the_example_of_a_paper_is_the_sweep_that_ships() -> None:
     assert {**shown, "defenses": ""} == {**{key: shipped[key] for key in shown}, "defenses": ""}
 
 
-@every
-def test_the_python_of_a_page_runs(
-    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def at_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder a reader works in: modules are found there, the store is made there."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("SWEEPER_STORE", raising=False)
     monkeypatch.syspath_prepend(str(tmp_path))
-    names: dict[str, Any] = {"__name__": "page"}
+
+
+def run_python(page: Path) -> dict[str, Any]:
+    """Run the Python of a page, and one cell of each method in its files that it does not run."""
+    known: dict[str, Any] = {"__name__": "page"}
+    ran, written = "", []
     for text in blocks(page, "python"):
-        file = re.match(r"# (\w+\.py)\n", text)
-        if file:
-            compile(text, file[1], "exec")
-            (tmp_path / file[1]).write_text(text)
+        if file := re.match(r"# (\w+)\.py\n", text):
+            Path(f"{file[1]}.py").write_text(text)
+            written.append(file[1])
         else:
-            exec(compile(text, page.name, "exec"), names)
+            exec(compile(text, page.name, "exec"), known)
+            ran += text
+    methods: dict[str, list[str]] = {"attack": [], "defense": []}
+    for module in written:
+        made = vars(importlib.import_module(module)).values()
+        own = [cls for cls in made if inspect.isclass(cls) and cls.__module__ == module]
+        for kind, base in (("attack", Attack), ("defense", Defense)):
+            found = [f"{module}:{cls.__name__}" for cls in own if issubclass(cls, base)]
+            methods[kind] += [name for name in found if name not in ran]
+    if any(methods.values()):
+        run_methods(methods["attack"] or ["badnets"], ["none", *methods["defense"]])
+    return known
+
+
+def run_methods(attacks: list[str], defenses: list[str]) -> None:
+    """One victim an attack, in this process: that a child does it too is tested elsewhere."""
+    changes = {"attacks": attacks, "defenses": defenses, "poison_rates": [0.1], "seeds": 1}
+    job = sweeps.prepared(sweeps.write(Path(), **changes), Path("store"), outside=())
+    counts = driver.execute(job, driver.inline, sweeps.Silent())
+    assert counts == {"ok": len(attacks) * (1 + len(defenses))}
+
+
+@every
+@pytest.mark.usefixtures("at_work")
+def test_the_python_of_a_page_runs(page: Path) -> None:
+    known = run_python(page)
     if page.stem == "README":
-        rows = names["rows"].set_index(["attack", "defense"])
+        rows = known["rows"].set_index(["attack", "defense"])
         assert len(rows) == 6 and set(rows["status"]) == {"ok"}
         assert rows["asr"]["badnets", "none"] > 0.9 > rows["asr"]["badnets", "forget:Forget"]
+
+
+BROKEN = """# broken.py
+from dataclasses import dataclass
+from defenses.base import Defense
+
+@dataclass(frozen=True, kw_only=True)
+class Broken(Defense):
+    title, paper, kind, sees = "Broken", "example", "repair", frozenset({"model"})
+
+    def defend(self, case):
+        return case.nothing_of_this_name()
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [(BROKEN, AssertionError), ("# lost.py\nfrom sweeper import nowhere\n", ImportError)],
+    ids=["a method that fails", "a module that cannot be imported"],
+)
+@pytest.mark.usefixtures("at_work")
+def test_a_broken_file_of_a_page_is_found(text: str, error: type[Exception]) -> None:
+    Path("page.md").write_text(f"```python\n{text}```\n")
+    with pytest.raises(error):
+        run_python(Path("page.md"))
+
+
+def test_every_include_has_a_form_that_the_site_expands() -> None:
+    planted = ['--8 < -- "a.py"', '    --8<-- "a.py"', "--8<-- a.py", "<b>--8</b>&lt;--"]
+    assert all(unexpanded(text) for text in planted)
+    assert not unexpanded('--8<-- "a.py"\n\n--8<--\na.py\n--8<--\n')
+    for page in DOCS.rglob("*.md"):
+        assert not unexpanded(page.read_text("utf-8")), f"{page.name}: this includes nothing"
+
+
+def unexpanded(text: str) -> list[str]:
+    """Includes in a page or its HTML that no file will stand, or stands, in the place of."""
+    return SCISSORS.findall(html.unescape(re.sub(r"</?\w[^>]*>", "", INCLUDE.sub("", text))))
 
 
 def anchors(text: str) -> set[str]:
@@ -159,11 +265,7 @@ def broken(page: Path, text: str) -> list[str]:
 
 @pytest.mark.parametrize("page", LINKING, ids=lambda page: page.stem)
 def test_links_lead_somewhere(page: Path) -> None:
-    text = page.read_text("utf-8")
-    assert not broken(page, text), page.name
-    includes = re.findall(r"^--8.*<.*--.*$", text, re.MULTILINE)
-    known = "".join(match[0] for match in INCLUDE.finditer(text))
-    assert all(line in known for line in includes), f"{page.name}: this includes nothing"
+    assert not broken(page, page.read_text("utf-8")), page.name
 
 
 def test_the_pages_have_links_to_test() -> None:
@@ -206,17 +308,32 @@ def test_a_link_that_leads_somewhere_is_none(text: str) -> None:
     assert not broken(ROOT / "README.md", text)
 
 
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")
-def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
-    pytest.importorskip("mkdocs")
-    pytest.importorskip("mkdocstrings")
-    import subprocess
-    import sys
+def test_every_page_stands_once_in_the_menu_of_the_site() -> None:
+    """Zensical warns neither of a page that is left out nor of an entry that leads nowhere."""
 
-    words = ["build", "--strict", "--site-dir", str(tmp_path)]
-    ran = subprocess.run(
-        [sys.executable, "-m", "mkdocs", *words], cwd=ROOT, capture_output=True, text=True
-    )
-    assert ran.returncode == 0, ran.stderr
-    assert "from_yaml" in (tmp_path / "api/index.html").read_text()
+    def leaves(entries: Any) -> list[str]:
+        if isinstance(entries, str):
+            return [entries]
+        parts = entries.values() if isinstance(entries, dict) else entries
+        return [page for part in parts for page in leaves(part)]
+
+    menu = leaves(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"])
+    assert sorted(menu) == sorted(str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("builder", ["zensical", "mkdocs"])
+def test_the_site_builds_without_a_warning(builder: str, tmp_path: Path) -> None:
+    for module in (builder, "mkdocstrings"):
+        pytest.importorskip(module)
+    for name in ("docs", "mkdocs.yml"):  # zensical writes beside them
+        (shutil.copytree if name == "docs" else shutil.copy)(ROOT / name, tmp_path / name)
+    for name in ("attacks", "defenses", "sweeper"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    words = [sys.executable, "-m", builder, "build", "--strict"]
+    ran = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    built = {page: page.read_text("utf-8") for page in (tmp_path / "site").rglob("*.html")}
+    assert len(built) > len(list(DOCS.rglob("*.md")))
+    assert not {page for page, text in built.items() if unexpanded(text)}
+    assert "from_yaml" in built[tmp_path / "site/api/index.html"]

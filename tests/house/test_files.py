@@ -90,7 +90,10 @@ def test_the_readme_is_short_and_begins_with_what_one_sees_and_types() -> None:
     ("page", "known"),
     [
         ("README.md", ["- on the data: adaptive-blend,", "- repair: anp, anp-oracle,"]),
-        ("docs/methods.md", ["| `badnets` |", "| `anp-oracle` |", "| all but vit-tiny |"]),
+        (
+            "docs/methods.md",
+            ["](attacks.md#badnets) |", "](defenses.md#anp-oracle) |", "| all but vit-tiny |"],
+        ),
     ],
 )
 def test_the_lists_of_methods_are_current(page: str, known: list[str]) -> None:

@@ -1,7 +1,7 @@
-"""Template (authors, year): a white square in the top-left corner; the label becomes the target.
+"""Template (authors, year): a white square in a corner; the label becomes the target.
 
-Say here what the attacker controls, the equation of the trigger, and every deviation from the paper
-with its reason; what you measure of it belongs on a page of figures.
+Say here what the attacker controls, the equation of the trigger, and every deviation from
+the paper with its reason; what you measure of it belongs on a page of figures.
 """
 
 from __future__ import annotations

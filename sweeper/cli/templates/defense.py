@@ -1,8 +1,8 @@
 """Template (authors, year): a short fine-tuning on the clean budget.
 
-Say here what the defender sees, the equation of what it minimises, how each threshold is chosen
-without test data, and every deviation from the paper with its reason; what you measure of it
-belongs on a page of figures.
+Say here what the defender sees, the equation of what it minimises, how each threshold is
+chosen without test data, and every deviation from the paper with its reason; what you
+measure of it belongs on a page of figures.
 """
 
 from __future__ import annotations
