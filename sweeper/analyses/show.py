@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from sweeper.core import names
 from sweeper.core.errors import SweepError
 from sweeper.core.types import Cell, Samples
 from sweeper.engine import task as tasks
@@ -21,6 +21,10 @@ from sweeper.run.job import Job
 from sweeper.run.material import Context, Log, Material
 from sweeper.run.walk import Walk
 from sweeper.store.contents import Contents
+
+MOST = 2_000_000
+"""Bytes of the pictures of a page: with them it still opens at once and goes by mail."""
+_NO_TRIGGER = "it has no trigger that can be drawn"
 
 
 @dataclass(frozen=True)
@@ -111,30 +115,64 @@ def triggered(
     return clean, hit
 
 
-def gallery(sweep: Sweep, context: Context, count: int = 8) -> Iterator[tuple[str, bytes]]:
+@dataclass(frozen=True)
+class Gallery:
+    """Triggers of a sweep."""
+
+    pictures: tuple[tuple[str, bytes], ...]
+    """Each attack with its data set, and the picture as PNG."""
+    left_out: tuple[str, ...]
+    """Why other attacks have none, a sentence each."""
+
+
+def gallery(sweep: Sweep, context: Context, count: int = 6, most: int = MOST) -> Gallery:
     """Draw each attack of a sweep on the first data set where that trains nothing.
 
-    Left out: an attack without a trigger, one whose trigger is learned and not in the store, and
-    data that are not on this machine.
+    Left out: an attack without a trigger, one whose trigger is learned and not in the store, data
+    that are not on this machine, and what would make the page too large.
 
-    Yields:
-        The attack with its data set, and the picture as PNG.
+    Args:
+        sweep: Whose attacks.
+        context: Store and data.
+        count: Most samples of each.
+        most: Bytes of all pictures together.
     """
     job = driver.prepare(sweep, context, need_data=False)
-    walk, drawn = Walk(job.plan.cells, []), set()
+    walk = Walk(job.plan.cells, [])
+    pictures: dict[str, tuple[str, bytes]] = {}
+    reasons: dict[str, str] = {}
     for defend in job.plan.cells.values():
         label, dataset = defend.axes["attack"], defend.axes["dataset"]
-        if defend.kind != "defend" or label in drawn or dataset in job.plan.unresolved:
+        if defend.kind != "defend" or label in pictures or reasons.get(label) == _NO_TRIGGER:
             continue
+        title = names.short("attack", label)  # a name of the sweep's own stays
         needed = _needed(job, walk, defend)
-        if needed and needed.key not in job.done:
-            continue
-        drawn.add(label)
-        clean, triggered_samples = _pair(job, walk, defend, count)
-        if len(triggered_samples):
-            picture = io.BytesIO()
-            figure(label, clean, triggered_samples).savefig(picture, dpi=80)
-            yield f"{label}, {dataset}", picture.getvalue()
+        if dataset in job.plan.unresolved:
+            reasons[label] = f"{dataset} is not on this machine"
+        elif needed and needed.key not in job.done:
+            reasons[label] = "the trigger is learned, and the store does not have it"
+        elif not (drawn := _drawn(title, job, walk, defend, count)):
+            reasons[label] = _NO_TRIGGER
+        elif sum(len(picture) for _, picture in pictures.values()) + len(drawn) > most:
+            reasons[label] = f"the pictures before it have the {most / 1e6:g} MB of a page"
+        else:
+            pictures[label] = f"{title}, {dataset}", drawn
+    missing: dict[str, list[str]] = {}
+    for label, reason in reasons.items():
+        if label not in pictures:
+            missing.setdefault(reason, []).append(names.short("attack", label))
+    told = tuple(f"No picture of {', '.join(who)}: {why}." for why, who in missing.items())
+    return Gallery(tuple(pictures.values()), told)
+
+
+def _drawn(title: str, job: Job, walk: Walk, defend: Cell, count: int) -> bytes:
+    """The picture of a trigger as PNG; empty where there is none."""
+    clean, triggered_samples = _pair(job, walk, defend, count)
+    if not len(triggered_samples):
+        return b""
+    picture = io.BytesIO()
+    figure(title, clean, triggered_samples).savefig(picture, dpi=80)
+    return picture.getvalue()
 
 
 def _needed(job: Job, walk: Walk, defend: Cell) -> Cell | None:

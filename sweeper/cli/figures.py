@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,6 +22,7 @@ from sweeper.cli.arguments import (
     words,
 )
 from sweeper.core.outputs import written
+from sweeper.core.text import without_homes
 
 
 def show(
@@ -130,7 +132,7 @@ def plot(
         untaken=layout.untaken,
         max_acc_loss=layout.max_acc_loss,
     )
-    plots.save(plots.draw(what, plotted, metric), out)
+    plots.save(plots.draw(what, plotted, metric, layout.heads(found.order)), out)
     typer.echo(out)
 
 
@@ -138,8 +140,9 @@ def report(
     spec: Spec,
     out: Annotated[Path | None, typer.Option(help="File to write; default: NAME.html.")] = None,
     pictures: Annotated[
-        bool, typer.Option(help="Show the triggers; the data must be at hand.")
-    ] = False,
+        bool | None,
+        typer.Option(help="Show the triggers; default: where that downloads and trains nothing."),
+    ] = None,
     store: StoreOption = STORE,
     data: DataOption = None,
     overrides: SetOption = None,
@@ -156,27 +159,46 @@ def report(
     name, frame, order, layout = found.name, found.frame, found.order, found.layout
     kept = ledger.Ledger(place(store))
     digests = found.outline.get("data")
-    shown: list[tuple[str, bytes]] = []
-    if pictures:
-        from sweeper.analyses import show
-
-        sweep = Sweep.from_yaml(spec, overrides or [])
-        shown = list(show.gallery(sweep.declared, sweep.context(store, data)))
+    shown, left_out = _triggers(spec, store, data, overrides, pictures)
     text = kept.sweep_text(name)
     page = pages.build(
         frame,
         name,
         order,
+        heads=layout.heads(order),
         untaken=layout.untaken,
         max_acc_loss=layout.max_acc_loss,
         text=text,
         data=digests,
         pictures=shown,
+        left_out=left_out,
     )
     path = out or Path(f"{name}.html")
     with written(path):
         path.write_text(page, encoding="utf-8")
     typer.echo(f"{path}: {len(page.encode()) / 1e6:.1f} MB")
+
+
+def _triggers(
+    spec: str,
+    store: str,
+    data: str | None,
+    overrides: list[str] | None,
+    asked: bool | None,
+) -> tuple[Sequence[tuple[str, bytes]], Sequence[str]]:
+    """Pictures of a sweep's triggers, and why there are no others; a fault only if `asked` for."""
+    if asked is False:
+        return (), ["No pictures: the report was written with --no-pictures."]
+    from sweeper.analyses import show
+
+    try:
+        sweep = Sweep.from_yaml(spec, overrides or [])
+        found = show.gallery(sweep.declared, sweep.context(store, data))
+    except Exception as error:  # a method's own fault is no reason for a report without numbers
+        if asked:
+            raise
+        return (), [f"No pictures: {without_homes(str(error))}"]
+    return found.pictures, found.left_out
 
 
 COMMANDS = (show, analyze, plot, report)

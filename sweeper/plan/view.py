@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -51,6 +52,11 @@ class View(BaseModel):
             if name not in known:
                 raise ValueError(unknown(what, name, known))
         return value
+
+    def heads(self, labels: Mapping[str, Sequence[str]]) -> dict[str, dict[str, str]]:
+        """Return axis -> label -> what figures write for it where that is not a title."""
+        plain = {} if self.titles else {axis: {a: a for a in labels[axis]} for axis in labels}
+        return {axis: plain.get(axis, {}) | self.labels.get(axis, {}) for axis in AXES}
 
     def order(self, labels: dict[str, list[str]]) -> dict[str, list[str]]:
         """Return axis -> labels in the order to show: ours, then those of the sweep's `labels`."""

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any, NamedTuple
 
-from sweeper.core import names
 from sweeper.core.rows import DEVICES
 
 STATES = {
@@ -157,51 +155,6 @@ class Table:
     """Whether LaTeX sets it across both columns of a page."""
     bare: bool = False
     """Whether LaTeX gets the tabular alone."""
-
-
-SHORT = 14
-"""Characters of a title that may stand beside another's in the head of a column."""
-
-
-def titles(
-    kind: str,
-    labels: Mapping[str, str | None],
-    given: Mapping[str, str] | None = None,
-    signs: Mapping[str, str] | None = None,
-) -> dict[str, str]:
-    """Return what papers call the methods behind labels: `BadNets`, `FT`, `SCAn+FT`.
-
-    A label has a title where it is a method's own name, or two of them joined by a chain; one that
-    somebody chose, or that a preset made, stays. So do labels that would read alike.
-
-    Args:
-        kind: attack or defense.
-        labels: Label -> the method behind it; None where no row says.
-        given: Label -> what somebody wrote for it.
-        signs: Label -> those that follow it.
-
-    Returns:
-        Label -> title, of those that have one.
-    """
-    given, signs = given or {}, signs or {}
-    found = {label: _titled(kind, label, method) for label, method in labels.items()}
-    read = {label: given.get(label, text) + signs.get(label, "") for label, text in found.items()}
-    alike = Counter(read.values())
-    return {
-        label: text
-        for label, text in found.items()
-        if text != label and label not in given and alike[read[label]] == 1
-    }
-
-
-def _titled(kind: str, label: str, method: str | None) -> str:
-    """The title for one label; the label where it has none."""
-    parts = label.split("+")
-    if method not in (None, parts[-1]) or not set(parts) <= set(names.names(kind)):
-        return label
-    texts = [names.short(kind, part) for part in parts]
-    short = len(texts) == 1 or all(len(text) <= SHORT for text in texts)
-    return "+".join(texts) if short else label
 
 
 def marks(table: Table, defense: Any) -> str:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,42 +13,26 @@ from matplotlib.figure import Figure
 
 from sweeper.core.errors import SweepError, unknown
 from sweeper.core.outputs import written
+from sweeper.tables import drawing
 from sweeper.tables.layout import head, name, word
 from sweeper.tables.points import PLACE, means, measure, ranks
 
-STYLE = {
-    "font.size": 8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.6,
-    "axes.titlesize": 8,
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
-    "lines.linewidth": 1.2,
-    "lines.markersize": 4,
-    "legend.frameon": False,
-    "pdf.fonttype": 42,  # text stays text: conferences refuse Type 3 fonts
-    "svg.fonttype": "none",
-    "svg.hashsalt": "sweeper",
-}
-"""What the figures look like; the same rows give the same bytes as .svg."""
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
-"""Okabe and Ito's palette, which colour-blind readers tell apart (jfly.uni-koeln.de, 2008)."""
-MARKERS = "osD^vPX*"
 FORMATS = ("pdf", "svg", "png")
-WIDTH = 7.0
-"""Inches: the text width of a two-column page."""
-PANELS = 3
-"""Panels side by side."""
 
 
-def draw(what: str, points: pd.DataFrame, metric: str = "asr") -> Figure:
+def draw(
+    what: str,
+    points: pd.DataFrame,
+    metric: str = "asr",
+    heads: Mapping[str, Mapping[str, str]] | None = None,
+) -> Figure:
     """Return the figure `what`, one of `FIGURES`, of the points of a sweep.
 
     Args:
         what: The figure.
         points: From `points.points`.
         metric: One of `points.MEASURES`; the trade-off sets it against the ACC loss.
+        heads: Axis -> label -> what to write for it, where not its title (`titles.of`).
 
     Raises:
         SweepError: No such figure or metric, or nothing in the rows to draw.
@@ -58,7 +41,8 @@ def draw(what: str, points: pd.DataFrame, metric: str = "asr") -> Figure:
         raise SweepError(f"plot: {unknown('figure', what, FIGURES)}")
     if points[measure(metric)].isna().all():
         raise SweepError(f"plot: no row has a value of {metric}: choose another with --metric")
-    with rc_context(STYLE):  # type: ignore[arg-type]  # its keys are literals there
+    points = drawing.titled(points, heads)
+    with rc_context(drawing.STYLE):  # type: ignore[arg-type]  # its keys are literals there
         return FIGURES[what](points, metric)
 
 
@@ -70,7 +54,7 @@ def save(figure: Figure, out: Path) -> None:
     """
     form = ending(out)
     stamp: Mapping[str, Any] = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
-    with written(out), rc_context(STYLE):  # type: ignore[arg-type]
+    with written(out), rc_context(drawing.STYLE):  # type: ignore[arg-type]
         figure.savefig(out, dpi=300, metadata=stamp[form])
 
 
@@ -95,51 +79,63 @@ def rates(points: pd.DataFrame, metric: str) -> Figure:
             "plot rates: no attack has two poison rates, as a curve needs: add to poison_rates"
         )
     single(rated, "attack", "poison_rate", "defense")
-    names, looks = _present(rated, "attack"), _looks(rated)
-    figure, axes = _panels(len(names))
+    names, looks = drawing.present(rated, "attack"), drawing.looks(rated)
+    figure, axes = drawing.panels(len(names))
     for axis, attack in zip(axes, names, strict=False):
         for defense, look in looks.items():
             part = rated[(rated["attack"] == attack) & (rated["defense"] == defense)]
             line = part.sort_values("poison_rate")
-            values, low, high = _percent(line, metric)
+            values, low, high = drawing.percent(line, metric)
             x = 100 * line["poison_rate"]
-            axis.plot(x, values, **look)
+            axis.plot(x, values, clip_on=False, **look)
             axis.fill_between(x, low, high, color=look["color"], alpha=0.15, lw=0)
             lost = line["untaken"].to_numpy() > 0
             hollow = look | {"label": None, "linestyle": "none", "markerfacecolor": "white"}
-            axis.plot(x[lost], values[lost], **hollow)
+            if lost.any():  # a line of nothing has no place that the layout could use
+                axis.plot(x[lost], values[lost], clip_on=False, **hollow)
         axis.set_xscale("log")
         axis.set_xticks(ticks := sorted(100 * rated["poison_rate"].unique()))
         axis.set_xticklabels([f"{tick:g}" for tick in ticks])
         axis.minorticks_off()
         axis.set_title(attack)
     figure.supxlabel("poison rate (%)" + _note(rated, "hollow"), fontsize=8)
-    figure.supylabel(f"{head(metric)} (%)", fontsize=8)
-    _legend(figure, looks)
+    low, high = drawing.limits(rated, metric)
+    axes[0].set_ylim(low, high)
+    figure.supylabel(drawing.named(metric, low), fontsize=8)
+    drawing.legend(figure, looks)
     return figure
 
 
 def tradeoff(points: pd.DataFrame, metric: str) -> Figure:
-    """Draw the metric against the ACC loss: small a cell, large a defense's mean, its front."""
-    average, looks = means(points, metric), _looks(points)
-    figure = Figure(figsize=(WIDTH / 2, WIDTH / 2.4), layout="constrained")
+    """Draw the metric against the ACC loss: small a cell, large a defense's mean, the front.
+
+    The victim without a defense is a hollow diamond, the reference, and on no front.
+    """
+    average, looks = means(points, metric), drawing.looks(points)
+    figure = Figure(figsize=(drawing.WIDTH / 2, drawing.WIDTH / 2.4), layout="constrained")
     axis = figure.subplots()
     for defense, given in looks.items():
         look = given | {"linestyle": "none"}
         cells = points[points["defense"] == defense]
-        faint = look | {"label": None, "markersize": 2.5, "alpha": 0.35, "markeredgewidth": 0}
+        faint = look | {"label": None, "markersize": 3.5, "alpha": 0.45, "markeredgewidth": 0}
         lost = cells["untaken"] > 0
         ring = faint | {"markerfacecolor": "none", "markeredgewidth": 0.5}
         for part, kind in ((cells[~lost], faint), (cells[lost], ring)):
-            axis.plot(100 * part["acc_loss"], 100 * part[metric], **kind)
+            if len(part):
+                axis.plot(100 * part["acc_loss"], 100 * part[metric], clip_on=False, **kind)
         for row in average[average["defense"] == defense].to_dict("records"):
-            hollow = {"markerfacecolor": "none"} if row["barred"] else {}
-            axis.plot(100 * row["x"], 100 * row["y"], **look | {"markersize": 7} | hollow)
+            hollow = {"markerfacecolor": "none"} if row["barred"] or row["reference"] else {}
+            large = look | {"markersize": 7} | hollow
+            axis.plot(100 * row["x"], 100 * row["y"], clip_on=False, **large)
     front = average[average["front"]].sort_values("x")
     axis.plot(100 * front["x"], 100 * front["y"], drawstyle="steps-post", color="0.5", zorder=0)
     axis.set_xlabel("ACC loss (points)" + _note(points, "small, hollow"))
-    axis.set_ylabel(f"{head(metric)} (%)")
-    _legend(figure, {label: look | {"linestyle": "none"} for label, look in looks.items()}, 3)
+    low, high = drawing.limits(points.dropna(subset=[metric]), metric)
+    axis.set_ylim(low, high)
+    axis.set_ylabel(drawing.named(metric, low))
+    drawing.legend(
+        figure, {label: look | {"linestyle": "none"} for label, look in looks.items()}, 3
+    )
     return figure
 
 
@@ -154,24 +150,21 @@ def bars(points: pd.DataFrame, metric: str) -> Figure:
     rates_of = rated.groupby("attack", observed=True)["poison_rate"].unique()
     levels = sorted(set(given["poison_rate"]) - {0.0}) or [0.0]  # 0: an attack without a rate
     together = len(levels) > 1 and all(len(rates) == 1 for rates in rates_of)
-    looks, attacks = _looks(given), _present(given, "attack")
+    looks, attacks = drawing.looks(given), drawing.present(given, "attack")
     width = 0.8 / len(looks)
     if together:
         levels = levels[:1]
-    figure = Figure(figsize=(WIDTH, 1.9 * len(levels) + 0.6), layout="constrained")
+    low, high = drawing.limits(given, metric)
+    figure = Figure(figsize=(drawing.WIDTH, 1.9 * len(levels) + 0.6), layout="constrained")
     axes = figure.subplots(len(levels), 1, squeeze=False, sharex=True, sharey=True)[:, 0]
     for axis, level in zip(axes, levels, strict=True):
         for place, (defense, look) in enumerate(looks.items()):
             here = given["poison_rate"].isin([level, 0.0]) | together
             part = given[(given["defense"] == defense) & here]
-            values, low, high = _percent(part, metric)
             at = [attacks.index(attack) + (place + 0.5) * width - 0.4 for attack in part["attack"]]
-            error = np.nan_to_num([values - low, high - values])
-            thin = {"elinewidth": 0.6, "ecolor": "0.2"}
-            hatch = "////" if place >= len(COLORS) else None
-            axis.bar(at, values, width, color=look["color"], hatch=hatch, yerr=error, error_kw=thin)
-            for spot, lost in zip(zip(at, high, strict=True), part["untaken"] > 0, strict=True):
-                axis.annotate("°" * lost, spot, ha="center", va="bottom", fontsize=7)
+            plain = look["linestyle"] in ("-", drawing.REFERENCE["linestyle"])
+            hatch = None if plain else "////"
+            _columns(axis, at, part, metric, (low, high), width=width, hatch=hatch, **look)
         if together:
             below = [
                 f"\n{word('poison_rate', rates_of[a][0])}" if a in rates_of else "" for a in attacks
@@ -180,11 +173,41 @@ def bars(points: pd.DataFrame, metric: str) -> Figure:
         else:
             axis.set_xticks(range(len(attacks)), attacks)
             axis.set_title(f"poison rate {word('poison_rate', level)}" if level else "no rate")
-    figure.supylabel(f"{head(metric)} (%)", fontsize=8)
+    axes[0].set_ylim(low, high)
+    figure.supylabel(drawing.named(metric, low), fontsize=8)
     if note := _note(given, "°"):
         figure.supxlabel(note.strip(), fontsize=8)
-    _legend(figure, looks)
+    drawing.legend(figure, looks)
     return figure
+
+
+def _columns(
+    axis: Any,
+    at: Sequence[float],
+    part: pd.DataFrame,
+    metric: str,
+    limits: tuple[float, float],
+    *,
+    width: float,
+    hatch: str | None,
+    color: str,
+    **_: Any,
+) -> None:
+    """Draw the bars of one defense; those too low to be seen have a stub and their number."""
+    values, low, high = drawing.percent(part, metric)
+    base = max(0.0, limits[0])
+    stub = drawing.STUB / 100 * (limits[1] - limits[0])
+    error = np.nan_to_num([values - low, high - values])
+    small = np.abs(values - base) < stub
+    height = np.where(small, stub, values - base)
+    axis.bar(at, height, width, bottom=base, color=color, hatch=hatch)
+    style = {"fmt": "none", "elinewidth": 0.6, "ecolor": "0.2"}
+    axis.errorbar(at, values, yerr=error, **style)
+    for spot, top, value, tiny, lost in zip(
+        at, np.maximum(high, base + stub), values, small, part["untaken"] > 0, strict=True
+    ):
+        text = f"{value:.1f}".replace("-0.0", "0.0") * bool(tiny) + "°" * bool(lost)
+        axis.annotate(text, (spot, top), ha="center", va="bottom", fontsize=5, rotation=90 * tiny)
 
 
 def critical(points: pd.DataFrame, metric: str) -> Figure:
@@ -194,7 +217,9 @@ def critical(points: pd.DataFrame, metric: str) -> Figure:
     joined = _cliques(rank.to_numpy(), ranking.difference)
     half = (len(rank) + 1) // 2
     top, low = 0.55 + 0.16 * len(joined), float(half)
-    figure = Figure(figsize=(WIDTH * 0.75, 0.2 * (top / 0.22 + half) + 0.55), layout="constrained")
+    figure = Figure(
+        figsize=(drawing.WIDTH * 0.75, 0.2 * (top / 0.22 + half) + 0.55), layout="constrained"
+    )
     axis = figure.subplots()
     axis.set(xlim=(len(rank) + 0.5, 0.5), ylim=(low + top, -0.9), yticks=[])
     for side in ("left", "bottom"):
@@ -273,54 +298,3 @@ def _cliques(rank: Any, difference: float) -> list[tuple[int, int]]:
         if last > first and (not runs or last > runs[-1][1]):
             runs.append((first, last))
     return runs
-
-
-def _present(points: pd.DataFrame, axis: str) -> list[str]:
-    """Return the labels of an axis that occur, in their order."""
-    return list(points[axis].cat.remove_unused_categories().cat.categories)
-
-
-def _looks(points: pd.DataFrame) -> dict[str, dict[str, Any]]:
-    """Return how each defense is drawn: a colour and a marker; beyond eight, another line too."""
-    pairs = itertools.product(
-        ("-", "--", ":", "-.", (0, (5, 1))), zip(COLORS, MARKERS, strict=True)
-    )
-    marks = {"‡": "oracle", "§": "reached"}
-    marked = {sign: set(points.loc[points[name], "defense"]) for sign, name in marks.items()}
-    return {
-        defense: {
-            "color": color,
-            "marker": marker,
-            "linestyle": style,
-            "label": defense + "".join(s for s, found in marked.items() if defense in found),
-        }
-        for defense, (style, (color, marker)) in zip(
-            _present(points, "defense"), pairs, strict=False
-        )
-    }
-
-
-def _panels(count: int) -> tuple[Figure, list[Any]]:
-    """Return a figure with `count` panels on common axes."""
-    rows, columns = -(-count // PANELS), min(count, PANELS)
-    figure = Figure(figsize=(WIDTH, 1.8 * rows + 0.7), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel().tolist()
-    for above, axis in zip(axes[count - columns :], axes[count:], strict=False):
-        above.tick_params(labelbottom=True)
-        axis.set_visible(False)
-    return figure, axes[:count]
-
-
-def _percent(part: pd.DataFrame, metric: str) -> tuple[Any, Any, Any]:
-    """Return mean, low and high in percent, the mean where there is no interval."""
-    middle = 100 * part[metric].to_numpy(dtype=np.float64)
-    ends = [100 * part[f"{metric}_{end}"].to_numpy(dtype=np.float64) for end in ("low", "high")]
-    low, high = (np.where(np.isnan(end), middle, end) for end in ends)
-    return middle, low, high
-
-
-def _legend(figure: Figure, looks: Mapping[str, Mapping[str, Any]], columns: int = 6) -> None:
-    from matplotlib.lines import Line2D
-
-    handles = [Line2D([], [], **look) for look in looks.values()]
-    figure.legend(handles=handles, loc="outside upper center", ncols=min(len(looks), columns))

@@ -13,7 +13,7 @@ from sweeper.core.errors import SweepError, unknown
 from sweeper.core.rows import AXES
 from sweeper.plan.view import MAX_ACC_LOSS
 from sweeper.tables import fair, stats
-from sweeper.tables.layout import STATES
+from sweeper.tables.layout import STATES, head
 from sweeper.tables.results import once, require, spread, trials
 
 PLACE = tuple(axis for axis in AXES if axis != "seed")
@@ -26,8 +26,12 @@ MEASURES = {
 }
 """What figures can show -> 1 where more is better, -1 where less is; `acc_loss` is ACC before the
 defense less ACC after it. All are fractions."""
+WHOLE = ("asr", "ra", "tpr", "fpr")
+"""The measures whose axis has all of 0 to 100 %: both ends are what matters there."""
 _RANKING = ("ok", *STATES)
 _LABELS = ("dataset", "model", "attack", "defense")
+_FIRST = ("oracle", "reached", "reference", "sees", "kind", "attack_name", "defense_name")
+"""What the seeds of a point have in common."""
 
 
 def points(
@@ -42,10 +46,12 @@ def points(
     Columns: `PLACE` (labels are ordered categories); `state`, `ok` or the worst state where no seed
     is; `runs`, the seeds; `partial`, some of them did not end well; `untaken`, how many of those
     that did have a victim that did not take; `blind`, one came without its trigger; `oracle`,
-    `reached`, what `fair.barred` bars; `sees`, `kind`; mean `seconds` and `victim_seconds`; for
-    every measure M of `MEASURES` its mean `M` over the `M_n` seeds that are ok, with the 95 %
-    interval from `M_low` to `M_high`: t over seeds, Wilson's for one seed of a proportion, else
-    nan; and `M_counted`, the mean over the seeds that count in averages and ranks.
+    `reached`, what `fair.barred` bars; `reference`, no defense at all; `sees`, `kind`,
+    `attack_name`, `defense_name`; mean `seconds` and `victim_seconds`; for every measure M of
+    `MEASURES` its mean `M` over the `M_n` seeds that are ok, their standard deviation `M_sd`, with
+    the 95 % interval from `M_low` to `M_high`: t over seeds, Wilson's for one seed of a proportion,
+    else nan; and `M_counted`, the mean over the seeds that count in averages and ranks, where the
+    clean model does not.
 
     Args:
         frame: From `results.frame` or `results.select`, rows of one sweep.
@@ -74,22 +80,30 @@ def points(
         runs=("place", "size"),
         untaken=("lost", "sum"),
         blind=("blind", "max"),
-        **{name: (name, "first") for name in ("oracle", "reached", "sees", "kind")},
+        **{name: (name, "first") for name in _FIRST},
         **{name: (name, "mean") for name in ("seconds", "victim_seconds", *counts)},
     )
     whole["state"] = np.array(_RANKING, dtype=object)[whole.pop("best")]
     whole["partial"] = (whole["state"] == "ok") & (whole.pop("worst") > 0)
+    whole = _summarised(whole, by)
+    counted = data[~data["clean"]]
+    counted = counted if untaken else counted[~counted["lost"]]
+    means = counted.groupby(list(PLACE), dropna=False, observed=True)[list(MEASURES)].mean()
+    whole = whole.join(means.add_suffix("_counted")).assign(max_acc_loss=max_acc_loss)
+    return whole.drop(columns=list(counts)).reset_index()
+
+
+def _summarised(whole: pd.DataFrame, by: Any) -> pd.DataFrame:
+    """Return the points with mean, spread, count and interval of every measure."""
     for name in MEASURES:
         summary = by[name].agg(["mean", "std", "count"])
         whole[name], whole[f"{name}_n"] = summary["mean"], summary["count"]
+        whole[f"{name}_sd"] = summary["std"]
         for end, value in zip(
             ("low", "high"), _interval(summary, whole[f"{name}_trials"]), strict=True
         ):
             whole[f"{name}_{end}"] = np.clip(value, -1.0 if name == "acc_loss" else 0.0, 1.0)
-    counted = data if untaken else data[~data["lost"]]
-    means = counted.groupby(list(PLACE), dropna=False, observed=True)[list(MEASURES)].mean()
-    whole = whole.join(means.add_suffix("_counted")).assign(max_acc_loss=max_acc_loss)
-    return whole.drop(columns=list(counts)).reset_index()
+    return whole
 
 
 def _ordered(data: pd.DataFrame, order: Mapping[str, Sequence[Any]]) -> pd.DataFrame:
@@ -104,13 +118,19 @@ def _ordered(data: pd.DataFrame, order: Mapping[str, Sequence[Any]]) -> pd.DataF
 
 
 def _judged(data: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows with their loss of ACC, and with what keeps them from being compared."""
+    """Return the rows with their loss of ACC, and with what keeps them from being compared.
+
+    The clean model (attack `none`) is in no average and no rank, unless there is nothing else.
+    """
+    clean = data["attack_name"].fillna(data["attack"]).eq("none")
     return data.assign(
         acc_loss=fair.acc_loss(data),
         lost=fair.untaken(data) & data["status"].eq("ok"),
         blind=fair.blind(data),
+        clean=clean & (not clean.all()),
         oracle=data["defense"].isin(fair.oracles(data)),
         reached=data["defense"].isin(fair.reached(data)),
+        reference=fair.bare(data),
     )
 
 
@@ -136,17 +156,18 @@ def measure(name: str) -> str:
 def means(points: pd.DataFrame, name: str = "asr") -> pd.DataFrame:
     """Return each defense's mean ACC loss and `name` over the points that count in both.
 
-    Columns: `defense`, `x` (the ACC loss), `y`, `n` points, `barred`, `front`: no other defense is
-    as good in one and better in the other. What is barred, or lost more ACC than allowed, is on no
-    front and keeps nobody from it.
+    Columns: `defense`, `x` (the ACC loss), `y`, `n` points, `barred`, `reference`, `front`: no
+    other defense is as good in one and better in the other. The reference, what is barred, and what
+    lost more ACC than allowed, is on no front and keeps nobody from it.
     """
     x, y = "acc_loss_counted", f"{name}_counted"
     both = points.assign(barred=points["oracle"] | points["reached"]).dropna(subset=[x, y])
     by = both.groupby("defense", observed=True)
-    out = by.agg(x=(x, "mean"), y=(y, "mean"), n=(x, "size"), barred=("barred", "any"))
-    out["barred"] = out["barred"].astype(bool)
+    kinds = {kind: (kind, "any") for kind in ("barred", "reference")}
+    out = by.agg(x=(x, "mean"), y=(y, "mean"), n=(x, "size"), **kinds)
+    out = out.astype(dict.fromkeys(kinds, bool))
     loss = out[["x", "y"]].to_numpy() * [1, -MEASURES[name]]
-    fit = ~out["barred"] & ~lost_acc(out["x"], both["max_acc_loss"].max())
+    fit = ~out["barred"] & ~out["reference"] & ~lost_acc(out["x"], both["max_acc_loss"].max())
     rivals = loss[fit.to_numpy(dtype=bool)]
     dominated = [((rivals <= point).all(1) & (rivals < point).any(1)).any() for point in loss]
     return out.assign(front=~np.array(dominated, dtype=bool) & fit).reset_index()
@@ -176,15 +197,16 @@ class Ranks:
 def ranks(points: pd.DataFrame, name: str = "asr") -> Ranks:
     """Rank the defenses by measure `name` in every setting (Demsar, JMLR 2006, section 3.2.2).
 
-    A setting is a data set, model, attack, rate, target and budget. What is barred (`fair.barred`)
-    does not compete, seeds whose victim did not take do not count, and in what triggered images
-    measure a defense that lost more ACC than allowed is last.
+    A setting is a data set, model, attack, rate, target and budget. No defense at all and what is
+    barred (`fair.barred`) do not compete, seeds whose victim did not take do not count, and in what
+    triggered images measure a defense that lost more ACC than allowed is last.
 
     Raises:
         SweepError: Fewer than two defenses have values in two settings in common.
     """
     value = f"{measure(name)}_counted"
-    rivals = points[~(points["oracle"] | points["reached"])].dropna(subset=[value])
+    outside = points["oracle"] | points["reached"] | points["reference"]
+    rivals = points[~outside].dropna(subset=[value])
     guessing = lost_acc(rivals["acc_loss_counted"], rivals["max_acc_loss"])
     guessing &= name in fair.TRIGGERED
     rivals = rivals.assign(_score=rivals[value].mask(guessing, -MEASURES[name] * np.inf))
@@ -196,8 +218,8 @@ def ranks(points: pd.DataFrame, name: str = "asr") -> Ranks:
     if blocks < 2 or count < 2:
         lost = ", victims without a backdoor left out" * bool((points["untaken"] > 0).any())
         raise SweepError(
-            f"ranks: {count} defenses have {name} in {blocks} settings in common{lost}, and two of "
-            "each are needed: run more of the sweep"
+            f"ranks: {count} defenses have {head(name)} in {blocks} settings in common{lost}, and "
+            "two of each are needed: run more of the sweep"
         )
     ranking = stats.ranks(grid, higher=MEASURES[name] > 0)
     rank = ranking.frame.set_index("defense")["rank"]

@@ -14,6 +14,7 @@ import html
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime, timezone
 from importlib import resources
 from typing import Any
 
@@ -21,14 +22,20 @@ import numpy as np
 import pandas as pd
 
 from sweeper.core.errors import SweepError
+from sweeper.core.rows import METRICS
 from sweeper.core.text import without_homes
 from sweeper.plan.view import MAX_ACC_LOSS
-from sweeper.tables import conditions, fair
+from sweeper.tables import conditions, fair, glossary, tables, titles
 from sweeper.tables.layout import STATES, head, threat
-from sweeper.tables.points import MEASURES, PLACE, costs, points, ranks
+from sweeper.tables.points import MEASURES, PLACE, WHOLE, costs, points, ranks
 from sweeper.tables.render import SIGNS
 from sweeper.tables.results import by_task, once
 
+SCRIPTS = ("base.js", "tables.js", "charts.js", "report.js")
+"""The parts of the page's own script, in this order: each knows those before it."""
+_LABELS = ("dataset", "model", "attack", "defense")
+_DOWN = tuple(axis for axis in PLACE if axis != "defense")
+_MARKED = tuple(name for name in MEASURES if name in METRICS)
 _NOTES = {
     "partial": "without the seeds that did not end well",
     "untaken": f"{fair.UNTAKEN}, in one seed at least",
@@ -41,11 +48,13 @@ def build(
     sweep: str,
     order: Mapping[str, Sequence[str]],
     *,
+    heads: Mapping[str, Mapping[str, str]] | None = None,
     untaken: bool = False,
     max_acc_loss: float = MAX_ACC_LOSS,
     text: str = "",
     data: Mapping[str, str] | None = None,
     pictures: Iterable[tuple[str, bytes]] = (),
+    left_out: Iterable[str] = (),
 ) -> str:
     """Return the page of a sweep; the same rows and pictures give the same page.
 
@@ -53,51 +62,84 @@ def build(
         frame: The sweep's rows, from `results.frame`.
         sweep: Its name.
         order: Axis -> its labels in the order of the sweep file.
+        heads: Axis -> label -> what to write for it, where not its title (`titles.of`).
         untaken: Whether victims that did not take (`fair.untaken`) count in means and ranks.
         max_acc_loss: The fall of ACC beyond which a defense leads nothing and ranks last.
         text: The sweep file.
         data: Data set -> its digest.
         pictures: (title, PNG) of triggered images.
+        left_out: Why there are no others, a sentence each.
 
     Raises:
         SweepError: No rows, or rows of several settings under one label.
     """
     frame = pd.concat(by_task(frame, order.get("dataset", ())))
-    sweep_points = points(frame, order, untaken=untaken, max_acc_loss=max_acc_loss)
+    policy: dict[str, Any] = {"untaken": untaken, "max_acc_loss": max_acc_loss}
+    sweep_points = points(frame, order, **policy)
+    best = _best(sweep_points, tables.build(frame, rows=_DOWN, values=_MARKED, **policy))
     rows, _ = once(frame)
+    score = conditions.score(rows)
     facts = {
         "sweep": sweep,
-        "order": {
-            axis: list(sweep_points[axis].cat.categories)
-            for axis in ("dataset", "model", "attack", "defense")
-        },
-        "measures": _measures(conditions.score(rows)),
+        "order": {axis: list(sweep_points[axis].cat.categories) for axis in _LABELS},
+        "titles": titles.of(rows, heads),
+        "measures": _measures(score),
+        "glossary": glossary.sentences(
+            [name for name in MEASURES if sweep_points[name].notna().any()], score
+        ),
         "max_acc_loss": max_acc_loss,
         "counted": untaken,
         "notes": [*filter(None, [fair.sentence(fair.victims(rows))]), *conditions.notes(rows)],
         "states": _states(rows, max_acc_loss),
         "sizes": {"points": len(sweep_points), "rows": len(rows)},
-        "points": _columns(sweep_points.drop(columns="max_acc_loss")),
+        "points": _columns(sweep_points.drop(columns="max_acc_loss").assign(**best)),
         "rows": _columns(rows),
         "ranks": _ranks(sweep_points),
         "costs": _costs(frame),
         "about": _about(rows, data or {}),
         "text": without_homes(text),
-        "pictures": [
-            (title, f"data:image/png;base64,{base64.b64encode(png).decode()}")
-            for title, png in pictures
-        ],
+        "pictures": [(title, _image(png)) for title, png in pictures],
+        "left_out": list(left_out),
     }
-    parts = {"library": _library(), "script": _part("report.js")}
+    return _page(sweep, facts)
+
+
+def _page(sweep: str, facts: Mapping[str, Any]) -> str:
+    """Return the page that holds these facts."""
+    parts = {"library": _library(), "script": _script()}
     parts |= {"policy": _policy(parts.values()), "style": _part("report.css")}
     parts |= {"title": html.escape(sweep), "data": _json(facts)}
     return re.sub(r"\{\{(\w+)\}\}", lambda hole: parts[hole[1]], _part("report.html"))
 
 
+def _image(png: bytes) -> str:
+    """Return a picture as an address that holds all of it."""
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
+
+
+def _best(sweep_points: pd.DataFrame, table: tables.Table) -> dict[str, list[bool]]:
+    """Return for each measure M a column `M_best`: which points the table has in bold."""
+    won = set()
+    for line in table.lines:
+        spot = dict(table.constants) | dict(zip(table.row_axes, line.labels, strict=True))
+        for column, entry in zip(table.columns, line.entries, strict=True):
+            if entry.best:
+                place = spot | dict(zip(table.col_axes, column.groups, strict=True))
+                won.add((column.metric, *(place[axis] for axis in PLACE)))
+    places = list(sweep_points[list(PLACE)].itertuples(index=False, name=None))
+    return {f"{name}_best": [(name, *place) in won for place in places] for name in _MARKED}
+
+
 def _measures(score: str) -> list[dict[str, Any]]:
     """Return what the figures can show; `score` is what ACC measures, where it is not accuracy."""
     return [
-        {"name": m, "head": head(m, score), "better": better, "triggered": m in fair.TRIGGERED}
+        {
+            "name": m,
+            "head": head(m, score),
+            "better": better,
+            "triggered": m in fair.TRIGGERED,
+            "whole": m in WHOLE,
+        }
         for m, better in MEASURES.items()
     ]
 
@@ -107,6 +149,11 @@ def _states(rows: pd.DataFrame, max_acc_loss: float) -> dict[str, dict[str, str]
     guessing = f"ACC fell by more than {100 * max_acc_loss:g} points"
     found = {"guessing": guessing, "reached": fair.reaching(fair.reached(rows))}
     return {s: {"sign": SIGNS[s], "text": t} for s, t in (STATES | _NOTES | found).items()}
+
+
+def _script() -> str:
+    """Return the page's own script, its names hidden from the library's."""
+    return "\n".join(['"use strict";', "(() => {", *map(_part, SCRIPTS), "})();"])
 
 
 def _part(name: str) -> str:
@@ -176,6 +223,11 @@ def _ranks(sweep_points: pd.DataFrame) -> list[dict[str, Any]]:
     return out
 
 
+def _minute(moment: str) -> str:
+    """Return a moment of a row as people write it: `2026-11-29 15:04 UTC`."""
+    return f"{datetime.fromisoformat(moment).astimezone(timezone.utc):%Y-%m-%d %H:%M} UTC"
+
+
 def _costs(frame: pd.DataFrame) -> dict[str, Any]:
     totals = costs(frame)
     cells = totals.defenses.astype(object).where(totals.defenses.notna(), None)
@@ -199,7 +251,9 @@ def _about(rows: pd.DataFrame, data: Mapping[str, str]) -> dict[str, list[str]]:
     sees = {threat(*pair) for pair in zip(rows["defense"], rows["sees"], strict=True)}
     return {
         "rows": [f"{len(rows)}, of {len(settings)} settings"],
-        "started": [f"{started.min()} to {started.max()}"] if len(started) else ["not recorded"],
+        "started": [" to ".join(dict.fromkeys([_minute(started.min()), _minute(started.max())]))]
+        if len(started)
+        else ["not recorded"],
         "versions": [re.sub(r'[{}"]', "", version) for version in counted("versions")],
         "devices": counted("device"),
         "data digests": [f"{label}: {digest}" for label, digest in data.items()]

@@ -19,6 +19,7 @@ from sweeper.tables.layout import STATES, Column, Entry, Line, Table
 from sweeper.tables.published import AVERAGE
 from sweeper.tables.render import render
 from sweeper.tables.results import SETTINGS, averages, once, require, spread, trials
+from sweeper.tables.titles import titled
 
 __all__ = ["Column", "Entry", "Line", "Table", "build", "render"]
 
@@ -58,7 +59,7 @@ def build(
         values: Metrics, one column each in every group.
         order: Axis -> its labels in the order to show; others follow, sorted.
         heads: Axis -> label -> what to write for it.
-        titles: Whether other labels read as in papers, by `layout.titles`.
+        titles: Whether other labels read as in papers, as `table: titles` has it.
         title: The first words of the caption.
         average: Whether lines that average over attacks follow, by `results.averages`.
         untaken: Whether victims that did not take are averaged over and compete; marked they are.
@@ -102,7 +103,7 @@ def _heads(
         labels = {str(label): _plain(name) for label, name in known.items()}
         signs = {label: layout.marks(table, label) for label in labels if axis == "defense"}
         own = found.get(axis, {})
-        found[axis] = {**own, **layout.titles(axis, labels, own, signs)}
+        found[axis] = {**own, **titled(axis, labels, own, signs)}
     return found
 
 

@@ -75,8 +75,14 @@ def test_a_gallery_trains_nothing(tmp_path: Path) -> None:
     values = {"name": "show", "datasets": ["digits"], "models": ["tiny"], "defenses": ["none"]}
     values |= {"attacks": ["badnets", "lira", "none"], "poison_rates": [0.1], "seeds": 1}
     context = Context(store=str(tmp_path), sweep="show", data=str(tmp_path))
-    ((name, picture),) = show.gallery(spec.parse(values), context)
-    assert name == "badnets, digits" and picture.startswith(b"\x89PNG")
+    found = show.gallery(spec.parse(values), context)
+    ((name, picture),) = found.pictures
+    assert name == "BadNets, digits" and picture.startswith(b"\x89PNG")
+    learned, none = found.left_out
+    assert learned.startswith("No picture of LIRA: the trigger is learned") and "No attack" in none
+    small = show.gallery(spec.parse(values), context, most=100)
+    assert not small.pictures and "BadNets" in small.left_out[0]
     assert not (tmp_path / "artifacts").exists()
     missing = spec.parse({**values, "datasets": ["cifar10"]})
-    assert not list(show.gallery(missing, context)), "nothing is downloaded for it"
+    found = show.gallery(missing, context)
+    assert not found.pictures and "cifar10 is not on this machine" in found.left_out[0]

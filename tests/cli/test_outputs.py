@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -103,6 +105,32 @@ def test_the_versions_are_said_without_waiting_for_torch() -> None:
     python = ".".join(map(str, sys.version_info[:3]))
     ours, theirs = (importlib.metadata.version(name) for name in ("backdoor-sweeper", "torch"))
     assert versions.startswith(f"sweeper {ours}, Python {python}, torch {theirs}, ray ")
+
+
+@pytest.mark.parametrize(
+    ("words", "pictures", "why"),
+    [
+        ((), 1, None),
+        (("--no-pictures",), 0, "written with --no-pictures"),
+        (("--set", "resources.gpus=1"), 0, "torch sees none"),
+    ],
+)
+def test_a_report_shows_the_triggers_or_says_why_not(
+    capsys: pytest.CaptureFixture[str],
+    done: tuple[Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    words: tuple[str, ...],
+    pictures: int,
+    why: str | None,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    path, store = done
+    out = tmp_path / "page.html"
+    assert call(capsys, "report", path, "--store", store, "--out", out, *words).code == 0
+    found = json.loads(re.findall(r'id="data">(.*?)</script>', out.read_text())[0])
+    assert len(found["pictures"]) == pictures
+    assert bool(found["left_out"]) == bool(why) and (why or "") in "".join(found["left_out"])
 
 
 NEEDS_A_GPU = {

@@ -265,7 +265,7 @@ def test_a_model_that_guesses_ranks_last_and_an_untaken_victim_nowhere() -> None
     given = sweep({**took("badnets", "blend", "trojan"), "sig": (0.8, 0.1)})
     about = points.ranks(points.points(frame(given)))
     assert about.blocks == 3 and about.guessing == ("anp",)
-    assert about.rank.to_dict() == {"fip": 1.0, "fine-tuning": 2.0, "none": 3.0, "anp": 4.0}
+    assert about.rank.to_dict() == {"fip": 1.0, "fine-tuning": 2.0, "anp": 3.0}
     free = points.ranks(points.points(frame(given), untaken=True, max_acc_loss=1.0))
     assert free.blocks == 4 and free.rank.index[0] == "anp" and not free.guessing
     by_acc = points.ranks(points.points(frame(given)), "acc")
@@ -281,7 +281,7 @@ def test_victims_of_which_none_took_have_no_ranks_and_small_spots_alone() -> Non
         points.ranks(found)
     (axis,) = plots.draw("tradeoff", found).axes
     spots = [line for line in axis.lines if len(line.get_xdata())]
-    assert len(spots) == len(DEFENSES) and all(line.get_markersize() < 3 for line in spots)
+    assert len(spots) == len(DEFENSES) and all(line.get_markersize() < 4 for line in spots)
 
 
 def test_the_loss_of_older_rows_is_against_the_row_of_none() -> None:
@@ -304,7 +304,7 @@ def test_figures_say_which_victims_never_took(what: str, tmp_path: Any) -> None:
     plots.save(plots.draw(what, points.points(data)), out)
     text = out.read_text()
     if what == "ranks":
-        assert "last where it lost more than 10 points of ACC: anp" in text
+        assert "last where it lost more than 10 points of ACC: ANP" in text
     else:
         assert "the victim carries no backdoor" in text
     sound = points.points(frame([r for r in given if r["attack"] != "sig"]))

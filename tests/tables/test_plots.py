@@ -75,6 +75,7 @@ def cloud(**defenses: tuple[float, float]) -> pd.DataFrame:
         columns=["defense", "acc_loss_counted", "asr_counted", "oracle"],
     )
     data = data.assign(reached=data["defense"] == "spy", max_acc_loss=0.1)
+    data = data.assign(reference=data["defense"] == "none")
     return data.astype({"defense": "category"})
 
 
@@ -84,7 +85,10 @@ def test_the_front_by_hand() -> None:
         spy=(0.0, 0.0), guess=(0.7, 0.0),
     )  # fmt: skip
     found = points.means(given).set_index("defense")
-    assert set(found.index[found.front]) == {"none", "good", "best"}, "the oracle beats nobody"
+    assert set(found.index[found.front]) == {"good", "best"}, "the oracle beats nobody"
+    assert found.reference["none"] and not found.reference["good"]
+    rival = points.means(cloud(none=(0.0, 0.1), good=(0.01, 0.1))).set_index("defense")
+    assert rival.front.to_dict() == {"none": False, "good": True}, "no defense beats nobody"
     free = points.means(given.assign(max_acc_loss=1.0)).set_index("defense")
     assert free.front["guess"], "nothing beats the ASR of a model that guesses"
     assert points.means(cloud(a=(0.1, 0.1), b=(0.1, 0.1))).front.all(), "equals do not beat"
@@ -95,13 +99,26 @@ def test_ranks_by_hand(found: pd.DataFrame) -> None:
     grid = found.pivot_table(
         index=["attack", "poison_rate"], columns="defense", values="asr", observed=True
     )
-    expected = grid.rank(axis=1).mean()
+    expected = grid.drop(columns="none").rank(axis=1).mean()
     assert about.blocks == len(grid) == 9 and not about.left_out
     assert about.rank.to_dict() == pytest.approx(expected.to_dict())
-    # Demsar (JMLR 2006), table 5: q for five classifiers at 5 % is 2.728
-    assert about.difference == pytest.approx(2.728 * np.sqrt(5 * 6 / (6 * 9)), abs=1e-3)
-    higher = points.ranks(found, "der").rank
-    assert higher.index[-1] == "none", "more DER is better"
+    # Demsar (JMLR 2006), table 5: q for four classifiers at 5 % is 2.569
+    assert about.difference == pytest.approx(2.569 * np.sqrt(4 * 5 / (6 * 9)), abs=1e-3)
+    der = found.pivot_table(
+        index=["attack", "poison_rate"], columns="defense", values="der", observed=True
+    )
+    best = der.drop(columns="none").mean().idxmax()
+    assert points.ranks(found, "der").rank.index[0] == best, "more DER is better"
+
+
+def test_the_clean_model_counts_in_no_mean_and_no_rank() -> None:
+    data = invented.frame(attacks=["badnets", "sig", "none"])
+    found = points.points(data)
+    poisoned = points.points(data[data["attack"] != "none"])
+    assert points.ranks(found).rank.to_dict() == points.ranks(poisoned).rank.to_dict()
+    assert points.means(found)["y"].tolist() == points.means(poisoned)["y"].tolist()
+    alone = points.points(data[data["attack"] == "none"])
+    assert alone["acc_counted"].notna().all(), "there is nothing else"
 
 
 def test_ranks_leave_out_what_rarely_ran(found: pd.DataFrame) -> None:
@@ -130,7 +147,9 @@ def test_figures_show_every_defense(found: pd.DataFrame, what: str, tmp_path: Pa
     out = tmp_path / "figure.svg"
     plots.save(figure, out)
     text = out.read_text()
-    assert all(f"{defense}" in text for defense in invented.DEFENSES[:5])
+    shown = ["FT", "FP", "NAD", "ANP"]
+    assert all(f"{defense}" in text for defense in shown)
+    assert ("No defense" in text) == (what != "ranks"), "what has no rank is in no ranking"
     plots.save(plots.draw(what, found), again := tmp_path / "again.svg")
     assert again.read_bytes() == out.read_bytes()
 
@@ -138,7 +157,8 @@ def test_figures_show_every_defense(found: pd.DataFrame, what: str, tmp_path: Pa
 def test_rate_curves_go_through_the_means(found: pd.DataFrame) -> None:
     axis = plots.draw("rates", found).axes[0]
     attack = axis.get_title()
-    line = next(line for line in axis.lines if line.get_label() == "nad")
+    line = next(line for line in axis.lines if line.get_label() == "NAD")
+    attack = {"BadNets": "badnets", "Blend": "blend"}[attack]
     expected = [
         100 * one(found, attack=attack, defense="nad", poison_rate=rate).asr
         for rate in invented.RATES
@@ -152,8 +172,30 @@ def test_attacks_that_share_no_rate_stand_in_one_panel() -> None:
     data = data[(data["attack"] == "sig") == (data["poison_rate"] == 0.1)]
     order = {"attack": ["badnets", "sig"], "defense": invented.DEFENSES[:5]}
     (axis,) = plots.draw("bars", points.points(data, order)).axes
-    assert [tick.get_text() for tick in axis.get_xticklabels()] == ["badnets\n5 %", "sig\n10 %"]
+    assert [tick.get_text() for tick in axis.get_xticklabels()] == ["BadNets\n5 %", "SIG\n10 %"]
     assert len(axis.patches) == 2 * 5
+
+
+@pytest.mark.parametrize("metric", ["asr", "acc", "acc_loss"])
+@pytest.mark.parametrize("what", ["rates", "tradeoff", "bars"])
+def test_an_axis_uses_its_space_and_says_where_it_begins(
+    found: pd.DataFrame, what: str, metric: str
+) -> None:
+    figure = plots.draw(what, found, metric)
+    begins, ends = figure.axes[0].get_ylim()
+    values = 100 * found[metric].dropna()
+    assert begins <= values.min() and ends >= values.max()
+    assert (begins == 0 and ends == 100) if metric == "asr" else ends - begins < 50
+    label = figure.axes[0].get_ylabel() or figure.get_supylabel()
+    assert (f"axis from {begins:g}" in label) == (metric == "acc"), label
+
+
+def test_a_bar_of_nothing_is_seen() -> None:
+    data = invented.frame(attacks=["badnets"], rates=[0.1], seeds=1).assign(asr=0.0)
+    figure = plots.draw("bars", points.points(data))
+    bars = figure.axes[0].patches
+    assert all(0.3 < bar.get_height() < 2 for bar in bars), "a stub"
+    assert [text.get_text() for text in figure.axes[0].texts] == ["0.0"] * len(bars), "its number"
 
 
 def test_a_bar_joins_ranks_closer_than_the_difference() -> None:

@@ -7,6 +7,7 @@ as `chromium`); the one on accessibility needs `SWEEPER_AXE`, the file `axe.min.
 from __future__ import annotations
 
 import base64
+import csv
 import hashlib
 import html.parser
 import json
@@ -22,7 +23,7 @@ import pytest
 
 from sweeper.cli import app
 from sweeper.core import rows
-from sweeper.tables import points, report, results
+from sweeper.tables import points, report, results, tables
 from tests.support import invented
 
 HOSTILE = '</script><img src=x onerror="window.hurt=1">{{script}}<b>&amp;'
@@ -111,6 +112,51 @@ def test_ranks_or_why_there_are_none(page: str) -> None:
     assert sorted(found["asr"]["rank"]) == found["asr"]["rank"] and found["asr"]["blocks"] >= 2
 
 
+def test_no_defense_is_the_reference_and_has_no_rank(page: str) -> None:
+    found = facts(page)
+    ranked = {name for entry in found["ranks"] for name in entry.get("defenses", ())}
+    assert ranked == set(invented.DEFENSES[1:5])
+    columns = [unpacked(found["points"], name) for name in ("defense", "reference")]
+    assert set(zip(*columns, strict=True)) == {
+        (name, name == "none") for name in invented.DEFENSES[:5]
+    }
+
+
+def test_the_papers_table_has_the_spread_and_what_its_tables_have_in_bold() -> None:
+    given = invented.sweep(attacks=["badnets", "sig"], seeds=3)
+    frame, order = results.frame([rows.table(given)]), {"defense": invented.DEFENSES[:5]}
+    found = facts(report.build(frame, "bold", order))["points"]
+    here = points.points(frame, order)
+    spread = frame.groupby(["attack", "poison_rate", "defense"])["asr"].std()
+    places = list(here[["attack", "poison_rate", "defense"]].itertuples(index=False, name=None))
+    assert unpacked(found, "asr_sd") == pytest.approx([spread[p] for p in places], rel=1e-5)
+    table = tables.build(frame, rows=["attack", "poison_rate"])
+    bold = {
+        (*line.labels, *column.groups)
+        for line in table.lines
+        for column, entry in zip(table.columns, line.entries, strict=True)
+        if entry.best and column.metric == "asr"
+    }
+    best = unpacked(found, "asr_best")
+    assert bold and {p for p, won in zip(places, best, strict=True) if won} == bold
+
+
+def test_what_measures_and_words_mean_is_on_the_page(page: str) -> None:
+    found = facts(page)
+    shown = {m["name"]: m["head"] for m in found["measures"]}
+    for name in ("acc", "asr", "acc_loss", "der"):
+        assert found["glossary"][shown[name]].endswith(".")
+    assert "TPR" not in found["glossary"] and "clean budget" in found["glossary"]
+    bleu = facts(report.build(invented.frame().assign(task="pairs", score="BLEU"), "s", {}))
+    assert "BLEU" in bleu["glossary"] and "ACC" not in str(bleu["glossary"])
+
+
+def test_times_have_no_microseconds() -> None:
+    frame = invented.frame()
+    frame["started_at"] = "2026-11-29T15:04:05.678901+00:00"
+    assert facts(report.build(frame, "s", {}))["about"]["started"] == ["2026-11-29 15:04 UTC"]
+
+
 def test_the_same_rows_give_the_same_page() -> None:
     given = invented.sweep(seeds=1)
     pages = {
@@ -133,6 +179,9 @@ def test_report_writes_the_page(
     assert left.value.code == 0 and re.search(r": [01]\.\d MB", capsys.readouterr().out)
     found = facts(out.read_text(encoding="utf-8"))
     assert found["text"] == "name: invented\n" and "ab" * 32 in found["about"]["data digests"][0]
+    assert found["titles"]["attack"] == {"badnets": "BadNets"}
+    (why,) = found["left_out"]
+    assert not found["pictures"] and why.startswith("No pictures: ") and "datasets" in why
 
 
 # In a browser
@@ -204,7 +253,7 @@ def test_every_control_works(browser: Any, large: Path) -> None:
         assert len(after) == len(before) and after != before, f"{name} changes nothing"
         before = after
     view.select_option("[name=sort]", label="by mean, best first")
-    means = [float(text) for text in numbers()[-16:]]
+    means = [float(text.split()[0]) for text in numbers()[-16:]]
     assert means == sorted(means), "less ACC loss is better"
     view.fill("[name=attack]", "blend")
     view.fill("[name=defense]", "fine")
@@ -228,9 +277,11 @@ def test_attacks_that_share_no_rate_stand_side_by_side(browser: Any, tmp_path: P
     )
     view, told = opened(browser, tmp_path / "page.html")
     heads = "all => all.map(one => one.innerText)"
-    assert view.eval_on_selector_all(".matrix tbody th", heads) == ["badnets 10 %", "sig 100 %"]
+    assert view.eval_on_selector_all(".matrix tbody th", heads) == ["BadNets 10 %", "SIG 100 %"]
     view.select_option("[name=poison_rate]", label="5 %")
-    assert view.eval_on_selector_all(".matrix tbody th", heads) == ["badnets"]
+    assert view.eval_on_selector_all(".matrix tbody th", heads) == ["BadNets"]
+    lines = view.eval_on_selector_all(".paper tbody th", heads)
+    assert lines == ["BadNets", "5 %", "10 %", "SIG", "100 %"], "each rate has its line"
     assert told == []
 
 
@@ -238,11 +289,11 @@ def test_attacks_that_share_no_rate_stand_side_by_side(browser: Any, tmp_path: P
 def test_the_keyboard_is_enough(browser: Any, large: Path) -> None:
     view, told = opened(browser, large)
     view.focus(".matrix td a[tabindex='0']")
-    assert "badnets against none" in view.inner_text("#tip")
+    assert "BadNets against No defense (none)" in view.inner_text("#tip")
     view.keyboard.press("ArrowRight")
     view.keyboard.press("ArrowDown")
     text = view.inner_text("#tip")
-    assert "blend against fine-tuning" in text and "95 % interval" in text and "seeds" in text
+    assert "Blend against FT (fine-tuning)" in text and "95 % interval" in text and "seeds" in text
     view.keyboard.press("Enter")
     view.wait_for_selector("dialog[open]")
     shown = view.inner_text("dialog")
@@ -259,12 +310,60 @@ def test_the_keyboard_is_enough(browser: Any, large: Path) -> None:
 @pytest.mark.slow
 def test_figures_are_saved(browser: Any, large: Path) -> None:
     view, told = opened(browser, large)
-    for place in view.query_selector_all("section .tools"):
+    for place in view.query_selector_all("section .tools:has(button)"):
         for form in ("SVG", "PNG"):
             with view.expect_download() as found:
                 place.query_selector(f"button:has-text('{form}')").click()
             assert Path(found.value.path()).stat().st_size > 2000
     assert told == []
+
+
+@pytest.mark.slow
+def test_the_papers_table_is_first_and_its_numbers_can_be_taken_away(
+    browser: Any, large: Path
+) -> None:
+    view, told = opened(browser, large)
+    assert view.get_attribute("section", "id") == "table"
+    groups = view.eval_on_selector_all(".paper th.group", "all => all.map(one => one.innerText)")
+    assert groups[:2] == ["No defense", "FT"] and len(groups) == 16
+    assert view.eval_on_selector_all(".paper abbr", "all => all[1].title").startswith("ASR, attack")
+    assert view.locator(".paper strong").count() > 10
+    cells = view.locator(".paper tbody td").count()
+    assert cells == (7 * 3 + 1) * 16 * 2
+
+    def taken(link: str) -> list[list[str]]:
+        with view.expect_download() as found:
+            view.click(link)
+        with Path(found.value.path()).open(encoding="utf-8", newline="") as file:
+            return list(csv.reader(file))
+
+    whole = taken("nav a[download]")
+    assert len(whole) == 1 + 2112 and {"key", "asr", "error"} <= set(whole[0])
+    assert len(taken("#table a[download]")) == 1 + cells
+    ranked = [line[0] for line in taken("#ranks a[download]")]
+    assert ranked[0] == "defense" and "FT (fine-tuning)" in ranked and len(ranked) == 1 + 14
+    view.keyboard.press("Escape")
+    view.focus(".paper td a[tabindex='0']")
+    view.keyboard.press("ArrowRight")
+    assert "ASR 8" in view.inner_text("#tip")
+    assert told == []
+
+
+@pytest.mark.slow
+def test_names_beside_points_lie_over_no_other(browser: Any, large: Path) -> None:
+    for width in (1280, 390):
+        view, told = opened(browser, large, viewport={"width": width, "height": 900})
+        view.evaluate("ready()")
+        boxes = view.eval_on_selector_all(
+            "#tradeoff .mark-text.role-mark text",
+            "all => all.map(one => one.getBoundingClientRect().toJSON())",
+        )
+        assert len(boxes) > 6
+        for i, one in enumerate(boxes):
+            for other in boxes[:i]:
+                apart = one["left"] >= other["right"] or other["left"] >= one["right"]
+                assert apart or one["top"] >= other["bottom"] or other["top"] >= one["bottom"]
+        assert told == []
 
 
 @pytest.mark.slow
@@ -324,12 +423,13 @@ def test_what_never_took_and_what_guesses_stand_out(browser: Any, tmp_path: Path
     assert "ACC fell by more than 10 points" in view.inner_text(".key")
     view.select_option("[name=sort]", label="by mean, best first")
     view.evaluate("ready()")
-    assert view.eval_on_selector_all(".matrix thead th", texts)[-1] == "nad"
+    assert view.eval_on_selector_all(".matrix thead th", texts)[-1] == "NAD"
     view.click("#tradeoff summary")
     found = view.eval_on_selector_all(
         "#tradeoff details tbody tr", "all => all.map(one => [...one.cells].map(c => c.innerText))"
     )
-    assert {line[0]: line[-1] for line in found}["nad"] == "no"
+    assert {line[0]: line[-1] for line in found}["NAD"] == "no"
+    assert {line[0]: line[-1] for line in found}["No defense (none)"] == "reference"
     assert {line[-2] for line in found} == {"1"}, "a cell of each defense counts"
-    assert "4 of 8 victims carry no backdoor" in view.inner_text("#matrix")
+    assert "4 of 8 victims carry no backdoor" in view.inner_text("#table")
     assert told == []

@@ -18,6 +18,7 @@ from sweeper.core import rows
 from sweeper.core.errors import SweepError
 from sweeper.plan import view
 from sweeper.tables import layout, render, results, stats, tables
+from sweeper.tables.titles import titled
 from tests.support.places import ROOT
 from tests.support.recorded import (
     GOLDEN,
@@ -212,7 +213,7 @@ def test_a_label_reads_as_the_title_of_its_method_unless_somebody_chose_it(label
     if titles == "SCAn+FT":
         titles = {"scan+fine-tuning": titles}
     titles = dict.fromkeys(labels, "ANP") if titles == "both" else titles
-    assert layout.titles("defense", labels, signs=signs) == titles
+    assert titled("defense", labels, signs=signs) == titles
 
 
 def test_what_somebody_wrote_wins_over_titles_and_csv_has_the_files_words():
