@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -161,6 +162,7 @@ class Sweep:
         fresh: Sequence[str] = (),
         quiet: bool = False,
         tell: Callable[[dict[str, Any]], None] | None = None,
+        log: Sequence[str] = (),
     ) -> dict[str, int]:
         """Run what is missing.
 
@@ -172,6 +174,7 @@ class Sweep:
             fresh: What is run again though it is done, with all below: see `sweeper run --fresh`.
             quiet: Say nothing on the way.
             tell: Is given what happens as JSON values, in place of people: `sweeper run --json`.
+            log: Who keeps epochs and rows beside the store: wandb, mlflow, tensorboard.
 
         Returns:
             How many cells of this call ended in each state, as `left` how many a Ctrl-C left, and
@@ -184,9 +187,10 @@ class Sweep:
         _require_executor(executor)
         from rich.console import Console
 
-        from sweeper.run import driver, estimate, summary
+        from sweeper.run import driver, estimate, logs, summary
         from sweeper.run.display import Display, Lines
 
+        logs.require(log, executor)
         job = driver.prepare(self.declared, self.context(store, data, here=False))
         _require_work(job, executor)
         console = Console(stderr=True, highlight=False, markup=False, quiet=quiet or bool(tell))
@@ -196,7 +200,7 @@ class Sweep:
         walker: Walker = driver.inline
         room: Room = estimate.at_once
         if executor == "ray" and job.todo and address:
-            walker, room = _with_ray(job, address, console)
+            walker, room = _with_ray(job, address, console, bool(log))
         slots = estimate.together(job.shapes, room) if executor == "ray" else 1
         cost = estimate.estimate(job, book, slots, room)
         for line in estimate.sentences(cost, summary.place(job.context)):
@@ -204,12 +208,13 @@ class Sweep:
         if tell:
             tell({"event": "plan", **facts, "estimate": dataclasses.asdict(cost)})
         if executor == "ray" and job.todo and not address:
-            walker, room = _with_ray(job, address, console)
+            walker, room = _with_ray(job, address, console, bool(log))
             slots = estimate.together(job.shapes, room)
         display = nullcontext(Lines(tell)) if tell else Display(job, console, slots, book).shown()
         with display as watcher:
-            bill = estimate.Bill(job, watcher)
-            counts = dict(driver.execute(job, walker, bill))
+            with logs.logged(log if job.todo else (), job, watcher) as told:
+                bill = estimate.Bill(job, told)
+                counts = dict(driver.execute(job, walker, bill))
         return summary.ended(job, counts, bill, console, tell)
 
     def results(
@@ -255,30 +260,45 @@ def _require_work(job: Job, executor: str) -> None:
             raise SweepError(lack)
 
 
-def _with_ray(job: Job, address: str | None, console: Console) -> tuple[Walker, Room]:
+def _is_up() -> bool:
+    """Whether this process is connected to Ray already, as at a notebook's second run."""
+    ray = sys.modules.get("ray")
+    return bool(ray and ray.is_initialized())
+
+
+def _with_ray(
+    job: Job, address: str | None, console: Console, logging: bool = False
+) -> tuple[Walker, Room]:
     """Start or join Ray: what walks the cells, and how many of a shape it has room for."""
+    from sweeper.run.display import lives, waiting
+
     if not address:  # a Ray of our own listens on loopback; read at its import
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-    try:
-        from sweeper.run import rays, schedule, start, travel
-    except ModuleNotFoundError as error:
-        if str(error.name).partition(".")[0] != "ray":
-            raise
-        raise SweepError(
-            "Ray is not installed here: `pip install 'ray[default,tune]'`, or run one cell after "
-            "the other without it, with --executor inline"
-        ) from None
+    doing = f"joining the Ray at {address} ..." if address else "starting Ray ..."
+    with nullcontext() if _is_up() else waiting(console, doing):
+        try:
+            from sweeper.run import rays, schedule, start, travel
+        except ModuleNotFoundError as error:
+            if str(error.name).partition(".")[0] != "ray":
+                raise
+            raise SweepError(
+                "Ray is not installed here: `pip install 'ray[default,tune]'`, or run one cell "
+                "after the other without it, with --executor inline"
+            ) from None
+        methods = travel.modules(job.plan.sweep) if address and not search.sent() else {}
+        url = start.connect(address, job.shapes, methods)
+    if url:
+        token = start.token_command()
+        asks = f" (it asks for the token that `{token}` prints)" if token else ""
+        console.print(f"Ray dashboard: {url}{asks}", soft_wrap=True)
 
     def room(shape: Shape) -> int:
         return rays.room(shape.cpus, shape.gpus)
 
-    methods = travel.modules(job.plan.sweep) if address and not search.sent() else {}
-    if url := start.connect(address, job.shapes, methods):
-        console.print(f"Ray dashboard: {url}")
     if not all(map(room, job.shapes)):
         console.print("Ray has no room for a cell now: waiting for nodes that have")
     ahead = schedule.AHEAD if address else 0
-    live = console.is_terminal and not console.quiet
+    live = lives(console) or logging
     walker = functools.partial(schedule.walk_with_tune, ahead=ahead, live=live)
     return walker, room
 

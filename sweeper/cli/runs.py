@@ -33,7 +33,7 @@ def run(
     executor: Annotated[
         str,
         typer.Option(
-            help="ray, or inline: in this process, one cell at a time.",
+            help="ray, or inline: here, one cell at a time.",
             autocompletion=words(*EXECUTORS),
         ),
     ] = "ray",
@@ -51,6 +51,14 @@ def run(
     as_json: Annotated[
         bool, typer.Option("--json", help="A line of JSON for each event, and no table.")
     ] = False,
+    log: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Also to wandb, mlflow or tensorboard; may be repeated.",
+            autocompletion=words("wandb", "mlflow", "tensorboard"),
+        ),
+    ] = None,
 ) -> None:
     """Run what is missing of a sweep, then print its table.
 
@@ -58,9 +66,14 @@ def run(
     """
     sweep = Sweep.from_yaml(spec, overrides or [])
     tell = (lambda event: typer.echo(json.dumps(event))) if as_json else None
-    again = fresh or []
     counts = sweep.run(
-        store=store, data=data, executor=executor, address=address, fresh=again, tell=tell
+        store=store,
+        data=data,
+        executor=executor,
+        address=address,
+        fresh=fresh or [],
+        tell=tell,
+        log=log or [],
     )
     code = int("unfinished" in counts)
     if as_json:

@@ -1,4 +1,4 @@
-"""What the terminal shows while a sweep runs: the matrix filling up, or one line per cell."""
+"""What people see while a sweep runs: the matrix filling up, or one line per cell."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from rich.text import Text
 
 from sweeper.core.text import last_line
 from sweeper.core.types import Cell
-from sweeper.run.costs import Book, Sorts
+from sweeper.run.costs import Book, Sort, Sorts
 from sweeper.run.estimate import spoken
 from sweeper.run.job import Job
-from sweeper.run.material import Progress, Relayed
+from sweeper.run.notebook import Output
+from sweeper.run.progress import Progress, Relayed
 from sweeper.run.work import Result
 
 STYLE = {"ok": "green", "failed": "bold red", "timeout": "red", "diverged": "red", "blocked": "dim"}
@@ -29,8 +30,24 @@ _SHARES = {"poison_rate": "", "clean_budget": "clean "}
 """Axes that are shares -> the word before; 0 goes without saying: no attack, no clean data."""
 
 
+def lives(console: Console) -> bool:
+    """Whether what is shown on a console changes in place: on a terminal, or in a notebook."""
+    return (console.is_terminal or console.is_jupyter) and not console.quiet
+
+
+@contextlib.contextmanager
+def waiting(console: Console, text: str) -> Iterator[None]:
+    """Say what is waited for: on a terminal, until it is there."""
+    if console.is_terminal:
+        with console.status(text):
+            yield
+    else:
+        console.print(text)
+        yield
+
+
 class Display:
-    """A `Watcher` for people: live where there is a terminal, plain lines where there is none."""
+    """A `Watcher` for people: live in a terminal or notebook, plain lines elsewhere."""
 
     def __init__(
         self, job: Job, console: Console, slots: int = 1, book: Book | None = None
@@ -59,14 +76,17 @@ class Display:
         for key, cell in job.plan.cells.items():
             if cell.kind == "defend":
                 self.grid[_place(cell)].append("waits" if key in todo else "had")
-        self.live = Live(
+        self.is_live = lives(console)
+        self.live: Live | Output = Live(
             get_renderable=self._render, console=console, refresh_per_second=2, transient=True
         )
+        if console.is_jupyter:
+            self.live = Output(self._render, console)
 
     @contextlib.contextmanager
     def shown(self) -> Iterator[Display]:
         """Show it while the sweep runs; at the end, how often each failure came again."""
-        if self.console.is_terminal and self.total:
+        if self.is_live and self.total:
             self.live.start()
         try:
             yield self
@@ -93,7 +113,7 @@ class Display:
                 states[states.index("waits")] = status
             if result.get("asr") is not None:
                 self.asr[_place(cell)].append(result["asr"])
-        if not self.console.is_terminal:
+        if not self.is_live:
             self.console.print(self._line(cell, result), soft_wrap=True, highlight=False)
         elif status != "ok":
             cause = cell.kind, status, last_line(result.get("error") or "")
@@ -142,25 +162,28 @@ class Display:
 
     def _render(self) -> Group:
         """The matrix, what runs now, and when it will end."""
-        now = time.monotonic()
-        lines = [
-            Text(f"  {' · '.join(filter(None, [who, text, f'{now - since:.0f} s']))}", style="dim")
-            for who, text, since in self._at_work()
-        ]
+        lines = []
+        for cell, text, seconds in list(self._at_work())[: 2 * self.slots]:
+            spent = "its process starts" if seconds is None else f"{seconds:.0f} s"
+            words = [f"{cell.kind} {self._words(cell)}", text, spent]
+            lines.append(Text(f"  {' · '.join(filter(None, words))}", style="dim"))
         for line in lines:
             line.truncate(self.console.width, overflow="ellipsis")
         states = [f"{count} {state}" for state, count in self.ended.items() if state != "ok"]
         done = f"{sum(self.ended.values())}/{self.total} cells"
-        text = ", ".join([done, *states, f"{now - self.began:.0f} s", self._eta()])
+        since = time.monotonic() - self.began
+        left = [self._eta()] if any(self.left.values()) else []
+        text = ", ".join([done, *states, f"{since:.0f} s", *left])
         return Group(self._matrix(), Text(text), *lines)
 
-    def _at_work(self) -> Iterator[tuple[str, str, float]]:
-        """The running cells, how far each is, and since when it runs."""
-        for cell, since, progress in list(self.running.values())[: 2 * self.slots]:
+    def _at_work(self) -> Iterator[tuple[Cell, str, float | None]]:
+        """The running cells, how far each is, and its seconds; None while its process starts."""
+        now = time.monotonic()
+        for cell, started, progress in list(self.running.values()):
+            since: float | None = started
             if isinstance(progress, Relayed):
                 cell, since = progress.cell, progress.since
-            text = progress.text if progress else ""
-            yield f"{cell.kind} {self._words(cell)}", text, since
+            yield cell, progress.text if progress else "", None if since is None else now - since
 
     def _matrix(self) -> Table:
         """Attacks x defenses as the terminal's width allows: whole, in short, or attacks alone."""
@@ -203,19 +226,28 @@ class Display:
         return Text("" if short else " ").join(Text(*part) for part in parts if part[0])
 
     def _eta(self) -> str:
-        """When it ends, from cells of the same sort, else from the mean of its kind so far."""
-        measured = [s for costs in self.seconds.values() for s in costs]
-        left = 0.0
-        for sort, count in self.left.items():
-            cost = self.costs.seconds(sort)
-            costs = self.seconds.get(sort.kind, measured)
-            if cost and not cost[1]:
-                left += count * cost[0]
-            elif costs:
-                left += count * sum(costs) / len(costs)
-            elif count:
-                return "measuring"
-        return f"about {spoken(left / self.slots)} left"
+        """When it ends: no sooner than the running cell that has most before it."""
+        costs = {sort: self._expected(sort) for sort, count in self.left.items() if count > 0}
+        known = {sort: cost for sort, cost in costs.items() if cost is not None}
+        if len(known) < len(costs):
+            return "measuring"
+        work, longest = sum(self.left[sort] * cost for sort, cost in known.items()), 0.0
+        for cell, _, seconds in self._at_work():
+            cost = known.get(self.sorts.of(cell), 0.0)
+            spent = min(seconds or 0.0, cost)
+            work, longest = work - spent, max(longest, cost - spent)
+        left = max(work / self.slots, longest)
+        if left < 0.05 and self.running:
+            return "longer than its like took"
+        return f"about {spoken(left)} left"
+
+    def _expected(self, sort: Sort) -> float | None:
+        """Seconds of a cell: what its sort took, else the mean of its kind so far, else of all."""
+        cost = self.costs.seconds(sort)
+        if cost and not cost[1]:
+            return cost[0]
+        costs = self.seconds.get(sort.kind) or [s for some in self.seconds.values() for s in some]
+        return sum(costs) / len(costs) if costs else None
 
     def _words(self, cell: Cell) -> str:
         """A cell's axes in the order people say them."""

@@ -23,8 +23,9 @@ from sweeper.run import cells, record
 from sweeper.run.ending import ROWS, Ending, Watcher
 from sweeper.run.faults import Interrupted
 from sweeper.run.job import Job, carried
-from sweeper.run.material import Context, Progress
+from sweeper.run.material import Context
 from sweeper.run.present import outline
+from sweeper.run.progress import Progress
 from sweeper.run.walk import Walk
 from sweeper.store.artifacts import Store
 from sweeper.store.claim import claimed

@@ -8,10 +8,11 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from sweeper.core import text
+from sweeper.core.rows import METRICS
 from sweeper.core.types import Cell
 from sweeper.run import record
 from sweeper.run.job import Job
-from sweeper.run.material import Progress
+from sweeper.run.progress import Progress
 from sweeper.run.tries import AGAIN, WHOLE, Health, Loss, Tries
 from sweeper.run.walk import REBUILDS, Walk
 from sweeper.run.work import Result
@@ -55,6 +56,7 @@ class Ending:
         """Take what came of cell `key`, and where it ran."""
         if row := result.pop("row", None):
             self._told.append(row)
+            result["metrics"] = {name: row[name] for name in METRICS if row.get(name) is not None}
         if result["status"] == "parents":
             self._wait(key, result)
             return

@@ -19,7 +19,7 @@ from sweeper.run import calibrate, costs, record
 from sweeper.run.costs import Book, Sorts
 from sweeper.run.ending import Watcher
 from sweeper.run.job import Job
-from sweeper.run.material import Progress
+from sweeper.run.progress import Progress
 from sweeper.run.walk import Walk
 from sweeper.run.work import Result
 from sweeper.store.artifacts import DamagedError

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from sweeper.run import bundle, rays
 from sweeper.run.bundle import Bundles
 from sweeper.run.ending import Ending, Watcher
 from sweeper.run.job import Job
+from sweeper.run.progress import title
 from sweeper.run.rays import FIFOScheduler, Searcher, tune
 from sweeper.run.relay import Listener
 from sweeper.run.tries import WHOLE, Loss
@@ -172,7 +173,7 @@ class Graph(Searcher):  # type: ignore[misc]
         more = len(taken) - 1
         return {
             **first.axes,
-            "name": title(first) + (f"-and-{more}-more" if more else ""),
+            "name": title(first) + (f" and {more} more" if more else ""),
             "key": first.key,
             "place": self._listener.place(trial_id),
             "shape": shape_of(first),
@@ -234,6 +235,7 @@ class Graph(Searcher):  # type: ignore[misc]
     def began(self, trial_id: str) -> None:
         """A trial's process has begun."""
         self._began[trial_id] = time.monotonic()
+        self._listener.began(trial_id)
         self._clearing.discard(trial_id)
 
     def lost(self, trial_id: str, loss: Loss) -> None:
@@ -302,6 +304,7 @@ class Begins(tune.Callback):  # type: ignore[misc]
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         """Its process is there."""
+        rays.name(trial, trial.config["name"])
         self._graph.began(trial.trial_id)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -345,10 +348,3 @@ class Patient(FIFOScheduler):  # type: ignore[misc]
         self._ended += 1
         if self._ended % FORGET == 0:
             rays.forget(controller)
-
-
-def title(cell: Cell) -> str:
-    """What people call a cell: kind, attack, data set, defense, then the other axes."""
-    first = [axis for axis in ("attack", "dataset", "defense") if axis in cell.axes]
-    axes: Mapping[str, Any] = dict.fromkeys([*first, *cell.axes])
-    return "-".join([cell.kind, *(str(cell.axes[axis]) for axis in axes)])

@@ -37,40 +37,6 @@ MEASURE = "measure"
 """Kind of the artifact that holds a victim's metrics."""
 
 
-class Progress:
-    """A log that keeps what it was told last and leads nowhere: a defense can reach it.
-
-    Who shows progress holds this and looks; it does not hold them, nor the cell.
-    """
-
-    def __init__(self) -> None:
-        self.text = ""
-        """How far the cell is, for people: epoch 3/15; empty where it has not said."""
-
-    def __call__(self, **values: Any) -> None:
-        """Note how far the cell is: epoch, epochs, or step, steps."""
-        for word in ("epoch", "step"):
-            if word in values:
-                total = values.get(f"{word}s")
-                self.text = f"{word} {values[word]}" + (f"/{total}" if total else "")
-
-
-class Relayed(Progress):
-    """Progress of cells that run one after the other in another process, as that one tells."""
-
-    def __init__(self, first: Cell) -> None:
-        super().__init__()
-        self.cell = first
-        """The one at work."""
-        self.since = time.monotonic()
-
-    def hear(self, cell: Cell, text: str) -> None:
-        """Note which cell is at work, and how far."""
-        if cell is not self.cell:
-            self.cell, self.since = cell, time.monotonic()
-        self.text = text
-
-
 @dataclass(frozen=True)
 class Context:
     """Where and under what a cell runs; none of it is part of a key.

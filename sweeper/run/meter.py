@@ -10,7 +10,7 @@ from ray.util.metrics import Counter, Gauge, Histogram
 from sweeper.core.types import Cell
 from sweeper.run.ending import Watcher
 from sweeper.run.job import Job
-from sweeper.run.material import Progress
+from sweeper.run.progress import Progress
 from sweeper.run.work import Result
 
 SECONDS = [0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000, 3000, 10000, 30000]

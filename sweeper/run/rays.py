@@ -12,7 +12,8 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ from ray.experimental.internal_kv import internal_kv_get_gcs_client as head
 from ray.job_config import JobConfig
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
+from ray.tune.trainable import wrap_function
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sweeper.run.tries import Loss
@@ -127,6 +129,44 @@ def request(cpus: float, gpus: float, avoid: Sequence[str]) -> Any:
         return tune.PlacementGroupFactory([bundle])
     elsewhere = {"ray.io/node-id": f"!in({','.join(sorted(avoid))})"}
     return tune.PlacementGroupFactory([bundle], bundle_label_selector=[elsewhere])
+
+
+def trainable(function: Any, sweep: str) -> type:
+    """A class of processes that run a function's trials, as Ray's list of actors shows them.
+
+    Ray asks for an actor's name once, when it is made, and ours run one trial after the other: so
+    it says which was the first.
+
+    Args:
+        function: Takes a trial's configuration, in which `name` names it.
+        sweep: Whose cells they are.
+    """
+
+    class Worker(wrap_function(function)):  # type: ignore[misc]
+        def __repr__(self) -> str:
+            return f"cells of {sweep}, the first {self.config['name']}"
+
+    Worker.__qualname__ = Worker.__name__  # what Ray lists as the class
+    return Worker
+
+
+def name(trial: Any, words: str) -> None:
+    """Have Ray's list of tasks call what a trial runs by these words, also in a reused actor."""
+    with contextlib.suppress(Exception):  # then it says `train`
+        actor = trial.temporary_state.ray_actor
+        actor.train = _Named(weakref.ref(actor), type(actor).__getattr__, words)
+
+
+@dataclass(frozen=True)
+class _Named:
+    """The method `train` of an actor, which it keeps not alive, listed under a name."""
+
+    actor: Any
+    found: Callable[[Any, str], Any]
+    words: str
+
+    def remote(self, *given: Any) -> Any:
+        return self.found(self.actor(), "train").options(name=self.words).remote(*given)
 
 
 def loss(trial: Any) -> Loss:

@@ -13,13 +13,15 @@ import threading
 from collections.abc import Iterator, Sequence
 
 from sweeper.core.types import Cell
-from sweeper.run.material import Progress, Relayed
+from sweeper.run.progress import Epoch, Progress, Relayed
 from sweeper.run.rays import head
 
 SECONDS = 1.0
 """Between two tellings of a trial, and between two questions of the driver."""
 PATIENCE = 2.0
 """Seconds in which the head must answer."""
+TOLD = 100
+"""Epochs in one telling, the last ones: a thousand would be too many for every second."""
 SPACE = b"sweeper"
 """Namespace of the keys in the head's store."""
 
@@ -35,12 +37,18 @@ class Teller:
         """
         self._place = place.encode()
         self._current = "", Progress()
+        self._all: dict[str, Progress] = {}
         self._ended = threading.Event()
 
     def starting(self, cell: Cell) -> Progress:
         """Return the log of a cell that starts; it leads nowhere, not even here."""
         self._current = cell.key, Progress()
+        self._all[cell.key] = self._current[1]
         return self._current[1]
+
+    def epochs(self, key: str) -> list[Epoch]:
+        """What a cell of the trial said of its epochs; nothing where nobody listens."""
+        return self._all[key].epochs if self._place else []
 
     @contextlib.contextmanager
     def telling(self) -> Iterator[Teller]:
@@ -56,7 +64,9 @@ class Teller:
         sent = b""
         while not self._ended.wait(SECONDS):
             key, progress = self._current
-            message = json.dumps([key, progress.text]).encode()
+            epochs = [*progress.epochs]
+            first = max(0, len(epochs) - TOLD)
+            message = json.dumps([key, progress.text, first, epochs[first:]]).encode()
             if message != sent:
                 with contextlib.suppress(Exception):  # the head is away
                     head().internal_kv_put(self._place, message, True, SPACE, timeout=PATIENCE)
@@ -94,6 +104,11 @@ class Listener:
         self._trials[self.place(trial).encode()] = {cell.key: cell for cell in cells}, progress
         return progress
 
+    def began(self, trial: str) -> None:
+        """The process of a trial is there."""
+        if told := self._trials.get(self.place(trial).encode()):
+            told[1].begin()
+
     def ended(self, trial: str) -> None:
         """A trial is over."""
         self._trials.pop(self.place(trial).encode(), None)
@@ -120,5 +135,5 @@ class Listener:
                 messages = head().internal_kv_multi_get(list(trials), SPACE, timeout=PATIENCE)
                 for place, message in messages.items():
                     cells, progress = trials[place]
-                    key, text = json.loads(message)
-                    progress.hear(cells[key], text)
+                    key, *told = json.loads(message)
+                    progress.hear(cells[key], *told)

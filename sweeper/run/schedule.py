@@ -23,10 +23,11 @@ from sweeper.plan.matrix import shape_of
 from sweeper.run import bundle, nodes, rays
 from sweeper.run.driver import gentle_interrupt
 from sweeper.run.ending import Ending, Watcher
-from sweeper.run.graph import Begins, Graph, Patient, title
+from sweeper.run.graph import Begins, Graph, Patient
 from sweeper.run.job import Job
 from sweeper.run.material import Context, Log
 from sweeper.run.meter import Meter
+from sweeper.run.progress import title
 from sweeper.run.rays import ray, setproctitle, tune
 from sweeper.run.relay import Listener, Teller
 from sweeper.run.tries import Health, Tries
@@ -90,10 +91,9 @@ def _tune(job: Job, graph: Graph) -> None:
     scratch = tempfile.mkdtemp(prefix="sweeper-tune-")
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # how cells end is ours to say
     try:
+        run = tune.with_parameters(run_trial, contexts=_contexts(job))
         tune.Tuner(
-            tune.with_resources(
-                tune.with_parameters(run_trial, contexts=_contexts(job)), _resources
-            ),
+            rays.trainable(tune.with_resources(run, _resources), job.plan.sweep.name),
             tune_config=tune.TuneConfig(
                 search_alg=graph,
                 scheduler=Patient(graph),
@@ -107,6 +107,7 @@ def _tune(job: Job, graph: Graph) -> None:
                 name="cells",
                 storage_path=scratch,
                 verbose=0,
+                progress_reporter=Unseen(),
                 callbacks=[Begins(graph)],
                 failure_config=tune.FailureConfig(max_failures=0),  # `run.tries` knows better
                 checkpoint_config=tune.CheckpointConfig(num_to_keep=1),
@@ -114,6 +115,14 @@ def _tune(job: Job, graph: Graph) -> None:
         ).fit()
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+class Unseen(tune.ProgressReporter):  # type: ignore[misc]
+    """Says nothing: Tune's own, in a notebook, clears what is shown there."""
+
+    def should_report(self, trials: list[Any], done: bool = False) -> bool:
+        """Never."""
+        return False
 
 
 def _resources(config: dict[str, Any]) -> Any:
@@ -148,6 +157,8 @@ def run_trial(config: dict[str, Any], contexts: dict[str, Context]) -> None:
             return teller.starting(cell)
 
         reports = bundle.run(config["cells"], context, starting, last_try=config["last_try"])
+        for key, result, _ in reports:
+            result["epochs"] = teller.epochs(key)
     here = ray.get_runtime_context().get_node_id()
     tune.report({"results": json.dumps(reports), "node": here})
 

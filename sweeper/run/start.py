@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import shlex
+import shutil
 import stat
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -98,6 +101,21 @@ def _started(address: str | None, options: dict[str, Any]) -> str | None:
             if last:
                 raise SweepError(f"{where}: cannot reach Ray ({error}): {how}") from None
     return None
+
+
+def token_command() -> str:
+    """What prints the token that the dashboard asks for; empty where it asks for none.
+
+    It is the `ray` of this environment: another one may keep its token elsewhere, or have no such
+    command.
+    """
+    if os.environ.get("RAY_AUTH_MODE") != "token":
+        return ""
+    own, found = Path(sys.executable).with_name("ray"), shutil.which("ray")
+    if found and Path(found) == own:
+        return "ray get-auth-token"
+    words = [str(own)] if own.exists() else [sys.executable, "-m", "ray.scripts.scripts"]
+    return shlex.join([*words, "get-auth-token"])
 
 
 def _guard_token(make: bool) -> None:

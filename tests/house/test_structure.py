@@ -188,7 +188,7 @@ def is_guarded(node: ast.stmt) -> bool:
     [
         (r"(attacks|defenses)(\..*)?", "ray pandas pyarrow"),
         (r"sweeper\.tables\..*", "torch torchvision ray"),
-        (r"(?!sweeper\.run\.(rays|meter|cluster|nodes)$).*", "ray"),
+        (r"(?!sweeper\.run\.(rays|meter|cluster|nodes|logs)$).*", "ray"),
         (r".*", "pickle cPickle dill cloudpickle joblib shelve marshal"),
     ],
 )

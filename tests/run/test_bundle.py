@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from sweeper.core.types import Cell
 from sweeper.run import bundle, cells
 from sweeper.run.bundle import SAMPLE, SECONDS, Bundles
-from sweeper.run.material import Context, Progress
+from sweeper.run.material import Context
+from sweeper.run.progress import Progress
 from sweeper.run.walk import Walk
 
 

@@ -122,9 +122,9 @@ class Chaos:
     def strike(self, fault: str) -> bool:
         """Do it; False where there is nothing yet to do it to."""
         if fault in ("driver", "raylet", "worker", "starting", "clock"):
-            known = self.processes("ray::train-") + self.processes("ray::defend-")
+            known = self.processes("ray::train ") + self.processes("ray::defend ")
             if fault == "starting":
-                known = self.processes("ray::IDLE") + self.processes("ray::ImplicitFunc")
+                known = self.processes("ray::IDLE") + self.processes("ray::Worker")
             if not known:  # Ray is still starting
                 return False
             if fault == "raylet":

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import re
+import sys
+import time
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,12 +15,13 @@ from rich.console import Console
 from sweeper.core.types import Facts
 from sweeper.plan import matrix
 from sweeper.plan.sweep import Sweep
-from sweeper.run import display
+from sweeper.run import display, notebook
 from sweeper.run.costs import Book
 from sweeper.run.display import Display
 from sweeper.run.estimate import spoken
 from sweeper.run.job import Job
-from sweeper.run.material import Context, Progress, Relayed
+from sweeper.run.material import Context
+from sweeper.run.progress import Progress, Relayed
 from sweeper.store.artifacts import Store
 
 BASE: dict[str, Any] = {
@@ -165,16 +169,28 @@ def test_the_matrix_fills_up(width: int) -> None:
     assert len(lines) == 8
 
 
-def test_cells_of_another_process_are_named_as_they_come() -> None:
-    show = Show(job())
+class Clock:
+    """Time as a test moves it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 1000.0
+        monkeypatch.setattr(time, "monotonic", lambda: self.now)
+
+
+def test_cells_of_another_process_are_named_as_they_come_and_their_time_begins_with_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    show, clock = Show(job()), Clock(monkeypatch)
     cells = [show.job.plan.cells[key] for key in show.left[:3]]
     progress = Relayed(cells[0])
     show.display.started(cells[0], progress)
-    assert show.seen()[6:] == ["  train badnets 5% seed 0 · 0 s"]
-    progress.since -= 30
-    progress.hear(cells[0], "epoch 7/15")
+    clock.now += 20
+    assert show.seen()[6:] == ["  train badnets 5% seed 0 · its process starts"]
+    progress.begin()
+    clock.now += 30
+    progress.hear(cells[0], "epoch 7/15", 0, [])
     assert show.seen()[6:] == ["  train badnets 5% seed 0 · epoch 7/15 · 30 s"]
-    progress.hear(cells[2], "")
+    progress.hear(cells[2], "", 0, [])
     assert show.seen()[6:] == ["  defend badnets 5% seed 0 fine-tuning · 0 s"]
     show.end(cells[0].key)
     assert not show.seen()[6:]
@@ -202,7 +218,7 @@ def test_what_is_finished_shows_means_failures_and_what_was_there() -> None:
     assert re.split(r"\s{2,}", lines[4]) == ["none", "ok", "ok", "ok", "1 failed"], (
         "a clean model has no ASR"
     )
-    assert lines[5] == "50/50 cells, 5 failed, 0 s, about 0.0 s left"
+    assert lines[5] == "50/50 cells, 5 failed, 0 s"
     had = Show(job(done=True)).seen()
     assert re.split(r"\s{2,}", had[2]) == ["badnets", "had", "had", "had", "had"]
 
@@ -252,6 +268,33 @@ def test_the_time_left_counts_what_each_kind_costs() -> None:
     assert show.display._eta() == "about 10 min left"
     show.end(show.start(), seconds=900.0, reused=True)
     assert show.display._eta() == "about 10 min left", "what was there cost nothing"
+
+
+@pytest.mark.parametrize(
+    ("elapsed", "left"),
+    [
+        (None, "about 40 s left"),  # its process starts: all of it is before us
+        (0, "about 40 s left"),
+        (15, "about 25 s left"),
+        (38, "about 2 s left"),  # its 2 s, which outlast half of that and of nothing
+        (60, "longer than its like took"),
+    ],
+)
+def test_the_time_left_counts_what_runs_now(
+    monkeypatch: pytest.MonkeyPatch, elapsed: float | None, left: str
+) -> None:
+    clock = Clock(monkeypatch)
+    show = Show(job(attacks=["badnets"], poison_rates=[0.1], defenses=["none"]), slots=2)
+    show.end(show.start(), seconds=40.0)
+    show.end(show.start(), seconds=0.0)
+    cell = show.job.plan.cells[show.left[0]]
+    progress = Relayed(cell)
+    show.display.started(cell, progress)
+    clock.now += 7  # until its process is there
+    if elapsed is not None:
+        progress.begin()
+        clock.now += elapsed
+    assert show.display._eta() == left, "one cell of 40 s fills one of two slots"
 
 
 def test_the_time_left_tells_defenses_apart_and_knows_earlier_runs() -> None:
@@ -310,6 +353,50 @@ def test_a_cause_is_told_once_on_a_terminal_and_counted() -> None:
         for _ in range(3):
             plain.end(plain.start(), "failed", error=FAILURE)
     assert len([line for line in plain.said() if line.startswith("[")]) == 3, "a line each in a log"
+
+
+class Outputs(ModuleType):
+    """IPython's display, as a notebook's cell has it: what it shows now, in order."""
+
+    def __init__(self) -> None:
+        super().__init__("IPython.display")
+        self.shown: list[str] = []
+
+    def display(self, item: Any, raw: bool = False, display_id: bool = False) -> Any:
+        place = len(self.shown)
+        self.shown.append(item["text/plain"] if raw else str(item.text))
+        return SimpleNamespace(update=lambda item, raw: self._put(place, item["text/plain"]))
+
+    def _put(self, place: int, text: str) -> None:
+        self.shown[place] = text
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_in_a_notebook_the_matrix_is_refreshed_in_place_and_failures_stay(
+    monkeypatch: pytest.MonkeyPatch, quiet: bool
+) -> None:
+    cell = Outputs()
+    monkeypatch.setitem(sys.modules, "IPython", ModuleType("IPython"))
+    monkeypatch.setitem(sys.modules, "IPython.display", cell)
+    monkeypatch.setattr(notebook, "SECONDS", 0.01)
+    show = Show(job())
+    console = Console(force_jupyter=True, width=100, quiet=quiet)
+    show.display = Display(show.job, console, 2)
+    with show.display.shown():
+        show.all(5)
+        show.end(show.start(), "timeout", error="gave up after 3 s")
+        deadline = time.monotonic() + 20
+        while not quiet and "\n6/50 cells, 1 timeout" not in cell.shown[0]:
+            assert time.monotonic() < deadline, cell.shown
+            time.sleep(0.01)
+        show.all(1)
+    if quiet:
+        assert not cell.shown
+        return
+    matrix, failure = cell.shown
+    assert "7/50 cells, 1 timeout" in matrix, "what it showed last stays"
+    assert "timeout" in failure and "gave up after 3 s" in failure
+    assert not show.display.live.is_started
 
 
 def test_an_interrupted_sweep_leaves_the_terminal_and_its_causes() -> None:

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import Any
 
+import pytest
+
 from sweeper.core.types import Cell
 from sweeper.plan.sweep import Resources
 from sweeper.run import graph as graphs
+from sweeper.run import progress
 from sweeper.run.graph import Cluster, Need
 from sweeper.run.rays import Node
 from sweeper.run.tries import FAULTS
@@ -39,6 +42,27 @@ def overlap(ran: simulated.Ran, key: str) -> set[str]:
     """Cells that ran on the node of a cell's last try while it ran."""
     _, node, start, end = [span for span in ran.spans if span[0] == key][-1]
     return {k for k, n, s, e in ran.spans if n == node and s < end and e > start} - {key}
+
+
+AXES = {"attack": "badnets", "dataset": "digits", "poison_rate": 0.1, "seed": 0}
+
+
+@pytest.mark.parametrize(
+    ("kind", "more", "words"),
+    [
+        ("train", {"model": "tiny"}, "train badnets digits tiny r=0.1 seed=0"),
+        ("stage", {"stage": "anp"}, "stage badnets digits r=0.1 seed=0 > anp"),
+        (
+            "defend",
+            {"clean_budget": 0.05, "defense": "anp"},
+            "defend badnets digits r=0.1 seed=0 clean_budget=0.05 > anp",
+        ),
+    ],
+)
+def test_a_cell_is_called_what_people_call_it(
+    kind: str, more: dict[str, object], words: str
+) -> None:
+    assert progress.title(Cell(kind, "k", {}, (), {**AXES, **more})) == words
 
 
 def test_one_bad_node_costs_a_few_tries_and_no_row() -> None:

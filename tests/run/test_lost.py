@@ -68,7 +68,7 @@ class Killer(threading.Thread):
 SMALL = {"attacks": ["badnets"], "poison_rates": [0.1], "seeds": 1}
 
 
-@pytest.mark.parametrize("moment", ["ray::ImplicitFunc.__init__", "ray::IDLE", "ray::ImplicitFunc"])
+@pytest.mark.parametrize("moment", ["ray::Worker.__init__", "ray::IDLE", "ray::Worker"])
 def test_a_worker_that_is_killed_while_it_starts_is_tried_again(
     moment: str, tmp_path: Path
 ) -> None:

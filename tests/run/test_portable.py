@@ -18,7 +18,7 @@ from sweeper.core.errors import SweepError
 from sweeper.engine import portable, training
 from sweeper.engine.recipes import Recipe
 from sweeper.run import calibrate, cells, estimate
-from sweeper.run.material import Progress
+from sweeper.run.progress import Progress
 from sweeper.store.artifacts import Store
 from tests.support import sweeps
 from tests.support.places import ROOT

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -96,6 +97,12 @@ def test_ray_gives_the_bits_of_inline_and_epochs_arrive_meanwhile(
     from ray.experimental.internal_kv import internal_kv_get_gcs_client
 
     monkeypatch.chdir(tmp_path)
+    shown: list[Any] = []  # by Tune, which clears in a notebook what others show
+    notebook: Any = ModuleType("IPython.display")
+    notebook.HTML, notebook.display = str, lambda *given, **_: shown.append(given)
+    notebook.clear_output = lambda **_: shown.append("cleared")
+    monkeypatch.setitem(sys.modules, "IPython.display", notebook)
+    monkeypatch.setattr("ray.tune.progress_reporter.IS_NOTEBOOK", True)
     monkeypatch.setattr(sys, "path", [*sys.path])
     (tmp_path / "beside.py").write_text(
         "from tests.support.faulty import Waits\nclass Own(Waits): pass\n"
@@ -108,7 +115,7 @@ def test_ray_gives_the_bits_of_inline_and_epochs_arrive_meanwhile(
     sweeps.inline(path, tmp_path / "inline")
     mark.unlink()
     counts, ran = with_ray(path, tmp_path / "ray", Looks(mark))
-    assert counts == {"ok": 8} and ran.count(("train", "ok")) == 2
+    assert counts == {"ok": 8} and ran.count(("train", "ok")) == 2 and not shown
     sweeps.assert_same(sweeps.frame(tmp_path / "ray"), sweeps.frame(tmp_path / "inline"))
     assert not internal_kv_get_gcs_client().internal_kv_keys(b"", b"sweeper"), "nothing is left"
     assert with_ray(path, tmp_path / "ray") == ({}, []), "nothing is left to run"
@@ -237,6 +244,36 @@ def test_more_than_this_machine_has_is_refused(cluster: str) -> None:
         start.connect(None, [Shape(cpus=99)])
 
 
+def assert_named(cluster: str, token: str, sweep: str) -> None:
+    """Tasks are listed as cells, and actors as what runs them, whichever ran before."""
+    printed = subprocess.run(start_words(), capture_output=True, text=True, timeout=120, check=True)
+    assert printed.stdout.strip() == token, "what the screen says prints it"
+    cells = {
+        f"defend badnets digits tiny r=0.1 target=0 seed=0 clean_budget=0.0 > {name}"
+        for name in ("none", "clp", "tests.support.faulty:Raises")
+    }
+    cells.add("train badnets digits tiny r=0.1 target=0 seed=0")
+    deadline, tasks, actors = time.monotonic() + 60, set[str](), set[str]()
+    while not (
+        cells <= tasks and any(a.startswith(f"cells of {sweep}, the first ") for a in actors)
+    ):
+        assert time.monotonic() < deadline, (tasks, actors)
+        time.sleep(1)
+        found = [
+            json.loads(get(f"{cluster}/api/v0/{what}?detail=1&limit=1000", token)[1])
+            for what in ("tasks", "actors")
+        ]
+        ours, theirs = (answer["data"]["result"]["result"] for answer in found)
+        tasks = {task["name"] for task in ours}
+        actors = {actor["repr_name"] for actor in theirs if actor["class_name"] == "Worker"}
+
+
+def start_words() -> list[str]:
+    from sweeper.run import start
+
+    return shlex.split(start.token_command())
+
+
 @pytest.mark.slow
 def test_the_dashboard_asks_for_a_token_and_prometheus_reads_the_cells(
     cluster: str, tmp_path: Path
@@ -250,6 +287,7 @@ def test_the_dashboard_asks_for_a_token_and_prometheus_reads_the_cells(
     one = {"attacks": ["badnets"], "poison_rates": [0.1], "seeds": 1}
     path = sweeps.write(tmp_path, name="metered", **one, defenses=defenses)
     with_ray(path, tmp_path / "store")
+    assert_named(cluster, token, "metered")
     assert get(f"{cluster}/api/prometheus/sd")[0] == 401
     (found,) = json.loads(get(f"{cluster}/api/prometheus/sd", token)[1])
     wanted = {

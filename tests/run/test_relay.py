@@ -10,7 +10,8 @@ import pytest
 
 from sweeper.core.types import Cell
 from sweeper.run import bundle, cells, relay
-from sweeper.run.material import Context, Progress, Relayed
+from sweeper.run.material import Context
+from sweeper.run.progress import Progress, Relayed
 from sweeper.run.relay import Listener, Teller
 from sweeper.run.walk import Walk
 
@@ -70,6 +71,8 @@ def test_each_cell_of_a_bundle_is_named_with_its_own_epoch(
     with Listener("run", live=True).listening() as listener:
         progress = listener.started("trial", taken)
         assert isinstance(progress, Relayed) and progress.cell is taken[0]
+        assert progress.since is None, "its process has not begun"
+        listener.began("trial")
         since = progress.since
 
         def run(cell: Cell, above: Any, context: Any, log: Progress, **_: Any) -> dict[str, Any]:
@@ -88,7 +91,7 @@ def test_each_cell_of_a_bundle_is_named_with_its_own_epoch(
         listener.ended("trial")
     assert [key for key, *_ in found] == ["d0", "d1", "d2"]
     assert seen == [("d0", "epoch 2/5"), ("d1", ""), ("d2", "epoch 2/7")]
-    assert progress.since > since, "a cell's seconds are its own"
+    assert since and progress.since and progress.since > since, "a cell's seconds are its own"
 
 
 def test_nothing_is_told_where_nobody_looks_on(head: Head) -> None:
@@ -116,11 +119,11 @@ def test_a_head_that_is_away_costs_nothing_but_what_is_shown(head: Head) -> None
             head.away = True
         soon(lambda: head.kept)
         listener.ended("trial")
-    assert vars(log) == {"text": "step 1"}, "what a defense can reach leads nowhere"
+    assert vars(log) == {"text": "step 1", "epochs": []}, "what a defense can reach leads nowhere"
 
 
 def test_what_lost_workers_told_is_not_left(head: Head) -> None:
-    head.kept = {b"run/lost": b'["d0", "step 1"]', b"runs/other": b""}
+    head.kept = {b"run/lost": b'["d0", "step 1", 0, []]', b"runs/other": b""}
     with Listener("run", live=True).listening() as listener:
         progress = listener.started("lost", short(1))
         assert progress
@@ -138,6 +141,27 @@ def test_a_cell_says_the_same_thing_once(head: Head) -> None:
         time.sleep(0.1)
         assert head.asked == asked
     soon(lambda: not head.kept)
+
+
+def test_every_epoch_arrives_however_many_pass_between_two_tellings(
+    head: Head, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relay, "TOLD", 3)
+    with Listener("run", live=True).listening() as listener:
+        progress = listener.started("trial", short(1))
+        assert progress
+        with Teller(listener.place("trial")).telling() as teller:
+            log = teller.starting(short(1)[0])
+            for epoch in (1, 2):
+                log(epoch=epoch, epochs=9, loss=1 / epoch, note="of no number", bad=float("nan"))
+            soon(lambda: len(progress.epochs) == 2)
+            assert progress.epochs == [{"epoch": 1, "loss": 1}, {"epoch": 2, "loss": 0.5}]
+            for epoch in range(3, 10):
+                log(epoch=epoch, epochs=9)
+            soon(lambda: progress.text == "epoch 9/9")
+            assert len(progress.epochs) == 2, "those that were missed are not made up"
+            assert [told["epoch"] for told in teller.epochs("d0")] == [*range(1, 10)]
+        listener.ended("trial")
 
 
 def test_an_interrupted_trial_and_walk_leave_nothing(head: Head) -> None:

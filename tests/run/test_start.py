@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import io
 import os
 import stat
 import subprocess
@@ -9,12 +11,16 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from rich.console import Console
 
+from sweeper import api
 from sweeper.core import machine
 from sweeper.core.errors import SweepError
+from sweeper.plan.sweep import Shape
 from tests.support import sweeps
 from tests.support.places import ROOT
 
@@ -25,6 +31,50 @@ def open_mask() -> Iterator[None]:
     before = os.umask(0)
     yield
     os.umask(before)
+
+
+@pytest.mark.parametrize("on_path", ["ours", "another", "none"])
+@pytest.mark.parametrize("mode", ["token", "disabled"])
+def test_the_command_that_prints_the_token_is_this_environments(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, on_path: str, mode: str
+) -> None:
+    from sweeper.run import start
+
+    for place in ("ours", "another"):
+        (tmp_path / place).mkdir()
+        for name in ("ray", "python"):
+            (tmp_path / place / name).touch(mode=0o755)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "ours/python"))
+    monkeypatch.setenv("PATH", str(tmp_path / on_path))
+    monkeypatch.setenv("RAY_AUTH_MODE", mode)
+    ray = "ray" if on_path == "ours" else tmp_path / "ours/ray"
+    wanted = f"{ray} get-auth-token" if mode == "token" else ""
+    assert start.token_command() == wanted
+    (tmp_path / "ours/ray").unlink()  # as where Ray lies in another folder than Python
+    if mode == "token":
+        words = start.token_command().split()
+        assert words[:2] == [sys.executable, "-m"] and importlib.util.find_spec(words[2])
+
+
+def test_a_start_says_that_it_takes_place_and_how_to_open_the_dashboard(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from sweeper.run import rays, start
+
+    monkeypatch.setattr(rays, "room", lambda *_: 1)
+    monkeypatch.setattr(start, "connect", lambda *_: "http://here:8265")
+    monkeypatch.setattr(rays.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(start, "token_command", lambda: "ray get-auth-token")
+    for terminal in (True, False):
+        console = Console(file=io.StringIO(), force_terminal=terminal, width=50, highlight=False)
+        api._with_ray(SimpleNamespace(shapes=[Shape()]), None, console)
+        said = console.file.getvalue()  # type: ignore[attr-defined]
+        token = "(it asks for the token that `ray get-auth-token` prints)"
+        link = f"Ray dashboard: http://here:8265 {token}\n"  # one line, to be copied
+        waited = "starting Ray ...\n"
+        if terminal:
+            waited += "\x1b[?25h\r\x1b[1A\x1b[2K"  # and is gone
+        assert said.endswith(waited + link)
 
 
 @pytest.fixture

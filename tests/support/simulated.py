@@ -113,7 +113,7 @@ def run(
     ending._row = lambda *_: {}  # type: ignore[assignment,method-assign,return-value]
     ending.tries = Tries(Health(lambda: {n.id: n.name for n in nodes}, watcher.told))
     listener: Any = SimpleNamespace(
-        started=lambda *_: None, ended=lambda *_: None, place=lambda *_: ""
+        began=lambda _: None, started=lambda *_: None, ended=lambda *_: None, place=lambda *_: ""
     )
     graph = Graph(job, walk, ending, watcher, listener, bool, nodes=lambda: list(nodes))
     now, running, waiting, left = 0.0, [], [], chain
