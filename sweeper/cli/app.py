@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sweeper.cli import beginning, commands, figures, names, remote, runs, storage, tables
+from sweeper.cli import beginning, commands, figures, names, remote, runs, storage, tables, view
 from sweeper.cli.typed import Command, Sections
 from sweeper.core import search
 from sweeper.core.errors import SweepError
@@ -52,7 +52,7 @@ SECTIONS = {
     "Begin": beginning.COMMANDS,
     "Run": runs.COMMANDS + remote.COMMANDS,
     "Results": tables.COMMANDS,
-    "Pictures": figures.COMMANDS,
+    "Pictures": figures.COMMANDS + view.COMMANDS,
     "What there is, and what you bring": names.COMMANDS + commands.COMMANDS,
     "The store": storage.COMMANDS,
 }

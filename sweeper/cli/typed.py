@@ -21,7 +21,7 @@ class Command(TyperCommand):
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command."""
-        if "spec" not in ctx.params:
+        if not ctx.params.get("spec"):
             return super().invoke(ctx)
         with advice.told_by(functools.partial(line, ctx)):
             return super().invoke(ctx)

@@ -16,6 +16,7 @@ _END = 9_900
 """Bytes kept of either end of what is cut."""
 _LINE = 300
 """Characters of a line that others repeat."""
+_COLOUR = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _PACKAGE = str(Path(__file__).resolve().parents[2])
 """Where the package lies."""
@@ -72,6 +73,15 @@ def error(text: str) -> str:
         return content.decode()
     head, tail = (part.decode(errors="ignore") for part in (content[:_END], content[-_END:]))
     return f"{head}\n[{len(content) - 2 * _END:,} bytes left out]\n{tail}"
+
+
+def printed(said: str) -> str:
+    """What was printed as files take it: as it stood in the end, without colours, telling no home.
+
+    Of a line that was written over again and again the last state stays.
+    """
+    lines = (line.rstrip("\r").rpartition("\r")[2] for line in said.split("\n"))
+    return utf8(without_homes(_CONTROL.sub("", _COLOUR.sub("", "\n".join(lines)))))
 
 
 def last_line(text: str) -> str:

@@ -7,8 +7,10 @@ peak and an exit code of its own, and it ends when its time is up, whatever it d
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import functools
+import io
 import multiprocessing
 import os
 import signal
@@ -17,7 +19,7 @@ import threading
 import time
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,8 @@ from sweeper.run.wire import Message, Wire
 
 _FORKS = multiprocessing.get_context("forkserver")
 _STARTING = threading.Lock()
+_PIPE = 64 * 1024
+"""Bytes a pipe holds, so read in one go."""
 
 
 class Child:
@@ -50,13 +54,16 @@ class Child:
         """
         ours, theirs = _FORKS.Pipe()
         life, self._life = _FORKS.Pipe(duplex=False)
+        said, says = _FORKS.Pipe(duplex=False)
         with _STARTING, _no_main(), search.shared() as before:
-            self._process = _FORKS.Process(target=_begin, args=(theirs, life, run, before))
+            self._process = _FORKS.Process(target=_begin, args=(theirs, life, says, run, before))
             _FORKS.set_forkserver_preload(["sweeper.run.warm"])
             self._process.start()
-        theirs.close()
-        life.close()
+        for end in (theirs, life, says):
+            end.close()
         self.wire = Wire(ours)
+        self._said = [said]
+        self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
         self._until = None if seconds is None else time.monotonic() + seconds
 
     def send(self, kind: str, tensors: Mapping[str, Tensor] | None = None, **values: Any) -> None:
@@ -65,7 +72,7 @@ class Child:
             self.wire.send(kind, tensors, **values)
 
     def receive(self, log: Log | None = None) -> Message:
-        """Wait for a message; progress on the way goes to `log`.
+        """Wait for a message; progress on the way goes to `log`, what it prints to our stderr.
 
         Raises:
             CellTimeout: Its time is up.
@@ -73,12 +80,17 @@ class Child:
         """
         while True:
             left = None if self._until is None else max(0.0, self._until - time.monotonic())
-            if not self.wire.arrives(left):
-                raise CellTimeout
+            ready = wait([self.wire.fileno(), *self._said], left)
+            self._print()
+            if self.wire.fileno() not in ready:
+                if left == 0 or not ready:
+                    raise CellTimeout
+                continue
             try:
                 message = self.wire.receive()
             except (EOFError, ConnectionResetError):
                 self._process.join(10)
+                self._print()
                 raise ChildFailed(*faults.ended(self._process.exitcode)) from None
             if message.kind == "failed":
                 raise ChildFailed(message.values["status"], message.values["text"])
@@ -86,6 +98,15 @@ class Child:
                 return message
             if log:
                 log(**message.values)
+
+    def _print(self) -> None:
+        """Print what it has: all there was before its last message, as a pipe holds no more."""
+        for said in [said for said in self._said if said.poll()]:
+            content = os.read(said.fileno(), _PIPE)
+            sys.stderr.write(self._decode(content, not content))
+            if not content:
+                said.close()
+                self._said.clear()
 
     def end(self) -> None:
         """End it, with all it has started."""
@@ -97,7 +118,9 @@ class Child:
                 break
         self._process.join()
         self._process.close()
-        self._life.close()
+        self._print()
+        for end in (self._life, *self._said):
+            end.close()
         self.wire.close()
 
 
@@ -125,12 +148,17 @@ def _no_main() -> Iterator[None]:
 def _begin(
     connection: Connection,
     life: Connection,
+    says: Connection,
     run: Callable[[Wire], None],
     environment: search.Environment,
 ) -> None:
     """The child's first function: a group of its own, which ends with whoever started it."""
     search.put(environment)
     os.setpgid(0, 0)
+    for number in (1, 2):
+        os.dup2(says.fileno(), number)
+    says.close()
+    sys.stdout, sys.stderr = _stream(1), _stream(2)
 
     def follow() -> None:
         with contextlib.suppress(EOFError, OSError):
@@ -139,6 +167,12 @@ def _begin(
 
     threading.Thread(target=follow, daemon=True).start()
     run(Wire(connection))
+
+
+def _stream(number: int) -> io.TextIOWrapper:
+    """A stream that keeps nothing back: a child is killed when its time is up."""
+    raw = open(number, "wb", buffering=0, closefd=False)
+    return io.TextIOWrapper(raw, "utf-8", errors="backslashreplace", write_through=True)
 
 
 # A whole cell

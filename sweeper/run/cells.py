@@ -105,7 +105,7 @@ def _tried(work: Work, last_try: bool) -> Result:
 
     started = time.monotonic()
     try:
-        with interruptible():
+        with interruptible(), work.printed.hearing():
             return _run(work, last_try, lambda: _quiet(give_up))
     except CellTimeout:
         return give_up()
@@ -185,12 +185,13 @@ def _failed(work: Work, status: str, error: str) -> Result:
     cell, context, store, error = work.cell, work.context, work.store, text.error(error)
     seconds = time.monotonic() - work.started
     failure = {"status": status, "error": error, "run": context.run, "kind": cell.kind}
-    store.fail(context.sweep, cell.key, {**failure, "axes": dict(cell.axes)})
+    log = work.printed.text(error)
+    store.fail(context.sweep, cell.key, {**failure, "axes": dict(cell.axes), "log": log})
     result = {"status": status, "error": error, "seconds": seconds}
     if cell.kind == "defend":
         row = work.row(**result)
         if status == "diverged":
-            store.put("defend", cell.key, {}, {"row": row})
+            store.put("defend", cell.key, {}, {"row": row, "log": log})
         store.write_row(row)
         return {**result, "row": row}
     return result

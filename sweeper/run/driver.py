@@ -31,6 +31,8 @@ from sweeper.store.artifacts import Store
 from sweeper.store.claim import claimed
 
 T = TypeVar("T")
+SHOWN = 200
+"""Cells that a driver says it has begun, at most."""
 
 
 def prepare(sweep: Sweep, context: Context, *, need_data: bool = True) -> Job:
@@ -81,12 +83,14 @@ def execute(job: Job, walker: Walker, watcher: Watcher) -> Counter[str]:
         SweepError: Another driver runs this sweep into this store, or it cannot be written.
     """
     sweep, store = job.plan.sweep, job.store
-    with claimed(store, sweep.name, job.context.run):
+    walks: list[Walk] = []
+    with claimed(store, sweep.name, job.context.run, lambda: _at_work(walks)):
         job.context = replace(job.context, number=store.begin(sweep.name))
         store.save_sweep(sweep.name, as_file(sweep))
         store.save_plan(sweep.name, outline(job.plan))
         _enter(job)
         walk = Walk(job.plan.cells, job.todo, matrix.shape_of)
+        walks.append(walk)
         ending = Ending(job, walk, watcher)
         try:
             walker(job, walk, ending, watcher)
@@ -94,6 +98,18 @@ def execute(job: Job, walker: Walker, watcher: Watcher) -> Counter[str]:
             ending.enter()
             store.compact(sweep.name)
     return ending.counts
+
+
+def _at_work(walks: Sequence[Walk]) -> dict[str, str]:
+    """The cells that were begun, in words; of very many the first."""
+    walk, *_ = [*walks, Walk({}, [])]
+    keys = sorted(walk.running.copy())[:SHOWN]  # the walk goes on meanwhile
+    return {key: title(walk.cells[key]) for key in keys}
+
+
+def title(cell: Cell) -> str:
+    """A cell in words: its kind, then its axes."""
+    return " ".join(map(str, [cell.kind, *cell.axes.values()]))
 
 
 def _enter(job: Job) -> None:

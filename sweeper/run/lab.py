@@ -67,5 +67,4 @@ class Lab:
 
     def log(self, **progress: Any) -> None:
         """Report progress, for people; changes no number."""
-        if self._work.log:
-            self._work.log(**progress)
+        self._work.log(**progress)

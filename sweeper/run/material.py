@@ -29,6 +29,7 @@ from sweeper.models.base import Net
 from sweeper.plan import forms
 from sweeper.plan.matrix import NO_TRIGGER
 from sweeper.run import record
+from sweeper.run.printed import Printed
 from sweeper.store.artifacts import Artifact, Store
 
 Log = Callable[..., None]
@@ -89,7 +90,8 @@ class Material:
         self.ancestors = {parent.key: parent for parent in ancestors}
         self.context = context
         self.store = store
-        self.log = log
+        self.printed = Printed(log)
+        self.log: Log = self.printed.progress
         self.learned: State = {}
         """What the attack learned while this cell trained its victim."""
         self.before: dict[str, Any] | None = None
@@ -278,8 +280,7 @@ class Material:
             clean = self.dataset.train[splits.clean_set(self.dataset, held, count, seed)]
             given["clean"] = clean.changed(positions=None)
         if "train" in sees:
-            poisoned = self.poisoned()
-            given["train"] = poisoned.samples.changed(positions=None)
+            given["train"] = self.poisoned().samples.changed(positions=None)
         if "queries" in sees:
             given["queries"] = _queries(self.model(), self.recipe, self.device)
         if "oracle" in sees:
@@ -316,8 +317,7 @@ class Material:
 
     def progress(self, epoch: int, epochs: int, loss: float) -> None:
         """Pass an epoch on to the log."""
-        if self.log:
-            self.log(epoch=epoch, epochs=epochs, loss=loss)
+        self.log(epoch=epoch, epochs=epochs, loss=loss)
 
 
 def measured(store: Store, victim: str) -> dict[str, Any] | None:

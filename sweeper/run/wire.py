@@ -51,9 +51,9 @@ class Wire:
         tensors = load_tensors(self._connection.recv_bytes()) if more else {}
         return Message(kind, values, tensors)
 
-    def arrives(self, seconds: float | None) -> bool:
-        """Whether a message, or the end of the other side, arrives within so many seconds."""
-        return self._connection.poll(seconds)
+    def fileno(self) -> int:
+        """What the system knows it by, to wait for it beside others."""
+        return self._connection.fileno()
 
     def close(self) -> None:
         """Hang up."""

@@ -177,7 +177,7 @@ class Work(Material):
             row["left_behind"] = json.dumps([*json.loads(row["left_behind"]), *left])
             if samples:
                 self.store.write_samples(self.cell.key, samples)
-            self.store.put("defend", self.cell.key, {}, {"row": row})
+            self.store.put("defend", self.cell.key, {}, {"row": row, "log": self.printed.text()})
             self.store.write_row(row)
             shown = {name: row.get(name) for name in ("acc", "asr")}
             return {"status": "ok", "error": "", "seconds": made.seconds, **shown, "row": row}
@@ -224,7 +224,8 @@ class Work(Material):
         }
 
         def write(left: list[str]) -> Result:
-            self.store.put(self.cell.kind, self.cell.key, tensors, {**about, "left_behind": left})
+            said = {"left_behind": left, "log": self.printed.text()}
+            self.store.put(self.cell.kind, self.cell.key, tensors, {**about, **said})
             return {"status": "ok", "error": "", **result}
 
         return write

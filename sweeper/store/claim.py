@@ -17,7 +17,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +32,16 @@ SILENT = 30.0
 
 
 @contextlib.contextmanager
-def claimed(ledger: Ledger, sweep: str, run: str) -> Iterator[None]:
+def claimed(
+    ledger: Ledger, sweep: str, run: str, at_work: Callable[[], Mapping[str, str]] = dict
+) -> Iterator[None]:
     """Be the only driver of a sweep.
 
     Args:
         ledger: The store.
         sweep: Name of the sweep.
         run: Name of this call, which no other has.
+        at_work: Says what its driver has begun: key of a cell -> the cell in words.
 
     Raises:
         SweepError: Another driver runs the sweep, or took it over from this one, or the store
@@ -68,7 +71,7 @@ def claimed(ledger: Ledger, sweep: str, run: str) -> Iterator[None]:
                     signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
                     return
                 number += 1
-                ledger.save_claim(sweep, {**mine, "beat": number})
+                ledger.save_claim(sweep, {**mine, "beat": number, "at_work": dict(at_work())})
 
     heart = threading.Thread(target=beat, daemon=True)
     heart.start()

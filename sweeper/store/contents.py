@@ -177,14 +177,6 @@ class Contents(Fresh):
                 return None
         return keys
 
-    def _said(self, path: str) -> dict[str, Any]:
-        """A JSON object, left where it is; empty where there is none."""
-        try:
-            said = json.loads(self._read(path))
-        except (FileNotFoundError, ValueError, RecursionError):
-            said = None
-        return said if isinstance(said, dict) else {}
-
     def usage(self) -> dict[str, Any]:
         """What takes the space.
 

@@ -208,6 +208,14 @@ class Files:
             return True
         return False
 
+    def _said(self, path: str) -> dict[str, Any]:
+        """A JSON object, left where it is; empty where there is none."""
+        try:
+            said = json.loads(self._read(path))
+        except (FileNotFoundError, ValueError, RecursionError):
+            said = None
+        return said if isinstance(said, dict) else {}
+
     def _json(self, path: str, shape: Mapping[str, type]) -> dict[str, Any] | None:
         """A JSON file; None where there is none. What is not what was written is set aside.
 

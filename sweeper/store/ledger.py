@@ -81,6 +81,19 @@ class Ledger(Sweeps):
         folder = "checkpoints" if kind == CHECKPOINT else f"artifacts/{kind}"
         return f"{folder}/{self._key(key)}"
 
+    def log(self, sweep: str, kind: str, key: str) -> str:
+        """What a cell said when it ran, of any sweep; where it failed, in this one.
+
+        It lies in what the cell left, so it is there, replaced and gone with that.
+        """
+        kept = self.left(kind, key) or self.failure(sweep, key) or {}
+        return str(kept.get("log") or "")
+
+    def left(self, kind: str, key: str) -> dict[str, Any]:
+        """What a cell says of what it left, as JSON values; empty where it left nothing."""
+        meta = self._said(f"{self._artifact(kind, key)}/manifest.json").get("meta")
+        return meta if isinstance(meta, dict) else {}
+
     # Rows
 
     def begin(self, sweep: str) -> int:

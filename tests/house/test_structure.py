@@ -21,7 +21,7 @@ tasks
 attacks defenses
 plan
 store tables
-run
+run view
 analyses api
 cli
 __main__
@@ -163,8 +163,8 @@ def test_every_module_lies_in_a_room() -> None:
 
 def test_tables_wait_for_neither_torch_nor_ray() -> None:
     """What reads a store and makes tables reaches, at import, no module that imports them."""
-    light = r"store\.(ledger|claim|status|contents|garbage)"
-    rooms = rf"sweeper\.(tables\..*|{light}|plan\.(source|view)|core\.rows)"
+    light = r"store\.(ledger|claim|status|contents|garbage|follow)"
+    rooms = rf"sweeper\.(tables\..*|view\..*|{light}|plan\.(source|view)|core\.rows)"
     heavy = {"torch", "torchvision", "ray"}
     for start in named(rooms):
         reached, left = set(), [start]

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sweeper.core.types import Cell
+from sweeper.run import driver
 from sweeper.run.walk import REBUILDS, Walk
 
 
@@ -21,6 +22,15 @@ def graph(**parents: str) -> dict[str, Cell]:
         key: Cell(kinds[key[0]], key, {}, tuple(above.split()), {})
         for key, above in parents.items()
     }
+
+
+def test_a_driver_says_what_it_has_begun() -> None:
+    cells = graph(t1="", d1="t1", d2="t1") | {"t2": Cell("train", "t2", {}, (), {"attack": "sig"})}
+    walk = Walk(cells, cells)
+    assert driver._at_work([]) == driver._at_work([walk]) == {}
+    while walk.next():
+        pass
+    assert driver._at_work([walk]) == {"t1": "train", "t2": "train sig"}
 
 
 def order(cells: dict[str, Cell], todo: list[str] | None = None) -> list[str]:

@@ -161,3 +161,12 @@ def test_two_drivers_of_one_sweep_and_two_sweeps_of_one_store(tmp_path: Path) ->
     assert time.monotonic() - started < 30, "dead on this machine: nobody waits for its silence"
     found = status.status(Ledger(str(store)), "small")
     assert found["done"] == 2 and found["driver"] is None
+
+
+def test_a_claim_says_what_its_driver_has_begun(ledger: Ledger) -> None:
+    begun = {"a" * 20: "train digits tiny badnets"}
+    with claimed(ledger, "small", "one", lambda: begun):
+        deadline = time.monotonic() + 10
+        while (ledger.claim("small") or {}).get("at_work") != begun:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)

@@ -137,6 +137,8 @@ WORK: dict[str, Callable[[Store], object]] = {
     "failure": lambda store: store.failure("study", KEY),
     "failures": lambda store: store.failures("study"),
     "activity": lambda store: store.activity("study"),
+    "log": lambda store: store.log("study", "train", KEY),
+    "left": lambda store: store.left("train", KEY),
     "samples": lambda store: store.samples(KEY),
     "replace": lambda store: store.replace("run", {"train": [KEY]}),
     "replacing": lambda store: store.replacing(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +51,26 @@ class Raises(Faulty):
     def defend(self, case: Case) -> Outcome:
         self.mark()
         raise ValueError("broken on purpose")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speaks(Faulty):
+    """It says what it can in every way, and ends as it is told to."""
+
+    ending: str = ""
+
+    def defend(self, case: Case) -> Outcome:
+        sys.stdout.write("an ordinary word\n")
+        sys.stderr.write("a warning\n")
+        case.log(epoch=1, epochs=2, loss=0.51234)
+        sys.stdout.write("10 %\r20 %\r")
+        os.write(1, b"from compiled code\n")
+        sys.stdout.write(f"in {Path.home()}/study, \x1b[31mred\x1b[0m\n")
+        if self.ending == "raises":
+            raise ValueError("broken on purpose")
+        if self.ending == "dies":
+            os.kill(os.getpid(), signal.SIGSEGV)
+        return Outcome(model=case.fresh_model())
 
 
 @dataclass(frozen=True, kw_only=True)
