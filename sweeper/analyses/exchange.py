@@ -19,26 +19,35 @@ from torch import Tensor
 from attacks.parts import victim_folder
 from sweeper import models
 from sweeper.analyses.triggers import read_trigger
-from sweeper.core import advice, seeds
+from sweeper.core import advice, seeds, text
 from sweeper.core.errors import SweepError, one_key
 from sweeper.core.namings import fitted, heads, refuse
-from sweeper.core.types import Role
+from sweeper.core.types import Cell, Role
 from sweeper.core.weights import read_weights
 from sweeper.plan.sweep import Sweep
 from sweeper.run import driver
+from sweeper.run.job import Job
 from sweeper.run.material import Context, Material
 from sweeper.run.walk import Walk
 
+PLACES = "poison.json"
+"""The file that is for tools of others alone."""
 ADVICE = "name the architecture with --model and its options with --option, such as width=16"
 
 
-def save(folder: Path, about: Mapping[str, Any], tensors: Mapping[str, dict[str, Tensor]]) -> None:
-    """Write a victim's folder.
+def save(
+    folder: Path,
+    about: Mapping[str, Any],
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    listed: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a victim's folder; its texts tell no home.
 
     Args:
         folder: Made where it is not there.
         about: What `victim.json` says.
         tensors: File name -> tensors.
+        listed: What `poison.json` says; None: no such file.
 
     Raises:
         SweepError: A victim is there already, or the place cannot be written to.
@@ -50,8 +59,10 @@ def save(folder: Path, about: Mapping[str, Any], tensors: Mapping[str, dict[str,
         for name, group in tensors.items():
             plain = {key: value.detach().cpu().contiguous() for key, value in group.items()}
             save_file(plain, folder / name)
-        text = json.dumps(dict(about), indent=1)
-        (folder / victim_folder.ABOUT).write_text(text + "\n", encoding="utf-8")
+        if listed is not None:
+            (folder / PLACES).write_text(json.dumps(listed) + "\n", encoding="utf-8")
+        said = text.without_homes(json.dumps(dict(about), indent=1))
+        (folder / victim_folder.ABOUT).write_text(said + "\n", encoding="utf-8")
     except OSError as error:
         raise SweepError(
             f"{folder}: cannot be written to ({error.strerror or error}): name another folder"
@@ -77,13 +88,33 @@ def export(sweep: Sweep, context: Context, victim: str, folder: Path) -> dict[st
         SweepError: No such victim, it has not been trained, or it has no trigger to write.
     """
     job = driver.prepare(sweep, context)
-    cells = {c.params["victim"]: c for c in job.plan.cells.values() if c.kind == "defend"}
-    key = one_key(cells, victim, f"victims of {sweep.name}")
+    cells = victims(job)
+    cell = cells[one_key(cells, victim, f"victims of {sweep.name}")]
+    about, tensors, listed = read(job, cell)
+    save(folder, about, tensors, listed)
+    return about
+
+
+def victims(job: Job) -> dict[str, Cell]:
+    """Return the key of each victim of a sweep -> a defense cell that is run on it."""
+    return {c.params["victim"]: c for c in job.plan.cells.values() if c.kind == "defend"}
+
+
+def read(
+    job: Job, cell: Cell
+) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]], dict[str, Any]]:
+    """Return what `save` writes of the victim of a defense cell.
+
+    Raises:
+        SweepError: It has not been trained, or it has no trigger to write.
+        DamagedError: Its files in the store are not what was written.
+    """
+    key = cell.params["victim"]
     if not job.store.has("train", key):
-        run = advice.command("run", where={"store": context.store})
+        run = advice.command("run", where={"store": job.context.store})
         raise SweepError(f"victim {key} has not been trained: {run} does that first")
-    ancestors = Walk(job.plan.cells, []).ancestors(cells[key].key)
-    work = Material(cells[key], ancestors, job.context, job.store)
+    ancestors = Walk(job.plan.cells, []).ancestors(cell.key)
+    work = Material(cell, ancestors, job.context, job.store)
     if (task := work.dataset.train.task) != "image":
         raise SweepError(f"victim {key}: its samples are {task}: only images can be written")
     if work.attack.rule == "semantic":
@@ -91,7 +122,7 @@ def export(sweep: Sweep, context: Context, victim: str, folder: Path) -> dict[st
             f"victim {key}: a semantic backdoor has no trigger to write: choose another victim"
         )
     params = work.victim.params
-    tensors = {victim_folder.MODEL: work.model().state_dict()}
+    tensors = {victim_folder.MODEL: dict(work.model().state_dict())}
     if work.attack.triggers:
         triggered = work.triggered()
         tensors[victim_folder.TRIGGER] = {
@@ -115,10 +146,7 @@ def export(sweep: Sweep, context: Context, victim: str, folder: Path) -> dict[st
     samples = _samples(work)
     if samples:
         tensors[victim_folder.POISON] = samples
-    save(folder, about, tensors)
-    listed = {name: value.tolist() for name, value in samples.items() if name != "images"}
-    (folder / "poison.json").write_text(json.dumps(listed) + "\n", encoding="utf-8")
-    return about
+    return about, tensors, {k: v.tolist() for k, v in samples.items() if k != "images"}
 
 
 def _samples(work: Material) -> dict[str, Tensor]:

@@ -9,7 +9,18 @@ from typing import Annotated, Any
 
 import typer
 
-from sweeper.cli import beginning, commands, figures, names, remote, runs, storage, tables, view
+from sweeper.cli import (
+    beginning,
+    commands,
+    figures,
+    names,
+    remote,
+    runs,
+    site,
+    storage,
+    tables,
+    view,
+)
 from sweeper.cli.typed import Command, Sections
 from sweeper.core import search
 from sweeper.core.errors import SweepError
@@ -51,7 +62,7 @@ def _common(
 SECTIONS = {
     "Begin": beginning.COMMANDS,
     "Run": runs.COMMANDS + remote.COMMANDS,
-    "Results": tables.COMMANDS,
+    "Results": tables.COMMANDS + site.COMMANDS,
     "Pictures": figures.COMMANDS + view.COMMANDS,
     "What there is, and what you bring": names.COMMANDS + commands.COMMANDS,
     "The store": storage.COMMANDS,

@@ -95,21 +95,74 @@ def import_model(
 
 def export(
     spec: Spec,
-    victim: Annotated[str, typer.Option(help="The victim's key, or its first digits.")],
     out: Annotated[Path, typer.Option(help="The folder to write.")],
+    victim: Annotated[
+        str | None, typer.Option(help="The victim's key, or its first digits.")
+    ] = None,
+    every: Annotated[
+        bool, typer.Option("--all", help="All victims, as a zoo; again goes on where it stopped.")
+    ] = False,
+    archive: Annotated[
+        bool, typer.Option("--archive", help="The zoo as one file too: OUT.tar.")
+    ] = False,
     store: StoreOption = STORE,
     data: DataOption = None,
     overrides: SetOption = None,
 ) -> None:
-    """Write a victim as plain files: weights, images, metadata.
+    """Write a victim, or all victims, as plain files.
+
+    Weights, images, metadata; all of a sweep make a zoo that `sweeper import` takes.
 
     Example: sweeper export quickstart --victim 3fa9 --out victim
     """
-    from sweeper.analyses import exchange
+    from sweeper.analyses import exchange, zoo, zoofiles
 
+    if every == (victim is not None):
+        raise SweepError("export: needs --victim KEY for one, or --all: write one of the two")
+    if archive and not every:
+        raise SweepError("--archive: is of all victims: add --all, or leave it out")
     sweep = Sweep.from_yaml(spec, overrides or [])
-    about = exchange.export(sweep.declared, sweep.context(store, data), victim, out)
-    _entry(about, out.absolute(), out.name)
+    context = sweep.context(store, data)
+    if victim is not None:
+        about = exchange.export(sweep.declared, context, victim, out)
+        _entry(about, out.absolute(), out.name)
+        return
+    made = zoo.export(sweep.declared, context, out, _tell)
+    typer.echo(f"{out}: {len(made.victims)} victims, {made.size() / 1e6:.1f} MB")
+    if archive:
+        path = out.absolute().with_name(f"{out.absolute().name}.tar")
+        kept = zoofiles.pack(made, out, path)
+        typer.echo(f"{path}: {kept.size / 1e6:.1f} MB, sha256 {kept.sha256}")
+
+
+def import_(
+    zoo: Annotated[Path, typer.Argument(help="A zoo's folder, or its archive.")],
+    prefix: Annotated[str, typer.Option("--as", help="Begins what rows call them.")] = "",
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME", help="An attack, or a folder's or key's beginning; may be repeated."
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder theirs are made in.")] = Path("imported"),
+) -> None:
+    """Take in victims that `export --all` wrote, checked whole.
+
+    Example: sweeper import victims.tar --as theirs --only badnets
+    """
+    from sweeper.analyses import zoo as zoos
+
+    folders = zoos.bring(zoo, only or [], prefix, out.absolute())
+    parts = zoos.entries(folders)
+    typer.echo(f"{len(folders)} victims in {out}; in a sweep file:", err=True)
+    for number, part in enumerate(parts, 1):
+        if len(parts) > 1:
+            typer.echo(f"# sweep file {number} of {len(parts)}: another network, data or reserve")
+        typer.echo(_yaml(part))
+
+
+def _tell(line: str) -> None:
+    typer.echo(line, err=True)
 
 
 def _entry(about: dict[str, object], folder: Path, name: str) -> None:
@@ -119,7 +172,11 @@ def _entry(about: dict[str, object], folder: Path, name: str) -> None:
         entry["rule"] = str(about["rule"])
     sweep = {"models": [about["model"]], "attacks": [entry], "targets": [about["target"]]}
     typer.echo(f"{folder} is a victim; in a sweep file:", err=True)
-    typer.echo(yaml.safe_dump(sweep, sort_keys=False, default_flow_style=None, width=1000).rstrip())
+    typer.echo(_yaml(sweep))
+
+
+def _yaml(values: dict[str, Any]) -> str:
+    return yaml.safe_dump(values, sort_keys=False, default_flow_style=None, width=1000).rstrip()
 
 
 def _numbers(
@@ -133,5 +190,5 @@ def _numbers(
         raise SweepError(f"{flag} {text}: needs numbers such as {such}") from None
 
 
-COMMANDS = (new, import_model, export)
+COMMANDS = (new, import_model, export, import_)
 """What `app` registers."""

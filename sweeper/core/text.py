@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import json
 import os
 import re
@@ -27,6 +28,20 @@ STARTED_IN: list[str] = []
 def utf8(text: str) -> str:
     """Text with a question mark for each lone surrogate, which no file can hold."""
     return text.encode("utf-8", "replace").decode()
+
+
+def slug(text: str, limit: int = 60) -> str:
+    """A name for a file: letters, digits, dots, underscores and hyphens; again gives the same.
+
+    Where that loses something of the text, eight digits of its hash follow.
+
+    Args:
+        text: Any text.
+        limit: Characters of it that are kept at most.
+    """
+    plain = re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._")[:limit]
+    digest = hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:8]
+    return plain if plain == text else "-".join(filter(None, (plain, digest)))
 
 
 def without_homes(text: str) -> str:

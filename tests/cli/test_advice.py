@@ -119,13 +119,14 @@ ABSENT = {
     "plot": ("--out", "p.svg"),
     "analyze": ("--set", "attacks=[badnets]"),
     "export": ("--victim", "", "--out", "a victim"),
+    "export all": ("--all", "--out", "a zoo"),
 }
 
 
 @pytest.mark.parametrize("command", ABSENT)
 def test_results_that_are_not_there(capsys: Capture, here: Path, command: str) -> None:
     first = {"plot": ["rates"], "analyze": ["fct"]}.get(command, [])
-    words = (command, *first, FILE, "--store", STORE, *ABSENT[command])
+    words = (command.split()[0], *first, FILE, "--store", STORE, *ABSENT[command])
     said = call(capsys, *words)
     assert said.code == 2
     (run,) = advised(capsys, said, {"run": 0})

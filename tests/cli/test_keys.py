@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any, get_args, get_type_hints
 
 import pytest
+from typer.models import ArgumentInfo
 
 from sweeper.cli import app, remote
 
 KEYS = "s3://AKIAHIDDEN:wJalr/x@bucket/sweeps"
+
+
+def spelled(callback: Any, place: str) -> str:
+    """How a place is given to a command: as an option, or as the argument STORE."""
+    said = get_args(get_type_hints(callback, include_extras=True)[place])
+    return place.upper() if any(isinstance(one, ArgumentInfo) for one in said) else f"--{place}"
+
+
 PLACES = [
-    (*group, command.name or command.callback.__name__, f"--{place}")
+    (*group, command.name or command.callback.__name__, spelled(command.callback, place))
     for group, commands in (
         ((), app.app.registered_commands),
         (("cluster",), remote.clusters.registered_commands),
@@ -20,7 +30,7 @@ PLACES = [
     for place in ("store", "data")
     if place in command.callback.__annotations__
 ]
-"""Every command with a store or data, and the option."""
+"""Every command with a store or data, and the option, or the argument's name."""
 
 
 def told(capsys: pytest.CaptureFixture[str], *words: str) -> str:
@@ -44,7 +54,7 @@ def test_every_command_refuses_keys(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    said = told(capsys, *words, KEYS)
+    said = told(capsys, *(word for word in words if word != "STORE"), KEYS)
     assert said.startswith(f"{words[-1]}: this s3:// URI holds keys")
     assert not list(tmp_path.iterdir())
 
@@ -63,5 +73,10 @@ def test_so_it_does_those_of_the_environment(
 
 
 def test_the_commands_with_a_store_are_found() -> None:
-    wanted = {("run", "--store"), ("submit", "--data"), ("cluster", "kuberay", "--store")}
+    wanted = {
+        ("site", "STORE"),
+        ("run", "--store"),
+        ("submit", "--data"),
+        ("cluster", "kuberay", "--store"),
+    }
     assert wanted <= set(PLACES)

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from sweeper.core import outputs
+from sweeper.core.errors import SweepError
 from tests.cli.test_cli import SWEEP, Said, call
 from tests.support.places import ROOT
 
@@ -24,8 +26,10 @@ WRITERS = {
     "show": ("show", "badnets"),
     "analyze": ("analyze", "fct", "SPEC"),
     "export": ("export", "SPEC", "--victim", ""),
+    "export all": ("export", "SPEC", "--all"),
+    "site": ("site", "STORE"),
 }
-"""Command -> what is typed before --store and --out."""
+"""Command -> what is typed before --out, and --store unless it is typed itself."""
 FILES = {"table": "t.md", "rows": "r.csv", "report": "r.html", "plot": "p.svg", "show": "s.png"}
 """What is written is a file of this name, else a folder."""
 
@@ -49,8 +53,10 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def write(
     capsys: pytest.CaptureFixture[str], done: tuple[Path, Path], command: str, out: Path
 ) -> Said:
-    words = [done[0] if word == "SPEC" else word for word in WRITERS[command]]
-    return call(capsys, *words, "--store", done[1], "--out", out)
+    named = {"SPEC": done[0], "STORE": done[1]}
+    words = [named.get(word, word) for word in WRITERS[command]]
+    place = () if "STORE" in WRITERS[command] else ("--store", done[1])
+    return call(capsys, *words, *place, "--out", out)
 
 
 @pytest.mark.parametrize("command", WRITERS)
@@ -75,6 +81,51 @@ def test_what_cannot_be_written_is_one_sentence(
         taken.mkdir()
         line = write(capsys, done, command, taken).sentence
         assert line == f"{taken}: cannot be written (Is a directory): name another place"
+
+
+def listed(folder: Path) -> list[str]:
+    """What the test below has written into a folder before."""
+    return (folder / "list").read_text().split() if (folder / "list").is_file() else []
+
+
+@pytest.mark.parametrize("before", ["nothing", "an empty folder", "what was made", "a link to it"])
+def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path: Path, before: str) -> None:
+    place = out = tmp_path / "out"
+    if before == "a link to it":
+        place = tmp_path / "elsewhere"
+        out.symlink_to(place)
+    if before != "nothing":
+        place.mkdir()
+    if before in ("what was made", "a link to it"):
+        (place / "a").mkdir()
+        (place / "a" / "old").touch()
+        (place / "list").write_text("list a/old")
+    kept = sorted(place.rglob("*"))
+    with pytest.raises(KeyError), outputs.replaced(out, listed) as folder:
+        (folder / "half").touch()
+        raise KeyError
+    assert sorted(place.rglob("*")) == kept and not list(tmp_path.glob(".*"))
+    with outputs.replaced(out, listed) as folder:
+        (folder / "new").touch()
+    assert [path.name for path in out.iterdir()] == ["new"] and not list(tmp_path.glob(".*"))
+    assert out.is_symlink() == (before == "a link to it")
+
+
+@pytest.mark.parametrize("name", ["x", "a/x", ".git/config", "link"])
+def test_a_file_that_was_not_made_is_never_replaced(tmp_path: Path, name: str) -> None:
+    out = tmp_path / "out"
+    (out / name).parent.mkdir(parents=True)
+    (out / name).symlink_to(tmp_path) if name == "link" else (out / name).touch()
+    (out / "list").write_text("list old")
+    with (
+        pytest.raises(SweepError, match=rf"holds {name}, which was not made .* move it away"),
+        outputs.replaced(out, listed),
+    ):
+        raise AssertionError("nothing is written")
+    assert (out / name).exists()
+    (tmp_path / "file").touch()
+    with pytest.raises(SweepError, match="file: cannot be written .Not a directory"):
+        outputs.replaced(tmp_path / "file", listed).__enter__()
 
 
 def test_a_picture_of_another_format_is_refused_before_its_trigger_is_learned(

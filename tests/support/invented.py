@@ -96,15 +96,20 @@ def frame(**changes: Any) -> pd.DataFrame:
     return results.frame([rows.table(sweep(**changes))])
 
 
-def store(folder: Path, given: Sequence[dict[str, Any]], text: str = "name: invented\n") -> Path:
-    """A store that holds a sweep `invented` of these rows."""
+def store(
+    folder: Path,
+    given: Sequence[dict[str, Any]],
+    text: str = "name: invented\n",
+    name: str = "invented",
+) -> Path:
+    """A store that holds a sweep of these rows, beside what it held before."""
     ledger = Ledger(str(folder))
     order = {
         axis: list(dict.fromkeys(row[axis] for row in given)) for axis in ("attack", "defense")
     }
-    ledger.save_sweep("invented", text)
+    ledger.save_sweep(name, text)
     outline = {"order": order, "cells": {row["key"]: {} for row in given}}
-    ledger.save_plan("invented", {**outline, "data": {"cifar10": "ab" * 32}})
-    ledger.write_rows("invented", given)
-    ledger.compact("invented")
+    ledger.save_plan(name, {**outline, "data": {"cifar10": "ab" * 32}})
+    ledger.write_rows(name, [{**row, "sweep": name} for row in given])
+    ledger.compact(name)
     return folder
