@@ -13,6 +13,7 @@ from sweeper.cli import (
     beginning,
     commands,
     figures,
+    inspect,
     names,
     remote,
     runs,
@@ -65,6 +66,7 @@ SECTIONS = {
     "Results": tables.COMMANDS + site.COMMANDS,
     "Pictures": figures.COMMANDS + view.COMMANDS,
     "What there is, and what you bring": names.COMMANDS + commands.COMMANDS,
+    "A model you do not trust": inspect.COMMANDS,
     "The store": storage.COMMANDS,
 }
 """What `sweeper --help` lists, and in which order; a module of this room has the commands of one

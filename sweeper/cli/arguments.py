@@ -133,6 +133,22 @@ def pairs(flag: str, given: list[str] | None) -> dict[str, Any]:
     return values
 
 
+def numbers(
+    flag: str, text: str, kind: type = float, such: str = "0.49,0.48,0.45"
+) -> list[Any] | None:
+    """Numbers written with commas between them; None of an empty text.
+
+    Raises:
+        SweepError: One is none.
+    """
+    if not text:
+        return None
+    try:
+        return [kind(part) for part in text.split(",")]
+    except ValueError:
+        raise SweepError(f"{flag} {text}: needs numbers such as {such}") from None
+
+
 def say(**values: Any) -> None:
     """One line of a cell's progress."""
     typer.echo(" ".join(f"{key} {value}" for key, value in values.items()), err=True)

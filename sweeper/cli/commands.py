@@ -10,7 +10,7 @@ import typer
 import yaml
 
 from sweeper.api import STORE, Sweep
-from sweeper.cli.arguments import DataOption, SetOption, Spec, StoreOption, pairs, words
+from sweeper.cli.arguments import DataOption, SetOption, Spec, StoreOption, numbers, pairs, words
 from sweeper.core.errors import SweepError
 
 Kind = Annotated[
@@ -84,9 +84,9 @@ def import_model(
         options=pairs("--option", options),
         target=target,
         rule=rule,
-        mean=_numbers("--mean", mean),
-        std=_numbers("--std", std),
-        shape=_numbers("--shape", shape, int, "3,32,32"),
+        mean=numbers("--mean", mean),
+        std=numbers("--std", std),
+        shape=numbers("--shape", shape, int, "3,32,32"),
         classes=classes,
     )
     folder = (out / name).absolute()
@@ -177,17 +177,6 @@ def _entry(about: dict[str, object], folder: Path, name: str) -> None:
 
 def _yaml(values: dict[str, Any]) -> str:
     return yaml.safe_dump(values, sort_keys=False, default_flow_style=None, width=1000).rstrip()
-
-
-def _numbers(
-    flag: str, text: str, kind: type = float, such: str = "0.49,0.48,0.45"
-) -> list[Any] | None:
-    if not text:
-        return None
-    try:
-        return [kind(part) for part in text.split(",")]
-    except ValueError:
-        raise SweepError(f"{flag} {text}: needs numbers such as {such}") from None
 
 
 COMMANDS = (new, import_model, export, import_)

@@ -17,7 +17,9 @@ from tabulate import tabulate
 from sweeper.run import record
 from tests.benchmarks import gpu
 
-NAMES = sorted(p.stem for p in Path(__file__).parent.glob("[a-z]*.py"))
+OWN = ("inspected",)
+"""What has a command of its own, as it needs a store."""
+NAMES = sorted({p.stem for p in Path(__file__).parent.glob("[a-z]*.py")} - {*OWN})
 
 
 def tables(names: list[str]) -> Iterator[tuple[str, str, list[dict[str, Any]]]]:

@@ -18,6 +18,8 @@ from sweeper.core.errors import SweepError
 from tests.cli.test_cli import SWEEP, Said, call
 from tests.support.places import ROOT
 
+DIGITS = "{dataset: digits, train_size: 300, test_size: 100}"
+QUICKLY = ("--budget", "20", "--epochs", "1", "--repairs", "none")
 WRITERS = {
     "table": ("table", "SPEC"),
     "rows": ("rows", "SPEC"),
@@ -28,9 +30,17 @@ WRITERS = {
     "export": ("export", "SPEC", "--victim", ""),
     "export all": ("export", "SPEC", "--all"),
     "site": ("site", "STORE"),
+    "inspect": ("inspect", "--victim", "", "--dataset", DIGITS, *QUICKLY),
 }
 """Command -> what is typed before --out, and --store unless it is typed itself."""
-FILES = {"table": "t.md", "rows": "r.csv", "report": "r.html", "plot": "p.svg", "show": "s.png"}
+FILES = {
+    "table": "t.md",
+    "rows": "r.csv",
+    "report": "r.html",
+    "plot": "p.svg",
+    "show": "s.png",
+    "inspect": "i.html",
+}
 """What is written is a file of this name, else a folder."""
 
 
