@@ -185,16 +185,13 @@ class Sweep:
             SweepError: An argument, or the sweep's parts, do not fit together, or no cell applies.
         """
         _require_executor(executor)
-        from rich.console import Console
-
         from sweeper.run import driver, estimate, logs, summary
         from sweeper.run.display import Display, Lines
 
         logs.require(log, executor)
         job = driver.prepare(self.declared, self.context(store, data, here=False))
         _require_work(job, executor)
-        console = Console(stderr=True, highlight=False, markup=False, quiet=quiet or bool(tell))
-        console.soft_wrap = not console.is_terminal
+        console = _console(quiet or bool(tell))
         facts = summary.opened(job, console, fresh)
         book = estimate.known_costs(job, elsewhere=bool(address))
         walker: Walker = driver.inline
@@ -211,10 +208,9 @@ class Sweep:
             walker, room = _with_ray(job, address, console, bool(log))
             slots = estimate.together(job.shapes, room)
         display = nullcontext(Lines(tell)) if tell else Display(job, console, slots, book).shown()
-        with display as watcher:
-            with logs.logged(log if job.todo else (), job, watcher) as told:
-                bill = estimate.Bill(job, told)
-                counts = dict(driver.execute(job, walker, bill))
+        with display as shown, logs.logged(log if job.todo else (), job, shown) as watcher:
+            bill = estimate.Bill(job, watcher)
+            counts = dict(driver.execute(job, walker, bill))
         return summary.ended(job, counts, bill, console, tell)
 
     def results(
@@ -236,6 +232,15 @@ class Sweep:
 
         given = str(data) if data else None
         return present.of(self.declared, Ledger(place(store)), given).frame
+
+
+def _console(quiet: bool) -> Console:
+    """Where a run says what it does."""
+    from rich.console import Console
+
+    console = Console(stderr=True, highlight=False, markup=False, quiet=quiet)
+    console.soft_wrap = not console.is_terminal
+    return console
 
 
 def _require_executor(executor: str) -> None:
