@@ -46,7 +46,9 @@ def site(
     shown = _shown(place(store), sweeps or [])
     with replaced(out, sites.made) as folder:
         files, size = sites.write(shown, folder, title=title, describe=_described, say=_say)
-    typer.echo(f"{out / 'index.html'}: {len(shown)} sweeps, {files} files, {size / 1e6:.1f} MB")
+    typer.echo(
+        f"{out / 'index.html'}: {len(shown)} sweep{'s' * (len(shown) > 1)}, {files} files, {size / 1e6:.1f} MB"
+    )
 
 
 def _say(line: str) -> None:

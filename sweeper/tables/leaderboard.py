@@ -13,6 +13,7 @@ from sweeper.tables.boards import Board, Shown, Standing
 from sweeper.tables.elements import Child, Html, grid, joined, tag
 from sweeper.tables.layout import STATES, head, name, word
 from sweeper.tables.render import SIGNS
+from sweeper.tables.titles import titled
 
 _MEASURES = ("acc", "asr", "tpr", "fpr")
 """What the page of a method shows."""
@@ -87,7 +88,8 @@ def _headings(boards: Sequence[Board]) -> list[str]:
 def _board(board: Board, heading: str, id_: str) -> Html:
     heads = [head(m, board.score) for m in board.measures]
     many = len({target for _, _, target in board.settings}) > 1
-    settings = [_setting(setting, many) for setting in board.settings]
+    read = titled("attack", {str(attack): None for attack, _, _ in board.settings})
+    settings = [_setting(setting, read, many) for setting in board.settings]
     top = tag(
         "tr",
         tag("th", "defense", scope="col", rowspan=2),
@@ -121,9 +123,9 @@ def _board(board: Board, heading: str, id_: str) -> Html:
     )
 
 
-def _setting(setting: tuple[Any, ...], target: bool) -> str:
+def _setting(setting: tuple[Any, ...], read: Mapping[str, str], target: bool) -> str:
     attack, rate, label = setting
-    words = [str(attack)] + [word("poison_rate", rate)] * bool(rate)
+    words = [read.get(str(attack), str(attack))] + [word("poison_rate", rate)] * bool(rate)
     return ", ".join([" ".join(words), *[f"target {label}"] * target])
 
 
