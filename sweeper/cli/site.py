@@ -46,9 +46,8 @@ def site(
     shown = _shown(place(store), sweeps or [])
     with replaced(out, sites.made) as folder:
         files, size = sites.write(shown, folder, title=title, describe=_described, say=_say)
-    typer.echo(
-        f"{out / 'index.html'}: {len(shown)} sweep{'s' * (len(shown) > 1)}, {files} files, {size / 1e6:.1f} MB"
-    )
+    told = f"{len(shown)} sweep{'s' * (len(shown) > 1)}, {files} files, {size / 1e6:.1f} MB"
+    typer.echo(f"{out / 'index.html'}: {told}")
 
 
 def _say(line: str) -> None:
