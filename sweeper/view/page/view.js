@@ -28,7 +28,9 @@ const head = (text, more = {}) => make("th", {scope: "col", class: "text", ...mo
 const share = (value) => `${+(100 * value).toPrecision(6)} %`;
 const percent = (value) => value === null || value === undefined ? "–" : (100 * value).toFixed(1);
 const count = (value) => value.toLocaleString("en");
+const HIGHEST = "highest of each attack";
 const word = (axis, value) => value === null || value === undefined ? "–"
+  : value === HIGHEST ? value
   : axis === "poison_rate" || (axis === "clean_budget" && value > 0 && value < 1) ? share(value)
   : axis === "clean_budget" && value === 0 ? "none" : String(value);
 const clock = (iso) => iso ? new Date(iso).toLocaleString("en-GB",
@@ -95,6 +97,7 @@ function choices(all, again) {
     // Rate 0 is the attack `none`, budget 0 a defense without clean images: beside every other.
     const real = values.filter((value) => value !== 0 || axis === "target" || values.length === 1);
     real.sort((a, b) => typeof a === "number" && typeof b === "number" ? a - b : 0);
+    if (axis === "poison_rate" && real.length > 1) real.push(HIGHEST);
     if (!real.includes(chosen[axis])) chosen[axis] = real.at(-1);
     if (real.length < 2) continue;
     const pick = make("select", {name: axis, onchange: (event) => {
@@ -107,8 +110,15 @@ function choices(all, again) {
   return form.children.length ? form : null;
 }
 
-const here = (cell) => AXES.every((axis) => cell[axis] === chosen[axis]
-  || (cell[axis] === 0 && axis !== "target"));
+function highest(all) {
+  const rates = new Map();
+  for (const {attack, poison_rate: rate} of all)
+    rates.set(attack, Math.max(rate, rates.get(attack) ?? 0));
+  return rates;
+}
+const here = (cell, rates) => AXES.every((axis) => cell[axis] === chosen[axis]
+  || (cell[axis] === 0 && axis !== "target")
+  || (chosen[axis] === HIGHEST && cell[axis] === rates.get(cell.attack)));
 const mean = (values) => values.length
   ? values.reduce((sum, value) => sum + value, 0) / values.length : null;
 
@@ -141,8 +151,11 @@ function square(sweep, data, attack, defense, group) {
 }
 
 function matrix(sweep, data, all) {
-  const shown = all.filter(here);
+  const rates = highest(all);
+  const shown = all.filter((cell) => here(cell, rates));
   const label = (kind, name) => data.titles[kind]?.[name] ?? String(name);
+  const row = (attack) => label("attack", attack) + (chosen.poison_rate === HIGHEST
+    && rates.get(attack) ? ` ${share(rates.get(attack))}` : "");
   const [attacks, defenses] = ["attack", "defense"].map((kind) => {
     const there = unique(shown.map((cell) => cell[kind]));
     const order = data.order[kind] ?? [];
@@ -164,8 +177,8 @@ function matrix(sweep, data, all) {
       make("thead", {}, make("tr", {}, head("attack"), ...defenses.map((name) =>
         make("th", {scope: "col", title: name}, make("span", {}, label("defense", name)))))),
       make("tbody", {}, ...attacks.map((attack) => make("tr", {},
-        make("th", {scope: "row", title: attack}, label("attack", attack)),
-        ...defenses.map((defense) => square(sweep, data, label("attack", attack),
+        make("th", {scope: "row", title: attack}, row(attack)),
+        ...defenses.map((defense) => square(sweep, data, row(attack),
           label("defense", defense), groups.get(JSON.stringify([attack, defense])) ?? []))))))));
 }
 
