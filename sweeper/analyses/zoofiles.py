@@ -127,7 +127,7 @@ def read_index(place: Path, open_: Opener) -> Zoo:
     file = open_(INDEX)
     if file is None:
         raise SweepError(
-            f"{place}: has no {INDEX}, so it is no zoo: name what `sweeper export --all` wrote; "
+            f"{place}: has no {INDEX}, so it is no zoo: name what `export --all` wrote; "
             "`sweeper import-model` takes one checkpoint"
         )
     with file:
@@ -212,8 +212,8 @@ def opened(place: Path) -> Iterator[tuple[Zoo, Opener]]:
             yield zoo, open_
     except (tarfile.TarError, OSError) as error:
         raise SweepError(
-            f"{place}: is no folder and no archive of victims ({error}): name what `sweeper export "
-            "--all` wrote"
+            f"{place}: is no folder and no archive of victims ({error}): name what `export --all` "
+            "wrote"
         ) from None
 
 

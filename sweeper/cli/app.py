@@ -61,8 +61,7 @@ def _common(
 
 
 SECTIONS = {
-    "Begin": beginning.COMMANDS,
-    "Run": runs.COMMANDS + remote.COMMANDS,
+    "Run": beginning.COMMANDS + runs.COMMANDS + remote.COMMANDS,
     "Results": tables.COMMANDS + site.COMMANDS,
     "Pictures": figures.COMMANDS + view.COMMANDS,
     "What there is, and what you bring": names.COMMANDS + commands.COMMANDS,

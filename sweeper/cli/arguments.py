@@ -41,7 +41,7 @@ def words(*choices: str) -> Callable[[str], list[str]]:
     return lambda incomplete: [word for word in choices if word.startswith(incomplete)]
 
 
-def _without_keys(parameter: typer.CallbackParam, value: str | None) -> str | None:
+def without_keys(parameter: typer.CallbackParam, value: str | None) -> str | None:
     """A store's or data set's place; refused where it holds keys, before anything tells it."""
     return value and keyless(parameter.opts[0], value)
 
@@ -56,13 +56,13 @@ StoreOption = Annotated[
         "--store",
         envvar="SWEEPER_STORE",
         help="Where victims and rows are kept.",
-        callback=_without_keys,
+        callback=without_keys,
     ),
 ]
 DataOption = Annotated[
     str | None,
     typer.Option(
-        "--data", envvar="SWEEPER_DATA", help="Folder of the data sets.", callback=_without_keys
+        "--data", envvar="SWEEPER_DATA", help="Folder of the data sets.", callback=without_keys
     ),
 ]
 SetOption = Annotated[

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sweeper.api import STORE, load_victim
-from sweeper.cli.arguments import DataOption, numbers, pairs
+from sweeper.cli.arguments import DataOption, numbers, pairs, without_keys
 from sweeper.core.errors import SweepError
 from sweeper.core.outputs import written
 
@@ -21,7 +21,14 @@ if TYPE_CHECKING:
 USUAL = "clp,bnp,fine-tuning"
 """Repairs that are tried where none is named: a minute or less each for a small model on a CPU."""
 PlaceOption = Annotated[
-    str, typer.Option("--store", envvar="SWEEPER_STORE", show_envvar=False, help="Its store.")
+    str,
+    typer.Option(
+        "--store",
+        envvar="SWEEPER_STORE",
+        show_envvar=False,
+        help="Its store.",
+        callback=without_keys,
+    ),
 ]
 OptionOption = Annotated[
     list[str] | None,

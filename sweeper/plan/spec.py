@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from sweeper.core import options
 from sweeper.core.errors import SweepError, together, unknown
-from sweeper.plan import document, misplaced, source
+from sweeper.plan import document, source
 from sweeper.plan.document import Loc
 from sweeper.plan.source import Source
 from sweeper.plan.sweep import Problem, Resources, Shape, Sweep, entry_fields
@@ -95,7 +95,7 @@ def _check_scales(scales: Any, values: Mapping[str, Any]) -> list[Problem]:
             continue
         for key in changes:
             if key not in Sweep.model_fields:
-                text = misplaced.sentence(str(key), changes[key], {**values, **changes})
+                text = _elsewhere(str(key), {**values, **changes})
                 text = text or unknown("key", key, Sweep.model_fields)
                 problems.append((("scales", name, str(key)), f"scales.{name}: {text}"))
     return problems
@@ -114,9 +114,12 @@ def _apply(
         values |= scales[text]
         origin |= {(changed,): f"scale={text}" for changed in scales[text]}
         return
-    if key not in (*Sweep.model_fields, "scales") and (place := misplaced.within(key)):
-        where = ".".join(place)
-        raise SweepError(f"--set {override}: belongs into the {place[0]}: write {where}={text}")
+    if key not in (*Sweep.model_fields, "scales"):
+        from sweeper.plan import misplaced  # waits for torch
+
+        if place := misplaced.within(key):
+            where = ".".join(place)
+            raise SweepError(f"--set {override}: belongs into the {place[0]}: write {where}={text}")
     value = document.parse(text, f"--set {override}").values
     *path, last = key.split(".")
     mapping = values
@@ -194,7 +197,8 @@ _SPARE = {"datasets": "digits", "models": "tiny", "attacks": "none", "defenses":
 def _problem(item: Any, values: Mapping[str, Any]) -> Problem:
     """Put one of pydantic's errors on a file's values into our words."""
     loc, name = tuple(item["loc"]), ".".join(part for part in item["loc"] if isinstance(part, str))
-    if len(loc) == 1 and (text := _elsewhere(item, values)):
+    strange = item["type"] == "extra_forbidden" and len(loc) == 1 and isinstance(loc[0], str)
+    if strange and (text := _elsewhere(loc[0], values)):
         return loc, text
     if item["type"] in ("extra_forbidden", "invalid_key"):
         inner: dict[Loc, type[BaseModel]] = {("resources",): Resources, ("table",): View}
@@ -206,11 +210,11 @@ def _problem(item: Any, values: Mapping[str, Any]) -> Problem:
     return loc, f"{name}: {text}" if name else text
 
 
-def _elsewhere(item: Any, values: Mapping[str, Any]) -> str:
-    """What to write for a key that belongs elsewhere; empty where another mistake is meant."""
-    (key,) = item["loc"]
-    known = item["type"] == "extra_forbidden" and isinstance(key, str)
-    return misplaced.sentence(key, values[key], values) if known else ""
+def _elsewhere(key: str, values: Mapping[str, Any]) -> str:
+    """What to write for a key that belongs elsewhere; empty where nobody knows."""
+    from sweeper.plan import misplaced  # waits for torch
+
+    return misplaced.sentence(key, values[key], values)
 
 
 def _sentence(file: Source, origin: Mapping[Loc, str], loc: Loc, text: str) -> tuple[int, str]:

@@ -42,7 +42,7 @@ def python(tree: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 COMMANDS = """
 import json, sys
-from sweeper.cli import main
+from sweeper.cli.app import main
 
 for words in json.loads(sys.argv[1]):
     sys.argv = ["sweeper", *words]

@@ -237,7 +237,7 @@ def test_what_is_published_is_shown_without_a_run(capsys: Capture, here: Path) -
     said = call(capsys, "published", "d-br-cifar10")
     assert ["BadNets all2one", "91.64 [abcd]", "100.00 [abcd]"] in [line[:3] for line in grid(said)]
     assert "Published: [a] D-BR/D-ST seed, table 1;" in said.out and "ours" not in said.out
-    assert "did you mean 'ft-sam'" in call(capsys, "published", "ftsam").sentence
+    assert "write ft-sam" in call(capsys, "published", "ftsam").sentence
 
 
 # Two stores, two sweeps

@@ -448,7 +448,7 @@ def test_recipes_by_name_and_by_change() -> None:
     fast = recipes.resolve({"epochs": 3}, "digits", "tiny")
     assert fast.epochs == 3 and not fast.flip, "digits are never mirrored"
     assert not recipes.resolve("fast", "gtsrb", "resnet18").flip, "signs are never mirrored"
-    with pytest.raises(SweepError, match="did you mean 'd-br'"):
+    with pytest.raises(SweepError, match="write d-br"):
         recipes.resolve("dbr", "cifar10", "resnet18")
     with pytest.raises(SweepError, match="epochs"):
         recipes.resolve({"epoch": 3}, "cifar10", "resnet18")

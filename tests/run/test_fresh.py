@@ -354,7 +354,7 @@ def test_a_refused_fresh_run_has_written_nothing(
 ) -> None:
     """Another driver is at work on the sweep: its file stays its own, and nothing is moved."""
     path, store = done
-    ledger, before = Store(str(store)), started(path, store)
+    ledger, before = Store(str(store)), sweeps.frame(store)["started_at"]
     (name,) = ledger.sweeps()
     text = ledger.sweep_text(name)
     path.write_text(path.read_text(encoding="utf-8").replace("epochs: 1", "epochs: 2"))
@@ -366,4 +366,5 @@ def test_a_refused_fresh_run_has_written_nothing(
     with pytest.raises(SweepError, match="somebody else"):
         run(path, store, "all")
     assert ledger.sweep_text(name) == text
-    assert started(path, store) == before and not (store / "replaced").exists()
+    assert sweeps.frame(store)["started_at"].equals(before)
+    assert not (store / "replaced").exists()

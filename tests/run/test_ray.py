@@ -503,7 +503,7 @@ def test_a_worker_lost_long_after_its_cells_time_was_in_code_that_cannot_be_inte
     job: Any = SimpleNamespace(
         context=SimpleNamespace(timeout=1.0), plan=SimpleNamespace(sweep=sweep)
     )
-    silent: Any = SimpleNamespace(ended=lambda trial: None)
+    silent: Any = SimpleNamespace(began=lambda trial: None, ended=lambda trial: None)
     found = graph.Graph(job, Walk({}, []), ending, sweeps.Silent(), silent, bool, nodes=list)
     for seconds in (2.0, 100.0):
         cell = Cell("defend", f"k{seconds:.0f}", {}, (), {})
