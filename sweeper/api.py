@@ -294,7 +294,7 @@ def _with_ray(
         url = start.connect(address, job.shapes, methods)
     if url:
         token = start.token_command()
-        asks = f" (it asks for the token that `{token}` prints)" if token else ""
+        asks = f" (token: `{token}`)" if token else ""
         console.print(f"Ray dashboard: {url}{asks}", soft_wrap=True)
 
     def room(shape: Shape) -> int:

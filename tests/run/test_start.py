@@ -69,7 +69,7 @@ def test_a_start_says_that_it_takes_place_and_how_to_open_the_dashboard(
         console = Console(file=io.StringIO(), force_terminal=terminal, width=50, highlight=False)
         api._with_ray(SimpleNamespace(shapes=[Shape()]), None, console)
         said = console.file.getvalue()  # type: ignore[attr-defined]
-        token = "(it asks for the token that `ray get-auth-token` prints)"
+        token = "(token: `ray get-auth-token`)"
         link = f"Ray dashboard: http://here:8265 {token}\n"  # one line, to be copied
         waited = "starting Ray ...\n"
         if terminal:
