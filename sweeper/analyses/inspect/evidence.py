@@ -226,11 +226,13 @@ def noise(suspect: Suspect) -> Evidence:
     by_chance = chance(len(suspect.probes), count)
     tops = {row["class"] for row in rows}
     named = tuple(tops) if len(tops) == 1 and all(row["share"] > MOST for row in rows) else ()
-    lead = f"all leads to {suspect.called(named[0])}" if named else "it leads to no one class"
     parts = [
-        f"{row['shown']} {percent(row['share'])} {suspect.called(row['class'])}" for row in rows
+        f"{suspect.called(row['class'])} to {row['shown']} ({percent(row['share'])})"
+        for row in rows
     ]
-    says = f"{lead}: {', '.join(parts)}; by chance none would have more than {percent(by_chance)}"
+    lead = "one class draws all of it" if named else "no one class draws all of it"
+    said = f"most answers are {', '.join(parts)}: {lead}"
+    says = f"{said}; without a preference no class has more than {percent(by_chance)}"
     details = {"rows": rows, "by_chance": by_chance, "deviation": NOISE}
     return Evidence("Noise", says, max(row["share"] for row in rows), named=named, details=details)
 
