@@ -255,7 +255,7 @@ def _shape(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape))
 
 
-def _sets(values: Mapping[str, Any], code: str = "") -> str:
+def sets(values: Mapping[str, Any], code: str = "") -> str:
     """The options a preset sets, each between marks of code."""
     words = [f"{code}{name}: {flow(value)}{code}" for name, value in values.items()]
     return ", ".join(words) or "the defaults"
@@ -298,7 +298,7 @@ def markdown(about: Description) -> str:
         word = "for" if kind == "recipe" else "preset"
         lines += [f"## {_preset_head(kind)}", "", f"| {word} | sets |", "|---|---|"]
         for preset, values in about.presets.items():
-            lines.append(f"| {_escaped(preset)} | {_cell(_sets(values, '`'))} |")
+            lines.append(f"| {_escaped(preset)} | {_cell(sets(values, '`'))} |")
         lines.append("")
     return "\n".join(lines)
 
@@ -337,7 +337,7 @@ def screen(about: Description, width: int) -> str:
         lines += _hung("      ", f"{option.sentence} ({option.range})", width)
     lines += ["", f"{_preset_head(about.kind)}:", ""] if about.presets else []
     for preset, values in about.presets.items():
-        lines += _hung(f"  {preset}: ", _sets(values), width, 6)
+        lines += _hung(f"  {preset}: ", sets(values), width, 6)
     return "\n".join(lines)
 
 

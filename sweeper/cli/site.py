@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -91,37 +89,22 @@ def _shown(root: str, wanted: list[str]) -> list[Shown]:
     return found
 
 
-@functools.cache
-def _records(kind: str) -> dict[str, dict[str, Any]]:
-    from sweeper.core import catalog
-
-    return {record["name"]: record for record in catalog.describe(kind)}
-
-
 def _described(kind: str, name: str) -> Method | None:
     """What the page of a method says; None where it does not ship."""
-    from sweeper.core import catalog
+    from sweeper.cli import describe
     from sweeper.core.names import names
+    from sweeper.plan.document import flow
     from sweeper.tables.site import Method
 
     if name not in names(kind):
         return None
-    cls = catalog.method(kind, name)
-    record = _records(kind)[name]
-    facts = {
-        key: ", ".join(value) if isinstance(value, list) else str(value)
-        for key in ("paper", "kind", "sees", "controls", "rules", "tasks")
-        if (value := record.get(key))
-    }
+    about = describe.describe(kind, name)
     return Method(
-        title=record["title"],
-        facts=facts,
-        text=inspect.getdoc(inspect.getmodule(cls)) or "",
-        options={key: str(value) for key, value in record["options"].items()},
-        presets={
-            preset: ", ".join(f"{key}: {value}" for key, value in cls.presets[preset].items())
-            for preset in record["presets"]
-        },
+        title=about.title,
+        facts={fact: text for fact, text in about.facts.items() if text},
+        text=about.head,
+        options=[(o.name, flow(o.default), o.range, o.sentence) for o in about.options],
+        presets={preset: describe.sets(values) for preset, values in about.presets.items()},
     )
 
 

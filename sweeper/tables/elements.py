@@ -48,12 +48,13 @@ def joined(*children: Child) -> Html:
     return Html("".join(texts))
 
 
-def grid(heads: Iterable[Child], lines: Iterable[Iterable[Child]]) -> Html:
+def grid(heads: Iterable[Child], lines: Iterable[Iterable[Child]], *, words: bool = False) -> Html:
     """Return a table that scrolls where it is too wide.
 
     Args:
         heads: What stands above its columns.
         lines: Its lines; the first of each is the line's head, and a `<td>` stands as it is.
+        words: Whether they hold words, not numbers.
     """
     body = []
     for line in lines:
@@ -64,7 +65,8 @@ def grid(heads: Iterable[Child], lines: Iterable[Iterable[Child]]) -> Html:
         ]
         body.append(tag("tr", tag("th", first, scope="row"), cells))
     top = tag("tr", [tag("th", head, scope="col") for head in heads])
-    table = tag("table", tag("thead", top), tag("tbody", body), class_="list")
+    kind = "list words" if words else "list"
+    table = tag("table", tag("thead", top), tag("tbody", body), class_=kind)
     return tag("div", table, class_="scroll", tabindex=0)
 
 

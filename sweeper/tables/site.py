@@ -44,8 +44,8 @@ class Method:
     """What is said of it in a word or two, by name: paper, sees, kind."""
     text: str
     """The head of its module."""
-    options: Mapping[str, str]
-    """Option -> its default."""
+    options: Sequence[tuple[str, str, str, str]]
+    """Options: name, default, range, what it is."""
     presets: Mapping[str, str]
     """Preset -> what it sets."""
 
@@ -251,10 +251,10 @@ def _described(method: Method | None) -> list[Child]:
     body.append(prose(method.text))
     if method.options:
         body.append(tag("h2", "Options"))
-        body.append(grid(("option", "default"), method.options.items()))
+        body.append(grid(("option", "default", "range", "what it is"), method.options, words=True))
     if method.presets:
         body.append(tag("h2", "Presets"))
-        body.append(grid(("preset", "sets"), method.presets.items()))
+        body.append(grid(("preset", "sets"), method.presets.items(), words=True))
     return body
 
 
