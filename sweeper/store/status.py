@@ -83,8 +83,8 @@ def text(progress: dict[str, Any]) -> str:
     driver = progress["driver"]
     lines.append(f"run by {describe(driver)}" if driver else "nobody runs it")
     if progress["last_activity"]:  # of another machine: only clocks on the wall are comparable
-        ago = datetime.datetime.now(datetime.timezone.utc) - datetime.datetime.fromisoformat(
-            progress["last_activity"]
-        )
-        lines.append(f"last activity {progress['last_activity']}, {ago.total_seconds():.0f} s ago")
+        then = datetime.datetime.fromisoformat(progress["last_activity"])
+        ago = datetime.datetime.now(datetime.timezone.utc) - then
+        when = then.astimezone(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+        lines.append(f"last activity {when}, {ago.total_seconds():.0f} s ago")
     return "\n".join(lines)

@@ -21,10 +21,12 @@ import pandas as pd
 import torch
 
 import sweeper
-from sweeper import api, data
+from sweeper import data
 from sweeper.analyses import inspect
 from sweeper.analyses.inspect import suspect
 from sweeper.core.errors import SweepError
+from sweeper.store import ledger
+from sweeper.tables import results
 from sweeper.tables.stats import wilson
 
 EVIDENCE = {
@@ -45,7 +47,7 @@ def victims(store: str) -> Iterator[Row]:
     found = set()
     for place in sorted(Path(store, "sweeps").iterdir()):
         try:
-            frame, _ = api.rows(place.name, store)
+            frame = results.frame(ledger.load(store, place.name)[0])
         except SweepError:  # nothing of it has been run yet
             continue
         for row in frame[frame["status"] == "ok"].to_dict("records"):

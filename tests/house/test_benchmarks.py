@@ -14,8 +14,8 @@ import torch
 
 from sweeper.engine import graphed
 from tests.benchmarks import __main__ as command
-from tests.benchmarks import gpu
-from tests.support import toys
+from tests.benchmarks import gpu, inspected
+from tests.support import invented, toys
 from tests.support.places import ROOT
 from tests.support.tape import Tape
 
@@ -139,3 +139,11 @@ def test_every_part_measures(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(row["found"] > 0 for row in rows if "aim" in row)
     ways = [f"{way.name} {what}" for way in gpu.WAYS for what in ("training", "step alone")]
     assert all(bench.found[way] > 0 for way in ways)
+
+
+def test_every_victim_of_a_store_is_inspected_once(tmp_path: Path) -> None:
+    rows = invented.sweep(attacks=("badnets", "none"), rates=(0.1,), seeds=2)
+    for name in ("first", "second"):
+        invented.store(tmp_path, rows, f"name: {name}\n", name)
+    found = [row["victim"] for row in inspected.victims(str(tmp_path))]
+    assert found == list(dict.fromkeys(row["victim"] for row in rows))
