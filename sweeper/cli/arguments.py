@@ -70,7 +70,7 @@ SetOption = Annotated[
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
-        help="Over the file, e.g. seeds=1 or scale=small; repeatable.",
+        help="Change the file, e.g. seeds=1, scale=small; repeatable.",
     ),
 ]
 WhereOption = Annotated[
@@ -78,7 +78,7 @@ WhereOption = Annotated[
     typer.Option(
         "--where",
         metavar="AXIS=VALUE",
-        help="Only these rows; of one axis, any of its values.",
+        help="Only rows with this value; repeatable.",
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]

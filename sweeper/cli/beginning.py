@@ -20,7 +20,7 @@ from sweeper.core.outputs import written
 
 
 def init(
-    spec: Annotated[str, typer.Argument(metavar="FILE", help="To write.")] = "sweep.yaml",
+    spec: Annotated[str, typer.Argument(metavar="FILE", help="The file to write.")] = "sweep.yaml",
 ) -> None:
     """Write a sweep file with every key, to be made into yours.
 
@@ -48,7 +48,7 @@ def doctor(
     ray: Annotated[bool, typer.Option("--ray", help="Start Ray, too.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """See whether this machine is right for a sweep.
+    """Check whether this machine can run a sweep.
 
     Versions, cores, memory, GPUs, data sets, the store, and how fast it trains. Exit code 1 where
     something must be mended.

@@ -26,7 +26,7 @@ def new(
         typer.Option(help="A folder of your own; default: attacks/, defenses/ of this checkout."),
     ] = None,
 ) -> None:
-    """Write a small method and its test, to be made into yours.
+    """Write a small working method and its test, for you to change.
 
     Example: sweeper new defense my-tuning --to mine
     """
@@ -66,7 +66,7 @@ def import_model(
     classes: Annotated[
         int | None, typer.Option(help="How many; default: as many as its one head has.")
     ] = None,
-    out: Annotated[Path, typer.Option(help="Folder its folder is made in.")] = Path("imported"),
+    out: Annotated[Path, typer.Option(help="Where to make its folder.")] = Path("imported"),
 ) -> None:
     """Make a victim of a checkpoint that was trained elsewhere.
 
@@ -100,7 +100,7 @@ def export(
         str | None, typer.Option(help="The victim's key, or its first digits.")
     ] = None,
     every: Annotated[
-        bool, typer.Option("--all", help="All victims, as a zoo; again goes on where it stopped.")
+        bool, typer.Option("--all", help="All victims, as a zoo; run again, it goes on.")
     ] = False,
     archive: Annotated[
         bool, typer.Option("--archive", help="The zoo as one file too: OUT.tar.")
@@ -111,7 +111,8 @@ def export(
 ) -> None:
     """Write a victim, or all victims, as plain files.
 
-    Weights, images, metadata; all of a sweep make a zoo that `sweeper import` takes.
+    That is weights, images and metadata. All victims of a sweep make a zoo, which `sweeper import`
+    takes.
 
     Example: sweeper export quickstart --victim 3fa9 --out victim
     """
@@ -137,16 +138,18 @@ def export(
 
 def import_(
     zoo: Annotated[Path, typer.Argument(help="A zoo's folder, or its archive.")],
-    prefix: Annotated[str, typer.Option("--as", help="Begins what rows call them.")] = "",
+    prefix: Annotated[str, typer.Option("--as", help="What their names in rows begin with.")] = "",
     only: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="NAME", help="An attack, or a folder's or key's beginning; may be repeated."
+            metavar="NAME", help="An attack, or how a folder or key begins; may be repeated."
         ),
     ] = None,
-    out: Annotated[Path, typer.Option(help="Folder theirs are made in.")] = Path("imported"),
+    out: Annotated[Path, typer.Option(help="Where to make their folders.")] = Path("imported"),
 ) -> None:
-    """Take in victims that `export --all` wrote, checked whole.
+    """Take in the victims of a zoo, which `export --all` wrote.
+
+    Size and checksum of every file are checked before one is written.
 
     Example: sweeper import victims.tar --as theirs --only badnets
     """

@@ -34,10 +34,10 @@ def show(
     ],
     dataset: Annotated[str, typer.Option(help="Whose test samples to show.")] = "digits",
     model: Annotated[
-        str, typer.Option(help="What a trigger that is learned is learned on.")
+        str, typer.Option(help="Network that a trigger is learned on, if it must be.")
     ] = "tiny",
-    rate: Annotated[float, typer.Option(help="The poison rate it is learned at.")] = 0.1,
-    epochs: Annotated[int | None, typer.Option(help="Epochs of that victim.")] = None,
+    rate: Annotated[float, typer.Option(help="Poison rate of that training.")] = 0.1,
+    epochs: Annotated[int | None, typer.Option(help="Epochs of that training.")] = None,
     store: StoreOption = STORE,
     data: DataOption = None,
     options: Annotated[
@@ -71,7 +71,7 @@ def show(
 def analyze(
     what: Annotated[str, typer.Argument(help="An analysis; `sweeper list analyses` has them.")],
     spec: Spec,
-    victim: Annotated[str, typer.Option(help="Only victims whose key begins so.")] = "",
+    victim: Annotated[str, typer.Option(help="Only victims whose key begins with this.")] = "",
     after: Annotated[
         str,
         typer.Option(

@@ -26,7 +26,7 @@ PlaceOption = Annotated[
         "--store",
         envvar="SWEEPER_STORE",
         show_envvar=False,
-        help="Its store.",
+        help="The victim's store.",
         callback=without_keys,
     ),
 ]
@@ -51,8 +51,8 @@ def inspect(
     ] = None,
     store: PlaceOption = STORE,
     budget: Annotated[int, typer.Option(help="Clean images that methods may see.")] = 500,
-    epochs: Annotated[int, typer.Option(help="Of the search for triggers, at most.")] = 60,
-    fixes: Annotated[str, typer.Option("--repairs", help="Those to try, or none.")] = USUAL,
+    epochs: Annotated[int, typer.Option(help="Epochs of the trigger search, at most.")] = 60,
+    fixes: Annotated[str, typer.Option("--repairs", help="Repairs to try, or none.")] = USUAL,
     out: Annotated[Path, typer.Option(help="The page; JSON beside it.")] = Path("inspection.html"),
 ) -> None:
     """Say what is wrong with a model: does it look backdoored?
@@ -90,7 +90,7 @@ def inspect(
         text = json.dumps(found.facts, indent=1, allow_nan=False)
         path.write_text(f"{text}\n", encoding="utf-8")
     typer.echo("\n".join(inspected.lines(found.facts)))
-    typer.echo(f"{out} shows it whole, {out.with_suffix('.json')} has the numbers", err=True)
+    typer.echo(f"{out} shows all of it, {out.with_suffix('.json')} has the numbers", err=True)
 
 
 def _entry(text: str) -> dict[str, Any]:
@@ -115,11 +115,13 @@ def _of_place(
     if place.is_dir():
         entry = _entry(dataset) if dataset else suspect.about(place).get("dataset")
         if not entry:
-            raise SweepError(f"--dataset: {place} does not say its data: name them, cifar10")
+            raise SweepError(
+                f"--dataset: {place} does not say its data: write --dataset cifar10, or another"
+            )
         return suspect.of_folder(place, _opened(dict(entry), folder), budget)
     for flag, text in (("--model resnet18", given["model"]), ("--dataset cifar10", dataset)):
         if not text:
-            raise SweepError(f"inspect: a file of weights needs its like of `{flag}`: write it")
+            raise SweepError(f"inspect: a file of weights needs `{flag}`, or another: write it")
     opened = _opened(_entry(dataset), folder)
     count = len(opened.train.classes)  # of several heads that of the data
     foreign = exchange.Foreign(weights=place, trigger=None, classes=count, **given)

@@ -32,7 +32,7 @@ def list_(
 ) -> None:
     """List what a sweep file can name.
 
-    `sweeper describe NAME` says more of one.
+    `sweeper describe NAME` says more about one of them.
 
     Example: sweeper list defenses
     """
@@ -61,9 +61,9 @@ def describe(
     markdown: Annotated[bool, typer.Option("--markdown", help="As a page in Markdown.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Say all there is of a name.
+    """Say all there is to know about a name.
 
-    Its source, how it deviates from that, its options with their ranges, its presets.
+    Its source, how it deviates from that source, its options with their ranges, its presets.
 
     Example: sweeper describe anp
     """

@@ -21,7 +21,7 @@ from sweeper.cli.arguments import (
 )
 
 clusters = typer.Typer(
-    help="What a cluster is started or watched with.", no_args_is_help=True, rich_markup_mode=None
+    help="Print what starts or watches a cluster.", no_args_is_help=True, rich_markup_mode=None
 )
 
 
@@ -34,8 +34,8 @@ def submit(
 ) -> None:
     """Start `sweeper run` on a cluster as a Ray job.
 
-    It goes on when you leave. Methods of your own go along, data do not. The cluster's token is
-    read from RAY_AUTH_TOKEN or ~/.ray/auth_token.
+    It goes on when you leave. Methods of your own are sent along, data are not. The cluster's
+    token is read from RAY_AUTH_TOKEN or ~/.ray/auth_token.
 
     Example: sweeper submit quickstart --address http://127.0.0.1:8265 --store s3://bucket/sweeps
     """
@@ -61,7 +61,7 @@ def status(
 ) -> None:
     """Say how far a sweep is, from its store alone.
 
-    With --where only cells that have a row count, none of those above them.
+    With --where it counts defense cells alone, not the trainings behind them.
 
     Example: sweeper status quickstart --json
     """
@@ -115,7 +115,8 @@ def kuberay(
     gpus: Annotated[int, typer.Option(min=0, help="GPUs of a worker pod.")] = 0,
     memory: Annotated[str, typer.Option(help="Memory of a pod.")] = "16Gi",
     secret: Annotated[
-        str | None, typer.Option(help="A secret to be read as environment: the store's keys.")
+        str | None,
+        typer.Option(help="Kubernetes secret with the store's keys."),
     ] = None,
 ) -> None:
     """Print a RayJob for `kubectl apply -f -`: a cluster that runs one sweep and goes away.
@@ -143,10 +144,10 @@ def slurm(
     gpus: Annotated[int, typer.Option(min=0, help="GPUs of each.")] = 0,
     memory: Annotated[str | None, typer.Option(help="Memory of each, such as 64G.")] = None,
     time: Annotated[str | None, typer.Option(help="Time limit, such as 2-12:00:00.")] = None,
-    partition: Annotated[str | None, typer.Option(help="Where the job waits.")] = None,
-    account: Annotated[str | None, typer.Option(help="Who pays for it.")] = None,
+    partition: Annotated[str | None, typer.Option(help="Partition the job waits in.")] = None,
+    account: Annotated[str | None, typer.Option(help="Account that pays.")] = None,
 ) -> None:
-    """Print a batch script for `sbatch`: a Ray over the job's nodes, and the sweep.
+    """Print a batch script for `sbatch` that runs a sweep on the job's nodes.
 
     Example: sweeper cluster slurm quickstart --store /shared/sweeps --nodes 4
     """

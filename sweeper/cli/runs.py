@@ -44,8 +44,8 @@ def run(
         list[str] | None,
         typer.Option(
             metavar="NAME|KEY",
-            help="Run again, with all below: an attack, a defense, a key, engine or all; may be "
-            "repeated.",
+            help="Run again with all that depends on it: an attack, a defense, a key, engine or "
+            "all; may be repeated.",
         ),
     ] = None,
     as_json: Annotated[
@@ -55,7 +55,7 @@ def run(
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="Also to wandb, mlflow or tensorboard; may be repeated.",
+            help="Log to wandb, mlflow or tensorboard too; may be repeated.",
             autocompletion=words("wandb", "mlflow", "tensorboard"),
         ),
     ] = None,
@@ -84,7 +84,7 @@ def run(
         typer.echo(f"{advice.command('run')} tries them again{_one(sweep, store)}", err=True)
         raise typer.Exit(code)
     latex = advice.command("table", format=["latex"])
-    typer.echo(f"Next: {advice.command('report')}: one page with all of it, or {latex}", err=True)
+    typer.echo(f"Next: {advice.command('report')} (one page with all of it) or {latex}", err=True)
 
 
 def _one(sweep: Sweep, store: str) -> str:
@@ -104,7 +104,8 @@ def plan(
     data: DataOption = None,
     overrides: SetOption = None,
     calibrate: Annotated[
-        bool, typer.Option("--calibrate", help="Train 5 s for costs the store does not know.")
+        bool,
+        typer.Option("--calibrate", help="Train for 5 s to guess costs the store does not know."),
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -138,7 +139,7 @@ def plan(
     cost = Estimate(**facts["estimate"])
     time = f", about {spoken(cost.saved_seconds)}" if cost.saved_seconds else ""
     saved = facts["trainings_saved"]
-    typer.echo(f"trainings saved  {saved:>7,}{time}  (against one per defense cell)")
+    typer.echo(f"trainings saved  {saved:>7,}{time}  (compared with one for each defense cell)")
     for line in sentences(cost):
         typer.echo(line)
 
@@ -152,7 +153,7 @@ def cell(
     here: Annotated[
         bool,
         typer.Option(
-            "--here", help="A method of yours in this process too, for a debugger; its row says so."
+            "--here", help="Run a method of yours in this process, for a debugger; its row says so."
         ),
     ] = False,
 ) -> None:
@@ -172,8 +173,8 @@ def cell(
         raise SweepError(lack)
     if here and context.portable:
         raise SweepError(
-            "--here: cells of precision portable run in a child: debug them as those of "
-            "--set recipe.precision=fp32, whose keys are others"
+            "--here: cells of precision portable run in a child process: debug them with "
+            "--set recipe.precision=fp32, which gives them other keys"
         )
     if here:
         context = dataclasses.replace(context, outside=())

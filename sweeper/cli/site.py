@@ -31,11 +31,11 @@ def site(
         list[str] | None,
         typer.Option("--sweep", metavar="NAME", help="Only this sweep; may be repeated."),
     ] = None,
-    title: Annotated[str, typer.Option(help="What it is called.")] = "Results",
+    title: Annotated[str, typer.Option(help="Title of the site.")] = "Results",
 ) -> None:
     """Write a store's results as a static site, to be published.
 
-    Leaderboards, a page a sweep and a method, where the numbers come from, all rows.
+    It has leaderboards, a page for each sweep and each method, all rows, and how they were made.
 
     Example: sweeper site sweeps-store --out site --title 'Our group'
     """

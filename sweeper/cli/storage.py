@@ -15,7 +15,7 @@ from sweeper.cli.arguments import JsonOption, StoreOption
 def du(store: StoreOption = STORE, as_json: JsonOption = False) -> None:
     """Say what takes the space of a store.
 
-    Bytes and files, by what they are and by sweep; what several sweeps name counts once.
+    Bytes and files, by kind and by sweep. What several sweeps share counts once.
 
     Example: sweeper du --store s3://bucket/sweeps
     """
@@ -33,16 +33,18 @@ def gc(
         typer.Option(
             "--sweep",
             metavar="NAME",
-            help="This sweep too, and what only it had; may be repeated.",
+            help="Count this sweep as waste too, with all that only it has; may be repeated.",
         ),
     ] = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Delete it; else it is only said.")] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Delete it; without this it is only listed.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Say what of a store nothing needs any more, or delete it.
+    """List what no sweep of a store needs any more, or delete it.
 
-    That is: artifacts of no sweep, what was set aside or moved away, half-written files, failures
-    made good since. What came within a day stays.
+    That is: victims and models of no sweep, files that were set aside or moved away, half-written
+    files, and failed rows of cells that succeeded later. What is younger than a day stays.
 
     Example: sweeper gc --sweep my-old-sweep
     """

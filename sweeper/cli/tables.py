@@ -57,13 +57,13 @@ def table(
     compare: Annotated[
         bool, typer.Option("--compare", help="Beside published and measured figures, with sources.")
     ] = False,
-    mark: Annotated[str, typer.Option("--label", help="What LaTeX refers to it by.")] = "",
+    mark: Annotated[str, typer.Option("--label", help="Label for references in LaTeX.")] = "",
     bare: Annotated[
-        bool, typer.Option("--bare", help="Of LaTeX, the tabular alone, for a float of yours.")
+        bool, typer.Option("--bare", help="Only the LaTeX tabular, without a float around it.")
     ] = False,
     out: Annotated[Path | None, typer.Option(help="File to write; default: the screen.")] = None,
 ) -> None:
-    """Print a sweep's table; its file or these flags lay it out.
+    """Print a sweep's table, as its file or these flags lay it out.
 
     Example: sweeper table quickstart --format latex --values acc,asr,der
     """
@@ -169,7 +169,7 @@ def rows(
 def published(
     name: Annotated[
         str | None,
-        typer.Argument(help="A shipped sweep; default: list those that have any."),
+        typer.Argument(help="A shipped sweep; default: list all that have figures."),
     ] = None,
     style: Annotated[
         str,
@@ -214,8 +214,9 @@ def diff(
 ) -> None:
     """Say which numbers of two stores moved beyond the noise.
 
-    Or of two sweeps; of a store and a sweep, that sweep in both. Cells are paired by key, else by
-    their labels. The exit code is 1 where a number moved so or a cell ended otherwise, else 0.
+    It compares two stores, two sweeps, or a sweep with the same sweep in a store. Cells are paired
+    by key, else by their labels. The exit code is 1 where a number moved beyond the noise or a cell
+    ended in another state, else 0.
 
     Example: sweeper diff sweeps-store s3://bucket/sweeps
     """

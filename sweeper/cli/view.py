@@ -24,8 +24,8 @@ def view(
 ) -> None:
     """Show a store's sweeps in a browser, live while they run.
 
-    All is read from the store, so another machine may run them. Only this machine, and who has the
-    printed link, may look. Ctrl-C ends it.
+    Everything is read from the store, so the sweeps may run on other machines. Only people on this
+    machine who have the printed link may look. Ctrl-C ends it.
 
     Example: sweeper view --store s3://bucket/sweeps
     """

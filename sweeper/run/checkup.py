@@ -97,8 +97,9 @@ def _extras() -> Iterator[Finding]:
         needs = [line for line in requires if re.search(rf"extra == .{extra}\b", line)]
         names = [re.split(r"[^\w.-]", line)[0] for line in needs]
         if lack := [name for name in names if not _version(name)]:
-            remedy = f"pip install '.[{extra}]' in the checkout, if you want these data"
-            yield Finding("extras", OK, f"no {' and '.join(lack)}: no {what}", remedy)
+            remedy = f"pip install '.[{extra}]' in the checkout, if you want such data"
+            lacking = f"no {' and '.join(lack)}, which {what} need"
+            yield Finding("extras", OK, lacking, remedy)
         else:
             yield Finding("extras", OK, f"{extra} is installed: {what}")
 
@@ -111,7 +112,7 @@ def _machine() -> Iterator[Finding]:
         facts = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in text.splitlines()}
     if free := facts.get("MemAvailable"):
         short = free < MEMORY
-        remedy = "free some: cells that run out of it fail" if short else ""
+        remedy = "free some: cells that run out of memory fail" if short else ""
         total = f"{_gigabytes(free)} free of {_gigabytes(facts['MemTotal'])}"
         yield Finding("memory", WARNING if short else OK, total, remedy)
 
@@ -121,7 +122,7 @@ def _gpus() -> Iterator[Finding]:
     if not count and shutil.which("nvidia-smi"):
         built = f"for CUDA {torch.version.cuda}" if torch.version.cuda else "without CUDA"
         remedy = "install a torch that fits the driver (`nvidia-smi` says its CUDA version)"
-        yield Finding("GPU", WARNING, f"torch (built {built}) sees none", remedy)
+        yield Finding("GPU", WARNING, f"torch (built {built}) sees no GPU", remedy)
     elif not count:
         yield Finding("GPU", OK, "none: cells run on the CPU")
     for place in range(count):
@@ -138,8 +139,8 @@ def _data(folder: str | None) -> Iterator[Finding]:
     root = data.looked_in(Path(folder).expanduser() if folder else None)
     if not root.is_dir():
         given = folder or os.environ.get("SWEEPER_DATA")
-        remedy = "correct it" if given else "--data DIR or SWEEPER_DATA names yours"
-        yield Finding("data", PROBLEM if given else OK, f"no folder {root}", remedy)
+        remedy = "correct its name" if given else "name yours with --data DIR or SWEEPER_DATA"
+        yield Finding("data", PROBLEM if given else OK, f"there is no folder {root}", remedy)
     groups: dict[str, list[str]] = {"here": [], "download": [], "absent": []}
     for name in data.known():
         source = data.source_of({"dataset": name})
@@ -173,12 +174,12 @@ def _store(store: str) -> Iterator[Finding]:
             with files.probed(name):
                 files.probe(name)
         except StoreError as error:
-            yield Finding("store", PROBLEM, str(error), "mend it, or name another with --store")
+            yield Finding("store", PROBLEM, str(error), "repair it, or name another with --store")
             return
         yield Finding("store", OK, f"{store} can be written and read")
     if "://" not in store:
         free = shutil.disk_usage(there).free
-        remedy = "`sweeper gc --help`: what nothing needs any more" if free < ROOM else ""
+        remedy = "`sweeper gc --help` says how to free some" if free < ROOM else ""
         yield Finding("disk", WARNING if remedy else OK, f"{_gigabytes(free)} free", remedy)
 
 

@@ -75,7 +75,7 @@ class Display:
         self.asr: dict[tuple[str, str], list[float]] = defaultdict(list)
         for key, cell in job.plan.cells.items():
             if cell.kind == "defend":
-                self.grid[_place(cell)].append("waits" if key in todo else "had")
+                self.grid[_place(cell)].append("waits" if key in todo else "stored")
         self.is_live = lives(console)
         self.live: Live | Output = Live(
             get_renderable=self._render, console=console, refresh_per_second=2, transient=True
@@ -94,7 +94,7 @@ class Display:
             self.live.stop()
             for (kind, status, why), count in self.causes.items():
                 if count > 1:
-                    message = f"{count - 1} more {kind} cells {status} likewise: {why}"
+                    message = f"{count - 1} more {kind} cells {status} in the same way: {why}"
                     self.console.print(message, soft_wrap=True)
 
     def started(self, cell: Cell, progress: Progress | None = None) -> None:
@@ -155,7 +155,7 @@ class Display:
         if result.get("seconds") is not None:
             text.append(f"  {result['seconds']:.1f} s")
         if result.get("reused"):
-            text.append("  (had)")
+            text.append("  (from the store)")
         if status != "ok" and result.get("error"):
             text.append(f"  {cell.key}: {last_line(result['error'])}")
         return text
@@ -164,7 +164,7 @@ class Display:
         """The matrix, what runs now, and when it will end."""
         lines = []
         for cell, text, seconds in list(self._at_work())[: 2 * self.slots]:
-            spent = "its process starts" if seconds is None else f"{seconds:.0f} s"
+            spent = "starting a process" if seconds is None else f"{seconds:.0f} s"
             words = [f"{cell.kind} {self._words(cell)}", text, spent]
             lines.append(Text(f"  {' · '.join(filter(None, words))}", style="dim"))
         for line in lines:
@@ -220,7 +220,7 @@ class Display:
         mean = f"{100 * sum(asr) / len(asr):.1f}" if asr else ""
         progress = f"{len(states) - waiting}/{len(states)}" if waiting else ""
         if not (mean or progress or bad):
-            progress = "had" if "had" in states else "ok"
+            progress = "stored" if "stored" in states else "ok"
         parts = [(progress or mean, "")] if short else [(mean, ""), (progress, "dim")]
         parts += [("!" if short else f"{n} {state}", STYLE[state]) for state, n in bad.items()]
         return Text("" if short else " ").join(Text(*part) for part in parts if part[0])
@@ -238,7 +238,7 @@ class Display:
             work, longest = work - spent, max(longest, cost - spent)
         left = max(work / self.slots, longest)
         if left < 0.05 and self.running:
-            return "longer than its like took"
+            return "longer than such cells took"
         return f"about {spoken(left)} left"
 
     def _expected(self, sort: Sort) -> float | None:

@@ -124,7 +124,7 @@ def sentences(cost: Estimate, where: dict[str, Any] | None = None) -> list[str]:
         guess = advice.command("plan", where=where, calibrate=True)
         return [
             f"cost: unknown, the store has no such victims from {cost.device or 'anywhere'}",
-            f"      {guess} trains {calibrate.SECONDS:g} s to guess it",
+            f"      {guess} trains for {calibrate.SECONDS:g} s to guess it",
         ]
     held = f"{_short(3600 * cost.core_hours)} of core time"
     if cost.gpu_hours:
@@ -132,11 +132,12 @@ def sentences(cost: Estimate, where: dict[str, Any] | None = None) -> list[str]:
     head = "cost" if cost.cells_measured else "cost, a rough estimate"
     doubts = []
     if cost.cells_measured and cost.cells_rough:
-        doubts.append(f"only rough for {cost.cells_rough:,} of {estimated:,} cells, never measured")
+        rough = f"{cost.cells_rough:,} of {estimated:,} cells"
+        doubts.append(f"only roughly known for {rough}: none like them was measured")
     if cost.cells_unknown:
         total = estimated + cost.cells_unknown
         unknown = f"{cost.cells_unknown:,} of {total:,} cells"
-        doubts.append(f"{unknown} are of unknown cost, which comes on top")
+        doubts.append(f"the cost of {unknown} is unknown and comes on top")
     about = "at least " if cost.cells_unknown else "about "
     return [
         f"{head}: {_short(cost.wall_seconds, about)}, {cost.parallel} cells at once; "

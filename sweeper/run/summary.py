@@ -57,7 +57,7 @@ def opened(job: Job, console: Console, names: Sequence[str]) -> dict[str, Any]:
     if job.hidden:
         console.print(
             f"{job.hidden} finished rows in the store are of cells this call leaves out: no table "
-            "shows them until a call has those cells again, which repeats nothing"
+            "shows them until a call includes those cells again, and that call repeats none of them"
         )
     for item in facts["other_code"]:
         console.print(fresh.sentence(item, place(job.context)), soft_wrap=True)

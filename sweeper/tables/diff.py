@@ -167,7 +167,7 @@ def text(found: Diff, names: tuple[str, str]) -> str:
     lines = [
         f"{len(found.numbers):,} numbers of {found.cells:,} cells in both: {', '.join(parts)}.",
         f"{found.only_before:,} cells only in {names[0]}, {found.only_after:,} only in {names[1]}, "
-        f"{len(found.states):,} ended otherwise.",
+        f"{len(found.states):,} ended in another state.",
     ]
     if found.other_keys:
         lines.append(

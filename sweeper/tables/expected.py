@@ -21,16 +21,16 @@ from sweeper.tables.published import AVERAGE, TOLERANCE, Figure
 HEAD = f"""# What to expect
 
 Written by `python -m sweeper.tables.expected docs/expected.md` from `sweeper/sweeps/published.csv`
-and `sweeper/sweeps/measured/`. Rates in percent, for attack and defense as our sweeps label them:
-as printed by the source, or as measured by this project (mean ± standard deviation over the seeds),
-with device, date and setting.
+and `sweeper/sweeps/measured/`. Each section is a sweep that ships. Its tables have the figures that
+the source published, then those that this project measured (mean ± standard deviation over the
+seeds) with device, date and setting. Rates are in percent; attacks and defenses have the labels of
+our sweeps.
 
-Expect ours within {100 * TOLERANCE:g} points of a rate, or the spread of the seeds where
-that is more; `sweeper table SWEEP --compare` marks with ≠ what is not. Seconds depend on the device
-and have no tolerance: only their order between defenses is expected. A command runs one cell and
-what it needs, at the size of the paper; what that costs is not measured. An average has no cell of
-its own: it takes the whole sweep; one that we measured leaves out the victims that carry no
-backdoor.
+Expect your rates within {100 * TOLERANCE:g} points of these, or within the spread of the seeds
+where that is larger; `sweeper table SWEEP --compare` marks others with ≠. Seconds depend on the
+device, so expect only their order between defenses. The command of a section runs one cell and
+what it needs, at the size of the paper; how long that takes was not measured. To get an average,
+run the whole sweep. Our averages leave out the victims that carry no backdoor.
 """
 
 
@@ -42,7 +42,7 @@ def text() -> str:
         cells = [f for f in printed or ours if f.attack != AVERAGE]
         first = next((f for f in cells if f.defense != "none"), None)
         command = _command(name, first) if first else f"sweeper run {name} --data DIR"
-        swap = " (another cell: its labels in place of these)" if first else ""
+        swap = " (for another cell, put its labels in place of these)" if first else ""
         parts += [f"## {name}", f"{source.purpose(name)}.", f"One cell{swap}:", f"    {command}"]
         parts += _tables(printed)
         parts += ["Measured by this project:", *_tables(ours)] * bool(ours)

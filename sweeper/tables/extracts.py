@@ -24,7 +24,7 @@ MARKED = re.compile(
     r"(<!-- measured ([\w-]+): ([^>]+?) -->\n).*?(<!-- end measured -->)", re.DOTALL
 )
 
-UNTAKEN = f"it did not take: undefended ASR below {100 * fair.TOOK:g} %"
+UNTAKEN = f"the backdoor did not take (undefended ASR below {100 * fair.TOOK:g} %)"
 
 
 def table(sweep: str, defenses: Sequence[str]) -> str:
@@ -64,8 +64,9 @@ def table(sweep: str, defenses: Sequence[str]) -> str:
     heads = [f"{head('acc', score(rows))} / ASR", *heads]
     made = tabulate(lines, heads, tablefmt="pipe", colalign=places)
     said = [f"Sweep `{sweep}`, {_said(rows)}."]
-    said += [f"Without {attack} of seed {seed}: {UNTAKEN}." for attack, seed in without.to_numpy()]
-    said += [f"° {UNTAKEN}."] * bool(vain)
+    gone = [f"{attack} of seed {seed}" for attack, seed in without.to_numpy()]
+    said += [f"Left out is {one}: {UNTAKEN}." for one in gone]
+    said += [f"°: {UNTAKEN}."] * bool(vain)
     return f"{made}\n\n{' '.join(said)}"
 
 

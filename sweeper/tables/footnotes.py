@@ -44,7 +44,7 @@ def footnotes(table: Table, style: Style) -> list[str]:
     told = STATES if table.ours else {"missing": "nothing published"}
     signs = [(state, text) for state, text in told.items() if state in states]
     if any(entry.outside for entry in entries):
-        signs.append(("outside", "off by more than 2 points and the seeds' spread"))
+        signs.append(("outside", "off by more than 2 points and by more than the seeds' spread"))
     if any(entry.partial for entry in entries):
         signs.append(("partial", "without the seeds that are not run yet or did not end well"))
     if any(entry.untaken for entry in entries):
@@ -77,7 +77,9 @@ def warnings(table: Table) -> list[str]:
 
 def _untaken(table: Table, entries: list[Entry]) -> str:
     """Return what follows from a victim that did not take, and how some of the seeds are told."""
-    text = "" if table.counted else "; never bold, in no average (one marked ° leaves some out)"
+    text = (
+        "" if table.counted else "; never bold, in no average (an average marked ° leaves some out)"
+    )
     some = next((e for e in entries if 0 < e.untaken < e.n), None)
     if some and len(table.seeds) > 1:
         text += f"; ({some.n}, {some.untaken}°): {some.untaken} of {some.n} seeds"

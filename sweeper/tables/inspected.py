@@ -141,7 +141,7 @@ def _tiles(facts: Facts) -> str:
     evidence = facts["evidence"]
     tiles = {"ACC": _percent(facts["accuracy"]["acc"])}
     tiles["Neural Cleanse, index"] = _number(evidence[TRIGGERS]["number"])
-    tiles["as ratios, index"] = _number(evidence["ratios"]["number"])
+    tiles["norms as ratios, index"] = _number(evidence["ratios"]["number"])
     tiles["SODA, index"] = _number(evidence["soda"]["number"])
     tiles["clean images used"] = f"{facts['data']['clean']:,}"
     return "".join(f"<div><dt>{t}</dt><dd>{html.escape(v)}</dd></div>" for t, v in tiles.items())
@@ -175,7 +175,8 @@ def _triggers(facts: Facts, pictures: Pictures) -> str:
             f"<figcaption><b>class {html.escape(name)}</b>"
             f'<span class="bar"><i style="width:{100 * entry["norm"] / most:.1f}%"></i></span>'
             f"norm {entry['norm']:.1f}, index {entry['index']:.1f}{side}<br>"
-            f"works on {_percent(entry['success'])} of the others' images</figcaption></figure>"
+            f"works on {_percent(entry['success'])} of the other classes' images"
+            "</figcaption></figure>"
         )
     left = len(facts["data"]["classes"]) - len(cards)
     more = f"<p class='note'>{left} more classes are in the JSON.</p>" if left else ""
@@ -192,7 +193,7 @@ def _channels(facts: Facts, name: str) -> str:
     top: dict[str, list[str]] = {}
     for row in details["top"]:
         top.setdefault(row["layer"], []).append(f"{row['channel']} ({row['deviations']:.1f})")
-    caption = "Layers with channels beyond the threshold; of the farthest the number (deviations)"
+    caption = "Layers with channels beyond the threshold; the farthest channels (deviations)"
     rows = [
         (
             row["layer"],
@@ -211,7 +212,7 @@ def _noise(facts: Facts) -> str:
         for row in found["details"]["rows"]
     ]
     chance = _percent(found["details"]["by_chance"])
-    caption = f"The class most inputs are called; by chance it would have at most {chance}"
+    caption = f"The class most inputs are taken for; by chance its share is at most {chance}"
     return f"<p>{html.escape(_sentence(found['says']))}</p>" + _table(
         caption, ("shown", "class", "share"), rows
     )
@@ -230,7 +231,9 @@ def _repairs(facts: Facts) -> str:
             continue
         row = [cost["title"], _percent(cost["acc"]), f"{cost['seconds']:.0f}"]
         rows.append([*row, _percent(cost.get("success")), _number(cost["soda"])])
-    said = _table("Each repair on the same clean images, from the model as it is", heads, rows)
+    said = _table(
+        "Each repair starts from the given model, with the same clean images", heads, rows
+    )
     return said + (f"<ul>{_items(refused)}</ul>" if refused else "")
 
 

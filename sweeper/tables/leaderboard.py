@@ -19,7 +19,7 @@ _MEASURES = ("acc", "asr", "tpr", "fpr")
 """What the page of a method shows."""
 _SAID = {
     "partial": "some seeds did not end well",
-    "untaken": "the victim of a seed at least did not take",
+    "untaken": "in at least one seed the victim carries no backdoor",
 }
 _UNRANKED = {
     "reference": "the reference: no defense",
@@ -104,7 +104,7 @@ def _board(board: Board, heading: str, id_: str) -> Html:
     lines = [_line(board, standing, whole) for standing in board.standings]
     table = tag("table", tag("thead", top, below), tag("tbody", lines), class_="list board")
     some = (
-        "A mean (–) is missing where a setting has no value."
+        "A defense has no mean (–) where it has no value in some setting."
         if any(one.counted < whole for one in board.standings)
         else ""
     )
@@ -140,10 +140,10 @@ def _ranked(board: Board) -> str:
     )
     if board.ranks.left_out:
         out = ", ".join(board.ranks.left_out)
-        text += f" Left out, with a value in fewer than half of the settings: {out}."
+        text += f" Left out, as they have a value in fewer than half of the settings: {out}."
     if board.ranks.guessing:
         last = ", ".join(board.ranks.guessing)
-        text += f" Last in a setting where it lost too much ACC: {last}."
+        text += f" Lost too much ACC in some setting, and so last there: {last}."
     return text
 
 

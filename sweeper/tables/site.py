@@ -275,13 +275,15 @@ def _about(sweeps: Sequence[Shown]) -> list[Child]:
             "images that are labelled right, ASR the share of triggered images that get the label "
             "the attacker wants. A good defense leaves a high ACC and a low ASR.",
             f"Numbers are means over seeds. {units()}",
-            f"A rank is an average over all settings in which every ranked defense has a value: "
-            f"one attack, poison rate and target each. A defense that lost more ACC than its sweep "
-            f"allows is last there. A victim does not count where {fair.UNTAKEN}.",
-            "Rows of several sweeps stand on one leaderboard only where equal names mean equal "
-            "options, data, training and rules; else each has one of its own.",
-            "The same command on the same sweep file gives the same numbers: a key of each row is "
-            f"the hash of all that makes them. {SUMS} has the checksum of each file of this site.",
+            "A setting is one attack, poison rate and target. Defenses are ranked in each setting, "
+            "and a rank is the average over all settings in which every ranked defense has a "
+            "value. A defense that lost more ACC than its sweep allows is last in that setting. A "
+            f"victim does not count where {fair.UNTAKEN}.",
+            "Several sweeps share a leaderboard only where equal names mean equal options, data, "
+            "training and rules. Otherwise each sweep has a leaderboard of its own.",
+            "The same command on the same sweep file gives the same numbers: each row has a key, "
+            "the hash of all that its numbers depend on. "
+            f"{SUMS} has the checksum of each file of this site.",
         )
     ]
     return [*body, *(_origin(sweep) for sweep in sweeps)]

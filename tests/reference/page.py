@@ -72,15 +72,17 @@ RELEASES = {
 
 HEAD = f"""# Beside the authors' code
 
-Written by `{COMMAND}`. The authors' own code was given small inputs, and
-`tests/reference/` gives ours the same inputs, weights and draws. A line is a golden file of
-`tests/reference/golden/`, which holds the inputs and the figures that came out, and no code.
+Written by `{COMMAND}`. The authors' own code was given small inputs once, and what it
+returned was kept in *golden files*. `tests/reference/` gives our code the same inputs, weights and
+random draws. Each line below is one golden file of `tests/reference/golden/`, which holds the
+inputs and the figures that came out, and no code.
 
-Differences are the largest of all values, measured on the machine that wrote this page: of pixels
-in levels of 0..255 with the share that differs, of floats absolute unless it says relative. 0 is
-equality of every value. Every commit is tested against a tolerance a little above these, so an edit
-that moves a result fails. `Largest` leaves out what differs on purpose. What was compared in each
-file, and which functions of the release were run, [stands below](#what-was-compared).
+A difference is the largest over all values, measured on the machine that wrote this page. For
+pixels it is in levels of 0..255, with the share of pixels that differ; for floats it is absolute,
+unless the line says relative. 0 means that every value is equal. Every commit is tested against a
+tolerance a little above these differences, so an edit that moves a result fails. `Largest` leaves
+out what differs on purpose. What was compared in each file, and which functions of the release
+were run, [stands below](#what-was-compared).
 """
 
 COLUMNS = ("Golden file", "Release", "Largest", "Differs on purpose")

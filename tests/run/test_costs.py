@@ -306,10 +306,12 @@ def test_what_people_read_of_an_estimate() -> None:
     assert said() == [
         "cost: about 30 min, 4 cells at once; 2 h 00 min of core time, 0.5 GPU-hours on GPU X"
     ]
-    assert said(cells_rough=10)[1:] == ["      only rough for 10 of 40 cells, never measured"]
+    assert said(cells_rough=10)[1:] == [
+        "      only roughly known for 10 of 40 cells: none like them was measured"
+    ]
     rough = said(cells_measured=0, cells_rough=9, cells_unknown=2000)
     assert rough[0].startswith("cost, a rough estimate: at least 30 min")
-    assert rough[1:] == ["      2,000 of 2,009 cells are of unknown cost, which comes on top"]
+    assert rough[1:] == ["      the cost of 2,000 of 2,009 cells is unknown and comes on top"]
     small = said(wall_seconds=0.0, core_hours=0.0, gpu_hours=0.0)
     assert small == [
         "cost: less than 0.1 s, 4 cells at once; less than 0.1 s of core time on GPU X"

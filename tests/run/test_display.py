@@ -120,7 +120,7 @@ def test_blocked_and_reused_cells_are_said_to_be() -> None:
     show.end(show.start(), reused=True)
     show.end(show.start(), "blocked", seconds=None, error="train cell x failed: no memory")
     one, two = show.said()
-    assert one.endswith("1.2 s  (had)")
+    assert one.endswith("1.2 s  (from the store)")
     assert "blocked" in two and two.endswith(": train cell x failed: no memory")
 
 
@@ -185,7 +185,7 @@ def test_cells_of_another_process_are_named_as_they_come_and_their_time_begins_w
     progress = Relayed(cells[0])
     show.display.started(cells[0], progress)
     clock.now += 20
-    assert show.seen()[6:] == ["  train badnets 5% seed 0 · its process starts"]
+    assert show.seen()[6:] == ["  train badnets 5% seed 0 · starting a process"]
     progress.begin()
     clock.now += 30
     progress.hear(cells[0], "epoch 7/15", 0, [])
@@ -220,7 +220,7 @@ def test_what_is_finished_shows_means_failures_and_what_was_there() -> None:
     )
     assert lines[5] == "50/50 cells, 5 failed, 0 s"
     had = Show(job(done=True)).seen()
-    assert re.split(r"\s{2,}", had[2]) == ["badnets", "had", "had", "had", "had"]
+    assert re.split(r"\s{2,}", had[2]) == ["badnets", "stored", "stored", "stored", "stored"]
 
 
 def test_a_narrow_terminal_shows_the_matrix_in_short() -> None:
@@ -277,7 +277,7 @@ def test_the_time_left_counts_what_each_kind_costs() -> None:
         (0, "about 40 s left"),
         (15, "about 25 s left"),
         (38, "about 2 s left"),  # its 2 s, which outlast half of that and of nothing
-        (60, "longer than its like took"),
+        (60, "longer than such cells took"),
     ],
 )
 def test_the_time_left_counts_what_runs_now(
@@ -347,7 +347,7 @@ def test_a_cause_is_told_once_on_a_terminal_and_counted() -> None:
     said = "\n".join(show.said())
     assert said.count("broken on purpose") == 3, "train, defend, and the end"
     assert said.count("another") == 1
-    assert "1 more defend cells failed likewise: ValueError: broken on purpose" in said
+    assert "1 more defend cells failed in the same way: ValueError: broken on purpose" in said
     plain = Show(job(), terminal=False)
     with plain.display.shown():
         for _ in range(3):
@@ -406,4 +406,4 @@ def test_an_interrupted_sweep_leaves_the_terminal_and_its_causes() -> None:
             show.end(show.start(), "failed", error=FAILURE)
         raise KeyboardInterrupt
     assert not show.display.live.is_started
-    assert "1 more defend cells failed likewise" in "\n".join(show.said())
+    assert "1 more defend cells failed in the same way" in "\n".join(show.said())

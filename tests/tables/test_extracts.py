@@ -79,8 +79,8 @@ def test_a_victim_that_did_not_take_is_left_out_where_another_did() -> None:
     cells, said = table(rows, "none")
     assert cells[0] == ["ACC / ASR", "badnets", "blend°"]
     assert cells[1] == ["none", "80.0 / 10.0 (n = 1)", "70.0 ± 0.0 / 25.0 ± 7.1"]
-    reason = "it did not take: undefended ASR below 50 %."
-    assert said.endswith(f"01. Without badnets of seed 1: {reason} ° {reason}")
+    reason = "the backdoor did not take (undefended ASR below 50 %)."
+    assert said.endswith(f"01. Left out is badnets of seed 1: {reason} °: {reason}")
 
 
 def test_the_head_says_what_acc_measures() -> None:

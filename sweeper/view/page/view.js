@@ -64,8 +64,8 @@ const tiles = (...pairs) => make("dl", {class: "tiles"}, ...pairs.map(([name, va
 
 function sweeps(data) {
   title("Sweeps", `store ${data.store}`);
-  if (!data.sweeps.length) return [make("p", {}, "This store has no sweep yet. One that is run " +
-    "with it appears here.")];
+  if (!data.sweeps.length) return [make("p", {}, "This store has no sweep yet. A sweep appears " +
+    "here when it is run with this store.")];
   return [scroll("All sweeps", make("table", {class: "list"},
     make("thead", {}, make("tr", {}, head("Sweep"), head("Progress"), head("Done"), head("Failed"),
       head("Left"), head("Last change", {class: "text optional"}),
@@ -169,10 +169,10 @@ function matrix(sweep, data, all) {
   }
   return make("section", {"aria-labelledby": "matrix-title"},
     make("h2", {id: "matrix-title"}, "Attacks against defenses"),
-    make("p", {class: "note"}, "Large: ASR, the share of triggered images that reach the attack's " +
-      `target, in percent; below it ${data.heads.acc}, in percent, and how many of the seeds have ` +
-      "ended where some have not. The redder, the higher the ASR; dashed: a seed failed; framed: at " +
-      "work. A cell opens its record."),
+    make("p", {class: "note"}, "The large number is ASR, the share of triggered images that reach " +
+      `the attack's target, in percent. Below it is ${data.heads.acc}, in percent, and how many ` +
+      "seeds have ended, if not all have. Red means a high ASR, a dashed border that a seed " +
+      "failed, a frame that a cell is at work. Click a cell for its record."),
     scroll("Matrix", make("table", {class: "matrix"},
       make("thead", {}, make("tr", {}, head("attack"), ...defenses.map((name) =>
         make("th", {scope: "col", title: name}, make("span", {}, label("defense", name)))))),
@@ -204,7 +204,7 @@ function sweepPage(data, again) {
         make("li", {}, words)), working.length > AT_WORK
         ? make("li", {}, `and ${working.length - AT_WORK} more`) : null)) : null,
     choices(all, again),
-    all.length ? matrix(data.sweep, data, all) : make("p", {}, "Its matrix is not planned yet."),
+    all.length ? matrix(data.sweep, data, all) : make("p", {}, "Its cells are not planned yet."),
     data.failures.length ? make("section", {"aria-labelledby": "failures-title"},
       make("h2", {id: "failures-title"}, "Victims that failed"),
       make("ul", {}, ...data.failures.map((one) => make("li", {}, make("a",
@@ -231,7 +231,7 @@ const RATES = /^(acc|asr|ra|leak|cross_acc|tpr|fpr|precision|auroc|f1|der)(_|$)/
 function record(data) {
   const {attack = "?", defense} = data.axes;
   title({defend: `${attack} against ${defense}`, train: `Victim of ${attack}`,
-    prepare: `Trigger of ${attack}`}[data.kind] ?? `What defenses share against ${attack}`, null, make("a", {href: "/"}, "All sweeps"), " / ",
+    prepare: `Trigger of ${attack}`}[data.kind] ?? `Work that defenses share against ${attack}`, null, make("a", {href: "/"}, "All sweeps"), " / ",
     make("a", {href: path("sweep", data.sweep)}, data.sweep));
   const left = {...data.facts};
   const take = (test) => Object.keys(left).filter(test).map((name) => {
@@ -253,8 +253,8 @@ function record(data) {
   const log = make("section", {}, make("h2", {}, "Log"), data.log
     ? make("pre", {class: "log", tabindex: 0, "aria-label": "Log"}, data.log)
     : make("p", {class: "note"}, ["running", "waiting"].includes(data.state)
-      ? "What it prints is kept when it has ended." : "It printed nothing, or an older version "
-      + "ran it, which kept nothing."));
+      ? "What the cell prints appears here when it has ended." : "The cell printed nothing, or an "
+      + "older version of the sweeper ran it and kept no log."));
   return [
     make("p", {}, "State: ", state, data.facts.victim ? " · " : null, data.facts.victim ? make("a",
       {href: path("sweep", data.sweep, data.facts.victim)}, "its victim") : null),
@@ -275,7 +275,7 @@ function record(data) {
         make("td", {}, percent(found.get(name))))))))) : null,
     facts("Time", times, " short"),
     bad ? null : log,
-    facts("All else", [["key", data.key], ...rest]),
+    facts("Everything else", [["key", data.key], ...rest]),
   ];
 }
 
