@@ -49,8 +49,8 @@ class Family(ABC):
         """The hash of the file of weights, which stands in the key in place of its path."""
         if not self.weights:
             return {}
-        with Path(self.weights).expanduser().open("rb") as file:
-            return {"weights": hashlib.file_digest(file, "sha256").hexdigest()}
+        content = Path(self.weights).expanduser().read_bytes()
+        return {"weights": hashlib.sha256(content).hexdigest()}
 
     @abstractmethod
     def build(self, classes: int, shape: Shape) -> tuple[nn.Module, nn.Module]:
