@@ -6,7 +6,7 @@ import base64
 import hashlib
 import html
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib import resources
 from typing import TypeAlias
 
@@ -85,10 +85,20 @@ def _coded(text: str) -> Html:
     return joined(tag("code", part) if place % 2 else part for place, part in enumerate(parts))
 
 
-def part(name: str) -> Html:
+def asset(name: str) -> Html:
     """Return a file of `page/`, which is ours and needs no escape."""
     text = (resources.files("sweeper.tables") / "page" / name).read_text(encoding="utf-8")
     return Html(text.strip())
+
+
+def filled(name: str, parts: Mapping[str, str]) -> str:
+    """Return a file of `page/` with a part in place of each `{{name}}`, which stands as it is."""
+    return re.sub(r"\{\{(\w+)\}\}", lambda hole: parts[hole[1]], asset(name))
+
+
+def digest(text: str) -> str:
+    """Return what allows a script or style of this text in a content security policy."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
 def document(title: str, *body: Child, style: Html, script: Html | None = None) -> str:
@@ -100,9 +110,9 @@ def document(title: str, *body: Child, style: Html, script: Html | None = None) 
         style: Its style sheet.
         script: Its script; None: none may run.
     """
-    scripts = f"script-src {_digest(script)}; " if script else ""
+    scripts = f"script-src {digest(script)}; " if script else ""
     policy = (
-        f"default-src 'none'; {scripts}style-src {_digest(style)}; base-uri 'none'; "
+        f"default-src 'none'; {scripts}style-src {digest(style)}; base-uri 'none'; "
         "form-action 'none'"
     )
     head = tag(
@@ -115,7 +125,3 @@ def document(title: str, *body: Child, style: Html, script: Html | None = None) 
     )
     run = tag("script", script) if script else None
     return f"<!DOCTYPE html>\n{tag('html', head, tag('body', body, run), lang='en')}\n"
-
-
-def _digest(text: str) -> str:
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"

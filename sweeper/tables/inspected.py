@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import base64
 import html
-import re
 from collections.abc import Iterable, Iterator, Mapping
-from importlib import resources
 from typing import Any
+
+from sweeper.tables.elements import asset, filled
 
 Facts = Mapping[str, Any]
 Pictures = Mapping[int, tuple[bytes, bytes]]
@@ -39,7 +39,7 @@ def page(facts: Facts, pictures: Pictures) -> str:
     """The page; the same facts and pictures give the same."""
     parts = {
         "policy": POLICY,
-        "style": f"{_part('report.css')}\n{_part('inspected.css')}",
+        "style": f"{asset('report.css')}\n{asset('inspected.css')}",
         "title": html.escape(facts["model"]["label"]),
         "verdict": _verdict(facts),
         "tiles": _tiles(facts),
@@ -51,11 +51,7 @@ def page(facts: Facts, pictures: Pictures) -> str:
         "repairs": _repairs(facts),
         "about": _about(facts),
     }
-    return re.sub(r"\{\{(\w+)\}\}", lambda hole: parts[hole[1]], _part("inspected.html"))
-
-
-def _part(name: str) -> str:
-    return (resources.files("sweeper.tables") / "page" / name).read_text(encoding="utf-8").strip()
+    return filled("inspected.html", parts)
 
 
 # Words

@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import base64
 import functools
-import hashlib
 import html
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timezone
-from importlib import resources
 from typing import Any
 
 import numpy as np
@@ -26,6 +24,7 @@ from sweeper.core.rows import METRICS
 from sweeper.core.text import without_homes
 from sweeper.plan.view import MAX_ACC_LOSS
 from sweeper.tables import conditions, fair, glossary, tables, titles
+from sweeper.tables.elements import asset, digest, filled
 from sweeper.tables.layout import STATES, head, threat
 from sweeper.tables.points import MEASURES, PLACE, WHOLE, costs, points, ranks
 from sweeper.tables.render import SIGNS
@@ -107,9 +106,9 @@ def build(
 def _page(sweep: str, facts: Mapping[str, Any]) -> str:
     """Return the page that holds these facts."""
     parts = {"library": _library(), "script": _script()}
-    parts |= {"policy": _policy(parts.values()), "style": _part("report.css")}
+    parts |= {"policy": _policy(parts.values()), "style": asset("report.css")}
     parts |= {"title": html.escape(sweep), "data": _json(facts)}
-    return re.sub(r"\{\{(\w+)\}\}", lambda hole: parts[hole[1]], _part("report.html"))
+    return filled("report.html", parts)
 
 
 def _image(png: bytes) -> str:
@@ -153,11 +152,7 @@ def _states(rows: pd.DataFrame, max_acc_loss: float) -> dict[str, dict[str, str]
 
 def _script() -> str:
     """Return the page's own script, its names hidden from the library's."""
-    return "\n".join(['"use strict";', "(() => {", *map(_part, SCRIPTS), "})();"])
-
-
-def _part(name: str) -> str:
-    return (resources.files("sweeper.tables") / "page" / name).read_text(encoding="utf-8").strip()
+    return "\n".join(['"use strict";', "(() => {", *map(asset, SCRIPTS), "})();"])
 
 
 @functools.lru_cache(maxsize=1)
@@ -170,8 +165,7 @@ def _library() -> str:
 
 def _policy(scripts: Iterable[str]) -> str:
     """Return a content security policy that allows these scripts, and nothing from elsewhere."""
-    digests = [base64.b64encode(hashlib.sha256(s.encode()).digest()).decode() for s in scripts]
-    allowed = " ".join(f"'sha256-{digest}'" for digest in digests)
+    allowed = " ".join(map(digest, scripts))
     return f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data:"
 
 

@@ -24,7 +24,7 @@ from sweeper.core.rows import AXES
 from sweeper.core.text import without_homes
 from sweeper.tables import conditions, fair, leaderboard, report, tables
 from sweeper.tables.boards import Shown, boards
-from sweeper.tables.elements import Child, Html, document, grid, joined, part, prose, tag
+from sweeper.tables.elements import Child, Html, asset, document, grid, joined, prose, tag
 from sweeper.tables.leaderboard import called, method_page, method_path, units
 from sweeper.tables.render import fragment
 from sweeper.tables.results import by_task
@@ -131,7 +131,7 @@ def _files(
     yield "about.html", _page(title, "How these numbers were made", _about(sweeps), up="")
     say("leaderboards")
     body = [*leaderboard.body(boards(sweeps)), _listed(sweeps, found)]
-    yield "index.html", _page(title, title, body, up="", script=part("site.js"))
+    yield "index.html", _page(title, title, body, up="", script=asset("site.js"))
 
 
 def methods(sweeps: Iterable[Shown]) -> list[tuple[str, str]]:
@@ -164,7 +164,7 @@ def _page(
             ),
         ),
         tag("main", *body, id="main", tabindex=-1),
-        style=Html(f"{part('report.css')}\n{part('site.css')}"),
+        style=Html(f"{asset('report.css')}\n{asset('site.css')}"),
         script=script,
     )
 
