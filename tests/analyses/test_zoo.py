@@ -18,8 +18,8 @@ import sweeper
 from sweeper.analyses import zoo as zoos
 from sweeper.analyses import zoofiles
 from tests.analyses.test_exchange import MEASURED, VALUES
-from tests.cli.test_cli import Said, call
 from tests.support import sweeps
+from tests.support.commands import Said, call
 
 Capture = pytest.CaptureFixture[str]
 TWO = {**VALUES, "attacks": ["badnets", "none"]}

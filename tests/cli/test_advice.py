@@ -20,9 +20,9 @@ from sweeper.run import fresh as renewed
 from sweeper.store import claim
 from sweeper.store.artifacts import Store
 from sweeper.store.ledger import Ledger
-from tests.cli.test_cli import SWEEP, Said, call
 from tests.house.test_structure import modules, tree
 from tests.support import sweeps
+from tests.support.commands import SWEEP, Said, call
 
 Capture = pytest.CaptureFixture[str]
 HINT = re.compile(r"`(sweeper [^`]*)`")

@@ -14,7 +14,7 @@ from sweeper.plan import spec
 from sweeper.plan.sweep import Sweep
 from sweeper.run import checkup
 from sweeper.run.checkup import OK, PROBLEM, WARNING, Finding
-from tests.cli.test_cli import call
+from tests.support.commands import call
 from tests.support.places import ROOT
 
 Capture = pytest.CaptureFixture[str]

@@ -16,8 +16,8 @@ from sweeper.cli.describe import KEYS
 from sweeper.core import catalog, options
 from sweeper.engine import recipes
 from sweeper.plan import spec
-from tests.cli.test_cli import call
 from tests.support import sweeps
+from tests.support.commands import call
 
 Capture = pytest.CaptureFixture[str]
 

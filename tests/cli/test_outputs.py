@@ -15,7 +15,7 @@ import torch
 
 from sweeper.core import outputs
 from sweeper.core.errors import SweepError
-from tests.cli.test_cli import SWEEP, Said, call
+from tests.support.commands import SWEEP, Said, call
 from tests.support.places import ROOT
 
 DIGITS = "{dataset: digits, train_size: 300, test_size: 100}"

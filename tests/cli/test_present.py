@@ -19,7 +19,7 @@ import sweeper
 from sweeper.plan import known
 from sweeper.store.ledger import Ledger
 from sweeper.tables import diff as differences
-from tests.cli.test_cli import Said, call
+from tests.support.commands import Said, call
 from tests.support.places import ROOT
 
 Capture = pytest.CaptureFixture[str]

@@ -18,8 +18,8 @@ from sweeper.plan.sweep import Shape
 from sweeper.run import driver, rays, start
 from sweeper.run.job import Job
 from sweeper.run.material import Material
-from tests.cli.test_cli import call
 from tests.support import sweeps
+from tests.support.commands import call
 
 ONE: dict[str, Any] = {
     **sweeps.SMALL, "attacks": ["badnets"], "poison_rates": [0.1], "seeds": 1,

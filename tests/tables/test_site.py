@@ -20,8 +20,8 @@ from sweeper.cli import app
 from sweeper.core import rows
 from sweeper.plan.view import View
 from sweeper.tables import boards, points, report, results
-from tests.cli.test_cli import Said, call
 from tests.support import invented
+from tests.support.commands import Said, call
 from tests.tables.test_report import Parts, browser
 
 __all__ = ["browser"]

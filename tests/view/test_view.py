@@ -26,8 +26,8 @@ from sweeper.view import facts as told
 from sweeper.view.facts import Facts
 from sweeper.view.server import Server
 from tests.cli.test_advice import FILE, HINT
-from tests.cli.test_cli import SWEEP, call
 from tests.support import invented
+from tests.support.commands import SWEEP, call
 from tests.support.places import ROOT
 
 HOSTILE = '<img src=x onerror="window.hurt=1">'
