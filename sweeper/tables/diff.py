@@ -41,7 +41,7 @@ class Diff:
     """One line a number: the axes but the seed, metric, before, after, difference (fractions, means
     over the seeds in both), seeds, verdict (of `VERDICTS`); the largest difference first."""
     states: pd.DataFrame
-    """The cells that ended otherwise: all axes, before, after."""
+    """The cells that ended with another status: all axes, before, after."""
     cells: int
     """Cells in both."""
     other_keys: int
@@ -55,7 +55,7 @@ class Diff:
 
     @property
     def moved(self) -> bool:
-        """Whether a number moved beyond the noise, or a cell ended otherwise."""
+        """Whether a number moved beyond the noise, or a cell ended with another status."""
         return bool(self.numbers["verdict"].eq("beyond").any()) or not self.states.empty
 
 
@@ -187,7 +187,7 @@ def text(found: Diff, names: tuple[str, str]) -> str:
             for *values, before, after in found.states.head(MOST).itertuples(index=False)
         ]
         heads = [*map(layout.name, AXES), *names]
-        lines += ["", "Ended otherwise:", "", tabulate(states, heads, disable_numparse=True)]
+        lines += ["", "Cells that ended with another status:", "", tabulate(states, heads, disable_numparse=True)]
     return "\n".join(lines)
 
 

@@ -271,9 +271,10 @@ def _about(sweeps: Sequence[Shown]) -> list[Child]:
         tag("p", text)
         for text in (
             "A victim is a model that an attack has poisoned. Each defense is run on it, and both "
-            "are measured on test images that no defense has seen: ACC is the share of clean "
-            "images that are labelled right, ASR the share of triggered images that get the label "
-            "the attacker wants. A good defense leaves a high ACC and a low ASR.",
+            "are measured on test samples that no defense has seen: ACC is the share of clean "
+            "samples that are labelled right (mAP of object detection, BLEU of language "
+            "generation), ASR the share of triggered samples that get what the attacker wants. "
+            "A good defense leaves a high ACC and a low ASR.",
             f"Numbers are means over seeds. {units()}",
             "A setting is one attack, poison rate and target. Defenses are ranked in each setting, "
             "and a rank is the average over all settings in which every ranked defense has a "
