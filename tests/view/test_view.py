@@ -419,6 +419,33 @@ def test_a_page_fills_while_rows_appear(browser: Any, server: Server, store: Sto
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("targets", [[3], [0, 3]])
+def test_an_attack_without_a_target_stands_beside_every_target(
+    browser: Any, server: Server, store: Store, targets: list[int]
+) -> None:
+    """`none` and all-to-all have target 0, whatever targets the sweep has."""
+    aimed = [("badnets", target) for target in targets]
+    attacks = [("none", 0), ("a2a", 0), *aimed]
+    cells = {
+        key(number): {**axes(0), "attack": attack, "target": target}
+        for number, (attack, target) in enumerate(attacks, start=200)
+    }
+    order = {"attack": ["none", "a2a", "badnets"], "defense": ["none"]}
+    store.save_plan("two", {"order": order, "cells": cells, "above": {}})
+    view = browser.new_context().new_page()
+    view.goto(server.link("two"))
+    heads = "all => all.map(one => one.innerText)"
+    for target in targets:
+        view.wait_for_selector(".matrix")
+        if len(targets) > 1:
+            view.select_option("[name=target]", label=str(target))
+        else:
+            assert view.query_selector("[name=target]") is None, "there is nothing to choose"
+        shown = view.eval_on_selector_all(".matrix tbody th", heads)
+        assert shown == ["No attack", "a2a", "BadNets"], target
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
 def test_nothing_keeps_anyone_out(

@@ -90,10 +90,18 @@ function cells(data) {
     [name, data.columns[name][i]])));
 }
 
+// An attack without a target of its own (`none`, all-to-all) has target 0 in all of its cells.
+function targetless(all) {
+  const aimed = new Set(all.filter((cell) => cell.target !== 0).map((cell) => cell.attack));
+  return aimed.size ? unique(all.map((cell) => cell.attack)).filter((name) => !aimed.has(name)) : [];
+}
+
 function choices(all, again) {
   const form = make("form", {class: "choices", "aria-label": "Which cells are shown"});
+  const free = targetless(all);
   for (const axis of AXES) {
-    const values = unique(all.map((cell) => cell[axis]));
+    const values = unique((axis === "target" ? all.filter((cell) => !free.includes(cell.attack))
+      : all).map((cell) => cell[axis]));
     // Rate 0 is the attack `none`, budget 0 a defense without clean images: beside every other.
     const real = values.filter((value) => value !== 0 || axis === "target" || values.length === 1);
     real.sort((a, b) => typeof a === "number" && typeof b === "number" ? a - b : 0);
@@ -116,8 +124,8 @@ function highest(all) {
     rates.set(attack, Math.max(rate, rates.get(attack) ?? 0));
   return rates;
 }
-const here = (cell, rates) => AXES.every((axis) => cell[axis] === chosen[axis]
-  || (cell[axis] === 0 && axis !== "target")
+const here = (cell, rates, free) => AXES.every((axis) => cell[axis] === chosen[axis]
+  || (cell[axis] === 0 && (axis !== "target" || free.includes(cell.attack)))
   || (chosen[axis] === HIGHEST && cell[axis] === rates.get(cell.attack)));
 const mean = (values) => values.length
   ? values.reduce((sum, value) => sum + value, 0) / values.length : null;
@@ -151,8 +159,8 @@ function square(sweep, data, attack, defense, group) {
 }
 
 function matrix(sweep, data, all) {
-  const rates = highest(all);
-  const shown = all.filter((cell) => here(cell, rates));
+  const [rates, free] = [highest(all), targetless(all)];
+  const shown = all.filter((cell) => here(cell, rates, free));
   const label = (kind, name) => data.titles[kind]?.[name] ?? String(name);
   const row = (attack) => label("attack", attack) + (chosen.poison_rate === HIGHEST
     && rates.get(attack) ? ` ${share(rates.get(attack))}` : "");
