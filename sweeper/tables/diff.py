@@ -187,7 +187,12 @@ def text(found: Diff, names: tuple[str, str]) -> str:
             for *values, before, after in found.states.head(MOST).itertuples(index=False)
         ]
         heads = [*map(layout.name, AXES), *names]
-        lines += ["", "Cells that ended with another status:", "", tabulate(states, heads, disable_numparse=True)]
+        lines += [
+            "",
+            "Cells that ended with another status:",
+            "",
+            tabulate(states, heads, disable_numparse=True),
+        ]
     return "\n".join(lines)
 
 
