@@ -216,7 +216,7 @@ def diff(
 
     It compares two stores, two sweeps, or a sweep with the same sweep in a store. Cells are paired
     by key, else by their labels. The exit code is 1 where a number moved beyond the noise or a cell
-    ended in another state, else 0.
+    ended with another status, else 0.
 
     Example: sweeper diff sweeps-store s3://bucket/sweeps
     """

@@ -167,15 +167,17 @@ def text(found: Diff, names: tuple[str, str]) -> str:
     lines = [
         f"{len(found.numbers):,} numbers of {found.cells:,} cells in both: {', '.join(parts)}.",
         f"{found.only_before:,} cells only in {names[0]}, {found.only_after:,} only in {names[1]}, "
-        f"{len(found.states):,} ended in another state.",
+        f"{len(found.states):,} ended with another status.",
     ]
     if found.other_keys:
         lines.append(
             f"{found.other_keys:,} cells have another key: their options, recipe, data or version "
             "differ."
         )
-    told = "; ".join(found.conditions)
-    lines.append(f"Measured with another {told}." if told else "No other conditions are recorded.")
+    if found.conditions:
+        lines.append(f"Measured with another {'; '.join(found.conditions)}.")
+    elif found.cells:
+        lines.append("Both were measured under the same conditions, as far as the rows say.")
     moved = found.numbers[found.numbers["verdict"] == "beyond"]
     if len(moved):
         lines += ["", "Beyond the noise, rates in percent:", "", _table(moved, names)]

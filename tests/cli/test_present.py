@@ -248,7 +248,8 @@ def test_a_store_and_its_copy_are_the_same_to_the_last_bit(capsys: Capture, here
     said = call(capsys, "diff", "store", "copy")
     assert said.code == 0 and "of 4 cells in both" in said.out
     assert " 0 moved within the noise, 0 moved beyond it," in said.out
-    assert "0 cells only in store, 0 only in copy, 0 ended in another state." in said.out
+    assert "0 cells only in store, 0 only in copy, 0 ended with another status." in said.out
+    assert said.out.endswith("under the same conditions, as far as the rows say.\n")
 
 
 def test_two_files_are_compared_by_their_labels(capsys: Capture, here: Path) -> None:
