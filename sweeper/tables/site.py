@@ -296,7 +296,10 @@ def _origin(sweep: Shown) -> Html:
     started = rows["started_at"].dropna().str[:10]
     code = sorted({pair for text in rows["code"].dropna().unique() for pair in _hashes(text)})
     facts: dict[str, Child] = {
-        "rows": f"{len(rows):,} ({', '.join(_counts(rows['status']))})",
+        "rows": ", ".join(
+            f"{count:,} {str(status).replace('_', ' ')}"
+            for status, count in rows["status"].value_counts().items()
+        ),
         "run": f"{started.min()} to {started.max()}" if len(started) else "not recorded",
         "devices": "; ".join(_counts(rows["device"])) or "not recorded",
         "versions": "; ".join(re.sub(r'[{}"]', "", text) for text in _counts(rows["versions"])),
