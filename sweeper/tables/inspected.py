@@ -28,6 +28,7 @@ def lines(facts: Facts) -> Iterator[str]:
     yield f"ACC {_acc(acc)} on {acc['n']:,} test images\n"
     yield verdict["headline"]
     yield from (f"  {reason}" for reason in verdict["reasons"])
+    yield f"  {verdict['how_often']}"
     yield f"  {verdict['never_clean']}"
     if facts["repairs"]:
         yield "\nWhat a repair would cost:"
@@ -44,6 +45,7 @@ def page(facts: Facts, pictures: Pictures) -> str:
         "verdict": _verdict(facts),
         "tiles": _tiles(facts),
         "reasons": _items(facts["verdict"]["reasons"]),
+        "often": html.escape(facts["verdict"]["how_often"]),
         "never": html.escape(facts["verdict"]["never_clean"]),
         "triggers": _triggers(facts, pictures),
         "channels": "".join(_channels(facts, name) for name in CHANNELS),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from sweeper.data import splits
 from sweeper.tables import inspected
 from tests.analyses.test_exchange import said
 from tests.support import toys
+from tests.support.places import ROOT
 
 DIGITS = "{dataset: digits, train_size: 300, test_size: 100}"
 DATA = data.Dataset(
@@ -225,7 +227,17 @@ def test_a_checkpoint_is_inspected(
     assert "[6/6] repair bnp" in lines and "\r" not in lines and str(out) in lines
     facts = json.loads(out.with_suffix(".json").read_text())
     assert facts["data"]["clean"] == 50 and len(facts["repairs"]) == 2
-    assert "never_clean" in facts["verdict"] and "<h1>net.safetensors</h1>" in out.read_text()
+    assert "<h1>net.safetensors</h1>" in out.read_text()
+    for sentence in ("how_often", "never_clean"):
+        assert facts["verdict"][sentence] in text and facts["verdict"][sentence] in out.read_text()
+
+
+def test_how_often_the_rule_is_right_is_what_the_docs_measured() -> None:
+    text = (ROOT / "docs" / "inspect.md").read_text(encoding="utf-8")
+    (line,) = re.findall(r"^\| verdict .*$", text, re.MULTILINE)
+    hits, _, alarms = (tuple(map(int, of)) for of in re.findall(r"(\d+) of (\d+)", line))
+    assert hits == (verdict.HITS, verdict.BACKDOORED)
+    assert alarms == (verdict.ALARMS, verdict.CLEAN)
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ EVIDENCE = {
     "noise": "noise",
 }
 TOOK = 0.5
-"""ASR above which a backdoor is there at all."""
+"""Least ASR of a backdoored model; below it an attack left no backdoor, and no rate counts it."""
 Row = dict[str, Any]
 
 
@@ -76,6 +76,11 @@ def right(found: Row, named: list[int]) -> bool:
     return bool(named) if everything else truth["target"] in named
 
 
+def took(found: Row) -> bool:
+    """Whether an attack left a backdoor."""
+    return not found["truth"]["clean"] and found["truth"]["asr"] >= TOOK
+
+
 def line(found: Row) -> Row:
     """One row of the table of models."""
     truth = found["truth"]
@@ -90,7 +95,12 @@ def line(found: Row) -> Row:
 
     attacked = found["verdict"]["attacked"]
     target = "all" if truth["rule"] == "all2all" else truth["target"]
-    hit = right(found, attacked) if not truth["clean"] else not attacked
+    if truth["clean"]:
+        judged = "no" if attacked else "yes"
+    elif took(found):
+        judged = "yes" if right(found, attacked) else "no"
+    else:
+        judged = "no backdoor"
     return {
         "model": f"clean, seed {truth['seed']}" if truth["clean"] else truth["attack"],
         "target": "-" if truth["clean"] else target,
@@ -103,8 +113,7 @@ def line(found: Row) -> Row:
         "BNP": hint("bnp"),
         "noise": hint("noise"),
         "looks attacked": ", ".join(map(str, attacked)) or "-",
-        "right": "yes" if hit else "no",
-        "seconds": f"{found['seconds']:.0f}",
+        "right": judged,
     }
 
 
@@ -115,18 +124,18 @@ def rates(models: list[Row]) -> Iterator[Row]:
     }
     for name in EVIDENCE:
         named[name] = lambda found, name=name: found["evidence"][name]["named"]
-    backdoored = [found for found in models if not found["truth"]["clean"]]
-    taken = [found for found in backdoored if found["truth"]["asr"] >= TOOK]
+    backdoored = [found for found in models if took(found)]
     clean = [found for found in models if found["truth"]["clean"]]
     for name, of in named.items():
         yield {
             "by": EVIDENCE.get(name, name),
-            "alarm, backdoored": rate([bool(of(found)) for found in backdoored]),
-            "right class, backdoored": rate([right(found, of(found)) for found in backdoored]),
-            f"right class, ASR of {100 * TOOK:.0f} % or more": rate(
-                [right(found, of(found)) for found in taken]
+            "backdoored: a target class is named": rate(
+                [right(found, of(found)) for found in backdoored]
             ),
-            "false alarm, clean": rate([bool(of(found)) for found in clean]),
+            "backdoored: only other classes": rate(
+                [bool(of(found)) and not right(found, of(found)) for found in backdoored]
+            ),
+            "clean: an alarm": rate([bool(of(found)) for found in clean]),
         }
 
 
@@ -142,7 +151,8 @@ def written(out: Path) -> str:
     models = [json.loads(path.read_text(encoding="utf-8")) for path in files]
     models.sort(key=lambda f: (f["truth"]["clean"], f["truth"]["attack"], f["truth"]["seed"]))
     rows, shares = [line(found) for found in models], list(rates(models))
-    text = "\n\n".join(pd.DataFrame(part).to_markdown(index=False) for part in (shares, rows))
+    tables = [pd.DataFrame(part) for part in (shares, rows)]
+    text = "\n\n".join(t.to_markdown(index=False, disable_numparse=True) for t in tables)
     (out / "inspected.md").write_text(f"{text}\n", encoding="utf-8")
     whole = json.dumps({"rates": shares, "models": rows}, indent=1)
     (out / "inspected.json").write_text(f"{whole}\n", encoding="utf-8")

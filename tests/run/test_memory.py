@@ -35,8 +35,7 @@ def test_fifty_cells_in_one_process_leave_memory_flat(tmp_path: Path) -> None:
     path = sweeps.write(tmp_path, attacks=["badnets"], seeds=4, defenses=DEFENSES)
     job = sweeps.prepared(path, tmp_path / "store")
     walk, held = Walk(job.plan.cells, job.todo), []
-    while item := walk.next():
-        cell, _ = item
+    while cell := walk.next():
         result = cells.run(cell, walk.ancestors(cell.key), job.context)
         assert result["status"] == "ok", result["error"]
         walk.complete(cell.key, result["status"])

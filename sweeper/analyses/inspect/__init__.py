@@ -91,7 +91,11 @@ def inspect(
         "data": _data(suspect),
         "accuracy": acc,
         "evidence": {name: _plain(item) for name, item in found.items()},
-        "verdict": {**dataclasses.asdict(judged), "never_clean": verdict.NEVER_CLEAN},
+        "verdict": {
+            **dataclasses.asdict(judged),
+            "how_often": verdict.HOW_OFTEN,
+            "never_clean": verdict.NEVER_CLEAN,
+        },
         "repairs": costs,
         "watched": int(triggers.labels[watched]) if triggers is not None else None,
         "seconds": round(time.monotonic() - began, 1),

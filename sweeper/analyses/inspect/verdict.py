@@ -18,6 +18,12 @@ NEVER_CLEAN = (
     "No detector proves a model clean: triggers that are spread out, warped, or as large as the "
     "image, and backdoors made to evade these detectors, leave them silent."
 )
+HITS, BACKDOORED, ALARMS, CLEAN = 10, 21, 6, 20
+"""What docs/inspect.md measured of this rule, by `python -m tests.benchmarks.inspected`."""
+HOW_OFTEN = (
+    f"Tried on {BACKDOORED + CLEAN} small models, this rule named a target class of {HITS} of "
+    f"{BACKDOORED} backdoored ones, and raised an alarm in {ALARMS} of {CLEAN} clean ones."
+)
 
 
 @dataclass(frozen=True)
