@@ -123,8 +123,8 @@ def sentences(cost: Estimate, where: dict[str, Any] | None = None) -> list[str]:
     if not estimated:
         guess = advice.command("plan", where=where, calibrate=True)
         return [
-            f"cost: unknown, the store has no such victims from {cost.device or 'anywhere'}",
-            f"      {guess} trains for {calibrate.SECONDS:g} s to guess it",
+            f"cost: unknown, no such victims stored from {cost.device or 'anywhere'};",
+            f"      a guess after {calibrate.SECONDS:g} s of training: {guess}",
         ]
     held = f"{_short(3600 * cost.core_hours)} of core time"
     if cost.gpu_hours:

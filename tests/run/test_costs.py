@@ -317,7 +317,7 @@ def test_what_people_read_of_an_estimate() -> None:
         "cost: less than 0.1 s, 4 cells at once; less than 0.1 s of core time on GPU X"
     ]
     (first, second) = said(cells_measured=0, cells_unknown=7)
-    assert first == "cost: unknown, the store has no such victims from GPU X"
+    assert first == "cost: unknown, no such victims stored from GPU X;"
     assert "`sweep.plan(store='s', calibrate=True)`" in second
     assert said(cells_measured=0) == [], "nothing to run"
 
