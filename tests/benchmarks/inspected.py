@@ -140,9 +140,9 @@ def rates(models: list[Row]) -> Iterator[Row]:
 
 
 def rate(hits: list[bool]) -> str:
-    """A share with its interval: `12 of 20 (39 to 78 %)`."""
+    """A share with its interval: `12 of 20 (39-78 %)`."""
     low, high = wilson(sum(hits), len(hits))
-    return f"{sum(hits)} of {len(hits)} ({100 * low:.0f} to {100 * high:.0f} %)"
+    return f"{sum(hits)} of {len(hits)} ({100 * low:.0f}-{100 * high:.0f} %)"
 
 
 def written(out: Path) -> str:
