@@ -109,13 +109,8 @@ class Material:
     @functools.cached_property
     def dataset(self) -> data.Dataset:
         """The data set, checked to be the one the key was made from."""
-        dataset = opened(json.dumps(self.victim.local["dataset"]), self.context)
-        if dataset.digest != self.victim.params["data"]:
-            raise RuntimeError(
-                f"the data set {dataset.name} on this machine is not the one the sweep was planned "
-                "with (its content hash differs): give every machine the same files"
-            )
-        return dataset
+        entry = json.dumps(self.victim.local["dataset"])
+        return opened(entry, self.victim.params["data"], self.context)
 
     @property
     def task(self) -> Task:
@@ -354,13 +349,23 @@ def _queries(
     return ask
 
 
-def opened(entry: str, context: Context) -> data.Dataset:
-    """The data set an entry (JSON) of a cell names, as this machine has it."""
-    return _dataset(entry, context.data, context.cache)
+def opened(entry: str, digest: str, context: Context) -> data.Dataset:
+    """The data set an entry (JSON) of a cell names, with the content the sweep was planned with.
+
+    Raises:
+        RuntimeError: This machine has another content under that name.
+    """
+    return _dataset(entry, digest, context.data, context.cache)
 
 
 @functools.lru_cache(maxsize=4)
-def _dataset(entry: str, root: str | None, cache: str | None) -> data.Dataset:
-    """An immutable input, kept by the process between cells."""
+def _dataset(entry: str, digest: str, root: str | None, cache: str | None) -> data.Dataset:
+    """An immutable input, kept by the process between cells as long as its content is asked for."""
     places = (Path(place) if place else None for place in (root, cache))
-    return data.open_dataset(json.loads(entry), *places)
+    dataset = data.open_dataset(json.loads(entry), *places)
+    if dataset.digest != digest:
+        raise RuntimeError(
+            f"the data set {dataset.name} on this machine is not the one the sweep was planned "
+            "with (its content hash differs): give every machine the same files"
+        )
+    return dataset

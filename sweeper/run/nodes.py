@@ -162,9 +162,7 @@ def answer(context: Context, entries: Mapping[str, str], wanted: str) -> Answer:
 
     def data() -> str:
         for entry, digest in entries.items():
-            found = material.opened(entry, context)
-            if found.digest != digest:
-                raise SweepError(f"{found.name} has another content than the driver's")
+            material.opened(entry, digest, context)
         return "ok"
 
     def device() -> str:

@@ -20,7 +20,7 @@ from sweeper.run.faults import Interrupted
 from sweeper.run.record import blank_row
 from sweeper.run.walk import Walk
 from sweeper.store.artifacts import Store
-from tests.support import sweeps
+from tests.support import pictures, sweeps
 
 FOUR = [
     "none",
@@ -354,6 +354,33 @@ def test_a_defense_may_share_a_stage(tmp_path: Path) -> None:
     assert len(kept) == 270 and (kept["role"] == Role.POISON).sum() == found["n_poisoned"].iloc[0]
     auroc = roc_auc_score(kept["role"] == Role.POISON, kept["score"])
     assert auroc == pytest.approx(found["auroc"].iloc[0])
+
+
+def test_data_that_were_exchanged_are_read_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one process, as in a notebook: by the next sweep, never by one that was planned before."""
+    monkeypatch.setenv("SWEEPER_CACHE", str(tmp_path / "cache"))
+
+    def exchanged(number: int) -> None:
+        monkeypatch.setenv("SWEEPER_DATA", str(tmp_path / f"data{number}"))
+        for split, count in (("train", 60), ("test", 30)):
+            images = [pictures.picture(number + i, (16, 16)) for i in range(count)]
+            labels = [i % 3 for i in range(count)]
+            place = tmp_path / f"data{number}/pixels/{split}.parquet"
+            pictures.write_parquet(place, images, labels)
+
+    small = {"datasets": ["pixels"], "attacks": ["badnets"], "poison_rates": [0.1], "seeds": 1}
+    path = sweeps.write(tmp_path, **small, defenses=["none"])
+    for number in (0, 100):
+        exchanged(number)
+        assert sweeps.inline(path, tmp_path / "store")[0] == {"ok": 2}
+    exchanged(200)
+    job = sweeps.prepared(path, tmp_path / "other")
+    exchanged(300)
+    assert driver.execute(job, driver.inline, sweeps.Silent()) == {"failed": 1, "blocked": 1}
+    (row,) = sweeps.frame(tmp_path / "other").to_dict("records")
+    assert "pixels on this machine is not the one the sweep was planned with" in row["error"]
 
 
 def test_new_run_names_differ() -> None:
