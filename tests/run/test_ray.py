@@ -341,7 +341,7 @@ def test_a_submitted_sweep_runs_as_a_job(
         time.sleep(1)
     logs = client.get_job_logs(job)
     assert client.get_job_status(job) == "SUCCEEDED", logs
-    assert "small: 6 cells, 0 done, 6 to run" in logs and "| badnets" in logs
+    assert "small: 6 cells, 0 done, 6 to run" in logs and "| BadNets" in logs
     assert len(sweeps.frame(tmp_path / "store")) == 4
 
 
@@ -413,7 +413,7 @@ def test_ctrl_c_finishes_the_running_cells_and_a_second_one_stops_at_once(tmp_pa
     process = started(path, store)
     wait_for(1, "Hangs-*", tmp_path, process)
     titles = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True)
-    assert "\nray::defend-badnets-digits-hangs" in titles.stdout
+    assert "\nray::defend badnets digits" in titles.stdout
     assert outside(process.pid) == [], "a Ray of our own listens on loopback alone"
     os.killpg(process.pid, signal.SIGINT)
     time.sleep(2)

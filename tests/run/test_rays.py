@@ -57,7 +57,11 @@ import os, signal, threading, time
 start.connect(None)
 assert rays.ray.__version__.startswith(sys.argv[2]), rays.ray.__version__
 (node,) = rays.nodes()
-assert node.cpus >= 1 and rays.room(1, 0) == node.holds(1, 0) and not rays.grows()
+assert node.cpus >= 1 and rays.room(1, 0) == node.holds(1, 0)
+deadline = time.monotonic() + 60  # a young head has not said yet
+while rays.grows():
+    assert time.monotonic() < deadline
+    time.sleep(0.5)
 rays.request(1, 0, [node.id]), rays.request(1, 0.5, [])
 rays.head().internal_kv_put(b"x", b"y", True, b"sweeper", timeout=5)
 rays.setproctitle("ray::IDLE")
