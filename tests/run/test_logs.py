@@ -196,7 +196,8 @@ def test_the_loggers_that_need_more_take_what_is_told(
     if name == "wandb":
         files = [*(tmp_path / logs.FOLDER / "wandb").glob("offline-run-*/*.wandb")]
         assert len(files) == 3
-        assert sum(b"loss" in file.read_bytes() for file in files) == 2, "`none` trains nothing"
+        told = [file.parent.name for file in files if b"loss" in file.read_bytes()]
+        assert len(told) == 1, "fine-tuning goes by steps, `none` trains nothing"
         return
     import mlflow
 
