@@ -360,7 +360,7 @@ def opened(entry: str, digest: str, context: Context) -> data.Dataset:
 
 @functools.lru_cache(maxsize=4)
 def _dataset(entry: str, digest: str, root: str | None, cache: str | None) -> data.Dataset:
-    """An immutable input, kept by the process between cells as long as its content is asked for."""
+    """An immutable input, kept by the process between cells; by its content, as files change."""
     places = (Path(place) if place else None for place in (root, cache))
     dataset = data.open_dataset(json.loads(entry), *places)
     if dataset.digest != digest:

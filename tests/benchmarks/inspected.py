@@ -26,7 +26,7 @@ from sweeper.analyses import inspect
 from sweeper.analyses.inspect import suspect
 from sweeper.core.errors import SweepError
 from sweeper.store import ledger
-from sweeper.tables import results
+from sweeper.tables import fair, results
 from sweeper.tables.stats import wilson
 
 EVIDENCE = {
@@ -37,8 +37,6 @@ EVIDENCE = {
     "bnp": "BNP's channels",
     "noise": "noise",
 }
-TOOK = 0.5
-"""Least ASR of a backdoored model; below it an attack left no backdoor, and no rate counts it."""
 Row = dict[str, Any]
 
 
@@ -77,8 +75,8 @@ def right(found: Row, named: list[int]) -> bool:
 
 
 def took(found: Row) -> bool:
-    """Whether an attack left a backdoor."""
-    return not found["truth"]["clean"] and found["truth"]["asr"] >= TOOK
+    """Whether an attack left a backdoor; no rate counts a model it left none in."""
+    return not found["truth"]["clean"] and found["truth"]["asr"] >= fair.TOOK
 
 
 def line(found: Row) -> Row:

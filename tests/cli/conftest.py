@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
 
-from sweeper.cli import app
-from tests.support.commands import SWEEP
+from tests.support.commands import SWEEP, entered
 
 
 @pytest.fixture(scope="module")
@@ -17,9 +15,5 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("cli")
     path, store = folder / "tiny.yaml", folder / "store"
     path.write_text(SWEEP)
-    words = ["sweeper", "run", str(path), "--store", str(store), "--executor", "inline"]
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as left:
-        patch.setattr(sys, "argv", words)
-        app.main()
-    assert not left.value.code
+    assert entered("run", path, "--store", store, "--executor", "inline") == 0
     return path, store

@@ -22,14 +22,14 @@ from sweeper.store.artifacts import Store
 from sweeper.store.ledger import Ledger
 from tests.house.test_structure import modules, tree
 from tests.support import sweeps
-from tests.support.commands import SWEEP, Said, call
+from tests.support.commands import SWEEP, Said, call, defended
 
 Capture = pytest.CaptureFixture[str]
 HINT = re.compile(r"`(sweeper [^`]*)`")
 FILE, STORE = "my sweep.yaml", "the other place/a store"
 """A file and a folder as people name them; both are relative to where they work."""
 TYPED = (FILE, "--store", STORE, "--set", "attacks=[badnets, blend]", "--set", "recipe={epochs: 1}")
-BROKEN = SWEEP.replace("{defense: fine-tuning, epochs: 1}", "tests.support.faulty:Raises")
+BROKEN = defended("tests.support.faulty:Raises")
 UNLEARNED = SWEEP.replace("recipe: {epochs: 1}", "recipe: {epochs: 1, lr: 0.00001}")
 
 

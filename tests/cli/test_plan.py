@@ -13,7 +13,7 @@ import pytest
 
 from sweeper import data
 from sweeper.run import calibrate
-from tests.support.commands import SWEEP, call
+from tests.support.commands import SWEEP, call, defended, loaded
 from tests.support.places import ROOT
 
 
@@ -105,17 +105,9 @@ def test_every_download_says_how_large_it_is() -> None:
 
 
 def test_a_plan_imports_no_more_than_it_needs(tmp_path: Path) -> None:
-    code = (
-        "import sys\nfrom sweeper.cli import app\n"
-        f"sys.argv = ['sweeper', 'plan', 'grand', '--json', '--store', {str(tmp_path)!r}]\n"
-        "try:\n    app.main()\nexcept SystemExit as left:\n    assert not left.code\n"
-        "print(sorted({'ray', 'torchvision', 'sympy', 'sklearn'} & set(sys.modules)))"
-    )
-    ran = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
-    )
-    plan, modules = ran.stdout.splitlines()
-    assert modules == "[]"
+    heavy = {"ray", "torchvision", "sympy", "sklearn"}
+    plan, found = loaded(heavy, "plan", "grand", "--json", "--store", tmp_path)
+    assert not found
     assert json.loads(plan)["total"] > 20_000
 
 
@@ -136,7 +128,7 @@ def test_a_plan_says_what_does_not_apply_and_why(
 def test_a_method_beside_the_sweep_file_is_found(tmp_path: Path) -> None:
     own = (ROOT / "defenses" / "none.py").read_text(encoding="utf-8")
     (tmp_path / "mine.py").write_text(own.replace("NoDefense", "Mine"))
-    mine = SWEEP.replace("{defense: fine-tuning, epochs: 1}", "mine:Mine")
+    mine = defended("mine:Mine")
     (tmp_path / "tiny.yaml").write_text(mine.replace("[none,", "["))
     environment = {**os.environ, "PYTHONSAFEPATH": "1", "PYTHONPATH": str(ROOT)}
     words = [sys.executable, "-c", "from sweeper.cli import main; main()", "plan", "tiny.yaml"]

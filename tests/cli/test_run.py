@@ -11,7 +11,7 @@ import pytest
 from sweeper.store import ledger
 from sweeper.store.artifacts import Store
 from sweeper.tables import results
-from tests.support.commands import SWEEP, call
+from tests.support.commands import SWEEP, call, defended
 
 
 def test_a_run_records_the_digest_of_its_data(done: tuple[Path, Path]) -> None:
@@ -49,9 +49,7 @@ def test_a_failed_cell_gives_exit_code_1_and_says_how_to_go_on(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     path, store = tmp_path / "tiny.yaml", tmp_path / "store"
-    path.write_text(
-        SWEEP.replace("{defense: fine-tuning, epochs: 1}", "tests.support.faulty:Raises")
-    )
+    path.write_text(defended("tests.support.faulty:Raises"))
     said = call(capsys, "run", path, "--store", store, "--executor", "inline")
     assert said.code == 1
     assert "\ncost: unknown, " in said.err and "\ncells run: 1 failed, 2 ok in " in said.err
@@ -71,9 +69,7 @@ def test_a_run_for_machines_is_lines_of_json(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     path, store = tmp_path / "tiny.yaml", tmp_path / "store"
-    path.write_text(
-        SWEEP.replace("{defense: fine-tuning, epochs: 1}", "tests.support.faulty:Raises")
-    )
+    path.write_text(defended("tests.support.faulty:Raises"))
     words = ("run", path, "--store", store, "--executor", "inline", "--json")
     said = call(capsys, *words)
     events = [json.loads(line) for line in said.out.splitlines()]
@@ -130,9 +126,7 @@ def test_a_row_that_diverged_is_finished(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     path, store = tmp_path / "tiny.yaml", tmp_path / "store"
-    path.write_text(
-        SWEEP.replace("{defense: fine-tuning, epochs: 1}", "tests.support.faulty:Diverges")
-    )
+    path.write_text(defended("tests.support.faulty:Diverges"))
     for _ in range(2):
         said = call(capsys, "run", path, "--store", store, "--executor", "inline")
         assert said.code == 0 and "unfinished" not in said.err, "now and when it is run again"

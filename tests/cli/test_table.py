@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from sweeper.store import ledger
-from tests.support.commands import call
-from tests.support.places import ROOT
+from tests.support.commands import call, loaded
 
 
 @pytest.mark.parametrize("style", ["markdown", "csv", "latex", "html"])
@@ -96,14 +93,5 @@ def test_table_beside_published_figures(
 
 def test_a_table_waits_for_neither_torch_nor_ray(done: tuple[Path, Path]) -> None:
     path, store = done
-    code = (
-        "import sys\nfrom sweeper.cli import app\n"
-        f"sys.argv = ['sweeper', 'table', {str(path)!r}, '--store', {str(store)!r}]\n"
-        "try:\n    app.main()\nexcept SystemExit as left:\n    assert not left.code\n"
-        "print(sorted({'torch', 'ray', 'torchvision'} & set(sys.modules)))"
-    )
-    ran = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
-    )
-    assert ran.stdout.splitlines()[-1] == "[]"
-    assert "BadNets" in ran.stdout
+    said, heavy = loaded({"torch", "ray", "torchvision"}, "table", path, "--store", store)
+    assert not heavy and "BadNets" in said

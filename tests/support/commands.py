@@ -1,13 +1,16 @@
-"""The command line in a test: a sweep of three cells, and a call of a command in this process."""
+"""The command line in a test: a sweep of three cells, and a command called here or by itself."""
 
 from __future__ import annotations
 
+import subprocess
 import sys
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import pytest
 
 from sweeper.cli import app
+from tests.support.places import ROOT
 
 SWEEP = """
 name: tiny
@@ -17,6 +20,11 @@ attacks: [badnets]
 defenses: [none, {defense: fine-tuning, epochs: 1}]
 recipe: {epochs: 1}
 """
+
+
+def defended(defense: str) -> str:
+    """That sweep with another defense in place of fine-tuning."""
+    return SWEEP.replace("{defense: fine-tuning, epochs: 1}", defense)
 
 
 @dataclass
@@ -37,11 +45,29 @@ class Said:
 
 
 def call(capsys: pytest.CaptureFixture[str], *words: object) -> Said:
-    """Run a command in this process, as its entry point does."""
+    """Run a command in this process, and take what it says."""
     capsys.readouterr()
-    with pytest.MonkeyPatch.context() as patch:
+    return Said(entered(*words), *capsys.readouterr())
+
+
+def entered(*words: object) -> int:
+    """Run a command in this process, as its entry point does; its exit code."""
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as left:
         patch.setattr(sys, "argv", ["sweeper", *map(str, words)])
-        with pytest.raises(SystemExit) as left:
-            app.main()
-    code = left.value.code
-    return Said(int(code or 0), *capsys.readouterr())
+        app.main()
+    return int(left.value.code or 0)
+
+
+def loaded(modules: Collection[str], *words: object) -> tuple[str, set[str]]:
+    """Run a command in a process of its own: what it printed, and which of these it imported."""
+    code = (
+        "import sys\nfrom sweeper.cli import app\n"
+        f"sys.argv = {['sweeper', *map(str, words)]!r}\n"
+        "try:\n    app.main()\nexcept SystemExit as left:\n    assert not left.code\n"
+        f"print(*({set(modules)!r} & set(sys.modules)))"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
+    )
+    *said, last = ran.stdout.splitlines()
+    return "\n".join(said), set(last.split())
