@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
+import numpy as np
 import torch
 from torch import Generator, Tensor
 
@@ -198,14 +199,14 @@ class Attack(ABC):
             return None
         if self.targeted and (why := missing(facts, self.target, "target label")):
             return why
-        labels = torch.repeat_interleave(
-            torch.arange(facts.classes), torch.tensor(facts.class_counts)
-        )
+        labels: Any = np.repeat(np.arange(facts.classes), facts.class_counts)
+        if not type(self).__module__.startswith("attacks."):
+            labels = torch.from_numpy(labels)  # one's own pool may ask torch of them
         count, pool = self.count(labels, rate), int(self.pool(labels).sum())
         if count == 0:
             return f"poisons no image at rate {rate:g} of {self.base}: raise the rate"
         if count > pool:
-            classes = labels[self.pool(labels)].unique().tolist()
+            classes = np.unique(np.asarray(labels[self.pool(labels)])).tolist()
             who = f"class {classes[0]} has {pool}" if len(classes) == 1 else f"there are {pool}"
             most = math.floor(1000 * rate * pool / count) / 1000
             return (
@@ -215,7 +216,10 @@ class Attack(ABC):
         return None
 
     def pool(self, labels: Tensor) -> Tensor:
-        """Bool [N]: the training samples that may be poisoned."""
+        """Bool [N]: the training samples that may be poisoned.
+
+        Of attacks that ship, a plan asks with numpy's labels: they compare them, no more.
+        """
         return candidates(labels, self.rule, self.base, self.target)
 
     def count(self, labels: Tensor, rate: float) -> int:

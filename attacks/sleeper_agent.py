@@ -28,7 +28,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Generator, Tensor, nn
-from torch.func import functional_call, grad, vmap
 from torch.nn import functional
 
 from attacks.base import Lab, missing
@@ -248,12 +247,12 @@ def gradient_norms(model: nn.Module, images: Tensor, label: int) -> Tensor:
     buffers = dict(model.named_buffers())
 
     def loss(values: dict[str, Tensor], image: Tensor) -> Tensor:
-        logits = functional_call(model, (values, buffers), (image.unsqueeze(0),))
+        logits = torch.func.functional_call(model, (values, buffers), (image.unsqueeze(0),))
         return functional.cross_entropy(logits, torch.tensor([label], device=device))
 
     # per-sample gradients of 2e8 numbers, 0.8 GB, at once
     chunk = max(1, min(128, int(2e8 / sum(v.numel() for v in parameters.values()))))
-    per_sample_gradient = vmap(grad(loss), in_dims=(None, 0))
+    per_sample_gradient = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))
     norms = [torch.empty(0, device=device)]
     for part in images.split(chunk):
         gradients = per_sample_gradient(parameters, part.to(device).float() / 255)

@@ -29,7 +29,6 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn import functional
 
 from defenses.base import Case, Defense, Needs
@@ -174,7 +173,7 @@ def whole(model: nn.Module) -> Masks:
 def masked(model: nn.Module, masks: Masks, images: Tensor) -> Tensor:
     """Logits of the model with masked weights."""
     weights = {name: model.get_parameter(name) * mask for name, mask in masks.items()}
-    logits: Tensor = functional_call(model, weights, (images,))
+    logits: Tensor = torch.func.functional_call(model, weights, (images,))
     return logits
 
 

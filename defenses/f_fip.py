@@ -31,12 +31,7 @@ from sweeper.core.options import LearningRate, NonNegative
 from sweeper.models.base import Net
 
 Layer = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear | nn.Embedding
-CONVOLUTIONS: dict[type[nn.Module], Callable[..., Tensor]] = {
-    nn.Conv1d: functional.conv1d,
-    nn.Conv2d: functional.conv2d,
-    nn.Conv3d: functional.conv3d,
-}
-KINDS = (nn.Linear, nn.Embedding, *CONVOLUTIONS)
+KINDS = (nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +105,9 @@ class Spectral(nn.Module):
             return functional.linear(inner, outward[0], layer.bias)
         inner = layer._conv_forward(x, self.right.reshape(-1, *layer.weight.shape[1:]), None)
         outward = outward.flatten(0, 1)[(..., *[None] * len(layer.kernel_size))]
-        return CONVOLUTIONS[type(layer)](inner, outward, layer.bias, groups=layer.groups)
+        convolve = getattr(functional, f"conv{len(layer.kernel_size)}d")
+        out: Tensor = convolve(inner, outward, layer.bias, groups=layer.groups)
+        return out
 
 
 def _place(model: nn.Module, name: str, module: nn.Module) -> None:

@@ -29,7 +29,6 @@ from sweeper.core.types import Outcome, Samples
 from sweeper.models.base import Net
 
 BATCH = 1000
-Norm = nn.modules.batchnorm._BatchNorm
 
 
 @torch.no_grad()
@@ -44,7 +43,7 @@ def norms(model: nn.Module, images: Tensor) -> list[str]:
     hooks = [
         module.register_forward_pre_hook(lambda *_, name=name: order.append(name))
         for name, module in model.named_modules()
-        if isinstance(module, Norm) and module.affine
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.affine
     ]
     device = next(model.parameters()).device
     model(images.to(device).float().div_(255))

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from sweeper.core.errors import SweepError
@@ -68,6 +67,8 @@ def read(folder: str, name: str) -> dict[str, Tensor]:
     """
     path = Path(folder).expanduser() / name
     try:
+        from safetensors.torch import load_file  # here: it asks for torch at once
+
         return dict(load_file(path)) if path.is_file() else {}
     except (OSError, SafetensorError) as error:
         raise SweepError(f"path: {path} cannot be read ({error}): write it anew") from None

@@ -17,7 +17,6 @@ from typing import Annotated, Any
 import torch
 from pydantic import Field
 from torch import Generator, Tensor, nn
-from torch.func import functional_call
 from torch.nn import functional
 
 from defenses.base import Case, Defense, Needs
@@ -111,7 +110,7 @@ class Curve:
         """Cross-entropy of the point at t with the batch's statistics, plus the L2 term."""
         weights = self.weights(t)
         self._net.train()
-        logits = functional_call(self._net, self.named(weights), (images,))
+        logits = torch.func.functional_call(self._net, self.named(weights), (images,))
         loss = functional.cross_entropy(logits.float(), labels)
         return loss + l2 / 2 * weights.square().sum() if l2 else loss
 

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from defenses.parts.neurons import layers, prune
 
@@ -33,7 +32,7 @@ def observed(
         [N, ...] on the CPU for each layer of `neurons.layers`, in that order.
     """
     reduced: list[list[Tensor]] = [[] for _ in layers(model)]
-    handles: list[RemovableHandle] = []
+    handles: list[torch.utils.hooks.RemovableHandle] = []
     for (_, layer), batches in zip(layers(model), reduced, strict=True):
 
         def keep(module: nn.Module, inputs: tuple[Tensor], into: list[Tensor] = batches) -> None:

@@ -8,7 +8,11 @@ import sys
 
 
 def main() -> None:
-    """Run the command that was typed; what it needs is imported then."""
+    """Run the command that was typed; what it needs is imported then, torch only where used."""
+    from sweeper.core import lazily
+
+    lazily.wait_for("numpy")
+    lazily.wait_for("torch")
     from sweeper.cli import app
 
     try:

@@ -7,10 +7,25 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from sweeper.core import lazily
+
 CGROUPS = Path("/sys/fs/cgroup")
 """Where Linux shows the groups that bound what a process gets."""
 OWN = Path("/proc/self/cgroup")
 """The groups of this process, a line each."""
+
+
+DRIVERS = tuple(map(Path, ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")))
+"""What Linux has where a driver gives torch a GPU: NVIDIA's, Windows' own in WSL, AMD's."""
+
+
+def cuda() -> bool:
+    """Whether torch sees a GPU; it is not imported to say so where the system has no driver."""
+    if lazily.waits("torch") and not any(driver.exists() for driver in DRIVERS):
+        return False
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def cores() -> int:

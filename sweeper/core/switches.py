@@ -38,13 +38,6 @@ LEFT: list[str] = []
 """What could not be put back in this process so far: it should run no other cell."""
 OURS = ("sweeper", "attacks", "defenses")
 """Packages in which nothing may be bound anew."""
-WATCHED = (
-    *(builtins, math, random, time, os),
-    *(np, np.random, np.linalg),
-    *(torch, torch.nn, torch.nn.functional, torch.optim, torch.autograd),
-    *(torch.linalg, torch.random),
-)
-"""Modules of others in which no function or class may be."""
 
 
 @dataclass(frozen=True)
@@ -328,13 +321,20 @@ def _bound() -> Bindings:
     return [(owner, vars(owner).copy()) for owner in _owners(len(sys.modules))]
 
 
+def _watched() -> tuple[types.ModuleType, ...]:
+    """Modules of others in which nothing may be bound anew."""
+    plain = (builtins, math, random, time, os, np, np.random, np.linalg)
+    networks = (torch.nn, torch.nn.functional, torch.optim, torch.autograd)
+    return (*plain, torch, *networks, torch.linalg, torch.random)
+
+
 @functools.lru_cache(maxsize=1)
 def _owners(_loaded: int) -> tuple[Any, ...]:
     """The modules and classes whose names are watched; looked for again where more is loaded."""
     ours = [module for name, module in sys.modules.items() if name.partition(".")[0] in OURS]
     named = (torch.nn, torch.optim, *ours)
     classes = [item for module in named for item in vars(module).values() if inspect.isclass(item)]
-    owners = (*WATCHED, *ours, *classes, torch.Tensor)
+    owners = (*_watched(), *ours, *classes, torch.Tensor)
     return tuple({id(owner): owner for owner in owners if not _is_plain(owner)}.values())
 
 

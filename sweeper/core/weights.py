@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from sweeper.core.errors import SweepError, unreadable
@@ -27,6 +26,8 @@ def read_file(path: Path) -> Any:
     """
     try:
         if path.suffix == ".safetensors":
+            from safetensors.torch import load_file  # here: it asks for torch at once
+
             return dict(load_file(path))
         with torch.serialization.safe_globals(_NUMPY):
             return torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import os
 import pkgutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sweeper.core import seeds
+from sweeper.core import kept, seeds
 from sweeper.core.errors import SweepError, unknown
 from sweeper.core.types import Samples
 from sweeper.data import _options
@@ -33,6 +32,7 @@ __all__ = [
     "Splits",
     "at_hand",
     "check_options",
+    "copy_of",
     "known",
     "lacking",
     "looked_in",
@@ -118,7 +118,7 @@ def open_dataset(
     """
     check_options(options)
     root = looked_in(root)
-    cache = cache or _folder("SWEEPER_CACHE", "decoded")
+    cache = cache or kept.cache()
     source = _find(options, root)
     source.require(source.name)
     whole = decoded(source, root, cache)
@@ -151,7 +151,7 @@ def at_hand(
         SweepError: Files are there, but not as any source reads them.
     """
     root = looked_in(root)
-    cache = cache or _folder("SWEEPER_CACHE", "decoded")
+    cache = cache or kept.cache()
     source = _serving(options, root)
     return source is not None and (not source.downloads or place(source, root, cache).is_dir())
 
@@ -183,12 +183,25 @@ def lacking(options: Mapping[str, Any], root: Path) -> str:
 
 def looked_in(root: Path | None = None) -> Path:
     """Return the folder data sets are looked for in: `root`, SWEEPER_DATA, or the default."""
-    return root or _folder("SWEEPER_DATA", "data")
+    return root or kept.folder("SWEEPER_DATA", "data")
 
 
-def _folder(variable: str, default: str) -> Path:
-    given = os.environ.get(variable)
-    return Path(given).expanduser() if given else Path.home() / ".cache" / "sweeper" / default
+def copy_of(
+    options: Mapping[str, Any], root: Path | None = None, cache: Path | None = None
+) -> Path | None:
+    """Return the folder of a data set's decoded copy; None where there is none yet.
+
+    Arguments are those of `open_dataset`.
+
+    Raises:
+        SweepError: An option is wrong, or the data are absent.
+    """
+    check_options(options)
+    root = looked_in(root)
+    source = _find(options, root)
+    source.require(source.name)
+    entry = place(source, root, cache or kept.cache())
+    return entry if entry.is_dir() else None
 
 
 def _serving(options: Mapping[str, Any], root: Path) -> Source | None:

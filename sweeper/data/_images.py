@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import repeat
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -18,9 +18,9 @@ from sweeper.core import pixels
 from sweeper.core.errors import SweepError
 from sweeper.core.machine import cores
 
-Pixels = NDArray[np.uint8]
+Pixels: TypeAlias = "NDArray[np.uint8]"
 """Raw pixels of one image, [H, W] or [H, W, 3]."""
-Item = bytes | Path | Pixels
+Item: TypeAlias = "bytes | Path | Pixels"
 """One image: an encoded file's bytes, its path, or raw pixels."""
 Batches = Callable[[], Iterable[Sequence[Item]]]
 """Gives the images of a split in order, in batches; may be called more than once."""

@@ -9,6 +9,7 @@ in all classes, so that one frame says nothing of the class; the background wrap
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +35,7 @@ _SUFFIXES = frozenset(".png .jpg .jpeg .bmp .webp".split())
 EachMotion = Annotated[int, Field(ge=len(MOTIONS), le=CEILING)]
 """How many clips, one of each motion at least."""
 _SIDE, _FRAMES, _OBJECT = 24, 8, 12
-_SPEED, _TURN = 2.0, np.radians(25)
+_SPEED, _TURN = 2.0, math.radians(25)
 """Pixels and radians from frame to frame."""
 _SMALL, _LARGE = 0.7, 1.3
 """Range of the object's size; one that grows out of it begins anew."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, TypeAlias
 
 import numpy as np
 import torch
@@ -31,7 +31,7 @@ from sweeper.core.types import SampleSet
 from sweeper.data._files import folders, used
 from sweeper.data.base import Fileless, Source, Splits
 
-Cloud = NDArray[np.float64]
+Cloud: TypeAlias = "NDArray[np.float64]"
 """Points [P, 3]."""
 _JITTER = 0.01
 

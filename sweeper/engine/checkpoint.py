@@ -11,7 +11,6 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import torch
 from torch import Generator, Tensor, nn
-from torch.optim import Optimizer
 
 EVERY = 600.0
 """Seconds of training after which the end of an epoch leaves a checkpoint."""
@@ -100,7 +99,11 @@ def _taken(value: Any) -> Any:
     """What is kept of a value."""
     if isinstance(value, Generator):
         return value.get_state()
-    return value.state_dict() if isinstance(value, nn.Module | Optimizer | Draws) else value
+    return (
+        value.state_dict()
+        if isinstance(value, nn.Module | torch.optim.Optimizer | Draws)
+        else value
+    )
 
 
 def _put(owner: object, name: str, kept: Any) -> None:
@@ -108,7 +111,7 @@ def _put(owner: object, name: str, kept: Any) -> None:
     now = getattr(owner, name)
     if isinstance(now, Generator):
         now.set_state(kept)
-    elif isinstance(now, nn.Module | Optimizer | Draws):
+    elif isinstance(now, nn.Module | torch.optim.Optimizer | Draws):
         now.load_state_dict(kept)
     elif isinstance(now, list | deque):
         now.clear()

@@ -19,11 +19,7 @@ from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
-from torch.func import functional_call, grad, vmap
 from torch.nn import functional
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.dropout import _DropoutNd
 
 from sweeper.core.types import Samples
 from sweeper.engine import task as tasks
@@ -36,7 +32,10 @@ Product = Callable[[Tensor], Tensor]
 @contextlib.contextmanager
 def second_order(device: torch.device) -> Iterator[None]:
     """Single precision, and attention that can be differentiated twice."""
-    with torch.autocast(device.type, enabled=False), sdpa_kernel(SDPBackend.MATH):
+    with (
+        torch.autocast(device.type, enabled=False),
+        nn.attention.sdpa_kernel(nn.attention.SDPBackend.MATH),
+    ):
         yield
 
 
@@ -47,9 +46,13 @@ def side_pass(model: nn.Module, *, running: bool = False) -> Iterator[None]:
     A BatchNorm in train mode still normalises by the batch, unless `running` has it do so by its
     running statistics.
     """
-    norms = [part for part in model.modules() if isinstance(part, _BatchNorm)]
+    norms = [part for part in model.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
     tracked = [part.track_running_stats for part in norms]
-    kinds = (_DropoutNd, _BatchNorm) if running else _DropoutNd
+    kinds = (
+        (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm)
+        if running
+        else nn.modules.dropout._DropoutNd
+    )
     still = [part for part in model.modules() if isinstance(part, kinds)]
     modes = [part.training for part in still]
     for part in still:
@@ -262,12 +265,12 @@ def fisher_diagonal(
         batch = Batch(inputs[None], labels[None], index, 0, 0, data.task, one)
 
         def weighted(*given: Tensor) -> Any:
-            return functional_call(model, dict(weights), given)
+            return torch.func.functional_call(model, dict(weights), given)
 
         output = task.forward(weighted, batch)
         return task.scores(output, batch)[0]
 
-    gradients_of = vmap(grad(log_probability), in_dims=(None, 0, 0, 0))
+    gradients_of = torch.func.vmap(torch.func.grad(log_probability), in_dims=(None, 0, 0, 0))
     total = {name: torch.zeros_like(value) for name, value in values.items()}
     with second_order(device):
         for part in data.split(chunk):

@@ -10,6 +10,7 @@ import importlib
 import inspect
 import pkgutil
 from collections.abc import Mapping, Sequence
+from importlib import metadata
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -113,14 +114,12 @@ def build(
 def has_batchnorm(
     name: str, options: Mapping[str, Any], classes: int, shape: tuple[int, ...]
 ) -> bool:
-    """Return whether a network has BatchNorm layers; it is built without memory.
+    """Return whether a network has BatchNorm layers; it is built without memory, once a machine.
 
     Raises:
         SweepError: Unknown name or option, or the architecture does not fit the image size.
     """
-    from sweeper.models import _undrawn
-
-    return _undrawn.has_batchnorm(family(name, options), classes, shape)
+    return bool(_kept("has_batchnorm", family(name, options), classes, shape))
 
 
 def least_batch(name: str, options: Mapping[str, Any], classes: int, shape: tuple[int, ...]) -> int:
@@ -132,9 +131,20 @@ def least_batch(name: str, options: Mapping[str, Any], classes: int, shape: tupl
     Raises:
         SweepError: Unknown name or option, or the architecture does not fit the image size.
     """
+    return int(_kept("least_batch", family(name, options), classes, shape))
+
+
+def _kept(question: str, architecture: Family, classes: int, shape: tuple[int, ...]) -> Any:
+    """What `_undrawn` answers of a network, kept for later processes: it takes torch to ask."""
+    from sweeper.core import code, kept, options, seeds
     from sweeper.models import _undrawn
 
-    return _undrawn.least_batch(family(name, options), classes, shape)
+    kind = type(architecture)
+    asked = [question, architecture.name, options.canonical(architecture), classes, shape]
+    made_by = [code.of(kind), code.of_modules(_undrawn.__name__)]
+    made_by += map(metadata.version, ("torch", "torchvision"))
+    file = kept.cache() / "networks" / f"{seeds.digest([asked, made_by])}.json"
+    return kept.kept(file, lambda: getattr(_undrawn, question)(architecture, classes, shape))
 
 
 def _family_of(module: ModuleType) -> type[Family]:

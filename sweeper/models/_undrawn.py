@@ -8,13 +8,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.overrides import TorchFunctionMode
 
 from sweeper.models.base import Family
 
 
-class _Undrawn(TorchFunctionMode):
+class _Undrawn(torch.overrides.TorchFunctionMode):
     """Leaves weights undrawn: the first draw on the meta device imports a compiler (1.8 s)."""
 
     def __torch_function__(
@@ -29,7 +27,8 @@ class _Undrawn(TorchFunctionMode):
 def has_batchnorm(family: Family, classes: int, shape: tuple[int, ...]) -> bool:
     """See `models.has_batchnorm`."""
     return any(
-        isinstance(module, _BatchNorm) for module in _trunk(family, classes, shape).modules()
+        isinstance(module, nn.modules.batchnorm._BatchNorm)
+        for module in _trunk(family, classes, shape).modules()
     )
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from sweeper import data
+from sweeper.core import code, kept, seeds
 from sweeper.core.errors import SweepError
 from sweeper.core.types import Facts
 from sweeper.data import splits
@@ -47,15 +50,34 @@ def each(
 
 
 def of(entry: Entry, reserve: float, root: Path | None, cache: Path | None) -> Facts:
-    """Open a data set (decoding it once) and return what the matrix must know of it."""
-    dataset = data.open_dataset({"dataset": entry.name, **entry.options}, root, cache)
+    """Return what the matrix must know of a data set; it is opened, and decoded, once a machine.
+
+    What is known is kept beside the decoded copy.
+    """
+    options = {"dataset": entry.name, **entry.options}
+    parts = {name: options.get(name) for name in ("train_size", "test_size")}
+    asked = [code.of_modules(__name__, splits.__name__, data.__name__), reserve, parts]
+    copy, name = data.copy_of(options, root, cache), f"facts-{seeds.digest(asked)}.json"
+    if copy is None:  # it is made now
+        data.open_dataset(options, root, cache)
+        copy = data.copy_of(options, root, cache)
+    assert copy is not None
+    found = kept.kept(copy / name, lambda: _opened(options, reserve, root, cache))
+    lists = {name: tuple(value) for name, value in found.items() if isinstance(value, list)}
+    return Facts(**{**found, **lists})
+
+
+def _opened(
+    options: Mapping[str, Any], reserve: float, root: Path | None, cache: Path | None
+) -> dict[str, Any]:
+    dataset = data.open_dataset(options, root, cache)
     attacker, held = splits.split(dataset, reserve)
     labels = dataset.train.labels[attacker]
     counts: list[int] = []
     if labels.ndim == 1:  # one class each
         counts = torch.bincount(labels, minlength=len(dataset.train.classes)).tolist()
-    return Facts(
-        dataset=entry.name,
+    facts = Facts(
+        dataset=options["dataset"],
         digest=dataset.digest,
         classes=len(dataset.train.classes),
         shape=tuple(dataset.train.inputs.shape[1:]),
@@ -64,6 +86,7 @@ def of(entry: Entry, reserve: float, root: Path | None, cache: Path | None) -> F
         n_reserve=len(held),
         task=dataset.train.task,
     )
+    return dataclasses.asdict(facts)
 
 
 def check(entry: Entry, recipe: Recipe) -> None:

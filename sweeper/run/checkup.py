@@ -105,7 +105,7 @@ def _extras() -> Iterator[Finding]:
 
 
 def _machine() -> Iterator[Finding]:
-    yield Finding("CPU", OK, f"{cores()} cores to use: {record.device_name(torch.device('cpu'))}")
+    yield Finding("CPU", OK, f"{cores()} cores to use: {record.device_name('cpu')}")
     facts = {}
     with contextlib.suppress(OSError):
         text = Path("/proc/meminfo").read_text(encoding="ascii")
@@ -198,7 +198,7 @@ def _speed() -> Iterator[Finding]:
     sweep = spec.parse({**values, "attacks": ["none"], "defenses": ["none"]})
     plan = matrix.expand(sweep, {DATASET: known.unresolved(sweep.datasets[0])})
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    book, sorts = Book(record.device_name(device)), Sorts(plan)
+    book, sorts = Book(record.device_name(device.type)), Sorts(plan)
     calibrate.calibrate(plan, book, device, Context(store="", sweep=sweep.name))
     where = "the GPU" if device.type == "cuda" else "one core"
     for cell in plan.cells.values():

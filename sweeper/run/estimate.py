@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from sweeper.core import advice
+from sweeper.core import advice, machine
 from sweeper.core.machine import cores
 from sweeper.core.types import Cell
 from sweeper.plan.matrix import shape_of
@@ -159,12 +159,12 @@ def known_costs(job: Job, *, calibrated: bool = False, elsewhere: bool = False) 
         calibrated: Whether to time the models the store knows no victim of; about 5 s.
         elsewhere: Whether the cells run on other machines: those most rows are from.
     """
-    gpu = job.context.device != "cpu" and torch.cuda.is_available()
-    device, other = map(torch.device, ("cuda", "cpu") if gpu else ("cpu", "cuda"))
-    names = ("", "") if elsewhere else (record.device_name(device), record.device_name(other))
+    gpu = job.context.device != "cpu" and machine.cuda()
+    kinds = ("cuda", "cpu") if gpu else ("cpu", "cuda")
+    names = ("", "") if elsewhere else map(record.device_name, kinds)
     book = costs.book(job.store, job.plan, *names)
     if calibrated:
-        calibrate.calibrate(job.plan, book, device, job.context)
+        calibrate.calibrate(job.plan, book, torch.device(kinds[0]), job.context)
     return book
 
 

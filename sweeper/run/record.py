@@ -18,7 +18,7 @@ import torch
 
 from attacks.base import Attack
 from defenses.base import Defense
-from sweeper.core import catalog, code
+from sweeper.core import catalog, code, machine
 from sweeper.core.rows import AXES
 from sweeper.core.types import Cell
 from sweeper.engine import task as tasks
@@ -136,9 +136,9 @@ def conditions(recipe: Recipe | None, device: torch.device, threads: int) -> dic
     }
 
 
-def device_name(device: torch.device) -> str:
-    """What a row calls the device; the processor where torch sees no GPU."""
-    if device.type == "cuda" and torch.cuda.is_available():
+def device_name(kind: str) -> str:
+    """What a row calls a device of a kind, cuda or cpu; the processor where torch sees no GPU."""
+    if kind == "cuda" and machine.cuda():
         return str(torch.cuda.get_device_name())
     return _processor()
 

@@ -11,8 +11,6 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any
 
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 
@@ -39,7 +37,9 @@ class Wire:
         named = {name: value.detach().cpu().contiguous() for name, value in (tensors or {}).items()}
         self._connection.send_bytes(json.dumps([kind, values, bool(named)]).encode())
         if named:
-            self._connection.send_bytes(save_tensors(named))
+            import safetensors.torch  # here: it asks for torch at once
+
+            self._connection.send_bytes(safetensors.torch.save(named))
 
     def receive(self) -> Message:
         """Wait for a message.
@@ -48,7 +48,11 @@ class Wire:
             EOFError: The other end is gone.
         """
         kind, values, more = json.loads(self._connection.recv_bytes())
-        tensors = load_tensors(self._connection.recv_bytes()) if more else {}
+        tensors = {}
+        if more:
+            import safetensors.torch  # here: it asks for torch at once
+
+            tensors = safetensors.torch.load(self._connection.recv_bytes())
         return Message(kind, values, tensors)
 
     def fileno(self) -> int:

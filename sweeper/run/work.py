@@ -233,7 +233,7 @@ class Work(Material):
     def made_by(self) -> dict[str, Any]:
         """The code this cell runs, where and under what."""
         return {
-            "device": record.device_name(self.device),
+            "device": record.device_name(self.device.type),
             "conditions": self.conditions(),
             "code": record.trained_by(self.attack, self.family),
         }
@@ -281,7 +281,7 @@ class Work(Material):
         row = record.blank_row(self.cell, victim, self.context.sweep, "", "")
         row |= {
             "peak_memory_mb": record.peak_memory(self.device),
-            "device": record.device_name(self.device),
+            "device": record.device_name(self.device.type),
             "started_at": self.started_at,
             "left_behind": "[]",
             "data_hash": victim.params["data"],

@@ -19,8 +19,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from sweeper.store.fresh import Fresh
@@ -59,9 +57,12 @@ class Store(Fresh):
         Returns:
             The names of its files of tensors.
         """
+        import safetensors.torch  # here: it asks for torch at once
+
         folder, files = self._artifact(kind, key), {}
         for name, group in tensors.items():
-            content = save_tensors({k: v.detach().cpu().contiguous() for k, v in group.items()})
+            values = {k: v.detach().cpu().contiguous() for k, v in group.items()}
+            content = safetensors.torch.save(values)
             digest = hashlib.sha256(content).hexdigest()
             files[name] = {"file": f"{name}-{digest[:12]}.safetensors", "sha256": digest}
             self._write(f"{folder}/{files[name]['file']}", content)
@@ -91,6 +92,8 @@ class Store(Fresh):
         Raises:
             DamagedError: It is not what was written; it has been set aside to be rebuilt.
         """
+        import safetensors.torch  # here: it asks for torch at once
+
         folder = self._artifact(kind, key)
         try:
             manifest = self._manifest(folder)
@@ -101,7 +104,7 @@ class Store(Fresh):
                 content = self._read(f"{folder}/{file['file']}")
                 if hashlib.sha256(content).hexdigest() != file["sha256"]:
                     raise ValueError(f"{file['file']} is damaged")
-                tensors[name] = load_tensors(content)
+                tensors[name] = safetensors.torch.load(content)
             return Artifact(manifest["meta"], tensors)
         except _DAMAGE as error:
             raise self._damaged(kind, key, error) from None

@@ -58,7 +58,7 @@ def main() -> None:
         shown = tabulate(frame.map(spoken), "keys", "github", showindex=False)
         sys.stdout.write(f"\n## {title}\n\n{shown}\n")
         sys.stdout.flush()
-        device = record.device_name(torch.device("cuda" if name == "gpu" else "cpu"))
+        device = record.device_name("cuda" if name == "gpu" else "cpu")
         about = {"benchmark": name, "table": title, "device": device, "threads": asked.threads}
         frames.append(frame.assign(**about, torch=torch.__version__))
         pd.concat(frames).to_parquet(asked.out, index=False)  # what is measured is not lost

@@ -138,7 +138,7 @@ def known(job: Job) -> tuple[Book, Sorts]:
 def test_a_store_tells_the_cost_of_its_own_cells(ran: tuple[Path, Path]) -> None:
     job = sweeps.prepared(*ran)
     found, sorts = known(job)
-    assert found.device == record.device_name(torch.device("cpu"))
+    assert found.device == record.device_name("cpu")
     assert found.cells == len(job.plan.cells), "each counts once, whoever mentions it"
     frame = sweeps.frame(ran[1])
     for key, cell in job.plan.cells.items():
@@ -241,7 +241,7 @@ def test_light_cells_on_a_cpu_do_not_cost_what_they_did_on_the_gpu(
     changes = {"attacks": ["badnets", "clean-label"], "poison_rates": [0.1], "seeds": 1}
     shapes = {"gpus": 1, "light": {"cpus": 1}}
     job = sweeps.prepared(sweeps.write(tmp_path, **changes, resources=shapes), ran[1])
-    sorts, cpu = Sorts(job.plan), record.device_name(torch.device("cpu"))
+    sorts, cpu = Sorts(job.plan), record.device_name("cpu")
     light, tuned = (
         sorts.of(next(c for c in job.plan.cells.values() if c.axes.get("defense") == name))
         for name in ("none", "fine-tuning")

@@ -99,7 +99,7 @@ def inspect(
         "repairs": costs,
         "watched": int(triggers.labels[watched]) if triggers is not None else None,
         "seconds": round(time.monotonic() - began, 1),
-        "device": record.device_name(suspect.device),
+        "device": record.device_name(suspect.device.type),
         "threads": torch.get_num_threads(),
     }
     return Inspection(facts, _pictures(suspect, triggers) if triggers is not None else {})
