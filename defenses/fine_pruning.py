@@ -49,16 +49,17 @@ class FinePruning(Defense):
     def defend(self, case: Case) -> Outcome:
         """Prune on a copy of the victim, then fine-tune it."""
         order = dormancy(case, case.fresh_model(), case.clean).argsort(stable=True)
-        step = max(1, len(order) // 100)
+        step, model = max(1, len(order) // 100), case.fresh_model()
 
         def without(count: int) -> Net:
-            model = case.fresh_model()
-            prune(model, order[:count])
+            prune(model, order[:count])  # of one model, ever more
             return model
 
         counts = range(step, int(self.cap * len(order)) + 1, step)
-        accepted, curve = Rule(case, case.clean, self.tau).until_rejected(counts, without)
-        model, pruned = without(accepted or 0), order[: accepted or 0]
+        rule = Rule(case, case.clean, self.tau, lambda model: [model.classifier])
+        accepted, curve = rule.until_rejected(counts, without)
+        model, pruned = case.fresh_model(), order[: accepted or 0]
+        prune(model, pruned)
         notes = {"units": len(order), "pruned": len(pruned), "curve": curve}
         if self.epochs:
             case.fit(

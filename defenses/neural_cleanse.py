@@ -17,8 +17,8 @@ Deviations, each with its reason:
 - All flagged classes are unlearned at once, each patched image with one of their triggers, for as
   many of 10 passes as a hold-out allows within `tau` (fair rule H; paper: one pass; BackdoorBench:
   100, and its saved network is the one before the repair). Triggers are learned on all images.
-- All classes are inverted side by side on the same batches, from starts of their own; a class that
-  has ended waits for the others of its group.
+- All classes are inverted side by side on the same batches, from starts of their own; one that
+  has ended leaves its group.
 """
 
 from __future__ import annotations
@@ -178,19 +178,20 @@ class NeuralCleanse(Defense):
         targets = labels.to(case.device)[:, None].expand(-1, recipe.batch)
         weights, best = Weights(self, len(labels)), Best(initial)
         for epoch in range(self.epochs):
+            active = best.active.nonzero().flatten().to(case.device)
             rates = torch.zeros(len(labels), device=case.device)
-            weight = weights.value.to(case.device)
+            weight, wanted = weights.value.to(case.device)[active], targets[active]
             for images, _ in islice(batches, self.steps):
-                mask, pattern = squashed(raw)
+                mask, pattern = squashed(raw[active])
                 stamped = painted(images, mask[:, None], pattern[:, None])
                 with case.autocast():
                     logits = model(stamped.flatten(0, 1))
-                logits = logits.float().unflatten(0, targets.shape)
-                losses = functional.cross_entropy(logits.movedim(2, 1), targets, reduction="none")
+                logits = logits.float().unflatten(0, wanted.shape)
+                losses = functional.cross_entropy(logits.movedim(2, 1), wanted, reduction="none")
                 loss = (losses.mean(1) + weight * mask.flatten(1).sum(1)).sum()
                 (raw.grad,) = torch.autograd.grad(loss, [raw])
                 optimizer.step()
-                rates += (logits.argmax(2) == targets).float().mean(1)
+                rates[active] += (logits.argmax(2) == wanted).float().mean(1)
             success = (rates / self.steps).cpu() >= self.success - 1e-6
             best.update(raw.detach().cpu(), success)
             weights.update(success)

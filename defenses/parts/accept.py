@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from defenses.base import Case
+from defenses.parts.staged import Changing, Staged
 from sweeper.core.errors import DivergedError
 from sweeper.core.types import Samples
 
@@ -19,25 +20,33 @@ Setting = TypeVar("Setting")
 class Rule:
     """Accepts a model whose accuracy on given images is within `tau` of the victim's."""
 
-    def __init__(self, case: Case, holdout: Samples, tau: float) -> None:
+    def __init__(
+        self, case: Case, holdout: Samples, tau: float, changing: Changing | None = None
+    ) -> None:
         """Measure the victim.
 
         Args:
             case: Whose model is the victim.
             holdout: The images to judge by.
             tau: What accuracy may be lost, absolute; at least two images.
+            changing: The layers in which the models judged differ, where all others stay.
         """
         self.case = case
         self.holdout = holdout
-        self.before = case.accuracy(case.fresh_model(), holdout)
+        self.staged = Staged(changing or (lambda _: ()))
+        self.before = self._measured(case.fresh_model())
         self.least = self.before - max(tau, 2 / len(holdout)) - 1e-9
 
     def accuracy(self, model: nn.Module) -> float:
         """Accuracy on the images; 0 of a model whose outputs are not finite."""
         try:
-            return self.case.accuracy(model, self.holdout)
+            return self._measured(model)
         except DivergedError:
             return 0.0
+
+    def _measured(self, model: nn.Module) -> float:
+        with self.staged.resumed(model):
+            return self.case.accuracy(model, self.holdout)
 
     def first(
         self, settings: Iterable[Setting], model: Callable[[Setting], nn.Module]

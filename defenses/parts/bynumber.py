@@ -15,7 +15,7 @@ from torch import Tensor
 
 from defenses.base import Case
 from defenses.parts.accept import Rule
-from defenses.parts.neurons import prune
+from defenses.parts.neurons import layers, prune
 from sweeper.models.base import Net
 
 POINTS = 100
@@ -56,7 +56,7 @@ def most(case: Case, masks: Tensor, tau: float) -> tuple[int, dict[str, Any]]:
         The number, and for the notes the accuracies and the whole curve of (number, accuracy), up
         to where accuracy has halved.
     """
-    rule = Rule(case, case.clean, tau)
+    rule = Rule(case, case.clean, tau, lambda model: [layer for _, layer in layers(model)])
     kept, after, curve = 0, rule.before, []
     for count, model in pruned(case, masks):
         accuracy = rule.accuracy(model)

@@ -128,6 +128,23 @@ def test_a_shortcut_through_one_pixel_is_found_with_a_norm_near_one() -> None:
     assert not toys.differing(repaired(outcome), shortcut(dark)), "detection alone"
 
 
+def test_a_class_that_has_ended_is_not_computed_and_the_others_keep_their_bits() -> None:
+    base = toys.image_set(96, classes=6, shape=(3, 8, 8))
+    dark = replace(base, images=base.images // 4)
+    own = toys.case(SEES, classes=6, shape=(3, 8, 8), clean=dark, model=shortcut(dark))
+    asked = NeuralCleanse(epochs=100, steps=6, patience=2, weight=0.01, stale=3)
+    model, shown = own.fresh_model(), list[int]()
+    model.register_forward_pre_hook(lambda _, given: shown.append(len(given[0])))
+    found = asked.invert(own, model, dark)
+    assert shown[0] == 6 * 32 and sorted(shown, reverse=True) == shown, "none comes back"
+    assert shown[-1] < shown[0], "classes end one after another"
+    last = replace(asked, classes=(0, 1, 2, 3, 4, 5), stale=100, epochs=len(shown) // 6)
+    waited = last.invert(own, own.fresh_model(), dark)
+    assert bool((waited.norms <= found.norms).all())
+    longest = waited.norms == found.norms
+    assert bool(longest.any()) and torch.equal(waited.masks[longest], found.masks[longest])
+
+
 def test_the_smallest_mask_that_works_is_kept_not_the_last() -> None:
     base = toys.image_set(96, classes=6, shape=(3, 8, 8))
     dark = replace(base, images=base.images // 4)
