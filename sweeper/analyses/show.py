@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ from sweeper.core.errors import SweepError
 from sweeper.core.types import Cell, Samples
 from sweeper.engine import task as tasks
 from sweeper.plan.sweep import Sweep
-from sweeper.run import cells, driver
+from sweeper.run import cells, driver, present
 from sweeper.run.job import Job
 from sweeper.run.material import Context, Log, Material
 from sweeper.run.walk import Walk
@@ -123,6 +124,10 @@ class Gallery:
     """Each attack with its data set, and the picture as PNG."""
     left_out: tuple[str, ...]
     """Why other attacks have none, a sentence each."""
+    cells: Mapping[str, Mapping[str, Any]]
+    """The matrix they are of, as `sweeper.run.present.outline` says it."""
+    whole: bool
+    """Whether another machine, or another day, would show no more."""
 
 
 def gallery(sweep: Sweep, context: Context, count: int = 6, most: int = MOST) -> Gallery:
@@ -141,6 +146,7 @@ def gallery(sweep: Sweep, context: Context, count: int = 6, most: int = MOST) ->
     walk = Walk(job.plan.cells, [])
     pictures: dict[str, tuple[str, bytes]] = {}
     reasons: dict[str, str] = {}
+    large = f"the pictures before it have the {most / 1e6:g} MB of a page"
     for defend in job.plan.cells.values():
         label, dataset = defend.axes["attack"], defend.axes["dataset"]
         if defend.kind != "defend" or label in pictures or reasons.get(label) == _NO_TRIGGER:
@@ -154,7 +160,7 @@ def gallery(sweep: Sweep, context: Context, count: int = 6, most: int = MOST) ->
         elif not (drawn := _drawn(title, job, walk, defend, count)):
             reasons[label] = _NO_TRIGGER
         elif sum(len(picture) for _, picture in pictures.values()) + len(drawn) > most:
-            reasons[label] = f"the pictures before it have the {most / 1e6:g} MB of a page"
+            reasons[label] = large
         else:
             pictures[label] = f"{title}, {dataset}", drawn
     missing: dict[str, list[str]] = {}
@@ -162,7 +168,9 @@ def gallery(sweep: Sweep, context: Context, count: int = 6, most: int = MOST) ->
         if label not in pictures:
             missing.setdefault(reason, []).append(names.short("attack", label))
     told = tuple(f"No picture of {', '.join(who)}: {why}." for why, who in missing.items())
-    return Gallery(tuple(pictures.values()), told)
+    whole = missing.keys() <= {_NO_TRIGGER, large}
+    matrix = present.outline(job.plan)["cells"]
+    return Gallery(tuple(pictures.values()), told, matrix, whole)
 
 
 def _drawn(title: str, job: Job, walk: Walk, defend: Cell, count: int) -> bytes:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 import sys
-from importlib import metadata
 from typing import Annotated, Any
 
 import typer
@@ -40,6 +39,8 @@ def _version(asked: bool) -> None:
     """Say what runs here, and end; neither torch nor Ray is imported for it."""
     if not asked:
         return
+    from importlib import metadata
+
     found = {}
     for package in ("backdoor-sweeper", "torch", "ray"):
         try:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import yaml
 
 from sweeper.api import STORE, Sweep
 from sweeper.cli.arguments import DataOption, SetOption, Spec, StoreOption, numbers, pairs, words
@@ -179,6 +178,8 @@ def _entry(about: dict[str, object], folder: Path, name: str) -> None:
 
 
 def _yaml(values: dict[str, Any]) -> str:
+    import yaml
+
     return yaml.safe_dump(values, sort_keys=False, default_flow_style=None, width=1000).rstrip()
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -21,8 +22,12 @@ from sweeper.cli.arguments import (
     selected,
     words,
 )
+from sweeper.core.errors import StoreError
 from sweeper.core.outputs import written
 from sweeper.core.text import without_homes
+
+if TYPE_CHECKING:
+    from sweeper.run.present import Present
 
 
 def show(
@@ -141,7 +146,10 @@ def report(
     out: Annotated[Path | None, typer.Option(help="File to write; default: NAME.html.")] = None,
     pictures: Annotated[
         bool | None,
-        typer.Option(help="Show the triggers; default: where that downloads and trains nothing."),
+        typer.Option(
+            help="Draw the triggers anew; default: as the last report did, or where that downloads "
+            "and trains nothing."
+        ),
     ] = None,
     store: StoreOption = STORE,
     data: DataOption = None,
@@ -159,7 +167,7 @@ def report(
     name, frame, order, layout = found.name, found.frame, found.order, found.layout
     kept = ledger.Ledger(place(store))
     digests = found.outline.get("data")
-    shown, left_out = _triggers(spec, store, data, overrides, pictures)
+    shown, left_out = _triggers(found, spec, store, data, overrides, pictures)
     text = kept.sweep_text(name)
     page = pages.build(
         frame,
@@ -180,15 +188,26 @@ def report(
 
 
 def _triggers(
+    present: Present,
     spec: str,
     store: str,
     data: str | None,
     overrides: list[str] | None,
     asked: bool | None,
 ) -> tuple[Sequence[tuple[str, bytes]], Sequence[str]]:
-    """Pictures of a sweep's triggers, and why there are no others; a fault only if `asked` for."""
+    """Pictures of a sweep's triggers, and why there are no others; a fault only if `asked` for.
+
+    Drawing them takes torch and the data. So the store keeps those of a sweep that is as it was
+    run, and they are drawn anew where they are asked for.
+    """
     if asked is False:
         return (), ["No pictures: the report was written with --no-pictures."]
+    from sweeper.store.sweeps import Sweeps
+
+    kept, name = Sweeps(place(store)), present.name
+    cells = {} if present.changed else kept.plan(name)["cells"]  # of --where there are fewer
+    if not asked and (known := kept.gallery(name, cells)):
+        return known
     from sweeper.analyses import show
 
     try:
@@ -198,6 +217,9 @@ def _triggers(
         if asked:
             raise
         return (), [f"No pictures: {without_homes(str(error))}"]
+    if found.whole and found.cells == cells:
+        with contextlib.suppress(StoreError):  # who may only read it draws each time
+            kept.save_gallery(name, cells, found.pictures, found.left_out)
     return found.pictures, found.left_out
 
 

@@ -12,8 +12,11 @@ import importlib
 import pkgutil
 import re
 from collections.abc import Collection
-from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 KINDS = ("attack", "defense")
 """Kinds of method; each has a package of its name in the plural, one file a method."""
@@ -35,19 +38,30 @@ ELSEWHERE: dict[str, dict[str, str]] = {
 
 @functools.lru_cache(maxsize=2)
 def points(kind: str) -> tuple[EntryPoint, ...]:
-    """Return the entry points of third parties; looking them up costs 9 ms."""
+    """Return the entry points of third parties; looking them up costs 9 ms, importing how 25."""
+    from importlib.metadata import entry_points
+
     return tuple(entry_points(group=f"sweeper.{kind}s"))
 
 
-def names(kind: str) -> list[str]:
-    """Return the names of all attacks or defenses."""
+def shipped(kind: str) -> set[str]:
+    """Return the names of the attacks or defenses that have a file here."""
     package = importlib.import_module(f"{kind}s")
-    files = {
+    return {
         module.name.replace("_", "-")
         for module in pkgutil.iter_modules(package.__path__)
         if not (module.ispkg or module.name.startswith("_") or module.name == "base")
     }
-    return sorted(files | {point.name for point in points(kind)})
+
+
+def names(kind: str) -> list[str]:
+    """Return the names of all attacks or defenses."""
+    return sorted(shipped(kind) | {point.name for point in points(kind)})
+
+
+def exist(kind: str, asked: Collection[str]) -> bool:
+    """Return whether all these are names; third parties are asked only for what is not ours."""
+    return shipped(kind).issuperset(asked) or set(names(kind)).issuperset(asked)
 
 
 @functools.cache
@@ -58,7 +72,7 @@ def title(kind: str, name: str) -> str:
     """
     for folder in importlib.import_module(f"{kind}s").__path__:
         file = Path(folder) / f"{name.replace('-', '_')}.py"
-        if name in names(kind) and file.is_file():
+        if name in shipped(kind) and file.is_file():
             for part in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
                 if isinstance(part, ast.Assign) and (value := _assigned(part, "title")):
                     return value

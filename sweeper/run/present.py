@@ -1,7 +1,8 @@
 """The matrix of a sweep as its file stands, and the rows of it a store has.
 
 The last `sweeper run` left its matrix in the store. It stands where the file, with what --set
-changes of it, still says the same; else the sweep is planned anew. Only that waits for torch.
+changes of it, still says the same; else the sweep is planned anew. Only that waits for torch, and
+only rows wait for pandas.
 """
 
 from __future__ import annotations
@@ -12,21 +13,19 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
-
 from sweeper.core.errors import SweepError
-from sweeper.plan import source, spec, view
+from sweeper.plan import source, view
 from sweeper.plan.source import NAME, Source
-from sweeper.plan.sweep import Sweep
 from sweeper.plan.view import View
+from sweeper.store import rowfiles
 from sweeper.store.ledger import Ledger
-from sweeper.tables import results
 
 if TYPE_CHECKING:
     import pandas as pd
+    import pyarrow as pa
 
     from sweeper.plan.matrix import Plan
+    from sweeper.plan.sweep import Sweep
 
 _ASIDE = {"name", "resources", "timeout", "table"}
 """The keys of a sweep file that change no cell."""
@@ -66,6 +65,8 @@ class Present:
     @property
     def whole(self) -> pd.DataFrame:
         """The rows, and one of status `missing` for each cell that was not run yet."""
+        from sweeper.tables import results
+
         return results.completed(self.frame, self.name, self.outline)
 
     def where(self, conditions: Mapping[str, Sequence[str]]) -> Present:
@@ -76,6 +77,8 @@ class Present:
         """
         if not conditions:
             return self
+        from sweeper.tables import results
+
         chosen = results.select(self.whole, **conditions)
         cells = self.outline["cells"]
         part = {key: cells[key] for key in chosen["key"] if key in cells}
@@ -105,6 +108,8 @@ def read(
     before = _stored(ledger, name)
     if before and before.values == file.values and not overrides:
         return _present(ledger, name, view.of(file), ledger.plan(name), changed=False)
+    from sweeper.plan import spec
+
     stated = spec.form(file, overrides) or spec.loaded(file, overrides)
     return of(stated, ledger, data, lambda: spec.loaded(file, overrides))
 
@@ -120,6 +125,8 @@ def of(
         data: Folder of the data sets.
         checked: Returns the sweep validated, or raises its mistakes; default: it is.
     """
+    from sweeper.plan import spec
+
     kept = ledger.plan(stated.name)
     stored = _stored(ledger, stated.name)
     before = spec.form(stored) if stored else None
@@ -203,6 +210,8 @@ def _present(
 
 def _rows(ledger: Ledger, name: str, matrix: Mapping[str, Any], changed: bool) -> pd.DataFrame:
     """The rows of a matrix; of one that was never run, those of other sweeps of the store too."""
+    from sweeper.tables import results
+
     cells = matrix["cells"]
     tables = _among(ledger, name, set(cells))
     found = {key for table in tables for key in table["key"].to_pylist()}
@@ -215,5 +224,4 @@ def _rows(ledger: Ledger, name: str, matrix: Mapping[str, Any], changed: bool) -
 
 def _among(ledger: Ledger, name: str, keys: set[str]) -> list[pa.Table]:
     """The rows of a sweep that are of these cells."""
-    wanted = pa.array(sorted(keys), pa.string())
-    return [table.filter(pc.is_in(table["key"], wanted)) for table in ledger.tables(name)]
+    return [rowfiles.among(table, keys) for table in ledger.tables(name)]

@@ -37,6 +37,7 @@ LEFT = "leftovers"
 """Files that were being written, and artifacts without a manifest."""
 ASIDE, AWAY = "set aside in damaged/", "moved away by --fresh"
 CHECKPOINTS, FAILURES, PLANS, ROWS, SAMPLES = "checkpoints", "failures", "plans", "rows", "samples"
+PICTURES = "pictures of triggers"
 MANIFEST, CLAIM = "manifest.json", "driver.json"
 _PART_NAME = r"\.[0-9a-f]{32}\.part"
 _MOVED = re.compile(r"-(\d{15,})(?:\.parquet)?(?:/|$)")
@@ -55,6 +56,7 @@ _PATTERNS = (
     (CHECKPOINTS, rf"(?P<thing>checkpoints/{_KEY})/{_ARTIFACT}"),
     (ROWS, rf"(?P<thing>{_SWEEP}/results/(?:parts-\d+/)?{_ROWS})"),
     (FAILURES, rf"(?P<thing>{_SWEEP}/failures/{_KEY}\.json)"),
+    (PICTURES, rf"(?P<thing>{_SWEEP}/gallery\.json)"),
     (PLANS, rf"(?P<thing>{_SWEEP}/(?:sweep\.yaml|(?:plan|kept|driver)\.json))"),
     (ASIDE, r"(?P<thing>damaged/[^/]+-\d{15,})(?:/.+)?"),
     (AWAY, r"(?P<thing>replaced/[^/]+)/[^/]+-\d{15,}(?:\.parquet|/.+)?"),

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from sweeper.store import rowfiles
 from sweeper.store.fresh import ABOVE
@@ -108,7 +107,7 @@ class Followed(Ledger):
                 files = [file for file in self._files(sweep) if file.key in ("", self._key(key))]
                 table = self._read_files(files, None)
                 if table is not None:
-                    mine = rowfiles.once(table.filter(pc.equal(table["key"], key)))
+                    mine = rowfiles.once(rowfiles.among(table, [key]))
                     found: list[Row] = mine.drop_columns(rowfiles.AGE).to_pylist()
                     return found[0] if found else None
         return None

@@ -13,9 +13,6 @@ import json
 import time
 from collections.abc import Collection, Iterator, Mapping
 
-import pyarrow as pa
-import pyarrow.compute as pc
-
 from sweeper.plan.source import NAME
 from sweeper.store import rowfiles
 from sweeper.store.ledger import CHECKPOINT, Ledger
@@ -58,6 +55,7 @@ class Fresh(Ledger):
         keys = set(cells.get("defend", ()))
         for sweep in self._sweeps():
             self._rows_away(sweep, keys, place)
+            self.drop_gallery(sweep)
             for key in self.failures(sweep) & {key for group in cells.values() for key in group}:
                 self._away(f"{self._sweep(sweep)}/failures/{key}.json", place)
         samples = {f.base_name.removesuffix(".parquet") for f in self._list("samples")}
@@ -84,6 +82,9 @@ class Fresh(Ledger):
 
     def _rows_away(self, sweep: str, keys: set[str], place: str) -> None:
         """Move rows of these cells; a file of several rows is written anew under its own name."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
         wanted = pa.array(sorted(keys), pa.string())
         for file in self._files(sweep):
             if file.key:

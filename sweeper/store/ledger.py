@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.fs as pafs
 
 from sweeper.core import rows
@@ -325,6 +324,5 @@ def load(root: str, sweep: str) -> tuple[list[pa.Table], dict[str, list[str]]]:
     """
     ledger = Ledger(root)
     outline = ledger.plan(sweep)
-    keys = pa.array(list(outline["cells"]), pa.string())
-    tables = ledger.tables(sweep)
-    return [t.filter(pc.is_in(t["key"], keys)) for t in tables], outline.get("order", {})
+    tables = [rowfiles.among(table, outline["cells"]) for table in ledger.tables(sweep)]
+    return tables, outline.get("order", {})

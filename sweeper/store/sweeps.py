@@ -1,6 +1,6 @@
 """What a store keeps of a sweep beside its rows: its text, its plan, who runs it. No torch.
 
-    sweeps/<sweep>/sweep.yaml, plan.json, driver.json
+    sweeps/<sweep>/sweep.yaml, plan.json, driver.json, gallery.json
     sweeps/<sweep>/failures/<key>.json
 
 What is not what was written is set aside when it is read: then it is as if it were not there.
@@ -8,10 +8,12 @@ What is not what was written is set aside when it is read: then it is as if it w
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import datetime
+import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sweeper.core import advice, text
@@ -23,7 +25,13 @@ from sweeper.store.rowfiles import KEY
 PLAN = {"cells": dict}
 FAILURE = {"status": str, "error": str, "run": str}
 CLAIM = {"run": str, "who": str, "pid": int, "since": str}
+GALLERY = {"of": str, "pictures": list, "left_out": list}
 """What these files of a sweep have in any case, and of what types."""
+_DRAWN = 1
+"""Raised when the pictures of triggers are drawn otherwise."""
+
+Pictures = Sequence[tuple[str, bytes]]
+"""Pictures as PNG, each after its title."""
 
 
 class Sweeps(Files):
@@ -84,7 +92,42 @@ class Sweeps(Files):
     def activity(self, sweep: str) -> datetime.datetime | None:
         """When a file of a sweep last changed, by the clock of the store."""
         files = self._list(self._sweep(sweep), recursive=True)
-        return max((info.mtime for info in files if info.is_file), default=None)
+        read = ("gallery.json",)  # a report wrote it
+        return max(
+            (info.mtime for info in files if info.is_file and info.base_name not in read),
+            default=None,
+        )
+
+    # Its triggers as pictures, which take torch and the data to draw
+
+    def save_gallery(
+        self, sweep: str, cells: Mapping[str, Any], pictures: Pictures, left_out: Sequence[str]
+    ) -> None:
+        """Keep what a report shows of the triggers of these cells, key -> axes.
+
+        Raises:
+            StoreError: Nothing can be written here.
+        """
+        shown = [[title, base64.b64encode(picture).decode()] for title, picture in pictures]
+        content = {"of": _drawn_of(cells), "pictures": shown, "left_out": [*left_out]}
+        self._write(f"{self._sweep(sweep)}/gallery.json", json.dumps(content).encode())
+
+    def gallery(
+        self, sweep: str, cells: Mapping[str, Any]
+    ) -> tuple[Pictures, Sequence[str]] | None:
+        """What `save_gallery` kept of these cells; None where that is nothing."""
+        kept = self._json(f"{self._sweep(sweep)}/gallery.json", GALLERY)
+        if kept is None or kept["of"] != _drawn_of(cells):
+            return None
+        try:
+            shown = [(str(title), base64.b64decode(text)) for title, text in kept["pictures"]]
+        except (TypeError, ValueError):
+            return None
+        return shown, [*map(str, kept["left_out"])]
+
+    def drop_gallery(self, sweep: str) -> None:
+        """Have the triggers drawn anew."""
+        self._delete(f"{self._sweep(sweep)}/gallery.json")
 
     # Who runs a sweep (sweeper.store.claim)
 
@@ -111,3 +154,8 @@ class Sweeps(Files):
                 f"{sweep!r} cannot name a sweep: use letters, digits, dots, underscores, hyphens"
             )
         return f"sweeps/{sweep}"
+
+
+def _drawn_of(cells: Mapping[str, Any]) -> str:
+    """What tells the pictures of one matrix from those of another."""
+    return hashlib.sha256(json.dumps([_DRAWN, cells], sort_keys=True).encode()).hexdigest()

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from sweeper.core import kept
 from sweeper.core.errors import SweepError
 from sweeper.core.rows import METRICS
 from sweeper.core.text import without_homes
@@ -157,10 +158,15 @@ def _script() -> str:
 
 @functools.lru_cache(maxsize=1)
 def _library() -> str:
-    """Return Vega, Vega-Lite and their embedding as one script; 3.6 s of one core, measured."""
+    """Return Vega, Vega-Lite and their embedding as one script.
+
+    Bundling them takes 1.5 to 3 s of a core, so the script is kept, by the package's version.
+    """
     import vl_convert
 
-    return str(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;"))
+    file = kept.cache() / f"vega-embed-{vars(vl_convert)['__version__']}.json"
+    made = kept.kept(file, lambda: vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;"))
+    return str(made)
 
 
 def _policy(scripts: Iterable[str]) -> str:

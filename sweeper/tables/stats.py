@@ -11,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from sweeper.tables import quantiles
+
 Floats: TypeAlias = npt.NDArray[np.float64]
 """A float64 array; the functions over arrays are elementwise."""
 
@@ -34,22 +36,6 @@ class Summary:
     """Upper end of the t-interval of the mean; nan for n < 2."""
 
 
-@dataclass(frozen=True)
-class Difference:
-    """A paired difference a - b."""
-
-    mean: float
-    """Mean of a - b; nan without pairs."""
-    low: float
-    """Lower end of the t-interval; nan for n < 2."""
-    high: float
-    """Upper end of the t-interval; nan for n < 2."""
-    p: float
-    """Two-sided p of the paired t-test; nan for n < 2."""
-    n: int
-    """Number of pairs in which neither value is nan."""
-
-
 def wilson(successes: float, n: float, confidence: float = 0.95) -> tuple[float, float]:
     """Return Wilson's interval (low, high) of a proportion; (0, 1) for n = 0: nothing is known.
 
@@ -66,10 +52,8 @@ def wilson(successes: float, n: float, confidence: float = 0.95) -> tuple[float,
 
 def wilson_bounds(share: Floats, n: Floats, confidence: float = 0.95) -> tuple[Floats, Floats]:
     """Return Wilson's intervals of the proportions `share` of `n` trials; nan for n = 0 or nan."""
-    from scipy.special import ndtri
-
     n = np.where(n > 0, n, np.nan)
-    square = float(ndtri(0.5 + confidence / 2)) ** 2
+    square = quantiles.normal(confidence) ** 2
     middle = (share + square / (2 * n)) / (1 + square / n)
     half = np.sqrt(square * (share * (1 - share) / n + square / (4 * n * n))) / (1 + square / n)
     low, high = np.minimum(middle - half, share), np.maximum(middle + half, share)  # rounding
@@ -78,10 +62,12 @@ def wilson_bounds(share: Floats, n: Floats, confidence: float = 0.95) -> tuple[F
 
 def half_width(sd: Floats, n: npt.NDArray[Any], confidence: float = 0.95) -> Floats:
     """Return half the width of the t-interval of a mean of `n` values; nan for n < 2."""
-    from scipy.special import stdtrit
-
-    sizes, inverse = np.unique(np.where(n >= 2, n, np.nan), return_inverse=True)
-    width: Floats = (stdtrit(sizes - 1, 0.5 + confidence / 2) / np.sqrt(sizes))[inverse] * sd
+    sizes, inverse = np.unique(np.where(n >= 2, n, 1), return_inverse=True)
+    shares = [
+        quantiles.student(int(size) - 1, confidence) / math.sqrt(size) if size > 1 else math.nan
+        for size in sizes
+    ]
+    width: Floats = np.array(shares, dtype=np.float64)[inverse] * sd
     return width
 
 
@@ -94,33 +80,6 @@ def summarise(values: Sequence[float] | Floats, confidence: float = 0.95) -> Sum
     sd = float(data.std(ddof=1)) if n > 1 else math.nan
     half = float(half_width(np.array([sd]), np.array([n]), confidence)[0])
     return Summary(mean, sd, n, mean - half, mean + half)
-
-
-def paired(
-    a: Sequence[float] | Floats, b: Sequence[float] | Floats, confidence: float = 0.95
-) -> Difference:
-    """Return the mean of a - b with its t-interval and the p of the paired t-test.
-
-    Pairs with a nan are left out. Fewer than two pairs carry no spread: interval and p are nan.
-    Differences without any spread (below rounding) have no t statistic: the interval is the mean
-    itself, and p is 1 if the mean is 0 (the two are the same) and else 0, the limits of the test.
-
-    Raises:
-        ValueError: `a` and `b` differ in length.
-    """
-    first, second = _pairs(a, b)
-    total = summarise(first - second, confidence)
-    if total.n < 2:
-        return Difference(total.mean, math.nan, math.nan, math.nan, total.n)
-    scale = max(float(np.abs(first).max()), float(np.abs(second).max()), 1.0)
-    if total.sd <= ROUNDING * scale:
-        p = 1.0 if abs(total.mean) <= ROUNDING * scale else 0.0
-        return Difference(total.mean, total.mean, total.mean, p, total.n)
-    from scipy.stats import ttest_rel
-
-    return Difference(
-        total.mean, total.low, total.high, float(ttest_rel(first, second).pvalue), total.n
-    )
 
 
 def beyond_noise(
@@ -228,36 +187,28 @@ class Ranking:
     """`defense`, `rank` (mean over the blocks, 1 is best, ties share) and `mean`, best first."""
     blocks: int
     """The lines on which every defense has a value; the others are left out."""
-    statistic: float
-    """Friedman's chi-squared; nan for fewer than 3 defenses, no block or nothing but ties."""
-    p: float
-    """Its p: whether the defenses differ at all."""
     difference: float
     """Nemenyi's critical difference: mean ranks further apart differ; nan without blocks."""
 
 
 def ranks(grid: pd.DataFrame, *, higher: bool, confidence: float = 0.95) -> Ranking:
-    """Rank the columns of `grid` in each of its lines (Friedman; Nemenyi; Demsar, JMLR 2006).
+    """Rank the columns of `grid` in each of its lines (Nemenyi; Demsar, JMLR 2006).
 
     Args:
         grid: A line a block, a column a defense; a line with a gap does not count.
         higher: Whether more is better.
         confidence: Of the critical difference.
     """
-    from scipy.stats import friedmanchisquare, rankdata
-
     grid = grid.dropna()
     n, k = grid.shape
-    values = grid.to_numpy(dtype=np.float64)
     if not n:
-        return Ranking(pd.DataFrame(columns=["defense", "rank", "mean"]), 0, *[math.nan] * 3)
-    ranked = rankdata(np.round(-values if higher else values, 12), axis=1)
-    statistic = p = math.nan
-    if k > 2 and (np.ptp(ranked, axis=1) > 0).any():
-        statistic, p = map(float, friedmanchisquare(*ranked.T))
-    columns = {"defense": list(grid.columns), "rank": ranked.mean(0), "mean": values.mean(0)}
-    table = pd.DataFrame(columns).sort_values(["rank", "defense"], ignore_index=True)
-    return Ranking(table, n, statistic, p, critical_difference(k, n, confidence))
+        return Ranking(pd.DataFrame(columns=["defense", "rank", "mean"]), 0, math.nan)
+    values = grid.astype(np.float64)
+    ranked = values.round(12).rank(axis=1, ascending=not higher)
+    columns = {"rank": ranked.to_numpy().mean(0), "mean": values.to_numpy().mean(0)}
+    table = pd.DataFrame({"defense": list(grid.columns), **columns})
+    table = table.sort_values(["rank", "defense"], ignore_index=True)
+    return Ranking(table, n, critical_difference(k, n, confidence))
 
 
 def critical_difference(k: int, n: int, confidence: float = 0.95) -> float:
@@ -266,11 +217,9 @@ def critical_difference(k: int, n: int, confidence: float = 0.95) -> float:
     It is q sqrt(k (k + 1) / 6 n), q the studentized range for `k` and infinite freedom over
     sqrt(2); nan for fewer than two defenses or no block.
     """
-    from scipy.stats import studentized_range
-
     if k < 2 or n < 1:
         return math.nan
-    q = float(studentized_range.ppf(confidence, k, np.inf)) / math.sqrt(2)
+    q = quantiles.studentized_range(k, confidence) / math.sqrt(2)
     return q * math.sqrt(k * (k + 1) / (6 * n))
 
 

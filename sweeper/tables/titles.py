@@ -48,7 +48,7 @@ def titled(
 def _titled(kind: str, label: str, method: str | None) -> str:
     """The title for one label; the label where it has none."""
     parts = label.split("+")
-    if method not in (None, parts[-1]) or not set(parts) <= set(names.names(kind)):
+    if method not in (None, parts[-1]) or not names.exist(kind, parts):
         return label
     texts = [names.short(kind, part) for part in parts]
     short = len(texts) == 1 or all(len(text) <= SHORT for text in texts)

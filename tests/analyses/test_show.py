@@ -78,6 +78,8 @@ def test_a_gallery_trains_nothing(tmp_path: Path) -> None:
     found = show.gallery(spec.parse(values), context)
     ((name, picture),) = found.pictures
     assert name == "BadNets, digits" and picture.startswith(b"\x89PNG")
+    assert not found.whole, "a run may teach LIRA's"
+    assert show.gallery(spec.parse({**values, "attacks": ["badnets", "none"]}), context).whole
     learned, none = found.left_out
     assert learned.startswith("No picture of LIRA: the trigger is learned") and "No attack" in none
     small = show.gallery(spec.parse(values), context, most=100)

@@ -6,17 +6,20 @@ import importlib.metadata
 import json
 import os
 import re
-import subprocess
+import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from sweeper.analyses import show
 from sweeper.core import outputs
-from sweeper.core.errors import SweepError
+from sweeper.core.errors import StoreError, SweepError
+from sweeper.store.fresh import Fresh
+from sweeper.store.sweeps import Sweeps
 from tests.support.commands import SWEEP, Said, call
-from tests.support.places import ROOT
 
 DIGITS = "{dataset: digits, train_size: 300, test_size: 100}"
 QUICKLY = ("--budget", "20", "--epochs", "1", "--repairs", "none")
@@ -154,17 +157,10 @@ def test_a_new_method_goes_where_files_can_go(
     assert "cannot be written" in line
 
 
-def test_the_versions_are_said_without_waiting_for_torch() -> None:
-    code = (
-        "import sys\nfrom sweeper.cli import app\nsys.argv = ['sweeper', '--version']\n"
-        "try:\n    app.main()\nexcept SystemExit as left:\n    assert not left.code\n"
-        "print(sorted({'torch', 'ray', 'pandas'} & set(sys.modules)))"
-    )
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
-    versions, modules = ran.stdout.splitlines()
-    assert modules == "[]", ran.stderr
+def test_the_versions_are_said(capsys: pytest.CaptureFixture[str]) -> None:
     python = ".".join(map(str, sys.version_info[:3]))
     ours, theirs = (importlib.metadata.version(name) for name in ("backdoor-sweeper", "torch"))
+    versions = call(capsys, "--version").out
     assert versions.startswith(f"sweeper {ours}, Python {python}, torch {theirs}, ray ")
 
 
@@ -187,11 +183,50 @@ def test_a_report_shows_the_triggers_or_says_why_not(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     path, store = done
+    Sweeps(str(store)).drop_gallery("tiny")
     out = tmp_path / "page.html"
     assert call(capsys, "report", path, "--store", store, "--out", out, *words).code == 0
     found = json.loads(re.findall(r'id="data">(.*?)</script>', out.read_text())[0])
     assert len(found["pictures"]) == pictures
     assert bool(found["left_out"]) == bool(why) and (why or "") in "".join(found["left_out"])
+
+
+def test_triggers_are_drawn_for_the_first_report_of_a_matrix_alone(
+    capsys: pytest.CaptureFixture[str],
+    done: tuple[Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store, out, drawn = tmp_path / "store", tmp_path / "page.html", []
+    shutil.copytree(done[1], store)
+    kept, draw = Fresh(str(store)), show.gallery
+    kept.drop_gallery("tiny")
+    active = kept.activity("tiny")
+    monkeypatch.setattr(show, "gallery", lambda *given: drawn.append(1) or draw(*given))
+
+    def page(*words: str, times: int, pictures: int = 1) -> dict[str, Any]:
+        assert call(capsys, "report", done[0], "--store", store, "--out", out, *words).code == 0
+        found = json.loads(re.findall(r'id="data">(.*?)</script>', out.read_text())[0])
+        assert (len(found["pictures"]), len(drawn)) == (pictures, times)
+        drawn.clear()
+        return dict(found)
+
+    first = page(times=1)
+    assert page(times=0) == first
+    assert page("--where", "defense=none", times=0)["pictures"] == first["pictures"]
+    assert kept.activity("tiny") == active, "nobody ran anything"
+    assert page("--pictures", times=1) == first, "they are asked for"
+    other = page("--set", "attacks=[badnets, blend]", pictures=2, times=1)
+    assert other["pictures"][0] == first["pictures"][0]
+    assert page(times=0) == first, "another matrix is not the one that was run"
+    kept.replace("run", {"defend": []})
+    assert kept.gallery("tiny", kept.plan("tiny")["cells"]) is None, "code may have changed"
+
+    def refused(*_: Any) -> None:
+        raise StoreError("Read-only file system")
+
+    monkeypatch.setattr(Sweeps, "save_gallery", refused)
+    assert page(times=1) == page(times=1) == first, "who may only read draws each time"
 
 
 NEEDS_A_GPU = {

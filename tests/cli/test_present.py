@@ -7,8 +7,6 @@ import json
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,6 @@ from sweeper.plan import known
 from sweeper.store.ledger import Ledger
 from sweeper.tables import diff as differences
 from tests.support.commands import Said, call
-from tests.support.places import ROOT
 
 Capture = pytest.CaptureFixture[str]
 SWEEP = """
@@ -188,23 +185,6 @@ def test_rows_another_sweep_has_of_the_same_cells_are_shown_under_this_ones_labe
     assert not said.err, "nothing was never run"
     found = {(row["sweep"], row["attack"]) for row in json.loads(said.out)}
     assert found == {("other", "grid"), ("other", "blend")}
-
-
-def test_a_table_waits_for_torch_only_where_the_file_changed(here: Path) -> None:
-    code = (
-        "import sys\nfrom sweeper.cli import app\n"
-        "for words in (['table', 'tiny.yaml', '--where', 'attack=blend'],"
-        " ['rows', 'tiny.yaml', '--set', 'seeds=[0]'], ['status', 'tiny.yaml']):\n"
-        "    sys.argv = ['sweeper', *words]\n"
-        "    try:\n        app.main()\n"
-        "    except SystemExit as left:\n        assert not left.code\n"
-        "assert not {'torch', 'ray', 'torchvision'} & set(sys.modules)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True,
-        env={"PYTHONPATH": str(ROOT), "SWEEPER_STORE": "store", "PATH": ""},
-    )  # fmt: skip
-    assert not done.returncode, done.stderr
 
 
 # All rows

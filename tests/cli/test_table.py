@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sweeper.store import ledger
-from tests.support.commands import call, loaded
+from tests.support.commands import call
 
 
 @pytest.mark.parametrize("style", ["markdown", "csv", "latex", "html"])
@@ -89,9 +89,3 @@ def test_table_beside_published_figures(
     assert said.code == 0 and "9.00 [a] / 20.0 / +11.0≠" in said.out
     assert "[a] ANP recipe, figure" in said.out and "ANP at 0.05 ASR" in said.out
     assert "model resnet18, ours tiny" in said.out
-
-
-def test_a_table_waits_for_neither_torch_nor_ray(done: tuple[Path, Path]) -> None:
-    path, store = done
-    said, heavy = loaded({"torch", "ray", "torchvision"}, "table", path, "--store", store)
-    assert not heavy and "BadNets" in said

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ import yaml
 from sweeper.core.errors import SweepError
 from sweeper.plan import spec
 from sweeper.run import cluster
+from tests.support.commands import call
 from tests.support.places import ROOT
 
 STORE = "s3://bucket/sweeps?region=eu-central-1"
@@ -216,12 +215,7 @@ def test_a_cluster_that_is_not_there() -> None:
         cluster.submit("quickstart", "http://127.0.0.1:1", [])
 
 
-def test_the_dashboard_is_printed_without_waiting_for_ray() -> None:
-    code = (
-        "import sys\nfrom sweeper.cli import remote\nremote.grafana()\n"
-        "print(sorted({'torch', 'ray'} & set(sys.modules)), file=sys.stderr)"
-    )
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
-    assert ran.returncode == 0 and ran.stderr == "[]\n", ran.stderr
-    assert ran.stdout == (ROOT / "sweeper/run/grafana.json").read_text(encoding="utf-8")
-    assert json.loads(ran.stdout)["uid"] == "sweeper"
+def test_the_dashboard_is_printed_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    printed = call(capsys, "cluster", "grafana").out
+    assert printed == (ROOT / "sweeper/run/grafana.json").read_text(encoding="utf-8")
+    assert json.loads(printed)["uid"] == "sweeper"

@@ -36,6 +36,7 @@ def store(tmp_path: Path) -> Store:
     store.put("train", VICTIM, {"model": {"w": torch.ones(3)}}, {"acc": 0.5})
     store.save_plan("study", {"cells": {PART: {}}, "order": {}})
     store.fail("study", LOST, {"status": "failed", "error": "why", "run": "one"})
+    store.save_gallery("study", {PART: {}}, [("BadNets", b"picture")], ["why"])
     store.save_claim("study", {"run": "one", "who": "ada", "pid": 7, "since": "noon"})
     return store
 
@@ -48,12 +49,14 @@ PLACES = {
     "plan": "sweeps/study/plan.json",
     "failure": f"sweeps/study/failures/{LOST}.json",
     "claim": "sweeps/study/driver.json",
+    "gallery": "sweeps/study/gallery.json",
 }
 DEEP = b'{"meta": ' * 100_000
 SHAPES = {
     "manifest": [b'{"files": [], "meta": {}}', b'{"files": {}, "meta": 3}', b'{"files": {"a": 1}}'],
     "plan": [b'{"cells": []}'],
     "failure": [b'{"status": "failed"}', b'{"status": 1, "error": "", "run": "one"}'],
+    "gallery": [b'{"of": "", "pictures": []}'],
     "claim": [b'{"run": "one"}', b'{"run": "one", "who": "", "pid": "7", "since": ""}'],
 }
 """JSON that is not what was written."""
@@ -128,13 +131,14 @@ def test_what_is_damaged_is_set_aside_and_the_rest_is_read(
             "status": quietly(lambda: status.status(store, "study")["total"]),
             "failure": store.failure("study", LOST),
             "claim": store.claim("study"),
+            "gallery": store.gallery("study", {PART: {}}),
         }
         lost = {"part": {PART}, "compaction": {MERGED, VICTIM}}.get(kind, set())
         whole = {MERGED, VICTIM, PART} - lost
         assert there["rows"] == there["columns"] == there["recent rows"] == whole
         assert there["states"] == whole or not again, "a name alone may say more at first"
         gone = {"manifest": {"manifest", "tensors"}, "tensors": {"manifest", "tensors"}}
-        for what in ("manifest", "tensors", "plan", "failure", "claim"):
+        for what in ("manifest", "tensors", "plan", "failure", "claim", "gallery"):
             assert (there[what] is None) == (what in gone.get(kind, {kind})), what
         store.compact("study")
     (aside,) = {p.name.rpartition("-")[0] for p in Path(store.root, "damaged").iterdir()}

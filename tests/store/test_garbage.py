@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Collection
@@ -24,7 +23,6 @@ from sweeper.store.artifacts import Store
 from sweeper.store.contents import Contents
 from sweeper.store.garbage import Garbage, Said, Waste
 from tests.support import sweeps
-from tests.support.places import ROOT
 
 VICTIM, OTHER, STATE, CLEAN, STAGE, CELL, RATES = (f"{number:020x}" for number in range(1, 8))
 DAYS = 48 * 3600
@@ -532,19 +530,6 @@ def test_thousands_of_artifacts_take_a_second(tmp_path: Path) -> None:
     assert Contents(str(tmp_path)).usage()["sweeps"]["small"]["files"] == 3001
     assert not Garbage(str(tmp_path)).waste().things
     assert time.process_time() - started < 2
-
-
-def test_the_commands_wait_for_neither_torch_nor_ray(store: Store) -> None:
-    code = (
-        "import sys\nfrom sweeper.cli import app\n"
-        "for command in (['du'], ['gc', '--sweep', 'small'], ['gc', '--json', '--yes']):\n"
-        f"    sys.argv = ['sweeper', *command, '--store', {store.root!r}]\n"
-        "    try:\n        app.main()\n"
-        "    except SystemExit as left:\n        assert not left.code\n"
-        "assert not {'torch', 'ray', 'torchvision'} & set(sys.modules)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
-    assert not done.returncode, done.stderr
 
 
 def test_a_row_that_names_no_victim_owns_nothing_else(store: Store) -> None:

@@ -1,10 +1,8 @@
-"""How far a sweep is, from its store alone: counted right, fast, and without torch."""
+"""How far a sweep is, from its store alone: counted right, and fast."""
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -16,7 +14,7 @@ from sweeper.store import status
 from sweeper.store.artifacts import Store
 from sweeper.store.ledger import Ledger
 from tests.support import sweeps
-from tests.support.places import ROOT
+from tests.support.commands import call
 
 TRAIN, DEFEND = (f"{number:020x}" for number in (1, 2))
 
@@ -85,23 +83,14 @@ def test_twenty_thousand_cells_take_two_seconds(tmp_path: Path) -> None:
     assert found["cells"]["train"] == {"done": 1900, "failed": 0, "left": 100}
 
 
-def test_the_commands_wait_for_neither_torch_nor_ray(tmp_path: Path) -> None:
-    ledger = Ledger(str(tmp_path / "store"))
-    ledger.save_plan("quickstart", {"cells": {}, "above": {}})
-    code = (
-        "import sys\nfrom sweeper.cli import app\n"
-        "for command in (['status', '--json'], ['watch']):\n"
-        f"    place = ['quickstart', '--store', {str(tmp_path / 'store')!r}]\n"
-        "    sys.argv = ['sweeper', *command, *place]\n"
-        "    try:\n        app.main()\n"
-        "    except SystemExit as left:\n        assert not left.code\n"
-        "assert not {'torch', 'ray', 'torchvision'} & set(sys.modules)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
-    assert not done.returncode, done.stderr
-    told, _, watched = done.stdout.partition("\n")
+def test_of_a_plan_without_cells_nothing_is_left(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = tmp_path / "store"
+    Ledger(str(store)).save_plan("quickstart", {"cells": {}, "above": {}})
+    told = call(capsys, "status", "quickstart", "--store", store, "--json").out
     assert json.loads(told)["total"] == 0
-    assert "0 of 0 cells are done" in watched, "it ends where nothing is left"
+    assert "0 of 0 cells are done" in call(capsys, "watch", "quickstart", "--store", store).out
 
 
 def test_watch_looks_until_nothing_is_left(

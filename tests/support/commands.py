@@ -60,14 +60,8 @@ def entered(*words: object) -> int:
 
 def loaded(modules: Collection[str], *words: object) -> tuple[str, set[str]]:
     """Run a command in a process of its own: what it printed, and which of these it imported."""
-    code = (
-        "import sys\nfrom sweeper.cli import app\n"
-        f"sys.argv = {['sweeper', *map(str, words)]!r}\n"
-        "try:\n    app.main()\nexcept SystemExit as left:\n    assert not left.code\n"
-        f"print(*({set(modules)!r} & set(sys.modules)))"
-    )
-    ran = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
-    )
-    *said, last = ran.stdout.splitlines()
-    return "\n".join(said), set(last.split())
+    line = [sys.executable, "-X", "importtime", "-m", "sweeper", *map(str, words)]
+    ran = subprocess.run(line, capture_output=True, text=True, cwd=ROOT)
+    told = [text.split("|") for text in ran.stderr.splitlines()]
+    assert not ran.returncode, [text for text, *more in told if not more]
+    return ran.stdout, set(modules) & {parts[-1].strip() for parts in told if len(parts) == 3}

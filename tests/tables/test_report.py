@@ -17,6 +17,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -55,6 +56,24 @@ def facts(page: str) -> dict[str, Any]:
     """The JSON a page carries."""
     found: dict[str, Any] = json.loads(Parts(page).scripts[0])
     return found
+
+
+def test_the_library_is_bundled_once_a_version(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    bundled: list[str] = []
+    package = SimpleNamespace(
+        __version__="9.1", javascript_bundle=lambda entry: bundled.append(entry) or f"{entry} // ä"
+    )
+    monkeypatch.setitem(sys.modules, "vl_convert", package)
+    monkeypatch.setenv("SWEEPER_CACHE", str(tmp_path))
+    library = report._library.__wrapped__
+    assert library() == library() == f"{bundled[0]} // ä" and len(bundled) == 1
+    package.__version__ = "9.2"
+    assert library() and len(bundled) == 2, "another version is another library"
+    for file in tmp_path.iterdir():
+        file.write_bytes(b'"window.veg')
+    assert library() and len(bundled) == 3, "what a power cut left is no script"
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """Intervals, paired differences and winners, against scipy and plain loops."""
 
 import math
+import sys
 
 import numpy as np
 import pandas as pd
@@ -9,10 +10,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import stats as reference
 
+from sweeper.tables import quantiles
 from sweeper.tables.stats import (
     beyond_noise,
     critical_difference,
-    paired,
     ranks,
     summarise,
     wilson,
@@ -63,33 +64,33 @@ def test_summarise_few():
     assert all(math.isnan(value) for value in (one.sd, one.low, one.high))
 
 
+@pytest.mark.parametrize("confidence", [0.8, 0.95])
+def test_quantiles_are_scipys_and_asked_of_it_once(confidence, tmp_path, monkeypatch):
+    monkeypatch.setenv("SWEEPER_CACHE", str(tmp_path))
+    upper = 0.5 + confidence / 2
+    expected = {
+        quantiles.normal: ((confidence,), reference.norm.ppf(upper)),
+        quantiles.student: ((3, confidence), reference.t.ppf(upper, 3)),
+        quantiles.studentized_range: (
+            (14, confidence),
+            reference.studentized_range.ppf(confidence, 14, np.inf),
+        ),
+    }
+    for quantile, (asked, value) in expected.items():
+        assert quantile(*asked) == pytest.approx(value, rel=1e-12)
+    monkeypatch.setattr(quantiles, "_READ", {})
+    for name in ("special", "stats"):
+        monkeypatch.setitem(sys.modules, f"scipy.{name}", None)
+    for quantile, (asked, value) in expected.items():
+        assert quantile(*asked) == pytest.approx(value, rel=1e-12)
+
+
 @given(st.lists(st.tuples(shares, shares), min_size=2, max_size=8))
-def test_paired_is_scipys(pairs):
+def test_pairs_are_beyond_noise_where_scipys_interval_says_so(pairs):
     a, b = map(np.array, zip(*pairs, strict=True))
-    result = paired(a, b)
-    assert result.mean == pytest.approx(np.mean(a - b))
-    assert result.n == len(pairs)
     if np.ptp(a - b) > 1e-9:
-        expected = reference.ttest_rel(a, b)
-        interval = expected.confidence_interval(0.95)
-        assert result.p == pytest.approx(expected.pvalue)
-        assert (result.low, result.high) == pytest.approx((interval.low, interval.high))
-        assert beyond_noise(a, b) == (not result.low <= 0 <= result.high)
-    mirrored = paired(b, a)
-    assert (mirrored.low, mirrored.high) == pytest.approx((-result.high, -result.low))
-
-
-def test_paired_without_spread():
-    same = paired([0.3, 0.1 + 0.2], [0.1 + 0.2, 0.3])
-    assert (same.p, same.n) == (1.0, 2)
-    shifted = paired([0.3, 0.4], [0.2, 0.3])
-    assert (shifted.p, shifted.low, shifted.high) == (0.0, shifted.mean, shifted.mean)
-    single = paired([0.3, math.nan], [0.2, 0.5])
-    assert single.n == 1
-    assert math.isnan(single.p)
-    assert math.isnan(single.low)
-    with pytest.raises(ValueError, match="paired"):
-        paired([1.0], [1.0, 2.0])
+        interval = reference.ttest_rel(a, b).confidence_interval(0.95)
+        assert beyond_noise(a, b) == beyond_noise(b, a) == (not interval.low <= 0 <= interval.high)
 
 
 def test_beyond_noise_by_number_of_pairs():
@@ -100,6 +101,9 @@ def test_beyond_noise_by_number_of_pairs():
     assert not beyond_noise([0.9], [0.5]), "one seed without counts has no interval"
     assert not beyond_noise([math.nan], [0.5], counts=(1000, 1000)), "no pair"
     assert not beyond_noise([0.3, 0.3], [0.1 + 0.2, 0.1 + 0.2]), "rounding is no difference"
+    assert beyond_noise([0.3, 0.4], [0.2, 0.3]), "no spread but rounding"
+    with pytest.raises(ValueError, match="paired"):
+        beyond_noise([1.0], [1.0, 2.0])
 
 
 @settings(deadline=None, max_examples=50)
@@ -161,11 +165,6 @@ def test_ranks_are_scipys(grid, higher):
     assert by_name["rank"].sort_index().to_numpy() == pytest.approx(expected)
     assert by_name["mean"].sort_index().to_numpy() == pytest.approx(values.mean(0))
     assert found.frame["rank"].is_monotonic_increasing and found.blocks == len(grid)
-    if (np.ptp(values, axis=1) > 0).any():
-        test = reference.friedmanchisquare(*values.T)
-        assert (found.statistic, found.p) == pytest.approx((test.statistic, test.pvalue))
-    else:
-        assert math.isnan(found.statistic)
     assert found.difference == critical_difference(values.shape[1], len(grid))
 
 

@@ -5,8 +5,6 @@
 
 import dataclasses
 import re
-import subprocess
-import sys
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +17,6 @@ from sweeper.core.errors import SweepError
 from sweeper.plan import view
 from sweeper.tables import layout, render, results, stats, tables
 from sweeper.tables.titles import titled
-from tests.support.places import ROOT
 from tests.support.recorded import (
     GOLDEN,
     ORDER,
@@ -432,19 +429,6 @@ def test_select():
             results.select(data, **filters)
     with pytest.raises(SweepError, match="no rows yet"):
         results.select(results.frame([]), attack="badnets")
-
-
-def test_tables_wait_for_neither_torch_nor_ray():
-    code = (
-        "import sys; from sweeper.store import ledger; from sweeper.plan import source; "
-        "from sweeper.tables import results, stats, tables; "
-        "heavy = {'torch', 'torchvision', 'ray', 'scipy'}; "
-        "sys.exit(', '.join(heavy & set(sys.modules)) or 0)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
 
 
 if __name__ == "__main__":

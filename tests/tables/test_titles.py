@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pandas as pd
 import pytest
 
+from sweeper.core import names
 from sweeper.tables import titles
+from sweeper.tables.titles import titled
 
 
 @pytest.mark.parametrize(
@@ -30,3 +34,15 @@ def test_a_methods_own_name_reads_as_in_papers_where_that_tells_them_apart(
     found = titles.of(data, heads)
     assert found["defense"] == dict(zip(labels, expected, strict=True))
     assert found["attack"] == {"badnets": "BadNets"}
+
+
+def test_third_parties_are_asked_only_for_what_does_not_ship(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[str] = []
+    point = SimpleNamespace(name="mine")
+    monkeypatch.setattr(names, "points", lambda kind: asked.append(kind) or (point,))
+    assert titled("defense", {"anp": "anp", "clp": None}) == {"anp": "ANP", "clp": "CLP"}
+    assert not asked, "looking them up costs as much as all else of a title"
+    assert titled("defense", {"mine+fine-tuning": None}) == {"mine+fine-tuning": "mine+FT"}
+    assert titled("defense", {"other+fine-tuning": None}) == {} and asked
