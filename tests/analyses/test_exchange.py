@@ -77,7 +77,7 @@ def test_an_exported_victim_comes_back_with_its_numbers(
 def test_the_files_are_plain(exported: tuple[dict[str, Any], Path]) -> None:
     row, folder = exported
     about = json.loads((folder / "victim.json").read_text())
-    assert (about["target"], about["poison_rate"], about["model"]) == (3, 0.2, "tiny")
+    assert (about["target"], about["poison_rate"], about["model"]) == (3, 0.2, VALUES["models"][0])
     assert about["victim"] == row["victim"] and about["metrics"]["acc"] == row["acc"]
     listed = json.loads((folder / "poison.json").read_text())
     assert len(listed["index"]) == row["n_poisoned"] == listed["labels"].count(3)
@@ -129,7 +129,7 @@ def test_export_says_what_is_missing(
 def foreign(tmp_path: Path) -> Path:
     """The toy victim as another project might keep it: other names, wrapped, saved by torch."""
     path = tmp_path / "net.pt"
-    weights = toys.victim().state_dict()
+    weights = toys.victim(shape=toys.COLOUR).state_dict()
     kept = {n: v for n, v in weights.items() if not n.startswith("normalise.")}
     modules = {n.rpartition(".")[0]: None for n in kept}
     numbers = {module: at for at, module in enumerate(modules)}
@@ -154,13 +154,13 @@ def arguments(path: Path, **changes: Any) -> exchange.Foreign:
 def test_a_foreign_checkpoint_becomes_the_victim_it_was(foreign: Path, tmp_path: Path) -> None:
     exchange.import_model(arguments(foreign), tmp_path / "in")
     attack = Imported(path=str(tmp_path / "in"))
-    test = toys.image_set(100, seed=2)
+    test = toys.image_set(100, shape=toys.COLOUR, seed=2)
     assert attack.applies(toys.facts(test), 0.0) is None
     model = toys.network(seeds.generator("another"))
     recipe = attack.recipe(toys.RECIPE)
     hooks = attack.hooks(test, {}, seeds.generator("hooks"))
     assert training.fit(model, test, recipe, key="k", device=toys.CPU, hooks=hooks) == []
-    assert not toys.differing(model, toys.victim())
+    assert not toys.differing(model, toys.victim(shape=toys.COLOUR))
     hit = attack.trigger_set(test, {}, seeds.generator("trigger"))
     ours = toys.PLANTED.trigger_set(test, {}, seeds.generator("trigger"))
     assert torch.equal(hit.images, ours.images) and torch.equal(hit.counts, ours.counts)
@@ -175,7 +175,7 @@ def test_without_a_normaliser_the_data_sets_is_kept(foreign: Path, tmp_path: Pat
     model.normalise.mean.fill_(0.125)
     hooks.start(model, toys.CPU)
     assert float(model.normalise.mean[0, 0, 0, 0]) == 0.125
-    assert toys.differing(model, toys.victim()) == {"normalise.mean"}
+    assert toys.differing(model, toys.victim(shape=toys.COLOUR)) == {"normalise.mean"}
 
 
 def test_another_network_than_the_sweeps_is_named(foreign: Path, tmp_path: Path) -> None:
@@ -186,7 +186,7 @@ def test_another_network_than_the_sweeps_is_named(foreign: Path, tmp_path: Path)
 
 
 def test_triggered_images_are_measured_as_they_are(foreign: Path, tmp_path: Path) -> None:
-    test = toys.image_set(20, seed=2)
+    test = toys.image_set(20, shape=toys.COLOUR, seed=2)
     index = (test.labels != 0).nonzero().flatten()
     images = torch.full((len(index), 3, 32, 32), 7, dtype=torch.uint8)
     path = tmp_path / "hit.npz"

@@ -133,7 +133,7 @@ def test_the_drawn_patch_has_the_statistics_of_the_stored_one() -> None:
 
 
 def test_only_the_optimised_trojan_prepares() -> None:
-    data = toys.image_set(40)
+    data = toys.image_set(40, shape=toys.COLOUR)
     free, made = make("trojan"), make("trojan", "backdoor-toolbox", steps=60)
     assert not free.prepares and not free.needs_clean_model
     assert made.prepares and made.needs_clean_model
@@ -146,8 +146,8 @@ def test_only_the_optimised_trojan_prepares() -> None:
 
 
 def test_the_optimised_patch_excites_the_units_more_than_a_drawn_one() -> None:
-    data = toys.image_set(40)
-    model = toys.victim()
+    data = toys.image_set(40, shape=toys.COLOUR)
+    model = toys.victim(shape=toys.COLOUR)
     made = make("trojan", "backdoor-toolbox", steps=100)
 
     @torch.no_grad()
@@ -260,7 +260,7 @@ def test_a_reduced_amplitude_adds_and_takes() -> None:
 
 @pytest.mark.parametrize("wrap", [False, True])
 def test_cl_replaces_target_images_by_perturbed_and_patched_ones(wrap: bool) -> None:
-    data = toys.image_set(200)
+    data = toys.image_set(200, shape=toys.COLOUR)
     attack = make("clean-label", wrap=wrap)
     state = attack.prepare(data, toys.ToyLab(data))
     own = data.images[state["index"]].int()
@@ -282,7 +282,7 @@ def test_cl_replaces_target_images_by_perturbed_and_patched_ones(wrap: bool) -> 
 
 
 def test_pgd_raises_the_loss_and_keeps_the_l2_ball() -> None:
-    data, model = toys.image_set(200), toys.victim()
+    data, model = toys.image_set(200, shape=toys.COLOUR), toys.victim(shape=toys.COLOUR)
     attack = make("clean-label", "backdoor-toolbox", steps=10)
     state = attack.prepare(data, toys.ToyLab(data))
     own = data.images[state["index"]]
@@ -317,7 +317,7 @@ def covered(name: str, data: ImageSet, **more: Any) -> tuple[Any, Poisoned]:
     [("tact", 1, 1), ("adaptive-blend", 1, 1), ("adaptive-patch", 2, 4), ("adaptive-k-way", 1, 4)],
 )
 def test_covers_are_stamped_keep_labels_and_are_disjoint(name: str, times: int, kinds: int) -> None:
-    data = toys.image_set(800)
+    data = toys.image_set(800, shape=toys.COLOUR)
     attack, found = covered(name, data)
     poison, cover = (found.role == int(role) for role in (Role.POISON, Role.COVER))
     assert int(poison.sum()) == 40 and int(cover.sum()) == 40 * times
@@ -338,7 +338,7 @@ def test_covers_are_refused_where_there_are_too_few() -> None:
 
 
 def test_tact_takes_the_source_and_covers_the_others() -> None:
-    data = toys.image_set(800)
+    data = toys.image_set(800, shape=toys.COLOUR)
     attack, found = covered("tact", data)
     true = found.true_labels
     assert set(true[found.role == int(Role.POISON)].tolist()) == {1}
@@ -461,7 +461,7 @@ def test_windows_and_small_canvases() -> None:
 
 
 def test_the_lf_pattern_is_smooth_and_within_a_fifth() -> None:
-    data = toys.image_set(60)
+    data = toys.image_set(60, shape=toys.COLOUR)
     attack = make("low-frequency", iterations=1, samples=30)
     pattern = attack.prepare(data, toys.ToyLab(data))["pattern"]
     assert pattern.shape == (3, 32, 32) and float(pattern.min()) == 0

@@ -127,7 +127,7 @@ def test_sleeper_retrains_on_what_is_poisoned_so_far() -> None:
 
 
 def test_sleeper_counts_the_source_class_and_leaks_the_others() -> None:
-    test = toys.image_set(100, seed=2)
+    test = toys.image_set(100, shape=toys.COLOUR, seed=2)
     attack = sleeper(source_class=4)
     state = {"patch": torch.zeros(3, 8, 8, dtype=torch.uint8)}
     found = attack.trigger_set(test, state, rng())
@@ -308,7 +308,7 @@ FITS = [("tiny", {}), ("resnet18", {"width": 8}), ("preact-resnet18", {"width": 
 def test_the_chain_inside_is_the_chain_alone(name: str, options: dict[str, Any]) -> None:
     model = toys.network(rng("model"), model=name, **options).eval()
     chain = built(lambda: chains.narrowed(model, 2), rng("chain")).eval()
-    images = toys.image_set(4).images
+    images = toys.image_set(4, shape=toys.COLOUR).images
     chains.check_shape(chain, images)
     pixels = images.float() / 255
     norms = [part for part in chain[1].modules() if isinstance(part, nn.BatchNorm2d)]
@@ -331,7 +331,7 @@ def test_the_chain_inside_is_the_chain_alone(name: str, options: dict[str, Any])
 @pytest.mark.parametrize("name", ["densenet121", "shufflenet-v2", "vit-tiny"])
 def test_other_architectures_are_refused_in_one_sentence(name: str) -> None:
     model = toys.network(rng("model"), model=name).eval()
-    images = toys.image_set(4).images
+    images = toys.image_set(4, shape=toys.COLOUR).images
     with pytest.raises(SweepError, match="choose a network") as told:
         chain = built(lambda: chains.narrowed(model, 2), rng("chain"))
         chains.check_shape(chain, images)

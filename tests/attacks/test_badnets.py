@@ -168,7 +168,7 @@ def test_truncation_is_exact_in_spite_of_binary_fractions(per_mille: int, size: 
 
 
 def test_the_draw_takes_the_pool_without_replacement() -> None:
-    data = toys.image_set(400)
+    data = toys.image_set(400, shape=toys.COLOUR)
     draws = [make().poison(data, 0.25, {}, seeds.generator(key)) for key in ("a", "b")]
     poisoned = [(d.role == int(Role.POISON)).nonzero().flatten() for d in draws]
     assert [len(p) for p in poisoned] == [90, 90]

@@ -23,7 +23,7 @@ Capture = pytest.CaptureFixture[str]
 SWEEP = """
 name: tiny
 datasets: [{dataset: digits, train_size: 300, test_size: 100}]
-models: [tiny]
+models: [{model: tiny, width: 4}]
 attacks: [badnets, blend]
 defenses: [none, {defense: fine-tuning, epochs: 1}]
 recipe: {epochs: 1}

@@ -54,7 +54,7 @@ def test_forty_images_move_masks_within_their_bounds(monkeypatch: pytest.MonkeyP
 def test_awm_climbs_from_its_own_predictions_and_weighs_both_losses() -> None:
     held = case()
     model, x, labels = held.fresh_model(), pixels(16), torch.arange(16) % 10
-    masks, change = whole(model), torch.zeros(1, 3, 32, 32)
+    masks, change = whole(model), torch.zeros(1, *toys.QUARTER)
     moved = AWM(ascent_lr=100.0).climb(held, model, masks, x, change)
     own = model(x).argmax(1)
     losses = [functional.cross_entropy(model(x + d), own).item() for d in (change, moved)]

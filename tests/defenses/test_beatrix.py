@@ -70,7 +70,7 @@ def test_the_discrepancy_tells_distributions_apart() -> None:
 @pytest.mark.parametrize("name", ["resnet18", "preact-resnet18", "vgg16-bn", "mobilenet-v2"])
 def test_the_map_before_the_last_stage_leads_to_the_model_s_prediction(name: str) -> None:
     model = toys.network(seeds.generator(name), model=name).eval()
-    images = toys.image_set(2).images
+    images = toys.image_set(2, shape=toys.COLOUR).images
     ((features, label),) = maps(model, images)
     assert features.ndim == 3 and features.shape[2] >= 2 and stage(model) > 0
     assert torch.equal(label, model(images.float().div(255)).argmax(1))

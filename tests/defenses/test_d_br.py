@@ -403,13 +403,13 @@ def test_ascent_leaves_alone_what_is_above_the_bound() -> None:
 
 
 def test_in_eval_mode_the_bound_is_on_the_model_as_delivered() -> None:
-    data, bound = toys.image_set(16), 5.0
+    data, bound = toys.image_set(16, shape=toys.COLOUR), 5.0
     batch = training.Batch(
         data.images.float() / 255, (data.labels + 1) % 10, torch.arange(16), 0, 0
     )
 
     def victim() -> Net:
-        model = toys.victim().train()
+        model = toys.victim(shape=toys.COLOUR).train()
         with torch.no_grad():
             model.classifier.weight.mul_(0.5)  # not all losses are above the bound
         return model

@@ -262,7 +262,7 @@ def test_the_saliency_is_the_map_weighted_by_the_gradient() -> None:
 @pytest.mark.parametrize("name", ["preact-resnet18", "vgg11-bn", "mobilenet-v2"])
 def test_every_family_of_convolutions_has_a_map_to_look_at(name: str) -> None:
     model = toys.network(seeds.generator(name), model=name).eval()
-    pixels = toys.image_set(2).images.float() / 255
+    pixels = toys.image_set(2, shape=toys.COLOUR).images.float() / 255
     label, found = grad_cam(model, levels(model, 255 * pixels)[-1], pixels)
     assert torch.equal(label[:, 0], model(pixels).argmax(1)) and found.shape == (2, 32, 32)
     assert bool(found.isfinite().all()) and bool((found.flatten(1).std(1) > 0).all())
@@ -281,8 +281,8 @@ def test_the_region_is_the_asked_share_whatever_the_values() -> None:
 def test_regions_are_pasted_on_every_overlay_and_noise_in_their_place() -> None:
     model, images = toys.victim(), toys.image_set(5, seed=3).images.float() / 255
     overlays = toys.image_set(4, seed=4).images.float() / 255
-    noise = torch.rand(3, 32, 32, generator=draw())
-    mask = torch.rand(5, 1, 32, 32, generator=draw()) < 0.4
+    noise = torch.rand(toys.QUARTER, generator=draw())
+    mask = torch.rand(5, 1, 16, 16, generator=draw()) < 0.4
     label = model(images).argmax(1, keepdim=True)
     found = effect(model, images, label, mask, overlays, noise)
     for place in range(5):

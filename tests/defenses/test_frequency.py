@@ -24,7 +24,7 @@ from tests.support.planted import rank
 def test_the_cosine_transform_is_orthonormal_and_scipy_s() -> None:
     from scipy.fft import dctn
 
-    pixels = toys.image_set(4).images.float().div(255)
+    pixels = toys.image_set(4, shape=toys.COLOUR).images.float().div(255)
     found = Spectrum(32, 32)(pixels)
     wanted = dctn(255 * pixels.double().numpy(), axes=(2, 3), norm="ortho")
     assert torch.allclose(found.double(), torch.from_numpy(wanted), atol=1e-2)

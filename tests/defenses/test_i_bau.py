@@ -50,7 +50,7 @@ def outer(defense: IBAU, count: int, change: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def test_the_outer_loss_sees_the_perturbation_in_small_batches_too() -> None:
-    nothing, strong = torch.zeros(1, 3, 32, 32), normal(1, 3, 32, 32)
+    nothing, strong = torch.zeros(1, *toys.QUARTER), normal(1, *toys.QUARTER)
     one, plain = outer(IBAU(iterations=1), 20, nothing)
     assert torch.equal(one, plain)
     patched, plain = outer(IBAU(iterations=0), 20, strong)
@@ -63,13 +63,13 @@ def test_the_ascent_lowers_the_inner_loss_within_its_ball() -> None:
     model, data = toys.victim(), toys.image_set(80, seed=3)
     images, labels = data.images.float() / 255, data.labels
     batches = list(zip(images.split(20), labels.split(20), strict=True))
-    start = torch.zeros(1, 3, 32, 32)
+    start = torch.zeros(1, *toys.QUARTER)
     for radius in (10.0, 0.01):
         defense = IBAU(radius=radius, ascent_lr=100.0)
         change = defense.climb(model, batches)
         inner = [defense.inner(model, d, images, labels).item() for d in (start, change)]
         assert inner[1] < inner[0] and 0 < float(change.norm()) <= radius * (1 + 1e-5)
-    shown = IBAU().perturbed(model, images, 5 * normal(1, 3, 32, 32))
+    shown = IBAU().perturbed(model, images, 5 * normal(1, *toys.QUARTER))
     assert 0 == float(shown.min()) and float(shown.max()) == 1
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -84,6 +86,6 @@ def test_every_input_of_a_filter_is_scored_in_batches_as_alone(
 def test_ibd_psc_says_what_a_model_without_norms_lacks() -> None:
     needs = Needs(10, toys.COLOUR, "vit-tiny", False, 80)
     assert "BatchNorm" in (IBDPSC().applies(needs) or "")
-    bare = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10))
+    bare = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(toys.QUARTER), 10))
     with pytest.raises(SweepError, match="BatchNorm"):
         IBDPSC().defend(toys.case(IBDPSC.sees, model=bare))

@@ -62,7 +62,7 @@ def test_classes_have_weights_of_their_own() -> None:
 
 def test_painting_stays_within_the_pixels_and_an_empty_mask_changes_nothing() -> None:
     images = pixels(12)
-    mask, pattern = squashed(100 * draws(12, 4, 32, 32))
+    mask, pattern = squashed(100 * draws(12, 4, 16, 16))
     found = painted(images, mask, pattern)
     assert float(mask.min()) >= 0 and float(mask.max()) <= 1
     assert float(found.min()) > -1e-6 and float(found.max()) < 1 + 1e-6, "but for rounding"
@@ -177,8 +177,8 @@ def test_the_toy_trigger_is_found_and_unlearned() -> None:
 def test_triggers_are_put_on_a_share_of_the_images_and_labels_stay() -> None:
     found = Triggers(
         torch.tensor([3, 5]),
-        torch.ones(2, 1, 32, 32),
-        torch.stack([torch.zeros(3, 32, 32), torch.ones(3, 32, 32)]),
+        torch.ones(2, 1, 16, 16),
+        torch.stack([torch.zeros(toys.QUARTER), torch.ones(toys.QUARTER)]),
         torch.ones(2),
     )
     images = pixels(500)

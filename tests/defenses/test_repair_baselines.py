@@ -46,7 +46,7 @@ def test_attention_refuses_1x1_maps() -> None:
 
 
 def test_levels_are_the_last_map_of_each_resolution() -> None:
-    images = toys.image_set(2).images
+    images = toys.image_set(2, shape=toys.COLOUR).images
     stages = [f"trunk.layer{k}" for k in (1, 2, 3, 4)]
     assert levels(fresh("resnet18", width=8), images) == stages
     model = fresh("vgg11-bn")

@@ -84,7 +84,7 @@ def test_sau_lowers_the_success_of_the_toy_trigger() -> None:
     given: dict[str, Any] = {"classes": 6, "shape": toys.GREY}
     own = toys.case(SEES, clean=200, **given)
     ask = toys.oracle(**given)
-    asked = SAU(epochs=12, lr=3e-3, batch=64, bound=0.6)
+    asked = SAU(epochs=12, lr=3e-3, batch=64, bound=0.6, tau=None)
     outcome = asked.defend(own)
     before, after = ask(toys.victim(**given)), ask(repaired(outcome))
     plain = ask(repaired(replace(asked, unlearn=0.0, steps=0).defend(own)))

@@ -133,7 +133,7 @@ def test_a_reset_channel_is_silent_under_any_prefix(name: str) -> None:
     seen: list[Tensor] = []
     handles = [part.register_forward_hook(lambda *given: seen.append(given[2])) for part in quiet]
     with torch.no_grad():
-        models[0](toys.image_set(3).images.float() / 255)
+        models[0](toys.image_set(3, shape=toys.COLOUR).images.float() / 255)
     for handle in handles:
         handle.remove()
     assert len(seen) >= 3 and not any(bool(out[:, 2].any()) for out in seen)

@@ -495,8 +495,9 @@ FEW: dict[str, Any] = {"iterations": 15, "batch": 16}
 def test_dbd_learns_the_clean_task_without_the_backdoor() -> None:
     contrast: dict[str, Any] = {"contrast_epochs": 4, "contrast_batch": 64, "contrast_lr": 0.1}
     head = {"head_epochs": 15, "head_batch": 32}
-    outcome = DBD(**contrast, **head, epochs=4, lr=0.005, **FEW).defend(toys.case(DBD.sees))
-    acc, asr = toys.oracle()(trained(outcome))
+    own = toys.case(DBD.sees, shape=toys.COLOUR)
+    outcome = DBD(**contrast, **head, epochs=4, lr=0.005, **FEW).defend(own)
+    acc, asr = toys.oracle(shape=toys.COLOUR)(trained(outcome))
     assert acc > 0.5, "ten classes"
     assert asr < 0.4, "the undefended toy victim has an ASR of 1"
 

@@ -107,17 +107,18 @@ def test_the_outstanding_neurons_are_the_largest_weights_of_the_target() -> None
 )
 def test_a_mask_of_ones_changes_no_bit(name: str, given: dict[str, Any]) -> None:
     model = toys.network(seeds.generator("soda net"), model=name, **given).eval()
-    x = pixels(3)
+    images = toys.image_set(3, shape=toys.COLOUR).images
+    x = images.float() / 255
     with torch.no_grad():
         features = model.features(x)
         assert torch.equal(model.classifier(features * torch.ones(features.shape[1])), model(x))
-        assert torch.equal(features_of(model, toys.image_set(3, seed=9).images), features)
+        assert torch.equal(features_of(model, images), features)
 
 
 def test_without_its_parts_removal_is_plain_fine_tuning() -> None:
     own = case(clean=90)
     tuned = SODA(q=1.0, lam=0.0, count=0, epochs=2, batch=32)
-    hooks = Removal(torch.ones(32), torch.empty(0, 3, 32, 32), pixels(3), 1, 0, tuned)
+    hooks = Removal(torch.ones(32), torch.empty(0, *toys.QUARTER), pixels(3), 1, 0, tuned)
     found = tuned.tune(own, own.clean, hooks, 0.01)
     plain = own.fresh_model()
     own.fit(

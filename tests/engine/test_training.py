@@ -224,7 +224,7 @@ def test_erasing_happens_with_its_probability() -> None:
 def test_augmented_gives_pixels_in_channels_first() -> None:
     data = toys.image_set(8)
     images = training.on_device(data.images, toys.CPU)
-    assert images.shape == (8, 32, 32, 3) and images.is_contiguous()
+    assert images.shape == (8, 16, 16, 3) and images.is_contiguous()
     found = training.augmented(images, Recipe(), rng())
     assert torch.equal(found, data.images.float() / 255)
     assert found.is_contiguous(memory_format=torch.channels_last)
@@ -413,7 +413,7 @@ def test_draws_are_fixed_by_the_generator_and_made_with_replacement() -> None:
     runs = [list(training.draws(data, recipe, 4, rng(name), toys.CPU)) for name in "aab"]
     assert len(runs[0]) == 4
     for (x, y), (again_x, again_y), (other_x, _) in zip(*runs, strict=True):
-        assert x.shape == (30, 3, 32, 32) and y.shape == (30,) and x.dtype == torch.float32
+        assert x.shape == (30, *toys.QUARTER) and y.shape == (30,) and x.dtype == torch.float32
         assert torch.equal(x, again_x) and torch.equal(y, again_y)
         assert not torch.equal(x, other_x)
     assert not torch.equal(runs[0][0][1], runs[0][1][1]), "each step draws anew"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +15,6 @@ from sweeper.engine import graphed
 from tests.benchmarks import __main__ as command
 from tests.benchmarks import gpu, inspected
 from tests.support import invented, toys
-from tests.support.places import ROOT
 from tests.support.tape import Tape
 
 SMALL = gpu.Bench(
@@ -44,12 +42,16 @@ def only(monkeypatch: pytest.MonkeyPatch, *titles: str) -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
-def test_without_cuda_it_says_so_in_a_sentence(tmp_path: Path) -> None:
+def test_without_cuda_it_says_so_in_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "out.parquet"
-    asked = [sys.executable, "-m", "tests.benchmarks", "gpu", "--out", str(out)]
-    ran = subprocess.run(asked, capture_output=True, text=True, cwd=ROOT)
-    assert (ran.returncode, ran.stdout) == (2, "") and not out.exists()
-    assert ran.stderr.startswith("gpu: torch sees no CUDA device") and ran.stderr.count("\n") == 1
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "gpu", "--out", str(out)])
+    with pytest.raises(SystemExit) as left:
+        command.main()
+    said = capsys.readouterr()
+    assert (left.value.code, said.out) == (2, "") and not out.exists()
+    assert said.err.startswith("gpu: torch sees no CUDA device") and said.err.count("\n") == 1
 
 
 def test_every_table_is_written_as_soon_as_it_is_measured(

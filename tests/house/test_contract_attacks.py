@@ -263,7 +263,7 @@ def test_every_rule_and_rate_base_keeps_its_labels(name: str, rule: str, base: s
 
 @quick_variant
 def test_the_generator_decides_every_draw(name: str, preset: str) -> None:
-    data, attack = toys.image_set(120), build(name, preset)
+    data, attack = toys.image_set(120, shape=toys.COLOUR), build(name, preset)
     rate = rate_for(attack, data)
     around = torch.get_rng_state(), np.random.get_state()[1].tobytes()
     states = [prepared(attack, data, rate)] * 2
@@ -314,9 +314,9 @@ def test_stamp_takes_and_gives_uint8(
 
 @quick_variant
 def test_trigger_set_counts_what_the_rule_counts(name: str, preset: str) -> None:
-    data = toys.image_set(100, seed=2)
+    data = toys.image_set(100, shape=toys.COLOUR, seed=2)
     attack = dataclasses.replace(build(name, preset), target=0)
-    state = prepared(attack, toys.image_set(120))
+    state = prepared(attack, toys.image_set(120, shape=toys.COLOUR))
     found = attack.trigger_set(data, state, rng())
     size = len(found.images)
     assert found.images.dtype == torch.uint8 and found.images.shape[1:] == data.images.shape[1:]
@@ -376,7 +376,7 @@ def test_applies_gives_a_reason_exactly_where_the_count_does_not_fit(name: str) 
 
 @quick_variant
 def test_hooks_and_recipe_train_a_finite_model(name: str, preset: str) -> None:
-    data, attack = toys.image_set(120), build(name, preset)
+    data, attack = toys.image_set(120, shape=toys.COLOUR), build(name, preset)
     recipe = attack.recipe(toys.RECIPE)
     assert isinstance(recipe, Recipe), "recipe() returns a Recipe"
     rate = rate_for(attack, data)

@@ -122,7 +122,8 @@ def numbers(outcome: Outcome) -> dict[str, Tensor]:
         if getattr(outcome, name) is not None:
             found[f"outcome.{name}"] = getattr(outcome, name)
     if outcome.filter is not None:
-        found["outcome.filter"] = outcome.filter(toys.image_set(32, seed=5).images)
+        images = toys.image_set(32, shape=toys.COLOUR, seed=5).images
+        found["outcome.filter"] = outcome.filter(images)
     if outcome.threshold is not None:
         found["outcome.threshold"] = torch.tensor(outcome.threshold)
     return found
@@ -173,9 +174,10 @@ def test_defends_a_toy_victim_as_declared(name: str, preset: str) -> None:
     defense = build(name, preset)
     assert applies(defense), "a defense must run on a small network with BatchNorm and ten classes"
     stage = defense.stage()
-    state = None if stage is None else stage.run(toys.case(stage.sees, epochs=EPOCHS))
+    own = functools.partial(toys.case, epochs=EPOCHS, shape=toys.COLOUR)
+    state = None if stage is None else stage.run(own(stage.sees))
     assert state is None or all(isinstance(v, Tensor) for v in state.values())
-    case = toys.case(defense.sees, state=state, epochs=EPOCHS)
+    case = own(defense.sees, state=state)
     before = tensors(case._given)
     outcome = defense.defend(case)
     assert toys.same(before, tensors(case._given)), (
@@ -186,8 +188,8 @@ def test_defends_a_toy_victim_as_declared(name: str, preset: str) -> None:
         assert shared.isdisjoint(v.data_ptr() for v in outcome.model.parameters()), (
             "the returned model shares its weights with the victim"
         )
-    check_outcome(defense, outcome, len(toys.poisoned_set().labels), toys.COLOUR)
-    again = defense.defend(toys.case(defense.sees, state=state, epochs=EPOCHS))
+    check_outcome(defense, outcome, len(toys.poisoned_set(shape=toys.COLOUR).labels), toys.COLOUR)
+    again = defense.defend(own(defense.sees, state=state))
     assert toys.same(numbers(outcome), numbers(again)), (
         "two runs under one key differ: draw every random number from case.rng(name)"
     )

@@ -67,19 +67,15 @@ def leaves(hint: Any, held: Callable[[Any], Any] = lambda number: number) -> Ite
             yield from leaves(part, held)
 
 
-NUMBERS = [
-    pytest.param(cls, axes, name, leaf, id=f"{what}-{name}-{place}")
-    for what, (cls, axes) in owners().items()
-    for name in options.names(cls)
-    for place, leaf in enumerate(leaves(options._hints(cls)[name]))
-]
-"""Every number among the options of all classes."""
+@pytest.mark.parametrize(("cls", "axes"), owners().values(), ids=owners())
+def test_numbers_out_of_their_range_are_refused(cls: type, axes: dict[str, Any]) -> None:
+    for name in options.names(cls):
+        for leaf in leaves(options._hints(cls)[name]):
+            check_ends(cls, axes, name, leaf)
 
 
-@pytest.mark.parametrize(("cls", "axes", "name", "leaf"), NUMBERS)
-def test_a_number_out_of_its_range_is_refused(
-    cls: type, axes: dict[str, Any], name: str, leaf: Leaf
-) -> None:
+def check_ends(cls: type, axes: dict[str, Any], name: str, leaf: Leaf) -> None:
+    """A number of an option has two ends, and nothing beyond them is taken."""
     ends, held = leaf
     assert ends.keys() & {"ge", "gt"}, f"{name} has no least value: take a type of core/options.py"
     assert ends.keys() & {"le", "lt"}, (

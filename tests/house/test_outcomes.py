@@ -23,7 +23,8 @@ Made = dict[str, Tensor]
 
 def made(defense: Any) -> Made:
     """What the contract suite makes of a defense of the model."""
-    return numbers(defense.defend(toys.case(defense.sees, epochs=EPOCHS)))
+    case = toys.case(defense.sees, epochs=EPOCHS, shape=toys.COLOUR)
+    return numbers(defense.defend(case))
 
 
 @pytest.fixture(params=["here", "elsewhere"])

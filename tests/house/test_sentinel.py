@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import math
 import types
 import weakref
 from collections.abc import Iterator, Sequence
@@ -339,7 +340,7 @@ def test_the_log_of_an_inline_run_holds_no_cell(
 def test_toy_cases_keep_the_same_promise() -> None:
     """The cases the contract suite makes by hand hold no records of the attacker either."""
     poisoned = toys.poisoned_set()
-    hidden = Secrets(frozenset(), (poisoned.role,), (poisoned.role,), 3 * 32 * 32)
+    hidden = Secrets(frozenset(), (poisoned.role,), (poisoned.role,), math.prod(toys.QUARTER))
     case = toys.case(frozenset({"model", "clean", "train", "queries"}))
     assert not leaks(case, hidden)
     assert leaks(toys.case(frozenset(), state={"roles": poisoned.role}), hidden)

@@ -55,17 +55,20 @@ def product() -> Sources:
     return {module: tree(module) for module in modules()}
 
 
-def imports(source: ast.AST) -> Iterator[tuple[str, int]]:
+@functools.cache
+def imports(source: ast.AST) -> list[tuple[str, int]]:
     """Every name a module imports, lazily or for types alone too: (dotted name, line)."""
+    found = []
     for node in ast.walk(source):
         if isinstance(node, ast.Import):
-            yield from ((alias.name, node.lineno) for alias in node.names)
+            found += [(alias.name, node.lineno) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert not node.level, f"line {node.lineno}: imports are absolute"
-            yield from ((f"{node.module}.{alias.name}", node.lineno) for alias in node.names)
+            found += [(f"{node.module}.{alias.name}", node.lineno) for alias in node.names]
+    return found
 
 
-def imported(module: str) -> Iterator[tuple[str, int]]:
+def imported(module: str) -> list[tuple[str, int]]:
     return imports(tree(module))
 
 
@@ -123,9 +126,8 @@ def named(pattern: str) -> list[str]:
     return [module for module in modules() if re.fullmatch(pattern, module)]
 
 
-@pytest.mark.parametrize("module", modules())
-def test_imports_go_down(module: str) -> None:
-    assert not upward({module: tree(module)})
+def test_imports_go_down() -> None:
+    assert not upward(product())
 
 
 def test_there_are_no_circles() -> None:
@@ -207,8 +209,7 @@ def test_ray_is_not_imported_before_it_is_needed() -> None:
                 assert "schedule" not in ast.unparse(node)
 
 
-@pytest.mark.parametrize("module", modules())
-def test_banned_calls(module: str) -> None:
+def test_banned_calls() -> None:
     banned = {
         "print": "say it through the log or the display",
         "eval": "nothing is evaluated",
@@ -222,14 +223,17 @@ def test_banned_calls(module: str) -> None:
         "yaml.safe_load": "what a user wrote is read by sweeper.plan.document",
         "time.time": "seconds are differences of time.monotonic; a clock may be set in between",
     }
-    for node in ast.walk(tree(module)):
-        if isinstance(node, ast.Call):
-            called = ast.unparse(node.func)
-            if called == "torch.load" and module == "sweeper.core.weights":
-                named = {word.arg: ast.unparse(word.value) for word in node.keywords}
-                assert named.get("weights_only") == "True", "code of a stranger's file never runs"
-                continue
-            assert called not in banned, f"{module}:{node.lineno} {called}: {banned[called]}"
+    for module in modules():
+        for node in ast.walk(tree(module)):
+            if isinstance(node, ast.Call):
+                called = ast.unparse(node.func)
+                if called == "torch.load" and module == "sweeper.core.weights":
+                    named = {word.arg: ast.unparse(word.value) for word in node.keywords}
+                    assert named.get("weights_only") == "True", (
+                        "code of a stranger's file never runs"
+                    )
+                    continue
+                assert called not in banned, f"{module}:{node.lineno} {called}: {banned[called]}"
 
 
 Documented = ast.Module | ast.ClassDef | ast.FunctionDef
@@ -244,13 +248,15 @@ def public(node: ast.AST, inside: str) -> Iterator[tuple[str, Documented]]:
                 yield from public(child, f"{inside}.{child.name}")
 
 
-@pytest.mark.parametrize("module", modules())
-def test_all_that_is_public_is_documented(module: str) -> None:
-    text = ast.get_docstring(tree(module))
-    assert text, f"{module} begins with one line that says what it is"
-    assert text.splitlines()[0].endswith((".", ":")), f"{module}: a sentence"
-    silent = [name for name, node in public(tree(module), module) if not ast.get_docstring(node)]
-    assert not silent, f"without a docstring: {silent}"
+def test_all_that_is_public_is_documented() -> None:
+    for module in modules():
+        text = ast.get_docstring(tree(module))
+        assert text, f"{module} begins with one line that says what it is"
+        assert text.splitlines()[0].endswith((".", ":")), f"{module}: a sentence"
+        silent = [
+            name for name, node in public(tree(module), module) if not ast.get_docstring(node)
+        ]
+        assert not silent, f"without a docstring: {silent}"
 
 
 def undocumented(body: list[ast.stmt]) -> Iterator[str]:
@@ -278,26 +284,26 @@ def declared() -> frozenset[str]:
     return frozenset(found)
 
 
-@pytest.mark.parametrize("module", modules())
-def test_every_field_is_documented(module: str) -> None:
-    silent = [
-        f"{name}.{field}"
-        for name, node in public(tree(module), module)
-        if isinstance(node, ast.ClassDef)
-        for field in undocumented(node.body)
-        if field not in declared()
-    ]
-    assert not silent, f"no docstring follows: {silent}"
+def test_every_field_is_documented() -> None:
+    for module in modules():
+        silent = [
+            f"{name}.{field}"
+            for name, node in public(tree(module), module)
+            if isinstance(node, ast.ClassDef)
+            for field in undocumented(node.body)
+            if field not in declared()
+        ]
+        assert not silent, f"no docstring follows: {silent}"
 
 
-@pytest.mark.parametrize("module", modules())
-def test_sizes(module: str) -> None:
-    lines = len(modules()[module].read_text(encoding="utf-8").splitlines())
-    assert lines <= LINES, f"{module} has {lines} lines: it is two ideas"
-    for node in ast.walk(tree(module)):
-        if isinstance(node, ast.FunctionDef):
-            length = (node.end_lineno or 0) - node.lineno + 1
-            assert length <= LENGTH, f"{module}.{node.name} has {length} lines: it is two ideas"
+def test_sizes() -> None:
+    for module in modules():
+        lines = len(modules()[module].read_text(encoding="utf-8").splitlines())
+        assert lines <= LINES, f"{module} has {lines} lines: it is two ideas"
+        for node in ast.walk(tree(module)):
+            if isinstance(node, ast.FunctionDef):
+                length = (node.end_lineno or 0) - node.lineno + 1
+                assert length <= LENGTH, f"{module}.{node.name} has {length} lines: it is two ideas"
 
 
 def tracked() -> list[Path]:

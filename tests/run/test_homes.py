@@ -52,7 +52,7 @@ def test_no_path_of_a_home_is_in_what_others_are_shown(
     values = {
         "name": "small",
         "datasets": [{"dataset": "pictures", "path": str(home / "data"), "test_share": 0.2}],
-        "models": ["tiny"],
+        "models": [{"model": "tiny", "width": 4}],
         "attacks": ["badnets", {"attack": "tests.support.faulty:FailsToPoison", "as": "unbuilt"}],
         "poison_rates": [0.1],
         "seeds": 1,

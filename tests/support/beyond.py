@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from sweeper.data.points import draw_solids
 from sweeper.engine import task as tasks
 from sweeper.engine import training
 from sweeper.engine.recipes import Recipe
+from sweeper.models import transformer
 from sweeper.models.base import Net
 from tests.support import toys
 
@@ -77,18 +79,19 @@ def samples(task: str, count: int = 64, name: str = "train") -> Samples:
 
 
 def network(data: Samples, rng: Generator | None = None) -> Net:
-    """A small network for the samples, freshly initialised."""
+    """A small network for the samples, freshly initialised; a transformer of one layer."""
     name, options = MODELS[data.task]
     moments = ([0.3] * 3, [0.2] * 3) if data.inputs.dtype == torch.uint8 else ([], [])
-    return models.build(
-        name,
-        options,
-        classes=len(data.classes),
-        shape=tuple(data.inputs.shape[1:]),
-        mean=moments[0],
-        std=moments[1],
-        generator=rng or seeds.generator("beyond", data.task),
-    )
+    with mock.patch.dict(transformer.SIZES, {"transformer-small": transformer.Size(1, 32, 2)}):
+        return models.build(
+            name,
+            options,
+            classes=len(data.classes),
+            shape=tuple(data.inputs.shape[1:]),
+            mean=moments[0],
+            std=moments[1],
+            generator=rng or seeds.generator("beyond", data.task),
+        )
 
 
 def trained(data: Samples, **changes: Any) -> Net:

@@ -15,7 +15,7 @@ from tests.support.places import ROOT
 SWEEP = """
 name: tiny
 datasets: [{dataset: digits, train_size: 300, test_size: 100}]
-models: [tiny]
+models: [{model: tiny, width: 4}]
 attacks: [badnets]
 defenses: [none, {defense: fine-tuning, epochs: 1}]
 recipe: {epochs: 1}

@@ -22,7 +22,7 @@ from tests.support.places import DATA
 SMALL: dict[str, Any] = {
     "name": "small",
     "datasets": [{"dataset": "digits", "train_size": 300, "test_size": 100}],
-    "models": ["tiny"],
+    "models": [{"model": "tiny", "width": 4}],
     "attacks": ["badnets", "blend"],
     "poison_rates": [0.1, 0.2],
     "seeds": 3,

@@ -30,9 +30,10 @@ from sweeper.models.base import Net
 
 CPU = torch.device("cpu")
 COLOUR = (3, 32, 32)
+"""As large as images of CIFAR-10: attacks are stamped on these."""
 GREY = (1, 8, 8)
 QUARTER = (3, 16, 16)
-"""For what does not depend on the size: a quarter of the work."""
+"""What is drawn, trained and defended here unless told otherwise: a quarter of the work."""
 RECIPE = Recipe(epochs=12, batch=32, lr=0.05, warmup=1.0, precision="fp32")
 """Trains a toy victim: single precision, no augmentation."""
 PLANTED = BadNets(trigger="white", size=6)
@@ -44,7 +45,7 @@ _LENGTHS = ("steps", "epochs", "iterations")
 
 
 def image_set(
-    count: int, *, classes: int = 10, shape: tuple[int, int, int] = COLOUR, seed: int = 0
+    count: int, *, classes: int = 10, shape: tuple[int, int, int] = QUARTER, seed: int = 0
 ) -> ImageSet:
     """Noisy copies of one prototype a class, in an order that is random but fixed by `seed`."""
     prototypes = torch.randint(
@@ -133,14 +134,14 @@ def _trained(classes: int, shape: tuple[int, int, int]) -> tuple[Net, Poisoned]:
     return model, poisoned
 
 
-def victim(classes: int = 10, shape: tuple[int, int, int] = COLOUR) -> Net:
+def victim(classes: int = 10, shape: tuple[int, int, int] = QUARTER) -> Net:
     """A trained toy victim of BadNets; a copy of the caller's own, in eval mode."""
     model = network(seeds.generator("toy", "model"), classes=classes, shape=shape)
     model.load_state_dict(_trained(classes, shape)[0].state_dict())
     return model.eval()
 
 
-def poisoned_set(classes: int = 10, shape: tuple[int, int, int] = COLOUR) -> Poisoned:
+def poisoned_set(classes: int = 10, shape: tuple[int, int, int] = QUARTER) -> Poisoned:
     """What `victim` was trained on; tensors of the caller's own."""
     found = _trained(classes, shape)[1]
     tensors = {name: value.clone() for name, value in found.samples.tensors.items()}
@@ -170,7 +171,7 @@ def case(
     *,
     key: str = "toy case",
     classes: int = 10,
-    shape: tuple[int, int, int] = COLOUR,
+    shape: tuple[int, int, int] = QUARTER,
     clean: ImageSet | int = 80,
     model: Net | None = None,
     state: State | None = None,
@@ -214,7 +215,7 @@ def case(
 
 
 def oracle(
-    classes: int = 10, shape: tuple[int, int, int] = COLOUR
+    classes: int = 10, shape: tuple[int, int, int] = QUARTER
 ) -> Callable[[nn.Module], tuple[float, float]]:
     """ACC and ASR of any model on toy test images."""
     test = image_set(100, classes=classes, shape=shape, seed=2)

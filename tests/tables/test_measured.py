@@ -17,7 +17,7 @@ from sweeper.core.errors import SweepError
 from sweeper.core.rows import SCHEMA
 from sweeper.engine import recipes
 from sweeper.plan import source
-from sweeper.tables import expected, measured, published, render, tables
+from sweeper.tables import measured, published, render, tables
 from sweeper.tables.published import AVERAGE
 from tests.support import recorded
 from tests.support.places import ROOT
@@ -78,7 +78,7 @@ def test_there_are_rows_of_two_sweeps() -> None:
 
 
 def test_the_page_of_expectations_says_device_and_date() -> None:
-    page = expected.text()
+    page = (ROOT / "docs/expected.md").read_text(encoding="utf-8")  # test_published: is current
     for name in measured.sweeps():
         for figure in measured.figures(name):
             device, date, *_ = figure.source.split("; ")
@@ -88,17 +88,31 @@ def test_the_page_of_expectations_says_device_and_date() -> None:
     assert all(f"{mean:.2f} ± {sd:.2f}" in page for mean, sd in acc.itertuples(index=False))
 
 
-@pytest.mark.parametrize("form", ["markdown", "csv", "latex", "html"])
-def test_tables_of_shipped_rows_show_them_and_their_device(form: str) -> None:
+@pytest.fixture(scope="module")
+def quickstart() -> tuple[tables.Table, str]:
+    """The shipped rows of the quickstart beside themselves, and where their figures come from."""
     frame = measured.frame("quickstart")
-    text = render.render(tables.build(frame, figures=measured.figures("quickstart", frame)), form)
-    device, date, *_ = measured.figures("quickstart", frame)[0].source.split("; ")
-    assert device in text and date in text
-    assert ("measured on" if form == "csv" else "measured by this project [1]") in text
+    figures = measured.figures("quickstart", frame)
+    return tables.build(frame, figures=figures), figures[0].source
+
+
+@pytest.fixture(scope="module")
+def d_br() -> tables.Table:
+    """Shipped rows beside themselves and what is published."""
     frame = measured.frame("d-br-cifar10")
     figures = (*published.of("d-br-cifar10"), *measured.figures("d-br-cifar10", frame))
-    values = ["acc_nontarget", "asr"]
-    text = render.render(tables.build(frame, figures=figures, values=values), form)
+    return tables.build(frame, figures=figures, values=["acc_nontarget", "asr"])
+
+
+@pytest.mark.parametrize("form", ["markdown", "csv", "latex", "html"])
+def test_tables_of_shipped_rows_show_them_and_their_device(
+    form: str, quickstart: tuple[tables.Table, str], d_br: tables.Table
+) -> None:
+    text = render.render(quickstart[0], form)
+    device, date, *_ = quickstart[1].split("; ")
+    assert device in text and date in text
+    assert ("measured on" if form == "csv" else "measured by this project [1]") in text
+    text = render.render(d_br, form)
     assert "12000 training images" in text, "the small ones"
     assert "D-BR/D-ST seed, table 1" in text
 

@@ -240,7 +240,8 @@ def test_expected_is_current():
 
 
 def test_the_commands_of_expected_run_one_cell():
-    whole = expected.text().replace("\\\n", "")
+    page = (ROOT / "docs/expected.md").read_text(encoding="utf-8")
+    whole = page.replace("\\\n", "")
     found = re.findall(r"^    (sweeper run .*)$", whole, re.MULTILINE)
     assert len(found) == len({*published.sweeps(), *measured_.sweeps()})
     for command in found:
