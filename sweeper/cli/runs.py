@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import math
+import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -23,6 +27,13 @@ from sweeper.cli.arguments import (
 )
 from sweeper.core import advice
 from sweeper.core.errors import SweepError, one_key
+from sweeper.core.rows import AXES
+
+if TYPE_CHECKING:
+    from sweeper.plan.sweep import Sweep as Declared
+
+MANY = 10_000
+"""Rows from which on an expansion is long enough to be waited for."""
 
 
 def run(
@@ -119,7 +130,8 @@ def plan(
     from sweeper.run.summary import why_not
 
     sweep = Sweep.from_yaml(spec, overrides or [])
-    facts = sweep.plan(store=store, data=data, calibrate=calibrate)
+    with _expanding(sweep.declared):
+        facts = sweep.plan(store=store, data=data, calibrate=calibrate)
     if as_json:
         typer.echo(json.dumps(facts))
         return
@@ -142,6 +154,21 @@ def plan(
     typer.echo(f"trainings saved  {saved:>7,}{time}  (compared with one for each defense cell)")
     for line in sentences(cost):
         typer.echo(line)
+
+
+@contextlib.contextmanager
+def _expanding(sweep: Declared) -> Iterator[None]:
+    """Say on a terminal that a large sweep is being expanded, until it is."""
+    cells = math.prod(len(getattr(sweep, f"{axis}s")) for axis in AXES)
+    if cells < MANY or not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console
+
+    from sweeper.run.display import waiting
+
+    with waiting(Console(stderr=True), f"expanding {sweep.name}, up to {cells:,} rows ..."):
+        yield
 
 
 def cell(

@@ -8,17 +8,19 @@ Python, are not seen.
 
 from __future__ import annotations
 
-import ast
+import contextlib
 import functools
 import hashlib
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from pathlib import Path
 from types import CodeType
-from typing import Any
+from typing import Any, TypeVar, cast
 
+from sweeper.core import kept, syntax
 from sweeper.core.errors import SweepError
 from sweeper.core.search import HOUSE
 
@@ -28,6 +30,34 @@ _CONTRACTS = ("attacks.base", "defenses.base")
 """Part of the engine, not of the methods."""
 _INSTALLED = ("site-packages", "dist-packages")
 DIGITS = 12
+Asked = TypeVar("Asked", bound=Callable[..., Any])
+_SEEN: ContextVar[dict[Any, Any] | None] = ContextVar("_SEEN", default=None)
+
+
+@contextlib.contextmanager
+def still() -> Iterator[None]:
+    """Take the files as they are for as long as this lasts: each is looked at once."""
+    before = _SEEN.set({})
+    try:
+        yield
+    finally:
+        _SEEN.reset(before)
+
+
+def _once(look: Asked) -> Asked:
+    """Have a function keep its answers within `still`."""
+
+    @functools.wraps(look)
+    def asked(*given: Any) -> Any:
+        seen = _SEEN.get()
+        if seen is None:
+            return look(*given)
+        key = look, given
+        if key not in seen:
+            seen[key] = look(*given)
+        return seen[key]
+
+    return cast(Asked, asked)
 
 
 @functools.cache
@@ -79,9 +109,15 @@ def version(built: Any, *classes: type) -> int | str:
         classes: Whose code it runs.
 
     Raises:
-        SweepError: The files changed since this process imported them: it would run old code.
+        SweepError: The files changed since this process imported them: it would run old code; or
+            the version is no whole number.
     """
     number: int = built.version
+    if type(number) is not int:
+        raise SweepError(
+            f"{type(built).__module__}: version: needs a whole number, not {number!r}: raise it "
+            "by one where the same options give other numbers"
+        )
     if of(*classes) != _now(*classes):
         raise SweepError(
             f"the code of {type(built).__module__} changed since this process imported it, which "
@@ -114,6 +150,7 @@ def of_modules(*names: str) -> str:
     return _joined({name: _read(file)[0] for name, file in files.items() if file})
 
 
+@_once
 def _now(*classes: type) -> str:
     """The hash of the code as the files are now."""
     hashes: dict[str, str] = {}
@@ -133,6 +170,7 @@ def _joined(hashes: dict[str, str]) -> str:
 # Which files
 
 
+@_once
 def _source(cls: type) -> Path | None:
     """The file a class stands in; None for one made in a notebook."""
     file = getattr(sys.modules.get(cls.__module__), "__file__", None)
@@ -140,6 +178,7 @@ def _source(cls: type) -> Path | None:
     return path if path and path.suffix == ".py" and path.is_file() else None
 
 
+@_once
 def _files(cls: type) -> dict[str, Path]:
     """Dotted name -> file of all modules whose code a class runs; empty without a source."""
     path, module = _source(cls), cls.__module__
@@ -159,23 +198,31 @@ def _reached(start: list[tuple[str, Path]], root: Path) -> dict[str, Path]:
     own, family = start[0][0].partition(".")[0], start[0][0].rpartition(".")[0]
     while left:
         module, path = left.pop()
-        if module in found:
-            continue
-        found[module] = path
-        package = module if path.name == "__init__.py" else module.rpartition(".")[0]
-        for name in _imports(path, package):
-            for part in _prefixes(name):
-                top = part.partition(".")[0]
-                if top == "sweeper":
-                    wanted = family == "sweeper.models" and part.startswith("sweeper.models")
-                elif top in _METHODS:
-                    wanted = part not in _CONTRACTS
-                else:
-                    wanted = top == own or root.name not in _INSTALLED
-                place = HOUSE if top in _SHIPPED else root
-                if wanted and part not in found and (file := _file(place, part)):
-                    left.append((part, file))
+        if module not in found:
+            found[module] = path
+            left += _beside(module, path, root, own, family)
     return found
+
+
+@_once
+def _beside(
+    module: str, path: Path, root: Path, own: str, family: str
+) -> tuple[tuple[str, Path], ...]:
+    """The modules one imports whose code counts, for `_reached`: names and files."""
+    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+    found = []
+    for part in dict.fromkeys(part for name in _imports(path, package) for part in _prefixes(name)):
+        top = part.partition(".")[0]
+        if top == "sweeper":
+            wanted = family == "sweeper.models" and part.startswith("sweeper.models")
+        elif top in _METHODS:
+            wanted = part not in _CONTRACTS
+        else:
+            wanted = top == own or root.name not in _INSTALLED
+        place = HOUSE if top in _SHIPPED else root
+        if wanted and (file := _file(place, part)):
+            found.append((part, file))
+    return tuple(found)
 
 
 def _prefixes(name: str) -> Iterator[str]:
@@ -184,12 +231,13 @@ def _prefixes(name: str) -> Iterator[str]:
     return (".".join(parts[: end + 1]) for end in range(len(parts)))
 
 
+@_once
 def _file(root: Path, module: str) -> Path | None:
     """The file of a module below a folder; None where it is no module of it."""
-    place = root.joinpath(*module.split("."))
-    for path in (place.with_name(f"{place.name}.py"), place / "__init__.py"):
-        if path.is_file():
-            return path
+    place = os.path.join(root, *module.split("."))
+    for path in (f"{place}.py", os.path.join(place, "__init__.py")):
+        if os.path.isfile(path):
+            return Path(path)
     return None
 
 
@@ -204,69 +252,27 @@ def _imports(path: Path, package: str) -> Iterator[str]:
 
 # What stands in them
 
-_Import = tuple[int, str, tuple[str, ...]]
 
-
-def _read(path: Path) -> tuple[str, tuple[_Import, ...]]:
+@_once
+def _read(path: Path) -> tuple[str, list[syntax.Import]]:
     """The hash of a module's source, and its imports: (level, module, names)."""
     found = path.stat()
     return _parsed(path, found.st_mtime_ns, found.st_size)
 
 
 @functools.cache
-def _parsed(path: Path, _time: int, _size: int) -> tuple[str, tuple[_Import, ...]]:
-    tree = ast.parse(path.read_bytes())
-    imports: list[_Import] = []
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            imports += [(0, alias.name, ()) for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            names = tuple(alias.name for alias in node.names)
-            imports.append((node.level, node.module or "", names))
-    return _of_tree(tree), tuple(imports)
+def _parsed(path: Path, _time: int, _size: int) -> tuple[str, list[syntax.Import]]:
+    text, name = path.read_bytes(), _reader().copy()
+    name.update(text)
+    file = kept.cache() / "code" / f"{name.hexdigest()}.json"
+    digest, imports = kept.kept(file, lambda: syntax.parsed(text))
+    return digest, imports
 
 
-def _of_tree(tree: ast.AST) -> str:
-    """The hash of what runs; not `ast.dump`, which is written otherwise by each Python."""
-    words: list[str] = []
-
-    def put(value: Any) -> None:
-        if isinstance(value, ast.AST):
-            words.append(f"({type(value).__name__}")
-            for name in value._fields:
-                part = getattr(value, name, None)
-                if isinstance(value, ast.ClassDef) and name == "body":
-                    part = [statement for statement in part or () if not _says_where(statement)]
-                if part is not None and part != []:
-                    words.append(name)
-                    put(part)
-            words.append(")")
-        elif isinstance(value, list):
-            for part in value:
-                if not _is_remark(part):
-                    put(part)
-                    words.append(",")
-        else:
-            words.append(repr(value))
-
-    put(tree)
-    return hashlib.sha256(" ".join(words).encode()).hexdigest()
-
-
-def _is_remark(node: Any) -> bool:
-    """Whether a statement is a string alone: a docstring of whatever stands before or around it."""
-    constant = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
-    return constant and isinstance(node.value.value, str)
-
-
-def _says_where(node: ast.stmt) -> bool:
-    """Whether a statement of a class says on what its cells run, `light`, which is in no key."""
-    targets = node.targets if isinstance(node, ast.Assign) else []
-    if isinstance(node, ast.AnnAssign) and ast.unparse(node.annotation) == "ClassVar[bool]":
-        targets = [node.target]
-    value = getattr(node, "value", None)
-    truth = isinstance(value, ast.Constant) and isinstance(value.value, bool)
-    return truth and [getattr(target, "id", "") for target in targets] == ["light"]
+@functools.cache
+def _reader() -> Any:
+    """A hash begun with what decides how a text is read: `syntax`, and this Python."""
+    return hashlib.sha256(Path(syntax.__file__).read_bytes() + sys.version.encode())
 
 
 def _of_loaded(cls: type) -> str:
@@ -295,13 +301,14 @@ def _spelled(value: Any) -> str:
 # What is committed
 
 
+@_once
 def _committed(cls: type) -> bool:
     """Whether a class ships, and its code is what git has, where there is a git checkout."""
     path = _source(cls)
     if path is None or not any(path.is_relative_to(HOUSE / name) for name in _SHIPPED):
         return False
     changed = _uncommitted()
-    return not any(file in changed and _edited(file) for file in _files(cls).values())
+    return not any(_edited(file) for file in changed and changed.intersection(_files(cls).values()))
 
 
 @functools.cache
@@ -326,7 +333,7 @@ def _edited(path: Path) -> bool:
 def _of_head(path: Path) -> str:
     """The hash of a file as it is committed; of an empty one where it is not."""
     try:
-        return _of_tree(ast.parse(_git("show", f"HEAD:./{path.relative_to(HOUSE).as_posix()}")))
+        return syntax.parsed(_git("show", f"HEAD:./{path.relative_to(HOUSE).as_posix()}"))[0]
     except (SyntaxError, ValueError):
         return ""
 

@@ -33,17 +33,33 @@ def digester(value: Mapping[str, Any], *names: str) -> Callable[..., str]:
     Returns:
         A function that takes those cells' keys, or None, in that order.
     """
+    hole = "\0"  # which JSON writes as \u0000
     entries = [
-        f"{canonical(name)}:{'%s' if name in names else canonical(part).replace('%', '%%')}"
+        f"{canonical(name)}:{hole if name in names else canonical(part)}"
         for name, part in sorted(value.items())
     ]
-    text = "{" + ",".join(entries) + "}"
+    head, *rest = ("{" + ",".join(entries) + "}").split(hole)
+    begun = hashlib.sha256(head.encode())
 
     def of(*keys: str | None) -> str:
-        whole = text % tuple("null" if key is None else f'"{key}"' for key in keys)
-        return hashlib.sha256(whole.encode()).hexdigest()[:20]
+        whole = begun.copy()
+        for key, after in zip(keys, rest, strict=True):
+            whole.update((f"null{after}" if key is None else f'"{key}"{after}').encode())
+        return whole.hexdigest()[:20]
 
     return of
+
+
+def drawn(params: Mapping[str, Any]) -> str:
+    """Return what the draws of a defense's cell derive from, by what its key is made from.
+
+    Neither an edit of the defense nor a repaired metric draws anew: of the code the version's
+    number counts, and all metrics count as the first.
+    """
+    defense = params["defense"]
+    number = int(str(defense["version"]).partition("+")[0])
+    first = {"defense": {**defense, "version": number}, "versions": {"metrics": 1}}
+    return digest({**params, **first})
 
 
 def seed(*parts: str | int) -> int:

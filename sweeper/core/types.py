@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from sweeper.core import seeds
+
 State = Mapping[str, Tensor]
 """What an attack's `prepare` or a defense's stage leaves behind: named tensors, nothing else."""
 
@@ -249,10 +251,8 @@ class Cell:
     changes no number."""
     reason: str = ""
     """Why the cell does not apply; empty where it does."""
-    draws: str = ""
-    """What its random draws derive from, where that is not `key`."""
 
     @property
     def seed(self) -> str:
         """What its random draws derive from."""
-        return self.draws or self.key
+        return seeds.drawn(self.params) if self.kind == "defend" else self.key

@@ -12,9 +12,6 @@ from sweeper.core.types import Facts
 from sweeper.engine import metrics, recipes
 from sweeper.plan.sweep import Entry
 
-DRAWN = {"metrics": 1}
-"""The versions at the first draws: a repaired metric measures the same defense anew."""
-
 
 @dataclass(frozen=True)
 class Place:
@@ -36,6 +33,9 @@ class Place:
     """Where the two are found; in no key."""
     axes: dict[str, Any]
     """Their labels."""
+    settings: dict[tuple[str, float, bool], tuple[Form, str]] = field(default_factory=dict)
+    """Defense, clean budget, whether it trains otherwise than the victim -> the form of its keys,
+    and why it cannot be run."""
 
 
 @dataclass(frozen=True)
@@ -88,8 +88,6 @@ class Form:
     """What a cell's key is made from, less its parents."""
     key: Callable[..., str]
     """(stage's key or None, victim's key) -> the cell's key."""
-    draws: Callable[..., str]
-    """Likewise -> what its random draws derive from: neither an edit nor a repaired metric."""
     stage: dict[str, Any]
     """What a key of its stage's cell is made from, less its parents."""
     stage_key: Callable[..., str]
@@ -117,10 +115,7 @@ class Form:
                 "n_clean": count if "clean" in stage.sees else 0,
             }
         key = seeds.digester(params, "stage", "victim")
-        declared = {**defender.params, "version": defender.defense.version}
-        drawn = {**params, "defense": declared, "versions": DRAWN}
-        draws = seeds.digester(drawn, "stage", "victim")
-        return cls(params, key, draws, shared, seeds.digester(shared, "victim"))
+        return cls(params, key, shared, seeds.digester(shared, "victim"))
 
 
 def stage_classes(defense: Defense, stage: Stage) -> tuple[type, ...]:

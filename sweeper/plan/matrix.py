@@ -26,7 +26,7 @@ from sweeper.data.base import Source
 from sweeper.engine import recipes, training
 from sweeper.engine import task as tasks
 from sweeper.plan import known
-from sweeper.plan.forms import Defender, Place
+from sweeper.plan.forms import Defender, Form, Place
 from sweeper.plan.sweep import Entry, Sweep
 
 UNKNOWN = 50_000
@@ -75,7 +75,8 @@ def expand(sweep: Sweep, facts: Mapping[str, Facts]) -> Plan:
         SweepError: A clean budget exceeds the reserve, a model does not fit the data, two labels
             stand for the same cells, or nothing is left to run.
     """
-    return _Expansion(sweep, facts).run()
+    with code.still():
+        return _Expansion(sweep, facts).run()
 
 
 class _Expansion:
@@ -94,28 +95,28 @@ class _Expansion:
             (entry, catalog.make("attack", entry.name, entry.options)) for entry in sweep.attacks
         ]
         self.no_attack: Attack = catalog.make("attack", "none", {})
-        self.fits: dict[tuple[Any, ...], str] = {}
-        self.versions: dict[tuple[type, ...], int | str] = {}
+        self.patterns = [tuple(pattern.items()) for pattern in sweep.exclude]
 
     def run(self) -> Plan:
         sweep = self.sweep
         places = [self.place(*pair) for pair in self.pairs()]
         for place, (attack, sample) in itertools.product(places, self.attacks):
             for victim, why, axes in self.victims(place, attack, sample):
+                own = victim.params["recipe"] != place.training
                 for defender in self.defenses:
                     sees = defender.defense.sees
                     blind = NO_TRIGGER if "oracle" in sees and not sample.triggers else ""
                     for budget in sweep.clean_budgets if "clean" in sees else (0,):
-                        self.defend(place, victim, why or blind, defender, {**axes}, budget)
+                        self.defend(place, victim, why or blind, defender, axes, budget, own)
         if not self.cells and not self.inapplicable:
             raise SweepError("exclude: leaves nothing of the sweep to run: remove an entry")
         needed: set[str] = set()
         for key, cell in reversed(self.cells.items()):
             if cell.kind == "defend" or key in needed:
-                needed |= {key, *cell.parents}
+                needed.update(cell.parents)
         return Plan(
             sweep,
-            {key: cell for key, cell in self.cells.items() if key in needed},
+            {k: cell for k, cell in self.cells.items() if cell.kind == "defend" or k in needed},
             tuple(self.inapplicable.values()),
             tuple(label for label, fact in self.facts.items() if not fact.digest),
             self.facts,
@@ -183,7 +184,7 @@ class _Expansion:
 
     def victims(
         self, place: Place, entry: Entry, sample: Attack
-    ) -> Iterator[tuple[Cell | None, str, dict[str, Any]]]:
+    ) -> Iterator[tuple[Cell, str, dict[str, Any]]]:
         """The victims of one attack on one data set and model: (cell, why not, axes)."""
         rates = (entry.poison_rates or self.sweep.poison_rates) if sample.rated else [0.0]
         targets = self.sweep.targets if sample.targeted else [0]
@@ -281,81 +282,86 @@ class _Expansion:
 
     def attack_params(self, entry: Entry, attack: Attack) -> dict[str, Any]:
         """What stands of an attack in the keys of its cells."""
-        running = catalog.classes(attack)
-        if running not in self.versions:
-            self.versions[running] = code.version(attack, *running)
-        version = self.versions[running]
+        version = code.version(attack, *catalog.classes(attack))
         return {"name": entry.name, **options.canonical(attack), "version": version}
 
     def defend(
         self,
         place: Place,
-        victim: Cell | None,
+        victim: Cell,
         why: str,
         defender: Defender,
         axes: dict[str, Any],
         budget: float | int,
+        own: bool,
     ) -> None:
         """The cell of one defense on one victim, with its stage where it has one."""
-        assert victim is not None
-        entry, stage = defender.entry, defender.stage
-        axes |= {"defense": entry.label, "clean_budget": float(budget)}
+        axes = {**axes, "defense": defender.entry.label, "clean_budget": float(budget)}
         if self.excluded(axes):
             return
-        facts = place.facts
-        count = splits.budget_count(budget, facts.n_train or UNKNOWN) if budget else 0
-        if facts.digest and count > facts.n_reserve:
-            raise SweepError(
-                f"clean_budgets: {budget:g} is {count} images of {axes['dataset']}, the reserve "
-                f"holds {facts.n_reserve}: lower the budget or raise `reserve`"
-            )
-        parents = [victim.key]
-        why = why or self.unfit(place, defender, count)
-        own = None if victim.params["recipe"] == place.training else place.training
-        form = defender.form(count, own)
-        if stage is not None:
-            key, shared = form.stage_key(victim.key), {**form.stage, "victim": victim.key}
-            words = {**victim.axes, "stage": stage.name}
-            cell = Cell("stage", key, shared, (victim.key,), words, defender.local)
-            parents.append(self.add(cell, not why).key)
-        parent_keys = {"victim": victim.key, "stage": parents[1] if stage is not None else None}
-        keys = parent_keys["stage"], victim.key
-        key, params = form.key(*keys), {**form.params, **parent_keys}
-        cell = Cell(
-            "defend", key, params, tuple(parents), axes, defender.local, draws=form.draws(*keys)
-        )
-        self.refuse_twin(cell)
-        if why:
-            local = {**defender.local, "victim_cell": victim}
-            self.inapplicable[cell.key] = replace(cell, reason=why, local=local)
-        else:
-            self.add(cell)
+        form, unfit = self.setting(place, defender, budget, own)
+        why, local, stage = why or unfit, defender.local, None
+        if defender.stage is not None:
+            stage, shared = form.stage_key(victim.key), {**form.stage, "victim": victim.key}
+            words = {**victim.axes, "stage": defender.stage.name}
+            self.add(Cell("stage", stage, shared, (victim.key,), words, local), not why)
+        key, params = form.key(stage, victim.key), {**form.params, "victim": victim.key}
+        params["stage"] = stage
+        parents = (victim.key, stage) if stage else (victim.key,)
+        local = {**local, "victim_cell": victim} if why else local
+        cell = Cell("defend", key, params, parents, axes, local, why)
+        if key in self.cells or key in self.inapplicable:
+            self.refuse_twin(cell)
+        (self.inapplicable if why else self.cells)[key] = cell
+
+    def setting(
+        self, place: Place, defender: Defender, budget: float | int, own: bool
+    ) -> tuple[Form, str]:
+        """The form of a defense's keys with a clean budget, and why it cannot be run so.
+
+        Args:
+            place: The data set and model.
+            defender: The defense.
+            budget: Of clean images.
+            own: Whether it trains otherwise than the victim was trained.
+
+        Raises:
+            SweepError: The budget exceeds the reserve.
+        """
+        kind = defender.entry.label, budget, own
+        if kind not in place.settings:
+            facts = place.facts
+            count = splits.budget_count(budget, facts.n_train or UNKNOWN) if budget else 0
+            if facts.digest and count > facts.n_reserve:
+                raise SweepError(
+                    f"clean_budgets: {budget:g} is {count} images of {place.axes['dataset']}, the "
+                    f"reserve holds {facts.n_reserve}: lower the budget or raise `reserve`"
+                )
+            form = defender.form(count, place.training if own else None)
+            place.settings[kind] = form, self.unfit(place, defender, count)
+        return place.settings[kind]
 
     def refuse_twin(self, cell: Cell) -> None:
         """Two labels of one cell: the second would have no row of its own."""
-        first = self.cells.get(cell.key) or self.inapplicable.get(cell.key)
-        if first is not None:
-            axes = [axis for axis, value in cell.axes.items() if first.axes[axis] != value]
-            twins = [f"{axis} {first.axes[axis]} and {cell.axes[axis]}" for axis in axes]
-            where = ", ".join(str(v) for axis, v in cell.axes.items() if axis not in axes)
-            raise SweepError(
-                f"{' with '.join(twins)} are the same in every number ({where}): leave one out"
-            )
+        first = self.cells.get(cell.key) or self.inapplicable[cell.key]
+        axes = [axis for axis, value in cell.axes.items() if first.axes[axis] != value]
+        twins = [f"{axis} {first.axes[axis]} and {cell.axes[axis]}" for axis in axes]
+        where = ", ".join(str(v) for axis, v in cell.axes.items() if axis not in axes)
+        raise SweepError(
+            f"{' with '.join(twins)} are the same in every number ({where}): leave one out"
+        )
 
     def unfit(self, place: Place, defender: Defender, count: int) -> str:
         """Why this defense cannot be run on this model and data; empty where it can."""
-        case = (place.axes["dataset"], place.axes["model"], defender.entry.label, count)
-        if case not in self.fits:
-            facts, family = place.facts, dict(place.local["model"])
-            model, classes = family.pop("model"), facts.classes or 10
-            needs = Needs(classes, facts.shape, model, place.batchnorm, count, facts.task)
-            ask = functools.partial(misfit, defender.defense, label=place.axes["model"])
-            why = ask(needs)
-            if why != ask(replace(needs, batch=2)):  # a look into the network takes a while
-                least = models.least_batch(model, family, classes, facts.shape)
-                why = ask(replace(needs, batch=least))
-            self.fits[case] = why
-        return self.fits[case]
+        facts, family = place.facts, dict(place.local["model"])
+        model, classes = family.pop("model"), facts.classes or 10
+        needs = Needs(classes, facts.shape, model, place.batchnorm, count, facts.task)
+        ask = functools.partial(misfit, defender.defense, label=place.axes["model"])
+        why = ask(needs)
+        if why != ask(replace(needs, batch=2)):  # a look into the network takes a while
+            least = models.least_batch(model, family, classes, facts.shape)
+            why = ask(replace(needs, batch=least))
+        return why
 
     def add(self, cell: Cell, keep: bool = True) -> Cell:
         """Enter a cell of the graph; the first of a key stands for all."""
@@ -363,9 +369,9 @@ class _Expansion:
 
     def excluded(self, axes: Mapping[str, Any]) -> bool:
         """Whether an entry of `exclude` leaves this combination out."""
-        return any(
-            all(axes.get(axis, ...) == value for axis, value in pattern.items())
-            for pattern in self.sweep.exclude
+        return bool(self.patterns) and any(
+            all(axes.get(axis, ...) == value for axis, value in pattern)
+            for pattern in self.patterns
         )
 
 

@@ -15,10 +15,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sweeper.core import catalog, names
+from sweeper.core import catalog
 from sweeper.core.text import without_homes
 from sweeper.core.types import Cell
 from sweeper.plan import matrix
+from sweeper.plan.sweep import SHAPES
 from sweeper.store.artifacts import Store
 
 ROUGH = {"prepare": 13.0, "stage": 13.0, "repair": 3.0, "detection": 3.0, "input filter": 3.0}
@@ -100,9 +101,12 @@ class Book:
 
     def seconds(self, sort: Sort) -> tuple[float, bool] | None:
         """What a cell will take: (seconds, whether that is only rough); None where unknown."""
-        if sort not in self._answers:
-            self._answers[sort] = self._find(sort)
-        return self._answers[sort]
+        if not (self.cells or self._paces):
+            return None
+        try:
+            return self._answers[sort]
+        except KeyError:  # once a sort; to hash one takes longer than all else here
+            return self._answers.setdefault(sort, self._find(sort))
 
     def _find(self, sort: Sort) -> tuple[float, bool] | None:
         for key in _narrow(sort):
@@ -193,23 +197,29 @@ class Sorts:
             for cell in plan.cells.values()
             if cell.kind == "train"
         }
-        self._texts: dict[int, tuple[Any, str]] = {}
+        self._sorts: dict[tuple[Any, ...], Sort] = {}
+        of = plan.sweep.resources.of
+        self._aside = {name: of(name).device != of("train").device for name in SHAPES}
         self.edited: dict[tuple[str, str], str] = {}
         """Kind and name of the methods whose code their version does not tell -> its hash."""
-        for cell in plan.cells.values():
-            for kind, method in cell.params.items():
-                if kind in names.KINDS and (code := _code(method)):
-                    self.edited[kind, method["name"]] = code
+        methods = {id(method): (kind, method) for kind, method in map(_method, plan.cells.values())}
+        for kind, method in methods.values():
+            if code := _code(method):
+                self.edited[kind, method["name"]] = code
 
     def of(self, cell: Cell) -> Sort:
         """What tells the cost of a cell of the plan."""
         if cell.kind == "prepare":
             return self._place(cell.kind, cell.params, cell.axes)
-        victim = cell if cell.kind == "train" else self.plan.cells[cell.params["victim"]]
-        sort = self._place(cell.kind, cell.params, cell.axes, victim.params)
-        given, resources = matrix.shape_of(cell), self.plan.sweep.resources
-        aside = resources.of(given).device != resources.of("train").device
-        return replace(sort, aside=True) if aside else sort
+        params, axes, given = cell.params, cell.axes, matrix.shape_of(cell)
+        victim = cell if cell.kind == "train" else self.plan.cells[params["victim"]]
+        method, trained = _method(cell)[1], victim.params["recipe"]["epochs"]
+        clean = params.get("n_clean")
+        alike = id(method), axes["dataset"], axes["model"], trained, clean, given
+        if alike not in self._sorts:  # the cells of a defense share its options
+            sort = self._place(cell.kind, params, axes, victim.params)
+            self._sorts[alike] = replace(sort, aside=self._aside[given])
+        return self._sorts[alike]
 
     def _place(
         self,
@@ -218,13 +228,11 @@ class Sorts:
         axes: Mapping[str, Any],
         victim: Mapping[str, Any] | None = None,
     ) -> Sort:
-        method = params[{"defend": "defense", "stage": "stage"}.get(kind, "attack")]
+        method = params[_METHODS[kind]]
         dataset = self._datasets[str(axes["dataset"])]
         model, size = self._models[str(axes["model"])], self._images[dataset]
-        if id(method) not in self._texts:  # the cells of a plan share their options
-            self._texts[id(method)] = method, _options(method)
         epochs = victim["recipe"]["epochs"] if victim else 0
-        text, clean = self._texts[id(method)][1], params.get("n_clean", 0) if victim else 0
+        text, clean = _options(method), params.get("n_clean", 0) if victim else 0
         asked = Sort(kind, method["name"], text, dataset, model, size, epochs, clean)
         return replace(asked, code=_code(method)) if kind != "train" else asked
 
@@ -264,6 +272,16 @@ def images(plan: matrix.Plan, dataset: str) -> int:
     facts = plan.facts[dataset]
     known = facts.n_train - facts.n_reserve
     return known or round(matrix.UNKNOWN * (1 - plan.sweep.reserve))
+
+
+_METHODS = {"prepare": "attack", "train": "attack", "stage": "stage", "defend": "defense"}
+"""Kind of cell -> what of its key names its method."""
+
+
+def _method(cell: Cell) -> tuple[str, Mapping[str, Any]]:
+    """What a cell runs: its kind, and what its key says of it."""
+    kind = _METHODS[cell.kind]
+    return kind, cell.params[kind]
 
 
 def _code(method: Mapping[str, Any]) -> str:

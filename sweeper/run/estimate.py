@@ -14,7 +14,7 @@ from sweeper.core import advice, machine
 from sweeper.core.machine import cores
 from sweeper.core.types import Cell
 from sweeper.plan.matrix import shape_of
-from sweeper.plan.sweep import Shape
+from sweeper.plan.sweep import SHAPES, Shape
 from sweeper.run import calibrate, costs, record
 from sweeper.run.costs import Book, Sorts
 from sweeper.run.ending import Watcher
@@ -30,8 +30,14 @@ Room = Callable[[Shape], int]
 
 def sharing(cells: Mapping[str, Cell], defended: Iterable[str]) -> Counter[str]:
     """Victim, state or stage -> how many of these defense cells hang on it."""
-    walk = Walk(cells, [])
-    return Counter(ancestor.key for key in defended for ancestor in walk.ancestors(key))
+    walk, alike = Walk(cells, []), defaultdict[tuple[str, ...], list[str]](list)
+    for key in defended:
+        alike[cells[key].parents].append(key)
+    users: Counter[str] = Counter()
+    for keys in alike.values():
+        for ancestor in walk.ancestors(keys[0]):
+            users[ancestor.key] += len(keys)
+    return users
 
 
 @dataclass(frozen=True)
@@ -78,16 +84,18 @@ def estimate(job: Job, book: Book, parallel: int, room: Room | None = None) -> E
     seconds: dict[str, float] = {}
     sure: Counter[str] = Counter()
     ends: dict[str, float] = {}
-    held: dict[Shape, float] = defaultdict(float)
+    by_shape = dict.fromkeys(SHAPES, 0.0)
     for key, cell in plan.cells.items():
         cost = book.seconds(sorts.of(cell))
-        if cost:
-            seconds[key] = cost[0]
+        takes = seconds[key] = cost[0] if cost else 0.0
         if key in todo:
             sure["unknown" if not cost else "rough" if cost[1] else "measured"] += 1
-            before = max((ends.get(parent, 0.0) for parent in cell.parents), default=0.0)
-            ends[key] = before + seconds.get(key, 0.0)
-            held[plan.sweep.resources.of(shape_of(cell))] += seconds.get(key, 0.0)
+            before = max([ends.get(parent, 0.0) for parent in cell.parents], default=0.0)
+            ends[key] = before + takes
+            by_shape[shape_of(cell)] += takes
+    held: dict[Shape, float] = defaultdict(float)
+    for name, spent in by_shape.items():
+        held[plan.sweep.resources.of(name)] += spent
     total = sum(held.values())
     cores = sum(spent * shape.cpus for shape, spent in held.items())
     bounds = [total / parallel, *ends.values()]
@@ -95,7 +103,7 @@ def estimate(job: Job, book: Book, parallel: int, room: Room | None = None) -> E
         bounds.append(cores / max(1, room(Shape())))
         bounds.append(sum(held[shape] / max(1, room(shape)) for shape in held if shape.gpus))
     users = sharing(plan.cells, (k for k, cell in plan.cells.items() if cell.kind == "defend"))
-    saved = sum((count - 1) * seconds.get(key, 0.0) for key, count in users.items())
+    saved = sum((count - 1) * seconds[key] for key, count in users.items())
     return Estimate(
         device=book.device,
         parallel=parallel,

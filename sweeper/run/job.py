@@ -38,18 +38,12 @@ class Job:
     @property
     def todo(self) -> list[str]:
         """Keys to run: unfinished defense cells and the ancestors they lack."""
-        keys: set[str] = set()
-
-        def add(key: str) -> None:
-            if key not in keys and key not in self.done and key not in self.adopted:
-                keys.add(key)
-                for parent in self.plan.cells[key].parents:
-                    add(parent)
-
-        for key, cell in self.plan.cells.items():
-            if cell.kind == "defend":
-                add(key)
-        return [key for key in self.plan.cells if key in keys]
+        had, needed, keys = self.done | self.adopted, set[str](), list[str]()
+        for key, cell in reversed([*self.plan.cells.items()]):  # children before parents
+            if (cell.kind == "defend" or key in needed) and key not in had:
+                keys.append(key)
+                needed.update(cell.parents)
+        return keys[::-1]
 
     def context_of(self, cell: Cell) -> Context:
         """Under what a cell runs: the job's context, with threads and device of its own shape."""

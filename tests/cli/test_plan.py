@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
-from sweeper import data
+from sweeper import Sweep, data
+from sweeper.cli import runs
 from sweeper.run import calibrate
 from tests.support.commands import SWEEP, call, defended, loaded
 from tests.support.places import ROOT
@@ -134,3 +137,23 @@ def test_a_method_beside_the_sweep_file_is_found(tmp_path: Path) -> None:
     words = [sys.executable, "-c", "from sweeper.cli import main; main()", "plan", "tiny.yaml"]
     ran = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, env=environment)
     assert ran.returncode == 0 and "  defend               1, 1 to run" in ran.stdout, ran.stderr
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_long_expansion_is_said_on_a_terminal_alone(
+    terminal: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(runs, "MANY", 2)
+    ours, theirs = pty.openpty()
+    with os.fdopen(theirs, "w") if terminal else (tmp_path / "log").open("w") as stderr:
+        monkeypatch.setattr(sys, "stderr", stderr)
+        for seeds in (1, 1000):
+            sweep = Sweep.from_values({**yaml.safe_load(SWEEP), "seeds": seeds})
+            with runs._expanding(sweep.declared):
+                pass
+        if terminal:
+            said = os.read(ours, 10_000).decode()
+            assert "expanding tiny, up to 2,000 rows" in said and "to 2 rows" in said
+    assert terminal or not (tmp_path / "log").read_text()
+    os.close(ours)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import subprocess
 import sys
 import types
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from sweeper.core import catalog, code
+from sweeper.core import catalog, code, syntax
 from sweeper.core.errors import SweepError
 
 METHOD = '''
@@ -225,3 +226,57 @@ def test_the_engine_counts_what_all_stand_on_and_one_family_alone() -> None:
     files = code._files(families["resnet18"])
     assert {"sweeper.models", "sweeper.models.base", "sweeper.models.resnet"} <= set(files)
     assert "sweeper.models.vit" not in files and "sweeper.engine.training" not in files
+
+
+def test_a_text_that_was_read_once_is_read_by_no_later_process(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reading what all methods run takes half as long as the rest of `sweeper plan grand`."""
+    monkeypatch.setenv("SWEEPER_CACHE", str(folder / "cache"))
+    before = code.of(loaded())
+    code._parsed.cache_clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(syntax, "parsed", None)
+        assert code.of(loaded()) == before
+    files = sorted((folder / "cache/code").iterdir())
+    assert len(files) == 7
+    for file in files[:3]:
+        file.write_text("[")
+    edit(folder / "deeper.py", "value = 1", "value = 2")
+    code._parsed.cache_clear()
+    assert code.of(loaded()) != before
+
+
+def test_where_nothing_can_be_kept_the_hash_is_the_same(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = code.of(loaded())
+    monkeypatch.setenv("SWEEPER_CACHE", str(folder / "mine.py"))
+    code._parsed.cache_clear()
+    assert code.of(loaded()) == before
+
+
+def test_each_file_is_looked_at_once_while_files_are_still(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine, asked = loaded(), list[str]()
+    isfile = os.path.isfile
+    monkeypatch.setattr(os.path, "isfile", lambda path: asked.append(path) or isfile(path))
+    with code.still():
+        code.version(mine(), mine)
+        assert len(asked) == len(set(asked)) > 0
+        looked = len(asked)
+        code.version(mine(), mine)
+        assert len(asked) == looked
+    edit(folder / "deeper.py", "value = 1", "value = 2")
+    with pytest.raises(SweepError, match="restart the kernel"):
+        code.version(mine(), mine)
+
+
+@pytest.mark.parametrize("version", ["2", 1.5, True])
+def test_a_version_is_a_whole_number(folder: Path, version: object) -> None:
+    """What a cell's draws derive from is read from the number in its key."""
+    edit(folder / "mine.py", "version = 1", f"version = {version!r}")
+    mine = loaded()
+    with pytest.raises(SweepError, match="version: needs a whole number"):
+        code.version(mine(), mine)

@@ -144,6 +144,16 @@ def test_a_digest_with_holes_is_the_digest_of_the_whole() -> None:
         assert of(up, victim) == seeds.digest({**value, "up": up, "victim": victim})
 
 
+@pytest.mark.parametrize(("version", "metrics"), [(3, 1), ("3+0f3a59c2b7d1", 1), (3, 7)])
+def test_neither_an_edit_nor_a_repaired_metric_draws_anew(version: int | str, metrics: int) -> None:
+    cell = next(cell for cell in expand(**ONE).cells.values() if cell.kind == "defend")
+    method = {**cell.params["defense"], "version": 3}
+    first = {**cell.params, "defense": method, "versions": {"metrics": 1}}
+    params = {**first, "defense": {**method, "version": version}, "versions": {"metrics": metrics}}
+    assert replace(cell, params=params).seed == seeds.digest(first)
+    assert replace(cell, params={**params, "n_clean": 1}).seed != seeds.digest(first)
+
+
 @pytest.mark.parametrize(
     "changes",
     [
