@@ -66,11 +66,11 @@ class SentiNet(Defense):
 
     def defend(self, case: Case) -> Outcome:
         """Fit the curve on one part of the clean budget, the threshold on another."""
-        model = case.fresh_model()
+        model, asked = case.fresh_model(), case.asked_model()  # gradients by the first alone
         overlay_set, holdout = drawn(case, self.steps)
         overlays = overlay_set.images.to(case.device).float().div_(255)
         noise = torch.rand(overlays.shape[1:], generator=case.rng("noise")).to(case.device)
-        name = levels(model, 255 * overlays[:1])[-1]
+        name = levels(asked, 255 * overlays[:1])[-1]
 
         def measure(images: Tensor) -> Tensor:
             parts = []
@@ -79,7 +79,7 @@ class SentiNet(Defense):
                 with case.autocast():
                     label, saliency = grad_cam(model, name, pixels)
                     mask = region(saliency, self.share)
-                    parts.append(effect(model, pixels, label, mask, overlays, noise).cpu())
+                    parts.append(effect(asked, pixels, label, mask, overlays, noise).cpu())
                 case.log(step=sum(map(len, parts)), steps=len(images))
             return torch.cat(parts)
 

@@ -75,7 +75,7 @@ class Blended(Defense):
 
     def scorer(self, case: Case) -> tuple[Callable[[Tensor], Tensor], float]:
         """Return the score of uint8 images [B, C, H, W], float [B], and its cut."""
-        model = case.fresh_model()
+        model = case.asked_model()
         overlays, held_out = drawn(case, self.steps)
         scaled = self.overlay_weight * overlays.images.to(case.device).float().div_(255)
         if self.normalised:  # pixels whose normalised form is the blend of normalised images

@@ -38,6 +38,10 @@ FIXED = {"defocus-blur", "zoom-blur", "brightness", "contrast", "pixelate", "jpe
 """Corruptions without a draw."""
 
 
+ASKING = ("strip", "strip-cleanser", "sentinet")
+"""Defenses whose time goes in asking the victim about many images."""
+
+
 def draw(name: str = "filters") -> torch.Generator:
     return seeds.generator(name)
 
@@ -228,6 +232,39 @@ def test_teco_s_threshold_is_the_quantile_of_the_clean_budget() -> None:
     found = TeCo(types=("brightness", "contrast", "jpeg"), rate=0.1).defend(case)
     assert found.filter is not None
     assert found.threshold == cut(found.filter(case.clean.images), 0.1)
+
+
+# What the victim is asked
+
+
+@pytest.mark.parametrize("name", ASKING)
+def test_a_victim_that_is_only_asked_has_its_channels_last(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    laid: set[bool] = set()
+    forward = nn.Conv2d.forward
+
+    def noted(layer: nn.Conv2d, x: Tensor) -> Tensor:
+        if not torch.is_grad_enabled():  # the one gradient an image is rounded as before
+            laid.add(layer.weight.is_contiguous(memory_format=torch.channels_last))
+        return forward(layer, x)
+
+    monkeypatch.setattr(nn.Conv2d, "forward", noted)
+    defense = catalog.make("defense", name, {"steps": 3})
+    found = defense.defend(toys.case(defense.sees, shape=toys.QUARTER))
+    if found.filter is not None:
+        found.filter(toys.image_set(4, shape=toys.QUARTER).images)
+    assert laid == {True}, "with its channels first it takes two to three times as long"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_an_asked_victim_answers_as_a_fresh_one(precision: str) -> None:
+    own = toys.case(frozenset({"model"}), precision=precision)
+    images = toys.image_set(50).images.float() / 255
+    with torch.no_grad(), own.autocast():
+        one, other = own.fresh_model()(images), own.asked_model()(images)
+    assert not toys.differing(own.fresh_model(), own.asked_model())
+    assert torch.allclose(one.float(), other.float(), atol=1e-4)  # 5e-6, and 0 with native bf16
 
 
 # SentiNet

@@ -253,6 +253,13 @@ def test_blurred_equals_torchvision_away_from_the_border(channels: int) -> None:
     assert torch.allclose(augment.blurred(flat, sigma), flat), "no dark border"
 
 
+def test_blur_leaves_no_number_too_small_to_be_multiplied_fast() -> None:
+    images = torch.zeros(40, 3, 32, 32)
+    images[:, :, 16, 16] = 1 / 255
+    found = augment.blurred(images, torch.linspace(0.1, 2, 40))
+    assert float(found[found > 0].min()) >= torch.finfo(torch.float32).tiny
+
+
 def test_blur_hits_its_share_and_leaves_the_others_alone() -> None:
     images = torch.rand(400, 1, 6, 6, generator=rng("noise"))
     found = augment.blur(images, (0.5, 2.0), 0.5, rng())
