@@ -12,7 +12,7 @@ import functools
 import importlib.resources
 import io
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,8 @@ _RUN = ["dataset", "dataset_options", "model", "model_options", "recipe", "devic
 """Rows that agree in these were measured as one."""
 _SIZES = {"train_size": "training images", "test_size": "test images"}
 _CELL = ["attack", "poison_rate", "target", "clean_budget", "defense"]
+_METHODS = ("attack", "defense")
+_SET = [f"{kind}_options" for kind in _METHODS]
 
 
 def sweeps() -> list[str]:
@@ -71,9 +73,13 @@ def figures(sweep: str, beside: pd.DataFrame | None = None) -> tuple[Figure, ...
     Args:
         sweep: Its name.
         beside: The rows they will stand beside: what was measured on other data, or on another
-            number of images, is left out, and what else differs is noted. Default: all of it.
+            number of images, is left out, and what else differs is noted. Default: all but what
+            had other options than the sweep gives to its label now.
     """
-    groups = frame(sweep).groupby(_RUN, dropna=False, sort=False)
+    rows = frame(sweep)
+    if beside is None:
+        rows = rows.loc[_current(rows, sweep)]
+    groups = rows.groupby(_RUN, dropna=False, sort=False)
     found = []
     for _, group in groups:
         group = group.reset_index(drop=True)
@@ -83,12 +89,31 @@ def figures(sweep: str, beside: pd.DataFrame | None = None) -> tuple[Figure, ...
     return tuple(figure for _, part in found for figure in part)
 
 
+def _current(rows: pd.DataFrame, sweep: str) -> list[bool]:
+    """Which rows have the options that the shipped sweep gives to their labels now."""
+    from sweeper.plan import spec
+
+    declared = spec.load(sweep)
+    set_now = {
+        (kind, entry.label): entry.options
+        for kind in _METHODS
+        for entry in getattr(declared, f"{kind}s")
+    }
+
+    def agrees(row: Mapping[Any, Any], kind: str) -> bool:
+        had = json.loads(row[f"{kind}_options"] or "{}")
+        wanted = set_now.get((kind, row[kind]), {})
+        return all(had[name] == value for name, value in wanted.items() if name in had)
+
+    return [all(agrees(row, kind) for kind in _METHODS) for row in rows.to_dict("records")]
+
+
 def _figures(group: pd.DataFrame, beside: pd.DataFrame | None) -> Iterator[Figure]:
     """The cells of one run."""
     first, date = group.iloc[0], str(group["started_at"].max())[:10]
     whole = results.averages(group, AVERAGE) if group["attack"].nunique() > 1 else group
     whole = whole[fair.taken(whole)]
-    for _, cell in whole.groupby(_CELL, dropna=False, sort=False):
+    for _, cell in whole.groupby([*_CELL, *_SET], dropna=False, sort=False):
         named = cell.iloc[0]
         means, sds = (getattr(cell[list(METRICS)], name)().dropna() for name in ("mean", "std"))
         rate, budget = named["poison_rate"], named["clean_budget"]

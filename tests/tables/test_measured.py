@@ -16,7 +16,7 @@ from sweeper.core import rows
 from sweeper.core.errors import SweepError
 from sweeper.core.rows import SCHEMA
 from sweeper.engine import recipes
-from sweeper.plan import source
+from sweeper.plan import source, spec
 from sweeper.tables import measured, published, render, tables
 from sweeper.tables.published import AVERAGE
 from tests.support import recorded
@@ -201,6 +201,29 @@ def test_a_seed_that_did_not_take_is_in_no_figure(monkeypatch: pytest.MonkeyPatc
     shipped(monkeypatch, [row(seed=0, **took), row(seed=1, **not_took)])
     (figure,) = measured.figures(SWEEP)
     assert figure.values["asr"] == 0.9 and "seed 0;" in figure.source
+
+
+@pytest.mark.parametrize("kind", ["attack", "defense"])
+def test_seeds_of_other_options_are_not_averaged(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = {f"{kind}_options": '{"steps": 7}', "key": "another"}
+    shipped(monkeypatch, [row(defense="fst", asr=0.2), row(defense="fst", asr=0.4, **other)])
+    asr = [figure.values["asr"] for figure in measured.figures(SWEEP)]
+    assert sorted(asr) == [0.2, 0.4], "one label, two settings: two figures"
+
+
+def test_what_a_sweep_does_no_more_is_not_what_to_expect_of_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (entry,) = (e for e in spec.load(SWEEP).defenses if e.label == "anp")
+    now, before = json.dumps(entry.options), json.dumps({**entry.options, "steps": 7})
+    given = [row(defense="anp", asr=0.2, defense_options=now)]
+    given += [row(defense="anp", asr=0.4, defense_options=before, seed=1), row(defense="gone")]
+    shipped(monkeypatch, given)
+    assert [figure.values["asr"] for figure in measured.figures(SWEEP)] == [0.2, 0.99]
+    ours = recorded.frame([row(defense="anp", defense_options=before)])
+    assert len(measured.figures(SWEEP, ours)) == 3, "beside others it stands, with what differs"
 
 
 def test_averages_are_of_one_run(monkeypatch: pytest.MonkeyPatch) -> None:
