@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
-from typing import Any
-
-import pyarrow as pa
+from typing import TYPE_CHECKING, Any
 
 from sweeper.core import text
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 FINISHED = ("ok", "diverged", "not_applicable")
 """States that running again would only repeat."""
@@ -30,24 +32,7 @@ _WHOLE = (
     "target seed n_poisoned n_clean n_test n_triggered n_classes threads victim_threads"
 ).split()
 
-SCHEMA = pa.schema(
-    [(name, pa.string()) for name in _TEXT]
-    + [(name, pa.float64()) for name in _REAL]
-    + [(name, pa.int64()) for name in _WHOLE]
-    + [("oracle", pa.bool_())]
-)
-"""Rates and metrics are fractions in [0, 1]; options, recipe, notes, versions, code, seen and
-left_behind are JSON; a column that does not apply to a row, or that older code did not write, is
-null. `attack`, `defense`, `dataset` and `model` are the labels of the sweep file, the `_name`
-columns the methods behind them. `sees` is comma-separated.
-
-task: what the samples are. score: what acc measures: accuracy, or another score of the task.
-code: attack, defense, engine, victim_engine -> the hash of the code that ran (sweeper.core.code),
-the first and the last where the victim was trained; null where its manifest does not say. seen: a
-list of what a method that does not ship with the sweeper was seen to reach beyond what it was
-given. left_behind: a list of what a method changed in its process that could not be undone."""
-
-_COLUMNS = frozenset(SCHEMA.names)
+_COLUMNS = (*_TEXT, *_REAL, *_WHOLE, "oracle")
 METRICS = tuple(_REAL[2:])
 """The numeric columns a table can show."""
 DEVICES = {"seconds": "device", "victim_seconds": "victim_device", "peak_memory_mb": "device"}
@@ -75,6 +60,32 @@ _NAMES = frozenset(("sweep", "key", "victim", "status", *AXES))
 """Columns that name what a row is of, and stay as the sweep file has them."""
 
 
+@functools.cache
+def schema() -> pa.Schema:
+    """Return the columns of a row with their types.
+
+    Rates and metrics are fractions in [0, 1]; options, recipe, notes, versions, code, seen and
+    left_behind are JSON; a column that does not apply to a row, or that older code did not write,
+    is null. `attack`, `defense`, `dataset` and `model` are the labels of the sweep file, the
+    `_name` columns the methods behind them. `sees` is comma-separated.
+
+    task: what the samples are. score: what acc measures: accuracy, or another score of the task.
+    code: attack, defense, engine, victim_engine -> the hash of the code that ran
+    (`sweeper.core.code`), the first and the last where the victim was trained; null where its
+    manifest does not say. seen: a list of what a method that does not ship with the sweeper was
+    seen to reach beyond what it was given. left_behind: a list of what a method changed in its
+    process that could not be undone.
+    """
+    import pyarrow as pa  # here: a plan asks for the names alone
+
+    return pa.schema(
+        [(name, pa.string()) for name in _TEXT]
+        + [(name, pa.float64()) for name in _REAL]
+        + [(name, pa.int64()) for name in _WHOLE]
+        + [("oracle", pa.bool_())]
+    )
+
+
 def table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
     """Return an Arrow table of `rows`; a column missing in a row is null.
 
@@ -85,9 +96,11 @@ def table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
         KeyError: A row has a column the schema does not know.
     """
     for row in rows:
-        if stray := set(row) - _COLUMNS:
+        if stray := set(row).difference(_COLUMNS):
             raise KeyError(f"not a column of a row: {sorted(stray)}")
-    return pa.Table.from_pylist([_storable(row) for row in rows], schema=SCHEMA)
+    import pyarrow as pa
+
+    return pa.Table.from_pylist([_storable(row) for row in rows], schema=schema())
 
 
 def _storable(row: Mapping[str, Any]) -> dict[str, Any]:

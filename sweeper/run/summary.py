@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
-
-from rich.console import Console
+from typing import TYPE_CHECKING, Any
 
 from sweeper.run import fresh
 from sweeper.run.estimate import Bill
 from sweeper.run.job import Job
 from sweeper.run.material import Context
 from sweeper.store import ledger
-from sweeper.tables import fair, results
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 _MOST = 9
 """Labels that are listed; of more their number is told."""
@@ -106,6 +106,8 @@ def _left_out(job: Job) -> Iterator[str]:
 
 def _without_backdoor(job: Job, console: Console) -> list[dict[str, Any]]:
     """Say which victims of the sweep did not take, and what helps; returned as JSON values."""
+    from sweeper.tables import fair, results
+
     victims = fair.victims(results.frame(ledger.load(job.context.store, job.context.sweep)[0]))
     if said := fair.sentence(victims):
         console.print(said)

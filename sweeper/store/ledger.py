@@ -168,7 +168,7 @@ class Ledger(Sweeps):
         found = self._survey(sweep)
         several = [file for file in found.files if not file.key]
         if found.parts or len(several) > 1 or not all(file.compact for file in several):
-            table = rowfiles.merged([rows.SCHEMA.empty_table(), rowfiles.once(found.table)])
+            table = rowfiles.merged([rows.schema().empty_table(), rowfiles.once(found.table)])
             number = 1 + rowfiles.latest(found.files)
             name = f"compact-{number}-{uuid.uuid4().hex[:8]}.parquet"  # another may have its number
             content = rowfiles.encoded(table.drop_columns(rowfiles.AGE))

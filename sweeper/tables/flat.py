@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sweeper.core.errors import SweepError, unknown
-from sweeper.core.rows import SCHEMA
+from sweeper.core.rows import schema
 
 FORMATS = ("csv", "json", "parquet")
 """What `encoded` writes."""
@@ -22,7 +22,7 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def encoded(frame: pd.DataFrame, style: str) -> bytes:
-    """Return rows with every column of `core.rows.SCHEMA`; rates and metrics are fractions.
+    """Return rows with every column of `core.rows.schema`; rates and metrics are fractions.
 
     csv: a null is empty, and a text that a spreadsheet would take for a formula has a ' before it.
     json: one array of records; a null, and a number that is not finite, is null.
@@ -36,7 +36,7 @@ def encoded(frame: pd.DataFrame, style: str) -> bytes:
     """
     if style not in FORMATS:
         raise SweepError(f"--format: {unknown('format', style, FORMATS)}")
-    table = pa.Table.from_pandas(frame[SCHEMA.names], schema=SCHEMA, preserve_index=False)
+    table = pa.Table.from_pandas(frame[schema().names], schema=schema(), preserve_index=False)
     table = table.replace_schema_metadata(None)
     if style == "parquet":
         buffer = pa.BufferOutputStream()
@@ -50,7 +50,7 @@ def encoded(frame: pd.DataFrame, style: str) -> bytes:
 def _csv(records: list[dict[str, Any]]) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(SCHEMA.names)
+    writer.writerow(schema().names)
     writer.writerows([_harmless(value) for value in record.values()] for record in records)
     return out.getvalue()
 

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from sweeper.core import rows
 from sweeper.core.errors import SweepError
-from sweeper.core.rows import METRICS, SCHEMA
+from sweeper.core.rows import METRICS, schema
 from sweeper.engine import recipes
 from sweeper.plan import source
 from sweeper.tables import conditions, fair, results
@@ -219,7 +219,7 @@ def add(files: Sequence[Path], folder: Path) -> list[str]:
     for sweep, part in given.groupby("sweep"):
         path = folder / f"{sweep}.parquet"
         tables = [pq.read_table(path)] if path.exists() else []
-        merged = _merged([*tables, pa.Table.from_pandas(part[SCHEMA.names], SCHEMA, False)])
+        merged = _merged([*tables, pa.Table.from_pandas(part[schema().names], schema(), False)])
         pq.write_table(rows.table(merged), path, compression="zstd")
         said.append(f"{path}: {len(merged)} rows")
     return said

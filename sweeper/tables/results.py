@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from sweeper.core import advice
 from sweeper.core.errors import SweepError, unknown
-from sweeper.core.rows import AXES, DEVICES, FINISHED, METRICS, SCHEMA, UNFINISHED
+from sweeper.core.rows import AXES, DEVICES, FINISHED, METRICS, UNFINISHED, schema
 from sweeper.tables import fair
 
 SETTINGS = (
@@ -45,7 +45,7 @@ def frame(tables: Iterable[pa.Table]) -> pd.DataFrame:
     """
     try:
         whole = pa.concat_tables(
-            [SCHEMA.empty_table(), *tables],
+            [schema().empty_table(), *tables],
             promote_options="permissive",
         )
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
@@ -53,7 +53,7 @@ def frame(tables: Iterable[pa.Table]) -> pd.DataFrame:
             f"results: the files cannot be read as one table ({error}); move the older ones out of "
             "the sweep's results folder and run the sweep again"
         ) from error
-    names = [*SCHEMA.names, *sorted(set(whole.column_names) - set(SCHEMA.names))]
+    names = [*schema().names, *sorted(set(whole.column_names) - set(schema().names))]
     types = {pa.int64(): pd.Int64Dtype(), pa.bool_(): pd.BooleanDtype()}
     data: pd.DataFrame = whole.select(names).to_pandas(types_mapper=types.get)
     data = one_each(data, ["sweep", "key"])
@@ -71,7 +71,7 @@ def one_each(data: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     if not again.any():
         return data
     pool = data[again].assign(_finished=data["status"].isin(FINISHED), _ok=data["status"] == "ok")
-    names = sorted(SCHEMA.names, key="started_at".__eq__)  # last: only where all else is equal
+    names = sorted(schema().names, key="started_at".__eq__)  # last: only where all else is equal
     pool = pool.sort_values(["_finished", "_ok", *names], na_position="first")
     kept = pool.drop_duplicates(list(by), keep="last").index
     return data[~again | data.index.isin(kept)].reset_index(drop=True)

@@ -204,7 +204,7 @@ class Facts:
         if kind == "defend":
             axes = plan["cells"][key]
             row = self.ledger.row(name, key) or {}
-            facts = {column: row[column] for column in rows.SCHEMA.names if column in row}
+            facts = {column: row[column] for column in rows.schema().names if column in row}
             seeds = [
                 {"key": other, "seed": there.get("seed")}
                 for other, there in plan["cells"].items()

@@ -64,7 +64,7 @@ SHAPES = {
 
 def parquet(*given: dict[str, Any]) -> bytes:
     buffer = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist(list(given), schema=rows.SCHEMA), buffer)
+    pq.write_table(pa.Table.from_pylist(list(given), schema=rows.schema()), buffer)
     content: bytes = buffer.getvalue().to_pybytes()
     return content
 

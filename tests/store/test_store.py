@@ -256,8 +256,8 @@ def test_any_text_can_be_stored(store: Store) -> None:
     """A lone surrogate is no UTF-8: Arrow refuses it, and the whole sweep ended there."""
     wrong = {
         name: "said \udcff"
-        for name in rows.SCHEMA.names
-        if rows.SCHEMA.field(name).type == pa.string()
+        for name in rows.schema().names
+        if rows.schema().field(name).type == pa.string()
     }
     wrong = {**wrong, **{name: row()[name] for name in ("sweep", "key", "started_at")}}
     long = "first \x1b[2J\ud800" + "x" * 50_000_000 + " last"

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from sweeper.core.errors import SweepError
-from sweeper.core.rows import SCHEMA
+from sweeper.core.rows import schema
 from sweeper.tables import extracts, measured
 from tests.support.places import ROOT
 
@@ -49,7 +49,7 @@ def row(key: str, attack: str, seed: int, acc: float, asr: float, **rest: Any) -
 def table(rows: list[dict[str, Any]], *defenses: str) -> tuple[list[list[str]], str]:
     """The head and the lines of the table of these rows, and what stands below it."""
     with pytest.MonkeyPatch.context() as patch:
-        frame = pd.DataFrame(rows).reindex(columns=SCHEMA.names)
+        frame = pd.DataFrame(rows).reindex(columns=schema().names)
         patch.setattr(measured, "frame", lambda sweep: frame)
         head, _, *lines, _, said = extracts.table("quickstart", defenses).splitlines()
     return [[c.strip() for c in line.split("|")[1:-1]] for line in (head, *lines)], said

@@ -14,7 +14,7 @@ import pytest
 
 from sweeper.core import rows
 from sweeper.core.errors import SweepError
-from sweeper.core.rows import SCHEMA
+from sweeper.core.rows import schema
 from sweeper.engine import recipes
 from sweeper.plan import source, spec
 from sweeper.tables import measured, published, render, tables
@@ -69,7 +69,7 @@ def test_what_is_shipped_proves_something(name: str) -> None:
     assert found["acc"].between(0, 1).all()
     assert (found["asr"].between(0, 1) | (found["attack_name"] == "none")).all()
     assert (SHIPPED / f"{name}.parquet").stat().st_size < 1_000_000
-    assert set(pq.read_schema(SHIPPED / f"{name}.parquet").names) <= set(SCHEMA.names)
+    assert set(pq.read_schema(SHIPPED / f"{name}.parquet").names) <= set(schema().names)
 
 
 def test_there_are_rows_of_two_sweeps() -> None:

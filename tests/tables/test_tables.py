@@ -401,7 +401,7 @@ def test_frame_of_older_and_newer_files():
     older = rows.table(recorded()[:3]).drop_columns(["oracle", "auroc"])
     newer = rows.table(recorded()[3:]).append_column("extra", pa.array([1] * (len(recorded()) - 3)))
     data = results.frame([older, newer])
-    assert data.columns.tolist() == [*rows.SCHEMA.names, "extra"]
+    assert data.columns.tolist() == [*rows.schema().names, "extra"]
     assert data["extra"].isna().sum() == 3
     assert data["oracle"].isna().sum() == 3
     tables.build(data)
