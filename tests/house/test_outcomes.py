@@ -68,7 +68,7 @@ def test_an_edited_method_is_found(machine: str, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("size", [1e-7, 1e-5])
 def test_the_sketch_forgives_rounding(size: float) -> None:
-    model = toys.weights(toys.victim())
+    model = toys.weights(toys.victim(shape=toys.COLOUR))
     noise = toys.seeds.generator("rounding")
     near = {
         name: value * (1 + size * torch.randn(value.shape, generator=noise)).to(value.dtype)
@@ -87,7 +87,7 @@ def difference(one: Made, other: Made) -> float:
 
 @pytest.mark.parametrize("layer", ["classifier.bias", "trunk.1.1.weight", "trunk.9.unit.0.weight"])
 def test_the_sketch_sees_every_layer(layer: str) -> None:
-    model = toys.weights(toys.victim())
+    model = toys.weights(toys.victim(shape=toys.COLOUR))
     assert difference({**model, layer: model[layer] * 1.01}, model) > outcomes.TOLERANCE
     flipped = model[layer].clone()
     flipped.view(-1)[0] *= -1
