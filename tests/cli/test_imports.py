@@ -34,6 +34,9 @@ READING = {
     "list sweeps": {"yaml"},
     "list analyses": FILES,
     "cluster grafana": set(),
+    "describe badnets": FILES,
+    "plan SWEEP --store STORE": FILES,
+    "run SWEEP --store STORE": ROWS | {"rich"},  # with nothing to do
     "status SWEEP --store STORE": FILES,
     "watch SWEEP --store STORE": FILES | {"rich"},
     "du --store STORE": FILES | {"rich"},
@@ -56,7 +59,7 @@ def test_a_command_that_reads_imports_no_more_than_it_needs(
     out = tmp_path / ("page.html" if line.startswith("report") else "figure.svg")
     places = {"SWEEP": done[0], "STORE": done[1], "OUT": out}
     words = [str(places.get(word, word)) for word in line.split()]
-    if READING[line] >= ROWS:  # the first draws triggers and asks for quantiles, which are kept
+    if READING[line] >= FILES:  # the first asks for triggers, quantiles, networks: they are kept
         assert call(capsys, *words).code == 0
     said, found = loaded(HEAVY.values(), *words)
     assert said
