@@ -104,14 +104,14 @@ class Case:
         return model.to(self.device).eval()
 
     def asked_model(self) -> Net:
-        """`fresh_model` with its channels last: for methods that only ask it about many images.
+        """`fresh_model` for methods that only ask it about many images: faster, with the same bits.
 
-        In bf16 its answers have the same bits and take a half to a third of the time; in single
-        precision logits of order 10 move by some 1e-6. A model to be trained is not taken from
-        here, as its gradients would be rounded otherwise.
+        On a CPU in bf16 its channels are last: answers take 0.45 of the time (tiny), 0.65
+        (ResNet-18) on a Xeon with AMX. Elsewhere, and in training, bits would change.
         """
         model = self.fresh_model()
-        training.place(model, self.device, 4)
+        if self.device.type == "cpu" and training.precision(self.recipe, self.device) == "bf16":
+            training.place(model, self.device, 4)
         return model
 
     @property
