@@ -23,7 +23,8 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[sweeper.Sweep, Path]
     """A finished sweep, and its store."""
     folder = tmp_path_factory.mktemp("api")
     values = {**sweeps.SMALL, "attacks": ["badnets"], "poison_rates": [0.2], "seeds": 2}
-    sweep = sweeper.Sweep.from_values({**values, "recipe": {"epochs": 3}})
+    learns = {"models": ["tiny"], "recipe": {"epochs": 3}}
+    sweep = sweeper.Sweep.from_values({**values, **learns})
     assert sweep.run(store=folder / "store", executor="inline", quiet=True) == {"ok": 6}
     return sweep, folder / "store"
 

@@ -317,7 +317,7 @@ def test_a_network_without_neurons_is_refused() -> None:
 
 
 def test_a_transformer_is_pruned() -> None:
-    net = toys.network(seeds.generator("vit"), model="vit-tiny")
+    net = toys.network(seeds.generator("vit"), shape=toys.QUARTER, model="vit-tiny")
     mine = case(model=net)
     outcome = ANP(steps=2, batch=16, threshold=0.99).defend(mine)
     assert outcome.notes["neurons"] == sum(

@@ -150,7 +150,9 @@ def test_between_equal_networks_every_point_is_that_network() -> None:
 
 def test_networks_without_batch_norm_have_curves_too() -> None:
     first, last = (
-        toys.network(seeds.generator(name), model="vit-tiny", depth=1, dim=12).eval()
+        toys.network(
+            seeds.generator(name), shape=toys.QUARTER, model="vit-tiny", depth=1, dim=12
+        ).eval()
         for name in ("one", "two")
     )
     curve = drawn(Curve(first, last))

@@ -269,7 +269,7 @@ def test_a_side_pass_moves_no_statistic_and_normalises_as_training_does() -> Non
 
 
 def test_attention_can_be_differentiated_twice() -> None:
-    model = toys.network(rng("vit"), model="vit-tiny", depth=1).eval()
+    model = toys.network(rng("vit"), shape=toys.QUARTER, model="vit-tiny", depth=1).eval()
     images = toys.image_set(4)
     hessian = curvature.Hessian(model, images, toys.CPU)
     assert bool(hessian(torch.randn(hessian.size, generator=rng())).isfinite().all())

@@ -68,7 +68,7 @@ def test_every_table_is_written_as_soon_as_it_is_measured(
 
     monkeypatch.setattr(gpu, "lacking", lambda: "")
     monkeypatch.setattr(gpu, "tables", measured)
-    monkeypatch.setattr(command.record, "device_name", lambda device: f"a {device.type}")
+    monkeypatch.setattr(command.record, "device_name", lambda kind: f"a {kind}")
     monkeypatch.setattr(sys, "argv", ["benchmarks", "gpu", "--out", str(out)])
     threads = torch.get_num_threads()
     command.main()
