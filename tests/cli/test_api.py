@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,13 +19,20 @@ from tests.support import sweeps
 from tests.support.places import ROOT
 
 
+LEARNS: dict[str, Any] = {
+    "models": ["tiny"],
+    "attacks": ["badnets"],
+    "poison_rates": [0.2],
+    "recipe": {"epochs": 3},
+}
+"""A sweep whose victims take the trigger in and tell classes apart."""
+
+
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[sweeper.Sweep, Path]:
     """A finished sweep, and its store."""
     folder = tmp_path_factory.mktemp("api")
-    values = {**sweeps.SMALL, "attacks": ["badnets"], "poison_rates": [0.2], "seeds": 2}
-    learns = {"models": ["tiny"], "recipe": {"epochs": 3}}
-    sweep = sweeper.Sweep.from_values({**values, **learns})
+    sweep = sweeper.Sweep.from_values({**sweeps.SMALL, **LEARNS, "seeds": 2})
     assert sweep.run(store=folder / "store", executor="inline", quiet=True) == {"ok": 6}
     return sweep, folder / "store"
 
@@ -92,8 +100,7 @@ def test_a_run_from_python_is_the_run_of_the_command(
     done: tuple[sweeper.Sweep, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _, store = done
-    changes = {"attacks": ["badnets"], "poison_rates": [0.2], "recipe": {"epochs": 3}}
-    path = sweeps.write(tmp_path, **changes)
+    path = sweeps.write(tmp_path, **LEARNS)
     words = ["plan", str(path), "--set", "seeds=2", "--store", str(store), "--json"]
     with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit):
         patch.setattr(sys, "argv", ["sweeper", *words])
