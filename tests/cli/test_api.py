@@ -18,7 +18,6 @@ from sweeper.core.errors import SweepError
 from tests.support import sweeps
 from tests.support.places import ROOT
 
-
 LEARNS: dict[str, Any] = {
     "models": ["tiny"],
     "attacks": ["badnets"],
