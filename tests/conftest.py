@@ -19,25 +19,6 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 os.environ.setdefault("RAY_AUTH_MODE", "token")  # before any test imports ray
 
-LONG = (
-    "run/test_ray.py",
-    "house/test_contract_tasks.py",
-    "house/test_contract_defenses.py",
-    "run/test_apart.py",
-    "run/test_sweep.py",
-    "house/test_new_task.py",
-    "defenses/test_rule_h.py",
-    "run/test_fresh.py",
-    "run/test_portable.py",
-)
-"""Files that take longest, some of them by few tests: begun last, they would leave a core idle."""
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the files of `LONG`; the others keep their order."""
-    places = {Path(__file__).parent / name: place for place, name in enumerate(LONG)}
-    items.sort(key=lambda item: places.get(item.path, len(LONG)))
-
 
 @pytest.fixture(scope="session", autouse=True)
 def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:

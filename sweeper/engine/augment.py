@@ -15,8 +15,8 @@ from torch import Generator, Tensor
 from torch.nn import functional
 
 NOTHING = 1e-17
-"""A weight of a blur below this is 0: products of two would be subnormal, at which a processor
-takes five times as long."""
+"""A weight of a blur below this is 0: products of two would be subnormal, which processors multiply
+slowly."""
 
 
 def crop_flip(

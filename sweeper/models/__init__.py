@@ -6,6 +6,7 @@ Importing this package does not import torch; the first question about a family 
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 import pkgutil
@@ -134,6 +135,7 @@ def least_batch(name: str, options: Mapping[str, Any], classes: int, shape: tupl
     return int(_kept("least_batch", family(name, options), classes, shape))
 
 
+@functools.lru_cache(maxsize=256)
 def _kept(question: str, architecture: Family, classes: int, shape: tuple[int, ...]) -> Any:
     """What `_undrawn` answers of a network, kept for later processes: it takes torch to ask."""
     from sweeper.core import code, kept, options, seeds

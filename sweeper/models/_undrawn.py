@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,7 +22,6 @@ class _Undrawn(torch.overrides.TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-@functools.lru_cache(maxsize=256)
 def has_batchnorm(family: Family, classes: int, shape: tuple[int, ...]) -> bool:
     """See `models.has_batchnorm`."""
     return any(
@@ -32,7 +30,6 @@ def has_batchnorm(family: Family, classes: int, shape: tuple[int, ...]) -> bool:
     )
 
 
-@functools.lru_cache(maxsize=256)
 def least_batch(family: Family, classes: int, shape: tuple[int, ...]) -> int:
     """See `models.least_batch`."""
     if not has_batchnorm(family, classes, shape):

@@ -56,7 +56,8 @@ def of(entry: Entry, reserve: float, root: Path | None, cache: Path | None) -> F
     """
     options = {"dataset": entry.name, **entry.options}
     parts = {name: options.get(name) for name in ("train_size", "test_size")}
-    asked = [code.of_modules(__name__, splits.__name__, data.__name__), reserve, parts]
+    made_by = code.of_modules(__name__, Facts.__module__, splits.__name__, data.__name__)
+    asked = [made_by, reserve, parts]
     copy, name = data.copy_of(options, root, cache), f"facts-{seeds.digest(asked)}.json"
     if copy is None:  # it is made now
         data.open_dataset(options, root, cache)

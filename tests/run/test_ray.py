@@ -199,8 +199,7 @@ def test_short_cells_share_a_trial_and_a_lost_process_costs_one_cell(
     ]
     labelled = [{**entry, "as": f"n{entry['number']}"} for entry in defenses]
     one = {"attacks": ["badnets"], "poison_rates": [0.1], "seeds": 1}
-    both = {"cpus": 2}  # one worker, and one more after it is lost: each takes seconds to start
-    path = sweeps.write(tmp_path, **one, defenses=labelled, resources=both)
+    path = sweeps.write(tmp_path, **one, defenses=labelled)
     counts, _ = with_ray(path, tmp_path / "store")
     assert counts == {"ok": 25} and sum(sizes) > 25, "what a lost bundle had not run came back"
     assert max(sizes) > 2 and len(sizes) < 22, sizes
