@@ -28,7 +28,8 @@ from sweeper.engine import graphed, training
 from sweeper.engine.isolation import bound_memory, isolated
 from sweeper.engine.recipes import Recipe
 from sweeper.engine.training import Batch, Hooks
-from tests.benchmarks import _loops, ceiling
+from tests.benchmarks import _loops, ceiling, together
+from tests.benchmarks._clocks import pace, wait
 from tests.benchmarks._crew import crew, line_up
 from tests.benchmarks._loops import BATCH, CLASSES, SIDE, network, random_set
 from tests.support import toys
@@ -111,30 +112,6 @@ def tables(bench: Bench | None = None) -> Iterator[tuple[str, Rows]]:
         except Exception as error:  # what a rare machine can still show counts more
             rows = [{"error": f"{type(error).__name__}: {error}"}]
         yield f"{title} ({time.perf_counter() - started:.0f} s)", rows
-
-
-# Clocks
-
-
-def wait(device: torch.device) -> None:
-    """Until the device has done what it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-
-
-def pace(work: Callable[[], Any], device: torch.device, seconds: float, calls: int = 20) -> float:
-    """Seconds of a call, many after one another: the best of several such runs."""
-    for _ in range(3):
-        work()
-    wait(device)
-    began, best = time.perf_counter(), float("inf")
-    while time.perf_counter() - began < seconds:
-        started = time.perf_counter()
-        for _ in range(calls):
-            work()
-        wait(device)
-        best = min(best, (time.perf_counter() - started) / calls)
-    return best
 
 
 @contextmanager
@@ -396,6 +373,7 @@ PARTS: tuple[tuple[str, float, Callable[[Bench], Rows]], ...] = (
     ("cells at once", 35, at_once),
     ("defenses", 20, defenses),
     ("evaluation", 3, evaluation),
+    ("seeds together", 4, lambda bench: together.recorded_rows(bench.device, bench.seconds / 5)),
     ("aims", 0, aims),
 )
 """Title, seconds it is expected to take, and the part."""

@@ -13,7 +13,7 @@ import torch
 
 from sweeper.engine import graphed
 from tests.benchmarks import __main__ as command
-from tests.benchmarks import gpu, inspected
+from tests.benchmarks import gpu, inspected, together
 from tests.support import invented, toys
 from tests.support.tape import Tape
 
@@ -149,3 +149,15 @@ def test_every_victim_of_a_store_is_inspected_once(tmp_path: Path) -> None:
         invented.store(tmp_path, rows, f"name: {name}\n", name)
     found = [row["victim"] for row in inspected.victims(str(tmp_path))]
     assert found == list(dict.fromkeys(row["victim"] for row in rows))
+
+
+def test_seeds_trained_as_one_batch_learn_what_each_learns_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(together, "BATCH", 16)
+    bed = together.Bed("tiny", 8, "fp32", toys.CPU)
+    assert together.apart(bed, together.in_turn) == 0 < together.apart(bed, together.as_one) < 1e-4
+    alone, recorded = together.as_one(bed), together.recorded(together.as_one(bed), toys.CPU)
+    for _ in range(graphed.WARM):
+        alone()
+    assert [recorded().tolist() for _ in range(2)] == [alone().tolist() for _ in range(2)]
