@@ -97,13 +97,13 @@ class IBDPSC(Defense):
     def defend(self, case: Case) -> Outcome:
         """Build the copies once; set the threshold on the hold-out."""
         fitted, holdout = case.split()
-        order = norms(case.fresh_model(), fitted.images[:1])
+        model = case.asked_model()
+        order = norms(model, fitted.images[:1])
         if not order:
             raise SweepError("ibd-psc: the model has no BatchNorm layer: use one with them")
         first, errors = self.enough(case, order, fitted)
         counts = sorted({min(first + more, len(order)) for more in range(1, self.copies + 1)})
         copies = [self.copy(case, order, count) for count in counts]
-        model = case.fresh_model()
 
         @torch.no_grad()
         def score(images: Tensor) -> Tensor:
@@ -134,6 +134,6 @@ class IBDPSC(Defense):
 
     def copy(self, case: Case, order: list[str], count: int) -> Net:
         """The victim with its last `count` layers amplified."""
-        model = case.fresh_model()
+        model = case.asked_model()
         amplify(model, order[len(order) - count :], self.factor)
         return model

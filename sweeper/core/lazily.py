@@ -35,14 +35,17 @@ CONTEXTS = ("no_grad", "inference_mode")
 _LOCK = threading.RLock()
 
 
-def wait_for(name: str) -> None:
+def wait_for(name: str, then: Callable[[], None] = lambda: None) -> None:
     """Let a package that nothing has imported yet wait, in this process.
 
     Args:
         name: One of `PARTS`.
+        then: Called once it is there, now if it is.
     """
-    if name not in sys.modules:
-        sys.meta_path.insert(0, _Finder(name))
+    if name in sys.modules:
+        then()
+    else:
+        sys.meta_path.insert(0, _Finder(name, then))
 
 
 def waits(name: str) -> bool:
@@ -53,8 +56,9 @@ def waits(name: str) -> bool:
 class _Finder(MetaPathFinder, Loader):
     """Finds stand-ins for a package and its parts; loads it where another submodule is asked."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, then: Callable[[], None]) -> None:
         self.name = name
+        self.then = then
         self.waits = True
         """Whether nothing was asked of the package so far."""
 
@@ -91,6 +95,7 @@ class _Finder(MetaPathFinder, Loader):
                     self.waits = True
                     raise
                 _replace(self)
+                self.then()
             return sys.modules[self.name]
 
 

@@ -277,7 +277,7 @@ class Material:
         if "train" in sees:
             given["train"] = self.poisoned().samples.changed(positions=None)
         if "queries" in sees:
-            given["queries"] = _queries(self.model(), self.recipe, self.device)
+            given["queries"] = black_box(self.model(), self.recipe, self.device)
         if "oracle" in sees:
             given["oracle"] = self.oracle
         return given
@@ -334,10 +334,14 @@ def _builder(architecture: dict[str, Any]) -> Callable[..., Net]:
     return build
 
 
-def _queries(
+def black_box(
     model: Net, recipe: Recipe, device: torch.device
 ) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The model as a black box: uint8 [B, C, H, W] -> probabilities [B, K] on the CPU."""
+    """A model as a black box: uint8 [B, C, H, W] -> probabilities [B, K] on the CPU.
+
+    The model itself is laid out for it (`training.asked`).
+    """
+    training.asked(model, recipe, device)
 
     @torch.inference_mode()
     def ask(images: torch.Tensor) -> torch.Tensor:

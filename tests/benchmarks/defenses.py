@@ -12,6 +12,7 @@ a sweep file: `{precision: portable}`.
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import os
@@ -38,6 +39,7 @@ from sweeper.engine import metrics, recipes, training
 from sweeper.engine import task as tasks
 from sweeper.engine.isolation import isolated
 from sweeper.models.base import Net
+from sweeper.run import material
 
 NAMES = ["anp", "rnp", "neural-cleanse", "d-br", "dbd", "asd", "strip-cleanser", "sentinet"]
 ROUNDS = 3
@@ -86,18 +88,14 @@ class Bench:
     def case(self, victim: Net, sees: frozenset[str], state: Mapping[str, Tensor]) -> Case:
         """What a defense or a stage of it is given."""
 
-        @torch.inference_mode()
-        def ask(images: Tensor) -> Tensor:
-            answers: Tensor = victim(images.float().div(255)).softmax(1)
-            return answers
-
         def oracle(model: torch.nn.Module) -> tuple[float, float]:
             acc, asr = self.rates(model).values()
             return float(acc), float(asr)
 
         train = self.poisoned.samples.changed(positions=None)
-        given = {"model": victim, "clean": self.clean, "train": train}
-        given |= {"queries": ask, "oracle": oracle}
+        given: dict[str, Any] = {"model": victim, "clean": self.clean, "train": train}
+        given["queries"] = material.black_box(copy.deepcopy(victim), self.recipe, CPU)
+        given["oracle"] = oracle
         return Case(
             sees=sees,
             key=KEY,
@@ -126,9 +124,10 @@ def defended(asked: str, weights: str, made: str) -> dict[str, Any]:
     bench, options = Bench(), json.loads(asked)
     victim = bench.build(seeds.generator(KEY, "model"))
     victim.load_state_dict(load_file(weights))
+    victim.eval()
     defense = catalog.make("defense", options.pop("defense"), options)
     with isolated(KEY, 1):
-        bench.rates(victim)  # neither the first batch is part of it,
+        bench.rates(copy.deepcopy(victim))  # neither the first batch is part of it, nor its layout
         torch.optim.SGD(victim.parameters())  # nor what torch imports at the first optimiser
         started = used()
         stage = defense.stage()

@@ -1,11 +1,16 @@
-"""What commands that only read import: nobody waits for a library whose work was not asked for."""
+"""Commands that only read wait for no library whose work was not asked for, and for no garbage."""
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from sweeper import cli
+from sweeper.cli import app
+from sweeper.core import lazily
 from tests.support.commands import call, loaded
 
 HEAVY = {
@@ -64,3 +69,17 @@ def test_a_command_that_reads_imports_no_more_than_it_needs(
     said, found = loaded(HEAVY.values(), *words)
     assert said
     assert {name for name, module in HEAVY.items() if module in found} <= READING[line]
+
+
+def test_garbage_is_seldom_looked_for_until_torch_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    usual, within = gc.get_threshold(), list[int]()
+    there: dict[str, Callable[[], None]] = {}
+    monkeypatch.setattr(lazily, "wait_for", lambda name, then=None: there.update({name: then}))
+    monkeypatch.setattr(app, "main", lambda: within.append(gc.get_threshold()[0]))
+    try:
+        cli.main()
+        assert within[0] > 10 * usual[0]
+        there["torch"]()
+        assert gc.get_threshold() == usual, "tensors in cycles hold memory"
+    finally:
+        gc.set_threshold(*usual)

@@ -171,3 +171,16 @@ def test_a_package_that_is_there_does_not_wait(imported: Callable[[str], ModuleT
     finders = list(sys.meta_path)
     lazily.wait_for("contextlib")
     assert sys.meta_path == finders and not lazily.waits("contextlib") and contextlib
+
+
+def test_who_waits_is_told_once_it_is_there(imported: Callable[[str], ModuleType]) -> None:
+    told: list[int] = []
+    sys.meta_path.pop(0)
+    lazily.wait_for("slow", lambda: told.append(times()))
+    user = imported(USER)
+    assert not told
+    user.slow.zeros(1)
+    user.slow.far.value  # noqa: B018
+    assert told == [1]
+    lazily.wait_for("contextlib", lambda: told.append(0))
+    assert told == [1, 0], "it was there before"

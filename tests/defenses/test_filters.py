@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import io
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -32,14 +34,22 @@ from sweeper.core import catalog, seeds
 from sweeper.core.errors import SweepError
 from sweeper.core.types import ImageSet
 from sweeper.engine import metrics
+from sweeper.run import material
 from tests.support import toys
 
 FIXED = {"defocus-blur", "zoom-blur", "brightness", "contrast", "pixelate", "jpeg"}
 """Corruptions without a draw."""
 
 
-ASKING = ("strip", "strip-cleanser", "sentinet")
-"""Defenses whose time goes in asking the victim about many images."""
+ASKING: dict[str, dict[str, Any]] = {
+    "ibd-psc": {},
+    "scale-up": {"factors": [3]},
+    "sentinet": {"steps": 3},
+    "strip": {"steps": 3},
+    "strip-cleanser": {"steps": 3},
+    "teco": {"types": ["brightness", "contrast"], "steps": 2},
+}
+"""Defenses whose time goes in asking the victim about many images -> options for less of it."""
 
 
 def draw(name: str = "filters") -> torch.Generator:
@@ -250,7 +260,10 @@ def test_a_victim_that_is_only_asked_has_its_channels_last(
         return forward(layer, x)
 
     monkeypatch.setattr(nn.Conv2d, "forward", noted)
-    defense = catalog.make("defense", name, {"steps": 3})
+    recipe = replace(toys.RECIPE, precision="bf16")
+    box = functools.partial(material.black_box, recipe=recipe, device=toys.CPU)
+    monkeypatch.setattr(toys, "black_box", box)
+    defense = catalog.make("defense", name, ASKING[name])
     found = defense.defend(toys.case(defense.sees, shape=toys.QUARTER, precision="bf16"))
     if found.filter is not None:
         found.filter(toys.image_set(4, shape=toys.QUARTER).images)
