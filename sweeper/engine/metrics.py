@@ -19,6 +19,7 @@ from torch import Generator, Tensor, nn
 from sweeper.core.errors import DivergedError
 from sweeper.core.types import Outcome, Role, Samples, Triggered
 from sweeper.engine import training
+from sweeper.engine.pieces import in_pieces
 from sweeper.engine.recipes import Recipe
 from sweeper.engine.task import Answers, floats
 
@@ -45,7 +46,7 @@ def predict(model: nn.Module, inputs: Tensor, recipe: Recipe, device: torch.devi
     size = EVALUATION_BATCH // 4 if device.type == "cpu" else EVALUATION_BATCH
     if inputs.ndim == 5:  # clips: as many frames
         size = max(1, size // inputs.shape[1])
-    with torch.inference_mode(), training.autocast(recipe, device):
+    with torch.inference_mode(), training.autocast(recipe, device), in_pieces(model):
         for part in inputs.split(size):
             shown = floats(part.to(device))
             if shown.ndim == 4:
