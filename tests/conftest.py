@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from types import SimpleNamespace
 import hypothesis
 import pytest
 import torch
+import typer
 
 from tests.support import pictures
 
@@ -22,11 +24,18 @@ os.environ.setdefault("RAY_AUTH_MODE", "token")  # before any test imports ray
 
 @pytest.fixture(scope="session", autouse=True)
 def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Two cells at one thread are faster than one at two, and sums do not depend on the machine."""
+    """Two cells at one thread are faster than one at two, and sums do not depend on the machine.
+
+    What is kept of data, networks and code is shared by the session's processes, as by those of a
+    sweep. Typer builds all commands anew at each call, which takes longer than many a command.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
+    folder = tmp_path_factory.getbasetemp()
+    shared = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SWEEPER_CACHE", str(tmp_path_factory.mktemp("decoded")))
+        patch.setenv("SWEEPER_CACHE", str(shared / "decoded"))
+        patch.setattr(typer.main, "get_command", functools.cache(typer.main.get_command))
         yield
     torch.set_num_threads(before)
 

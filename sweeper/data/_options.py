@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, get_type_hints
@@ -15,7 +16,8 @@ SUBSET: dict[str, Any] = {"train_size": Count | None, "test_size": Count | None}
 """Options every source's data sets have: how many images of a split to use."""
 
 
-def hints(kind: type[Source]) -> dict[str, Any]:
+@functools.cache  # a sweep file is checked several times, and each time by all sources
+def hints(kind: type[Source]) -> Mapping[str, Any]:
     """Return the options of a source with their types."""
     types = get_type_hints(kind, include_extras=True)
     return {name: types[name] for name in names(kind) if name != "name"}

@@ -38,6 +38,8 @@ from tests.support import toys
 from tests.support.repairs import case, repaired
 
 Notes = dict[str, Any]
+SMALL = (3, 8, 8)
+"""Who learns from what shows on the smallest images too."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,7 @@ choosing = pytest.mark.parametrize("name", CHOOSING)
 
 
 def own_case(defense: Defense, clean: int = 80, **given: Any) -> Case:
-    return toys.case(defense.sees, clean=clean, epochs=1, shape=toys.QUARTER, **given)
+    return toys.case(defense.sees, clean=clean, epochs=1, shape=SMALL, **given)
 
 
 def scripted(monkeypatch: pytest.MonkeyPatch, accuracies: tuple[float, ...]) -> list[float]:
@@ -160,9 +162,7 @@ def test_the_choice_is_learned_on_all_images_as_if_it_had_been_given(
     fixed = replace(chooses.defense, **chooses.fixed(outcome.notes))
     model = repaired(outcome)
     assert not toys.differing(model, repaired(fixed.defend(own_case(fixed))))
-    assert toys.differing(model, toys.victim(shape=toys.QUARTER)), (
-        "something must have been learned"
-    )
+    assert toys.differing(model, toys.victim(shape=SMALL)), "something must have been learned"
     fewer = own_case(fixed)
     fewer._given = {**fewer._given, "clean": fewer.split()[0]}  # type: ignore[dict-item]
     assert toys.differing(model, repaired(fixed.defend(fewer))), "the hold-out teaches too"
@@ -175,7 +175,7 @@ def test_where_no_round_is_accepted_the_victim_comes_back(
     scripted(monkeypatch, (0.9, 0.5, 0.5, 0.5, 0.5))
     outcome = CHOOSING[name].defense.defend(own_case(CHOOSING[name].defense))
     assert outcome.notes["kept"] == 0 and outcome.notes["holdout"] == [0.9, 0.5, 0.5, 0.5, 0.5]
-    assert not toys.differing(repaired(outcome), toys.victim(shape=toys.QUARTER))
+    assert not toys.differing(repaired(outcome), toys.victim(shape=SMALL))
 
 
 @pytest.mark.parametrize(
@@ -229,13 +229,13 @@ def judged_by_what_it_learned(defense: Defense) -> bool:
     """Whether weights that were judged change with the images they were judged by."""
 
     def judged(clean: ImageSet) -> list[tuple[Tensor, dict[str, Tensor]]]:
-        shape = toys.QUARTER
+        shape = SMALL
         own = toys.case(defense.sees, clean=clean, kind=Recording, epochs=1, shape=shape)
         assert isinstance(own, Recording)
         defense.defend(own)
         return own.judged
 
-    clean = toys.image_set(80, shape=toys.QUARTER, seed=1)
+    clean = toys.image_set(80, shape=SMALL, seed=1)
     after: dict[bytes, list[tuple[Tensor, dict[str, Tensor]]]] = {}  # by what is inverted
     for place, (images, weights) in enumerate(judged(clean)):
         if not weights:
@@ -264,7 +264,7 @@ REPAIRS = {
 def test_no_weights_are_judged_by_images_they_were_learned_on(
     monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    shape = toys.QUARTER
+    shape = SMALL
     patch = torch.zeros(1, 1, *shape[1:])
     patch[..., :4, :4] = 1
     triggers = Triggers(torch.tensor([0]), patch, patch.expand(-1, 3, -1, -1), torch.tensor([16.0]))

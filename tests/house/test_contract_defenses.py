@@ -38,6 +38,8 @@ RUNS = [
 """Presets run in the slow suite; the defaults run in the fast one."""
 EPOCHS = 3
 """Of a training that a defense leaves as the case's recipe has it."""
+SMALL = (3, 8, 8)
+"""Shape of what is only to run; numbers are those of 16 pixels."""
 
 
 def build(name: str, preset: str = "") -> Defense:
@@ -122,7 +124,7 @@ def numbers(outcome: Outcome) -> dict[str, Tensor]:
         if getattr(outcome, name) is not None:
             found[f"outcome.{name}"] = getattr(outcome, name)
     if outcome.filter is not None:
-        images = toys.image_set(32, shape=toys.COLOUR, seed=5).images
+        images = toys.image_set(32, shape=toys.QUARTER, seed=5).images
         found["outcome.filter"] = outcome.filter(images)
     if outcome.threshold is not None:
         found["outcome.threshold"] = torch.tensor(outcome.threshold)
@@ -130,7 +132,7 @@ def numbers(outcome: Outcome) -> dict[str, Tensor]:
 
 
 def applies(
-    defense: Defense, classes: int = 10, clean: int = 80, shape: tuple[int, int, int] = toys.COLOUR
+    defense: Defense, classes: int = 10, clean: int = 80, shape: tuple[int, int, int] = toys.QUARTER
 ) -> bool:
     held = clean if "clean" in defense.sees else 0
     return not matrix.misfit(defense, Needs(classes, shape, "tiny", True, held), "tiny")
@@ -174,7 +176,7 @@ def test_defends_a_toy_victim_as_declared(name: str, preset: str) -> None:
     defense = build(name, preset)
     assert applies(defense), "a defense must run on a small network with BatchNorm and ten classes"
     stage = defense.stage()
-    own = functools.partial(toys.case, epochs=EPOCHS, shape=toys.COLOUR)
+    own = functools.partial(toys.case, epochs=EPOCHS, shape=toys.QUARTER)
     state = None if stage is None else stage.run(own(stage.sees))
     assert state is None or all(isinstance(v, Tensor) for v in state.values())
     case = own(defense.sees, state=state)
@@ -188,7 +190,7 @@ def test_defends_a_toy_victim_as_declared(name: str, preset: str) -> None:
         assert shared.isdisjoint(v.data_ptr() for v in outcome.model.parameters()), (
             "the returned model shares its weights with the victim"
         )
-    check_outcome(defense, outcome, len(toys.poisoned_set(shape=toys.COLOUR).labels), toys.COLOUR)
+    check_outcome(defense, outcome, len(toys.poisoned_set(shape=toys.QUARTER).labels), toys.QUARTER)
     again = defense.defend(own(defense.sees, state=state))
     assert toys.same(numbers(outcome), numbers(again)), (
         "two runs under one key differ: draw every random number from case.rng(name)"
@@ -214,7 +216,7 @@ def test_defends_a_toy_victim_as_declared(name: str, preset: str) -> None:
 def test_runs_with_any_number_of_classes_and_few_images(
     name: str, classes: int, clean: int
 ) -> None:
-    defense, shape = build(name), toys.QUARTER
+    defense, shape = build(name), SMALL
     if not applies(defense, classes, clean, shape):
         pytest.skip("applies() refuses it in words")
     outcome = toys.run(defense, classes=classes, clean=clean, shape=shape, epochs=EPOCHS)
@@ -242,7 +244,7 @@ HOLDERS = [pair for pair in RUNS if "clean" in catalog.method("defense", pair.va
 
 @pytest.mark.parametrize(("name", "preset"), HOLDERS)
 def test_runs_with_the_fewest_clean_images_it_asks_for(name: str, preset: str) -> None:
-    defense, shape = build(name, preset), toys.QUARTER
+    defense, shape = build(name, preset), SMALL
     outcome = check_fewest(
         defense,
         Needs(10, shape, "tiny", True, 0),
@@ -258,15 +260,15 @@ def test_so_it_does_where_batchnorm_needs_two(
     """A ResNet-18 on 8 pixels; its victim is kept, and no other test's has 11 classes."""
     small: dict[str, Any] = {"width": 4, "stem": "cifar"}
     monkeypatch.setattr(toys, "network", functools.partial(toys.network, model="resnet18", **small))
-    defense, toy = build(name, preset), {"classes": 11, "shape": (3, 8, 8)}
+    defense, toy = build(name, preset), {"classes": 11, "shape": SMALL}
     batch = models.least_batch("resnet18", small, **toy)
     assert batch == 2
     outcome = check_fewest(
         defense,
-        Needs(11, (3, 8, 8), "resnet18", True, 0, batch=batch),
+        Needs(11, SMALL, "resnet18", True, 0, batch=batch),
         lambda clean: toys.run(defense, clean=clean, epochs=EPOCHS, **toy),
     )
-    check_outcome(defense, outcome, len(toys.poisoned_set(**toy).labels), (3, 8, 8))
+    check_outcome(defense, outcome, len(toys.poisoned_set(**toy).labels), SMALL)
 
 
 @every
@@ -342,21 +344,21 @@ def test_the_suite_can_fail() -> None:
     """Each careless outcome is caught by the check it breaks."""
     defense = catalog.make("defense", "none", {})
     model = toys.victim()
-    check_outcome(defense, Outcome(model=model), 10, toys.COLOUR)
+    check_outcome(defense, Outcome(model=model), 10, toys.QUARTER)
     with pytest.raises(AssertionError, match="returns a model"):
-        check_outcome(defense, Outcome(), 10, toys.COLOUR)
+        check_outcome(defense, Outcome(), 10, toys.QUARTER)
     with pytest.raises(AssertionError, match="train mode"):
-        check_outcome(defense, Outcome(model=toys.victim().train()), 10, toys.COLOUR)
+        check_outcome(defense, Outcome(model=toys.victim().train()), 10, toys.QUARTER)
     with pytest.raises(AssertionError, match="requires_grad"):
         frozen = toys.victim().requires_grad_(False)
-        check_outcome(defense, Outcome(model=frozen), 10, toys.COLOUR)
+        check_outcome(defense, Outcome(model=frozen), 10, toys.QUARTER)
     with pytest.raises(AssertionError, match="hook"):
         hooked = toys.victim()
         hooked.trunk.register_forward_hook(lambda *_: None)
-        check_outcome(defense, Outcome(model=hooked), 10, toys.COLOUR)
+        check_outcome(defense, Outcome(model=hooked), 10, toys.QUARTER)
     with pytest.raises(AssertionError, match="one entry a training sample"):
         scored = Outcome(model=model, scores=torch.zeros(9))
-        check_outcome(defense, scored, 10, toys.COLOUR)
+        check_outcome(defense, scored, 10, toys.QUARTER)
 
 
 def test_other_keys_and_other_names_draw_other_numbers() -> None:

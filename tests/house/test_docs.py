@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer.main
 import yaml
-from typer.main import get_command
 
 from attacks.base import Attack
 from defenses.base import Defense
@@ -77,7 +77,7 @@ def test_there_is_something_to_test() -> None:
 def test_a_command_line_is_one(page: str, line: str) -> None:
     alone = re.split(r"&&| [|>] ", line[line.index("sweeper ") :])[0]
     words = shlex.split(alone, comments=True)[1:]
-    known: Any = get_command(app)
+    known: Any = typer.main.get_command(app)
     if words[0].startswith("-"):
         assert words == ["--install-completion"]
         return

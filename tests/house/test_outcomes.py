@@ -23,7 +23,7 @@ Made = dict[str, Tensor]
 
 def made(defense: Any) -> Made:
     """What the contract suite makes of a defense of the model."""
-    case = toys.case(defense.sees, epochs=EPOCHS, shape=toys.COLOUR)
+    case = toys.case(defense.sees, epochs=EPOCHS, shape=toys.QUARTER)
     return numbers(defense.defend(case))
 
 

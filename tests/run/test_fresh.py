@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -140,13 +141,21 @@ def test_a_cell_whose_code_is_not_the_planned_one_fails(
     assert "not the one the sweep was planned with" in row["error"]
 
 
-@pytest.fixture
-def done(tmp_path: Path) -> tuple[Path, Path]:
-    """A finished sweep of three defenses on two victims."""
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished sweep of three defenses on two victims."""
+    folder = tmp_path_factory.mktemp("finished")
     changes = {"defenses": ["none", {"defense": "fine-tuning", "epochs": 1, "as": "ft"}, "clp"]}
-    path = sweeps.write(tmp_path, **{**ONE, "attacks": ["badnets", "blend"]}, **changes)
-    assert run(path, tmp_path / "store") == {"ok": 8}
-    return path, tmp_path / "store"
+    path = sweeps.write(folder, **{**ONE, "attacks": ["badnets", "blend"]}, **changes)
+    assert run(path, folder / "store") == {"ok": 8}
+    return folder
+
+
+@pytest.fixture
+def done(finished: Path, tmp_path: Path) -> tuple[Path, Path]:
+    """That sweep and its store, a copy of the test's own."""
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    return tmp_path / "small.yaml", tmp_path / "store"
 
 
 def test_rows_and_victims_say_what_code_they_come_from(done: tuple[Path, Path]) -> None:
