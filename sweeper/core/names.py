@@ -11,7 +11,7 @@ import functools
 import importlib
 import pkgutil
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -108,15 +108,19 @@ def letters(text: str) -> str:
     return re.sub(r"[^a-z0-9+]", "", text.lower())
 
 
-@functools.cache
-def aliases(kind: str) -> dict[str, str]:
+def aliases(kind: str) -> Mapping[str, str]:
     """Return the letters people type for a method -> its name.
 
     Those of names come first; what several titles share (the MCR of two files) stands for none.
     """
-    own = {letters(name): name for name in names(kind)}
+    return _aliases(kind, tuple(names(kind)))
+
+
+@functools.cache  # for these names: there may be another file at the next call
+def _aliases(kind: str, known: tuple[str, ...]) -> Mapping[str, str]:
+    own = {letters(name): name for name in known}
     found: dict[str, set[str]] = {}
-    for name in names(kind):
+    for name in known:
         whole = re.sub(r" \(.*", "", title(kind, name))
         for spelled in (short(kind, name), *whole.split(" / ")):
             found.setdefault(letters(spelled), set()).add(name)
