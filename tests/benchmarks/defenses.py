@@ -41,7 +41,17 @@ from sweeper.engine.isolation import isolated
 from sweeper.models.base import Net
 from sweeper.run import material
 
-NAMES = ["anp", "rnp", "neural-cleanse", "d-br", "dbd", "asd", "strip-cleanser", "sentinet"]
+SHORT: list[dict[str, Any]] = [
+    {"defense": "anp", "steps": 50},
+    {"defense": "rnp", "unlearn_epochs": 5, "recover_epochs": 5},
+    {"defense": "neural-cleanse", "epochs": 3, "tune_epochs": 1},
+    {"defense": "d-br", "train_epochs": 1, "intra_epochs": 2, "epochs": 2},
+    {"defense": "dbd", "iterations": 5, "contrast_epochs": 2, "head_epochs": 1, "epochs": 2},
+    {"defense": "asd", "iterations": 5, "class_epochs": 1, "whole_epochs": 1, "meta_epochs": 1},
+    {"defense": "strip-cleanser"},
+    {"defense": "sentinet"},
+]
+"""What is measured where nothing is asked for: seconds each, so steps and epochs are few."""
 ROUNDS = 3
 RECIPE = {"epochs": 20, "weight_decay": 0.03}
 CLEAN, RATE, KEY = 287, 0.1, "benchmark"
@@ -184,7 +194,7 @@ def compared(trees: dict[str, Path], asked: dict[str, Any], weights: str) -> lis
 
 def rows() -> list[dict[str, Any]]:
     """CPU seconds of each defense, before and now."""
-    listed = yaml.safe_load(os.environ.get("SWEEPER_DEFENSES", "")) or NAMES
+    listed = yaml.safe_load(os.environ.get("SWEEPER_DEFENSES", "")) or SHORT
     before = os.environ.get("SWEEPER_BEFORE")
     trees = ({"before": Path(before).resolve()} if before else {}) | {"now": HERE}
     found = []
