@@ -311,7 +311,7 @@ def defenses(bench: Bench) -> Rows:
 def _defense(bench: Bench, name: str, case: Callable[..., Case]) -> dict[str, Any]:
     """Run a defense made short, waiting for the device after each update."""
     short = toys.small(catalog.method("defense", name)) | SHORT.get(name, {})
-    defense, times = catalog.make("defense", name, short), list[float]()
+    times = list[float]()
 
     def updated(*_: Any) -> None:
         wait(bench.device)
@@ -320,6 +320,7 @@ def _defense(bench: Bench, name: str, case: Callable[..., Case]) -> dict[str, An
     started = time.perf_counter()
     listening, error = register_optimizer_step_post_hook(updated), ""
     try:
+        defense = catalog.make("defense", name, short)
         stage = defense.stage()
         defense.defend(case(defense.sees, stage.run(case(stage.sees, {})) if stage else {}))
     except Exception as raised:  # the others are still worth their time
@@ -337,7 +338,7 @@ def _defense(bench: Bench, name: str, case: Callable[..., Case]) -> dict[str, An
 SHORT: dict[str, dict[str, Any]] = {
     "anp": {"steps": 20},
     "fip": {"steps": 20},
-    "soda": {"steps": 20, "theta1": -1e9, "theta2": -1e9},
+    "soda": {"steps": 20, "theta1": 0.0, "theta2": 0.0},
 }
 """More steps where two are too few to see the pace; SODA removes whatever it detects."""
 
