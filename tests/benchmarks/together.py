@@ -3,9 +3,8 @@
 Weights are stacked and the step is `vmap`ped over them, so that a convolution becomes a grouped one
 and three seeds launch as many kernels as one. A training may go so where its attack has no hooks.
 Nothing but this benchmark does: the seeds of a sweep are cells of their own, in processes of their
-own. On a CPU that is right: grouped convolutions cost more than one after another (rows `cpu`). On
-a GPU, which waits for launches, the part of `gpu` measures it, beside three seeds as branches of
-one CUDA graph, whose bits are those of a seed alone.
+own. On a CPU that is right: grouped convolutions cost more than one after another. On a GPU, which
+waits for launches, the part of `gpu` will tell, beside three seeds as branches of one CUDA graph.
 """
 
 from __future__ import annotations
@@ -66,11 +65,11 @@ class Bed:
         return replace(recipe(self.precision), lr=0.01)
 
     def each(self) -> list[Callable[[], Tensor]]:
-        """The engine's own step of every seed, without graphs."""
+        """The engine's own step of every seed."""
         hooks, found = Hooks(), []
         for net, batch in zip(self.networks(), self.batches(), strict=True):
             optimizer = hooks.optimizer(net, self.recipe)
-            step = functools.partial(training._step, net, optimizer, self.recipe, hooks)
+            step = training.updater(net, optimizer, self.recipe, hooks, self.device)
             found.append(functools.partial(step, batch))
         return found
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -17,14 +16,6 @@ from sweeper.engine.recipes import Recipe
 Shape = tuple[int, int, int, int, int]
 """Channels in and out, kernel, stride, side of the map."""
 STAGE: Shape = (512, 512, 3, 1, 4)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture
@@ -85,7 +76,7 @@ def test_a_convolution_in_pieces_has_the_bits_of_a_whole_one(
 
 
 def test_a_convolution_stays_whole_where_pieces_are_not_faster_or_not_surely_the_same(
-    parts: list[int],
+    parts: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def pieces(x: Tensor, asked: nn.Conv2d) -> int:
         parts.clear()
@@ -106,7 +97,7 @@ def test_a_convolution_stays_whole_where_pieces_are_not_faster_or_not_surely_the
             assert pieces(few, wide) == 1, "portable processes do without oneDNN"
         finally:
             torch.backends.mkldnn.set_flags(before[0])
-        torch.set_num_threads(2)
+        monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
         assert pieces(few, wide) == 1, "threads share out the whole otherwise"
 
 
