@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +10,6 @@ from types import SimpleNamespace
 import hypothesis
 import pytest
 import torch
-import typer
 
 from tests.support import pictures
 
@@ -27,7 +25,7 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Two cells at one thread are faster than one at two, and sums do not depend on the machine.
 
     What is kept of data, networks and code is shared by the session's processes, as by those of a
-    sweep. Typer builds all commands anew at each call, which takes longer than many a command.
+    sweep.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -35,7 +33,6 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     shared = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SWEEPER_CACHE", str(shared / "decoded"))
-        patch.setattr(typer.main, "get_command", functools.cache(typer.main.get_command))
         yield
     torch.set_num_threads(before)
 

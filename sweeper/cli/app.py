@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import platform
 import sys
 from typing import Annotated, Any
@@ -82,6 +83,17 @@ for one in remote.clusters.registered_commands:
     one.cls = Command
 
 
+def narrowed(typed: str) -> typer.Typer:
+    """Return the command line with the command that was typed alone; all of it where none was.
+
+    Typer builds whatever is registered before it looks for what was typed: .05 to .09 CPU seconds.
+    """
+    few = copy.copy(app)
+    few.registered_commands = [one for one in app.registered_commands if one.name == typed]
+    few.registered_groups = [one for one in app.registered_groups if one.name == typed]
+    return few if few.registered_commands or few.registered_groups else app
+
+
 def main() -> None:
     """Run a command: what the user can fix is one sentence and exit code 2, not a traceback.
 
@@ -90,7 +102,7 @@ def main() -> None:
     code: Any = 0
     try:
         search.require_ours()
-        app()
+        narrowed("".join(sys.argv[1:2]))()
     except SweepError as error:
         sys.stderr.write(f"{error}\n")
         code = 2

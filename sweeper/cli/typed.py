@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import shlex
 from collections.abc import Sequence
 from typing import Any
@@ -51,8 +52,13 @@ def line(here: typer.Context, name: str, words: Sequence[str]) -> str:
         name: The command to tell.
         words: What it gets beyond what was typed.
     """
-    group: Any = here.find_root().command
-    has = {parameter.name for parameter in group.commands[name].params}
+    from sweeper.cli.app import app
+
+    (has,) = (
+        inspect.signature(one.callback).parameters
+        for one in app.registered_commands
+        if one.callback and one.name == name
+    )
     told = ["sweeper", name, *([here.params["spec"]] if "spec" in here.params else []), *words]
     for parameter in here.command.params:
         source = here.get_parameter_source(str(parameter.name))

@@ -33,6 +33,17 @@ def test_every_command_is_tried_here() -> None:
     assert len(COMMANDS) >= 10 and {"run", "import-model"} <= set(COMMANDS)
 
 
+@pytest.mark.parametrize("typed", sorted({command.split()[0] for command in COMMANDS}))
+def test_a_command_that_is_typed_is_built_alone(typed: str) -> None:
+    few = app.narrowed(typed)
+    assert [one.name for one in (*few.registered_commands, *few.registered_groups)] == [typed]
+
+
+@pytest.mark.parametrize("typed", ["plna", "", "--version"])
+def test_a_word_that_is_no_command_builds_all(typed: str) -> None:
+    assert app.narrowed(typed) is app.app
+
+
 @pytest.mark.parametrize(
     ("line", "completed"),
     [
