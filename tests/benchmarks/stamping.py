@@ -40,8 +40,8 @@ def random_set(count: int) -> ImageSet:
 
 
 def static() -> Iterator[tuple[str, Attack]]:
-    """Every attack whose trigger needs nothing but the image."""
-    for name in catalog.names("attack"):
+    """Every attack on images whose trigger needs nothing but the image."""
+    for name in catalog.ready("attack"):
         attack: Attack = catalog.make("attack", name, {})
         if attack.controls == "data" and not attack.prepares and attack.rule != "semantic":
             yield name, attack

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import io
 import itertools
-import json
 import random
 import statistics
 import subprocess
@@ -27,6 +26,8 @@ from sweeper.store import ledger, status
 from sweeper.tables import results, tables
 
 ROWS, CELLS, REPEATS = 100_000, 20_000, 3
+SWEEP = "name: wide\ndatasets: [digits]\nmodels: [tiny]\nattacks: [none]\ndefenses: [none]\n"
+"""What the file and the store have alike: rows and plan are made up, and nothing is planned."""
 AXES: dict[str, list[Any]] = {
     "dataset": [f"data-{i}" for i in range(5)],
     "model": [f"model-{i}" for i in range(4)],
@@ -54,7 +55,7 @@ def store(root: Path, count: int, compact: bool) -> ledger.Ledger:
         rates = {name: rng.random() for name in ("acc", "asr", "ra", "der")}
         made.append({**axes, **names, **told, **rates, **FIXED, "seconds": 1.0, "device": "x"})
     found = ledger.Ledger(str(root))
-    found.save_sweep("wide", "name: wide\n")
+    found.save_sweep("wide", SWEEP)
     cells = {row["key"]: {axis: row[axis] for axis in AXES} for row in made}
     order = {axis: AXES[axis] for axis in ("dataset", "model", "attack", "defense")}
     found.save_plan("wide", {"cells": cells, "order": order, "data": {}, "above": {}})
@@ -91,7 +92,7 @@ def seconds(work: Callable[[], Any], repeats: int = REPEATS) -> float:
 def command(*words: str) -> Callable[[], Any]:
     """A call of the command line."""
     line = [sys.executable, "-m", "sweeper", *words]
-    return lambda: subprocess.run(line, check=True, capture_output=True)
+    return lambda: subprocess.run(line, check=True, stdout=subprocess.DEVNULL)
 
 
 def rows() -> list[dict[str, Any]]:
@@ -108,7 +109,7 @@ def rows() -> list[dict[str, Any]]:
             work = seconds(lambda book=book: status.text(status.status(book, "wide")))
             found.append((f"status, {name}", CELLS, work))
         sweep = Path(place, "wide.yaml")
-        sweep.write_text(json.dumps({"name": "wide", "datasets": ["digits"], "attacks": ["none"]}))
+        sweep.write_text(SWEEP, encoding="utf-8")
         wide = seconds(command("table", str(sweep), "--store", str(full)), 1)
         found.append(("`sweeper table`", ROWS, wide))
         told = seconds(command("status", str(sweep), "--store", str(packed)), 1)

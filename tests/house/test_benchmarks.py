@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 
 from sweeper.engine import graphed
 from tests.benchmarks import __main__ as command
-from tests.benchmarks import gpu, inspected, together
+from tests.benchmarks import chain, defenses, gpu, inspected, stamping, together, training
 from tests.support import invented, toys
 from tests.support.tape import Tape
 
@@ -28,6 +29,22 @@ SMALL = gpu.Bench(
     images=100,
     limit=600.0,
 )
+
+
+FEW: dict[str, dict[str, Any]] = {
+    "ceiling": {"ROUNDS": 1, "REPEATS": 1, "STEPS": 1},
+    "chain": {"VICTIMS": 20, "SLOTS": (8,), "OLD": 50},
+    "defenses": {"SHORT": defenses.SHORT[:1], "ROUNDS": 1},
+    "evaluation": {"SHARE": {"tiny": 1.0}},
+    "overhead": {"CELLS": [2], "OUTSIDE": 2, "TRIALS": 1},
+    "requests": {"ROWS": [20], "SAMPLE": 10},
+    "stamping": {"REPEATS": 1},
+    "startup": {"REPEATS": 1},
+    "tables": {"ROWS": 200, "CELLS": 100, "REPEATS": 1},
+    "together": {"ROUNDS": 1, "SIDES": (8,)},
+    "training": {"STEPS": {"tiny": 1}},
+}
+"""Benchmark of a CPU -> constants with which it takes seconds."""
 
 
 @pytest.fixture(autouse=True)
@@ -76,6 +93,42 @@ def test_every_table_is_written_as_soon_as_it_is_measured(
     rows = pd.read_parquet(out)
     assert list(rows["table"]) == ["first", "first", "second"]
     assert set(rows["device"]) == {"a cuda"} and set(rows["benchmark"]) == {"gpu"}
+
+
+def test_every_benchmark_is_tried_here() -> None:
+    assert {*FEW} == {*command.NAMES} - {"gpu"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FEW)
+def test_every_benchmark_measures(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    module = importlib.import_module(f"tests.benchmarks.{name}")
+    monkeypatch.setattr(training, "ROUNDS", 1)
+    for constant, value in FEW[name].items():
+        monkeypatch.setattr(module, constant, value)
+    out = tmp_path / "out.parquet"
+    monkeypatch.setattr(sys, "argv", ["benchmarks", name, "--out", str(out)])
+    command.main()
+    assert not capfd.readouterr().err and len(pd.read_parquet(out))
+
+
+def test_a_benchmark_that_fails_costs_no_other(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def broken() -> Any:
+        raise ValueError("on purpose")
+
+    out = tmp_path / "out.parquet"
+    monkeypatch.setattr(chain, "rows", broken)
+    monkeypatch.setattr(stamping, "rows", lambda: [{"ms": 1.5}])
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "chain", "stamping", "--out", str(out)])
+    with pytest.raises(SystemExit) as left:
+        command.main()
+    failed, measured = pd.read_parquet(out).itertuples()
+    assert left.value.code == 1 and failed.error == "ValueError: on purpose"
+    assert measured.benchmark == "stamping" and measured.ms == 1.5
 
 
 def test_a_part_that_fails_costs_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
