@@ -54,7 +54,7 @@ __all__ = [
     "tune",
 ]
 
-PATIENCE = 5.0
+PATIENCE = 20.0
 """Seconds to wait for a node that is asked how a process of it ended."""
 
 
@@ -218,10 +218,12 @@ def last_words(node: str, pid: int) -> str:
         pid: The process.
     """
     where = NodeAffinitySchedulingStrategy(node, soft=False)
-    found = ""
+    found: str | None = None
     with contextlib.suppress(Exception):  # the node is lost too, or busy
         task = ray.remote(_signal).options(num_cpus=0, max_retries=0, scheduling_strategy=where)
         found = ray.get(task.remote(pid), timeout=PATIENCE)
+    if found is None:
+        return "ended, and its node does not say how"
     if found:
         return f"ended by {found} (exit code {128 + signal.Signals[found]})"
     return (

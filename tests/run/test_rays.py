@@ -33,6 +33,27 @@ def test_how_a_process_was_lost_is_read_from_what_ray_says(kind: str, tmp_path: 
     assert loss.kind == kind and loss.words and not loss.node
 
 
+@pytest.mark.parametrize(
+    ("left", "words"), [("SIGSEGV", "exit code 139"), ("", "SIGKILL"), (None, "does not say how")]
+)
+def test_a_node_that_does_not_answer_tells_no_signal(
+    left: str | None, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sweeper.run import rays
+
+    def get(*_: Any, timeout: float) -> str:
+        if left is None:
+            raise rays.ray.exceptions.GetTimeoutError
+        return left
+
+    task = SimpleNamespace(remote=lambda pid: None)
+    task.options = lambda **_: task
+    monkeypatch.setattr(rays.ray, "remote", lambda function: task)
+    monkeypatch.setattr(rays.ray, "get", get)
+    said = rays.last_words("ab" * 28, 7)
+    assert words in said and ("SIGKILL" in said) == (left == "")
+
+
 def test_nothing_private_of_ray_is_imported_elsewhere() -> None:
     private = re.compile(r"(from|import) ray(\.\w+)*\.(_\w+|internal_kv|experimental)\b|ray\._")
     found = [

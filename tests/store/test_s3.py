@@ -230,6 +230,6 @@ def test_run_kill_resume_table(uri: str, tmp_path: Path) -> None:
     table = subprocess.run(
         [*words, "table", str(path), "--store", store], capture_output=True, text=True, check=True
     )
-    assert table.stdout == again.stdout and "fine-tuning" in table.stdout
+    assert table.stdout == again.stdout and "FT ACC" in table.stdout
     sweeps.inline(path, tmp_path / "undisturbed")
     sweeps.assert_same(sweeps.frame(store), sweeps.frame(tmp_path / "undisturbed"))
