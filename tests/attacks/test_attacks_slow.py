@@ -47,6 +47,7 @@ def victim(folder: Path, attack: dict[str, Any], rate: float) -> dict[str, Any]:
     path = sweeps.write(
         folder,
         datasets=[{"dataset": "cifar10", "train_size": IMAGES, "test_size": 2000}],
+        models=["tiny"],
         attacks=[attack],
         poison_rates=[rate],
         seeds=1,

@@ -100,6 +100,7 @@ def on_cifar(
     path = write(
         folder,
         datasets=[{"dataset": "cifar10", "train_size": 5000, "test_size": 1000}],
+        models=["tiny"],
         attacks=["badnets"],
         poison_rates=[0.1],
         seeds=1,
