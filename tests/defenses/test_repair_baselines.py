@@ -334,9 +334,12 @@ def test_super_ft_says_when_the_loss_is_no_number_and_automatic_goes_on(
 )
 def test_the_backdoor_of_the_toy_victim_goes(defense: Defense) -> None:
     """ASR falls from 1 to below 0.1; as many epochs of plain fine-tuning leave most of it."""
-    ask = toys.oracle()
-    assert ask(toys.victim())[1] == 1
-    given = toys.case(defense.sees, clean=160)
+    size: dict[str, Any] = {}
+    if isinstance(defense, CLP):  # finds no channel of the victim of 16 pixels
+        size = {"shape": toys.COLOUR}
+    ask = toys.oracle(**size)
+    assert ask(toys.victim(**size))[1] == 1
+    given = toys.case(defense.sees, clean=160, **size)
     acc, asr = ask(defense.defend(given).model)  # type: ignore[arg-type]
     assert asr < 0.1 and acc >= (0.65 if isinstance(defense, CLP) else 0.95)
     if isinstance(defense, FTSAM):
