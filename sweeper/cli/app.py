@@ -22,7 +22,7 @@ from sweeper.cli import (
     tables,
     view,
 )
-from sweeper.cli.typed import Command, Sections
+from sweeper.cli.typed import FUNCTIONS, Command, Sections
 from sweeper.core import search
 from sweeper.core.errors import SweepError
 
@@ -76,6 +76,7 @@ for section, registered in SECTIONS.items():
     for command in registered:
         called = command.__name__.strip("_").replace("_", "-")
         app.command(called, cls=Command, rich_help_panel=section)(command)
+        FUNCTIONS[called] = command
 app.add_typer(remote.clusters, name="cluster", rich_help_panel="Run")
 told = (remote.slurm.__doc__ or "").replace("cluster slurm", "slurm")
 app.command("slurm", cls=Command, hidden=True, help=told)(remote.slurm)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import typer
@@ -15,6 +15,8 @@ from sweeper.core import advice
 
 KEPT = ("store", "sweeps", "data", "overrides", "executor", "address")
 """Parameters that are told again, where they were typed and the advised command has them."""
+FUNCTIONS: dict[str, Callable[..., None]] = {}
+"""Every command -> its function, as `app` registers them; only the typed one is built."""
 
 
 class Command(TyperCommand):
@@ -52,13 +54,7 @@ def line(here: typer.Context, name: str, words: Sequence[str]) -> str:
         name: The command to tell.
         words: What it gets beyond what was typed.
     """
-    from sweeper.cli.app import app
-
-    (has,) = (
-        inspect.signature(one.callback).parameters
-        for one in app.registered_commands
-        if one.callback and one.name == name
-    )
+    has = inspect.signature(FUNCTIONS[name]).parameters
     told = ["sweeper", name, *([here.params["spec"]] if "spec" in here.params else []), *words]
     for parameter in here.command.params:
         source = here.get_parameter_source(str(parameter.name))
