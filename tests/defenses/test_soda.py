@@ -341,7 +341,8 @@ def accepted(victim: Semantics, clean: Semantics) -> dict[str, Any]:
         found[name] = victim.measure(model)
         found[f"{name} notes"] = notes["attempts"]
         if name == "soda":
-            found["reached"] = notes["reconstructed"] / notes["started"]
+            last = {**notes["attempts"][-1], **notes}  # where none was accepted, notes have no more
+            found["reached"] = last["reconstructed"] / last["started"]
     return json.loads(json.dumps(found))
 
 
