@@ -3,8 +3,8 @@
 CLP takes some milliseconds here. It runs as it ships, in bundles in the workers, and as a method
 from outside, each cell in a child process.
 
-`SWEEPER_CELLS` says how many cells, separated by commas (2000; 10000 more take ten minutes); the
-trials, the peers' way, with Tune's default loggers and an actor a trial, are 20.
+`SWEEPER_CELLS` says how many cells, separated by commas (2000); the trials, the peers' way, with
+Tune's default loggers and an actor a trial, are 20.
 Memory is the peak of resident MB as Linux counts them.
 """
 
