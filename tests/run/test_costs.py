@@ -210,6 +210,17 @@ def test_an_estimate_adds_up_what_is_to_run(ran: tuple[Path, Path], tmp_path: Pa
     assert finished.cell_seconds == 0 and finished.saved_seconds == found.saved_seconds
 
 
+def test_cells_of_milliseconds_are_no_cells_for_nothing(tmp_path: Path) -> None:
+    """On a fast machine a whole sweep may take less than a tenth of a second."""
+    job = sweeps.prepared(sweeps.write(tmp_path), tmp_path / "store")
+    sorts, book = Sorts(job.plan), Book("a device")
+    for cell in job.plan.cells.values():
+        book.add(sorts.of(cell), 0.002)
+    found = estimate.estimate(job, book, 1)
+    assert found.cell_seconds == found.wall_seconds == round(0.002 * len(job.plan.cells), 3)
+    assert found.saved_seconds > 0
+
+
 def test_cells_of_different_shapes_run_side_by_side(tmp_path: Path) -> None:
     """10 s for each of 8 victims, 5 s for their 8 stages, 2 s for 24 rows, 8 of them light."""
     defenses = ["none", {"defense": "fine-tuning", "epochs": 1}, "d-br"]
