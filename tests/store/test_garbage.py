@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -21,6 +22,7 @@ from sweeper.run.material import MEASURE, Context
 from sweeper.store import claim, contents
 from sweeper.store.artifacts import Store
 from sweeper.store.contents import Contents
+from sweeper.store.files import Files
 from sweeper.store.garbage import Garbage, Said, Waste
 from tests.support import sweeps
 
@@ -464,12 +466,12 @@ def test_a_driver_elsewhere_may_be_alive_until_it_is_silent(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(claim, "BEAT", 0.05)
-    monkeypatch.setattr(claim, "SILENT", 0.5)
     store.save_claim("small", ELSEWHERE)
-    started = time.monotonic()
-    (said,) = Garbage(store.root).runners()
+    with monkeypatch.context() as nobody_waits_to_be_told:
+        nobody_waits_to_be_told.setattr(claim.time, "sleep", None)
+        (said,) = Garbage(store.root).runners()
     assert said == "sweep small may be run by ada@far (process 7, since noon)"
-    assert time.monotonic() - started < 0.4, "nobody waits to be told"
+    monkeypatch.setattr(claim, "SILENT", 0.5)
     Garbage(store.root).free(["small"])
     assert not files(store.root)
 
@@ -518,7 +520,7 @@ def test_a_sweep_that_is_not_there_is_named(store: Store) -> None:
         waste(store, "smal")
 
 
-def test_thousands_of_artifacts_take_a_second(tmp_path: Path) -> None:
+def test_thousands_of_artifacts_are_counted_without_being_read(tmp_path: Path) -> None:
     keys = [f"{number:020x}" for number in range(3000)]
     for key in keys:
         folder = tmp_path / "artifacts/train" / key
@@ -526,10 +528,10 @@ def test_thousands_of_artifacts_take_a_second(tmp_path: Path) -> None:
         (folder / "manifest.json").write_bytes(b"{}")
     store = Store(str(tmp_path))
     store.save_plan("small", {"cells": {}, "above": dict.fromkeys(keys, "train")})
-    started = time.process_time()
-    assert Contents(str(tmp_path)).usage()["sweeps"]["small"]["files"] == 3001
-    assert not Garbage(str(tmp_path)).waste().things
-    assert time.process_time() - started < 2
+    with mock.patch.object(Files, "_at_work", autospec=True, side_effect=Files._at_work) as asked:
+        assert Contents(str(tmp_path)).usage()["sweeps"]["small"]["files"] == 3001
+        assert not Garbage(str(tmp_path)).waste().things
+    assert 0 < asked.call_count < 20, "listings, not a request for each"
 
 
 def test_a_row_that_names_no_victim_owns_nothing_else(store: Store) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -12,6 +13,7 @@ from sweeper.cli import remote
 from sweeper.core.errors import SweepError
 from sweeper.store import status
 from sweeper.store.artifacts import Store
+from sweeper.store.files import Files
 from sweeper.store.ledger import Ledger
 from tests.support import sweeps
 from tests.support.commands import call
@@ -62,7 +64,7 @@ def test_a_failure_that_was_made_good_is_no_failure(tmp_path: Path) -> None:
     assert status.status(store, "small")["cells"]["train"] == {"done": 1, "failed": 0, "left": 0}
 
 
-def test_twenty_thousand_cells_take_two_seconds(tmp_path: Path) -> None:
+def test_twenty_thousand_cells_are_counted_without_being_read(tmp_path: Path) -> None:
     ledger = Ledger(str(tmp_path))
     folder = tmp_path / "sweeps/small/results"
     folder.mkdir(parents=True)
@@ -76,9 +78,9 @@ def test_twenty_thousand_cells_take_two_seconds(tmp_path: Path) -> None:
         (made / "manifest.json").write_bytes(b"{}")
     plan = {"cells": dict.fromkeys(defend, {}), "above": dict.fromkeys(train, "train")}
     ledger.save_plan("small", plan)
-    started = time.process_time()
-    found = status.status(ledger, "small")
-    assert time.process_time() - started < 2
+    with mock.patch.object(Files, "_at_work", autospec=True, side_effect=Files._at_work) as asked:
+        found = status.status(ledger, "small")
+    assert 0 < asked.call_count < 20, "listings, not a request for each"
     assert found["cells"]["defend"] == {"done": 15000, "failed": 0, "left": 3000}
     assert found["cells"]["train"] == {"done": 1900, "failed": 0, "left": 100}
 
